@@ -1,0 +1,161 @@
+"""From the command line, the environment and YAML to a Config. The only importer of jsonargparse.
+
+Later beats earlier: preset, GANRAY_* environment variables, --config FILE, options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import docstring_parser
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_parsing_settings,
+)
+
+from ganray.config import SECTIONS, Config
+
+_FIELDS = typing.get_type_hints(Config)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the description, which holds a table."""
+
+
+def parse(
+    argv: Sequence[str],
+    presets: Mapping[str, Config],
+    auto: Callable[[Config], str],
+    description: str,
+) -> Config:
+    """The whole config of a job.
+
+    Args:
+        argv: without the program's name. A first word without dashes names a preset.
+        presets: what a preset may be called, and the config it stands for.
+        auto: picks a preset for the hardware; called only where none was named.
+        description: the first lines of --help.
+
+    Raises:
+        ValueError: one line about the option, its value and the rule.
+    """
+    words = _normalise(argv)
+    asks = {"--help", "-h"} & set(words) or any(w.startswith("--print_config") for w in words)
+    early = [w for w in words if not w.startswith("--print_config") and w not in ("--help", "-h")]
+    config = _parse(early, Config(), description)
+    name = config["preset"]
+    if name == "auto":
+        name = "auto" if asks else auto(_build(config))
+    if name != "auto" and name not in presets:
+        raise ValueError(f"preset={name!r} is not one of {', '.join(presets)}")
+    base = presets.get(name, Config())
+    values = _parse(words, base, f"{description}\n\n{_table(presets)}") | {"preset": name}
+    return _build(values)
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a job's main: bad input ends with one clear line and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("GANRAY_DEBUG"):
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _build(values: dict[str, Any]) -> Config:
+    config = Config(**values)
+    home = config.home.expanduser().resolve()
+    name = config.name or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(config, home=home, name=name)
+
+
+def _parse(words: Sequence[str], base: Config, description: str) -> dict[str, Any]:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        description=description,
+        usage="%(prog)s [PRESET] [--config FILE] [--section.field VALUE ...]",
+        formatter_class=_HelpFormatter,
+        default_env=True,
+        env_prefix="GANRAY",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML or JSON file with any of these.")
+    for name, kind in _FIELDS.items():
+        help_text = None if name in SECTIONS else _field_help(name)
+        parser.add_argument(f"--{name}", type=kind, default=getattr(base, name), help=help_text)
+    try:
+        values = vars(parser.instantiate(parser.parse_args(list(words))))
+    except ArgumentError as error:
+        raise ValueError(_readable(str(error), parser)) from error
+    return {name: values[name] for name in _FIELDS}
+
+
+def _normalise(argv: Sequence[str]) -> list[str]:
+    """Accept what people type: dashes inside names, a bare flag for true, the preset first."""
+    words: list[str] = []
+    flags = {"--" + name for name in _flags()}
+    for i, word in enumerate(argv):
+        if i == 0 and not word.startswith("-"):
+            words += ["--preset", word]
+            continue
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        words.append(word)
+        following = argv[i + 1] if i + 1 < len(argv) else "--"
+        if word in flags and following.startswith("-"):
+            words.append("true")
+    return words
+
+
+def _flags() -> list[str]:
+    """Dotted names of the fields that are true or false."""
+    names = [name for name, kind in _FIELDS.items() if kind is bool]
+    for section, kind in SECTIONS.items():
+        hints = typing.get_type_hints(kind)
+        names += [f"{section}.{k}" for k, v in hints.items() if v in (bool, bool | None)]
+    return names
+
+
+def _readable(message: str, parser: ArgumentParser) -> str:
+    """One line; an unknown option comes with its nearest neighbours."""
+    message = " ".join(message.split())
+    unknown = re.match(r"unrecognized arguments: (--\S+)", message)
+    if not unknown:
+        return message
+    option = unknown[1].partition("=")[0]
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = difflib.get_close_matches(option, known, n=3, cutoff=0.6)
+    return f"{option} is not an option" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _field_help(name: str) -> str:
+    """The docstring under a field of Config itself; jsonargparse finds those of the sections."""
+    documented = docstring_parser.parse_from_object(Config).params
+    return next((p.description or "" for p in documented if p.arg_name == name), "")
+
+
+def _table(presets: Mapping[str, Config]) -> str:
+    lines = [f"  {name:10s} {' '.join(about.split())}" for name, about in _about(presets)]
+    return "Presets (the first word; without one, picked for the hardware):\n" + "\n".join(lines)
+
+
+def _about(presets: Mapping[str, Config]) -> list[tuple[str, str]]:
+    from ganray.presets import ABOUT
+
+    return [(name, ABOUT[name]) for name in presets]

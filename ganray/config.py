@@ -1,0 +1,311 @@
+"""Every knob of a run: frozen dataclasses, one docstring under each field, checked when made.
+
+Standard library only: the command line, the environment and YAML files are read in ``ganray.cli``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def require(name: str, value: object, rule: str, holds: bool) -> None:
+    """Raise ``ValueError("name=value must ...")`` unless the rule holds."""
+    if not holds:
+        raise ValueError(f"{name}={value} must {rule}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are laid down as shards."""
+
+    celeba: Path | None = None
+    """Folder that torchvision.datasets.CelebA leaves (zip or unpacked). None: faces are drawn."""
+    download: bool = False
+    """Let torchvision fetch CelebA (1.4 GB) into `celeba`, or into the home's data folder."""
+    images: int | None = None
+    """Use the first so many images. None: all there are, or `drawn` faces where none are given."""
+    drawn: int = 12_000
+    """Faces to draw on a machine that has no CelebA."""
+    size: int = 64
+    """Side in pixels after the centre crop; 0 keeps the original 218x178."""
+    split: Literal["all", "train", "valid", "test"] = "all"
+    """Which part of CelebA's own partition is trained on."""
+
+    def __post_init__(self) -> None:
+        require("data.images", self.images, "be positive", self.images is None or self.images > 0)
+        require("data.drawn", self.drawn, "be positive", self.drawn > 0)
+        require("data.size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The generator's random input z, called the seed in the text this project grew from."""
+
+    distribution: Literal["normal", "uniform"] = "normal"
+    """normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not zero)."""
+    size: int = 100
+    """Numbers in one z."""
+
+    def __post_init__(self) -> None:
+        require("latent.size", self.size, "be positive", self.size > 0)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which generator and discriminator."""
+
+    kind: Literal["mlp", "dcgan"] = "dcgan"
+    """mlp: the source text's (any image shape). dcgan: convolutions (a square power of two)."""
+    width_G: int = 64
+    """Channels of G's last hidden layer; doubled at each halving of the side. (mlp: hidden units.)"""
+    width_D: int = 64
+    """Channels of D's first layer; doubled at each halving of the side. (mlp: hidden units.)"""
+
+    def __post_init__(self) -> None:
+        for name in ("width_G", "width_D"):
+            value = getattr(self, name)
+            require(f"network.{name}", value, "be positive and divide by 4", value > 0 == value % 4)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The adversarial game and its gradient penalties."""
+
+    name: Literal["bce", "mse", "hinge", "relativistic"] = "bce"
+    """bce: non-saturating, ideal ln 2. mse: on probabilities, ideal 0.25, as in the source text."""
+    r1_gamma: float = 0.0
+    """Weight of half the squared gradient of D at the reals. Keeps D's slope small there."""
+    r2_gamma: float = 0.0
+    """The same at the fakes."""
+
+    def __post_init__(self) -> None:
+        for name in ("r1_gamma", "r2_gamma"):
+            value = getattr(self, name)
+            require(f"loss.{name}", value, "not be negative", value >= 0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """One optimizer for each network, of the same kind."""
+
+    name: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    """The torch.optim class."""
+    lr_G: float = 2e-4
+    """Learning rate of the generator."""
+    lr_D: float = 2e-4
+    """Learning rate of the discriminator."""
+    beta1: float = 0.5
+    """Adam's decay of the mean gradient (sgd: the momentum). 0.9 is torch's own default."""
+    beta2: float = 0.999
+    """Adam's decay of the squared gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_G", "lr_D"):
+            value = getattr(self, name)
+            require(f"optimizer.{name}", value, "be positive", 0 < value < math.inf)
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(f"optimizer.{name}", value, "lie in [0, 1)", 0 <= value < 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large a step, and how often to look. Durations are in kimg: 1,000 real images."""
+
+    kimg: float = 25_000
+    """Real images shown to D in all, in thousands."""
+    batch_size: int = 128
+    """Images per optimizer step, summed over ranks. Ranks may get unequal slices."""
+    rng_seed: int = 0
+    """Makes the run repeatable: order, latents and first weights are functions of it and the step."""
+    ema_kimg: float = 10
+    """Half-life of G_ema, the average of G's weights that makes the samples."""
+    log_every: float = 4
+    """kimg between log lines (and the one reduction of the statistics)."""
+    sample_every: float = 100
+    """kimg between sample grids of the same fixed latents."""
+    checkpoint_every: float = 500
+    """kimg between checkpoints; a killed run goes on from the last one."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept on disk."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the forward passes under autocast; weights and optimizer stay fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(f"train.{name}", value, "be positive", 0 < value < math.inf)
+        require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
+        require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)
+        keep = self.keep_checkpoints
+        require("train.keep_checkpoints", keep, "be at least 1", keep >= 1)
+
+    def steps(self) -> int:
+        """Optimizer steps of D (and of G) in the whole run."""
+        return self.every(self.kimg)
+
+    def every(self, kimg: float) -> int:
+        """A duration in kimg as a number of whole steps, at least one."""
+        return max(1, math.ceil(kimg * 1000 / self.batch_size))
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Where the workers run."""
+
+    address: str | None = None
+    """A running cluster ("auto" finds it). None: $RAY_ADDRESS, which jobs have, else a local Ray."""
+    workers: int | None = None
+    """DDP workers. None: one per GPU, or 2 on CPU."""
+    gpu: bool | None = None
+    """One GPU for each worker. None: if the cluster has any."""
+    cpus_per_worker: int = 1
+    """CPU cores, and so torch threads, of one worker."""
+    max_failures: int = 3
+    """Lost workers (out of memory, preempted, killed) to survive before giving up."""
+
+    def __post_init__(self) -> None:
+        require(
+            "ray.workers", self.workers, "be positive", self.workers is None or self.workers > 0
+        )
+        cpus = self.cpus_per_worker
+        require("ray.cpus_per_worker", cpus, "be positive", cpus > 0)
+        failures = self.max_failures
+        require("ray.max_failures", failures, "not be negative", failures >= 0)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the numbers go."""
+
+    uri: str | None = None
+    """MLflow store or server. None: $MLFLOW_TRACKING_URI, else SQLite in the home folder."""
+    experiment: str = "celeba"
+    """MLflow experiment that holds the run."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    preset: str = "auto"
+    """The named configuration the run started from; auto picks one for the hardware."""
+    name: str = ""
+    """Run name. Submitting the same name again goes on where it stopped. Empty: preset and time."""
+    home: Path = Path("~/.ganray")
+    """Folder for shards, runs and the MLflow store; on a cluster, one that all nodes share."""
+    launcher: Literal["ray", "torch"] = "ray"
+    """ray: a TorchTrainer. torch: this process, or the processes torchrun started; no Ray."""
+    dry_run: bool = False
+    """Print the resolved plan and exit."""
+    data: DataConfig = field(default_factory=DataConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        bad = [c for c in self.name if not (c.isalnum() or c in "._-")]
+        if bad or self.name.startswith("."):
+            raise ValueError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")
+        size = self.data.size
+        square = size >= 16 and size & (size - 1) == 0
+        if self.network.kind == "dcgan" and not square:
+            raise ValueError(
+                f"network.kind=dcgan needs data.size to be a power of two from 16, not {size};"
+                " try --data.size 64, or --network.kind mlp, which takes any size"
+            )
+
+    def run_folder(self) -> Path:
+        """Everything one run leaves on disk: config, journal, pictures, checkpoints."""
+        return self.home / "runs" / self.name
+
+    def pixel_low(self) -> float:
+        """What black becomes: 0 for the source text's sigmoid generator, -1 for a tanh one."""
+        return 0.0 if self.network.kind == "mlp" else -1.0
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The config as one level of dotted names, e.g. ``{"latent.size": 100}``; paths as strings."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain JSON values; ``from_dict`` is its inverse."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Rebuild a config from ``to_dict``'s output.
+
+    Raises:
+        ValueError: a key that no field has, with the known ones.
+    """
+    parts: dict[str, Any] = {}
+    for name, value in _known(Config, values, "config").items():
+        part = SECTIONS.get(name)
+        parts[name] = part(**_known(part, value, name)) if part else value
+    parts["home"] = Path(parts["home"])
+    config = Config(**parts)
+    if config.data.celeba is None:
+        return config
+    data = dataclasses.replace(config.data, celeba=Path(config.data.celeba))
+    return dataclasses.replace(config, data=data)
+
+
+def _known(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    known = [f.name for f in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{where}: unknown key(s) {unknown}; known: {known}")
+    return values
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "latent": LatentConfig,
+    "network": NetworkConfig,
+    "loss": LossConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+    "ray": RayConfig,
+    "tracking": TrackingConfig,
+}
+
+# What may change when a run goes on: where and how long it runs, not what is learned.
+_FREE_TO_CHANGE = ("home", "launcher", "dry_run", "preset", "ray.", "tracking.", "train.kimg")
+_FREE_TO_CHANGE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
+_FREE_TO_CHANGE += ("train.keep_checkpoints", "data.celeba", "data.download")
+
+
+def check_resumes(before: Config, now: Config) -> None:
+    """Refuse to go on with a run under a config that would learn something else.
+
+    Raises:
+        ValueError: the fields that differ, both values, and the way out.
+    """
+    old, new = flatten(before), flatten(now)
+    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(_FREE_TO_CHANGE)]
+    if changed:
+        pairs = ", ".join(f"{k}={new[k]} (was {old.get(k)})" for k in changed)
+        raise ValueError(
+            f"run {now.name!r} exists with other settings: {pairs}; use another --name"
+        )

@@ -1,0 +1,108 @@
+"""The whole algorithm: two objectives and the two updates.
+
+DDP wraps an *objective*, not a network: one DDP forward for each backward, whatever the
+objective does inside, and only the trained network's gradients on the wire.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ganray.config import LossConfig
+from ganray.gan.losses import LOSSES, gradient_penalty
+
+Stats = dict[str, torch.Tensor]
+
+_FULL_PRECISION = nullcontext()
+
+
+class DiscriminatorObjective(nn.Module):
+    """(real, fake) -> (loss, statistics): real up, fake down, D's slope small at both."""
+
+    def __init__(self, D: nn.Module, loss: LossConfig) -> None:
+        super().__init__()
+        self.D, self.loss = D, loss
+
+    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, Stats]:
+        """Real and fake (n, C, H, W) -> mean loss and per-image statistics (n,)."""
+        real = real.requires_grad_(self.loss.r1_gamma > 0)
+        fake = fake.requires_grad_(self.loss.r2_gamma > 0)
+        real_logits, fake_logits = self.D(real).float(), self.D(fake).float()
+        adversarial = LOSSES[self.loss.name].D(real_logits, fake_logits)
+        stats = {
+            "D/loss": adversarial,
+            "D/real_prob": real_logits.sigmoid(),
+            "D/fake_prob": fake_logits.sigmoid(),
+        }
+        total = adversarial
+        if self.loss.r1_gamma:
+            stats["D/r1"] = gradient_penalty(real, real_logits)
+            total = total + 0.5 * self.loss.r1_gamma * stats["D/r1"]
+        if self.loss.r2_gamma:
+            stats["D/r2"] = gradient_penalty(fake, fake_logits)
+            total = total + 0.5 * self.loss.r2_gamma * stats["D/r2"]
+        return total.mean(), {name: value.detach() for name, value in stats.items()}
+
+
+class GeneratorObjective(nn.Module):
+    """(z, real) -> (loss, statistics): make D call the fakes real. D is frozen by the caller."""
+
+    def __init__(self, G: nn.Module, D: nn.Module, loss: LossConfig) -> None:
+        super().__init__()
+        self.G, self.D, self.loss = G, D, loss
+
+    def forward(self, z: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, Stats]:
+        """Latents (n, size) -> mean loss, statistics (n,). Only pairwise losses look at `real`."""
+        fake_logits = self.D(self.G(z)).float()
+        real_logits = fake_logits.detach()
+        if self.loss.name == "relativistic":
+            real_logits = self.D(real).float()
+        adversarial = LOSSES[self.loss.name].G(real_logits, fake_logits)
+        return adversarial.mean(), {"G/loss": adversarial.detach()}
+
+
+def discriminator_step(
+    objective: nn.Module,
+    G: nn.Module,
+    optimizer: Optimizer,
+    real: torch.Tensor,
+    z: torch.Tensor,
+    weight: float = 1.0,
+    autocast: AbstractContextManager[object] = _FULL_PRECISION,
+) -> Stats:
+    """Update D once. `weight` is this rank's share of the global batch times the world size.
+
+    G is called bare under no_grad: its graph is not needed, and DDP must see one forward only.
+    """
+    with autocast:
+        with torch.no_grad():
+            fake = G(z)
+        loss, stats = objective(real, fake)
+    optimizer.zero_grad(set_to_none=True)
+    (loss * weight).backward()
+    optimizer.step()
+    return stats
+
+
+def generator_step(
+    objective: nn.Module,
+    D: nn.Module,
+    optimizer: Optimizer,
+    real: torch.Tensor,
+    z: torch.Tensor,
+    weight: float = 1.0,
+    autocast: AbstractContextManager[object] = _FULL_PRECISION,
+) -> Stats:
+    """Update G once, through a frozen D whose gradients are neither computed nor sent."""
+    D.requires_grad_(False)
+    with autocast:
+        loss, stats = objective(z, real)
+    optimizer.zero_grad(set_to_none=True)
+    (loss * weight).backward()
+    optimizer.step()
+    D.requires_grad_(True)
+    return stats

@@ -1,0 +1,1 @@
+"""One vendor per file: Ray Train, Ray Tune, MLflow."""

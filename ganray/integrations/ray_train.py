@@ -1,0 +1,237 @@
+"""Ray Train: join or start Ray, check what it has, run the loop on every worker.
+
+The only importer of ray.train. The driver opens everything it can before a worker is held.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported. Reports leave the machine otherwise; and a report would block for two
+# seconds, the default interval at which Ray's controller looks for it.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ganray.config import Config, RayConfig
+from ganray.training.context import checkpoint_name
+from ganray.training.journal import narrated
+from ganray.training.launch import Follow, work
+from ganray.training.plan import Cluster, Workers, this_machine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def connect(config: RayConfig) -> Cluster:
+    """Join the cluster that the config or $RAY_ADDRESS names, or start Ray on this machine.
+
+    Raises:
+        ValueError: there is no cluster at the address.
+    """
+    address = _address(config)
+    if not ray.is_initialized():
+        try:
+            _init(address)
+        except ConnectionError as error:
+            raise ValueError(
+                f"ray.address={address}: no cluster there; start one with `ray start --head`,"
+                " or leave the address out to use this machine alone"
+            ) from error
+    return _resources()
+
+
+def look(config: RayConfig) -> Cluster:
+    """What the workers can get: of the cluster that the run joins, else of this machine.
+
+    Raises:
+        ValueError: there is no cluster at the address.
+    """
+    return connect(config) if _address(config) != "local" else this_machine()
+
+
+def _address(config: RayConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def check_nodes_see(folder: Path) -> None:
+    """Look from every node that the shards are there, before workers are held for them.
+
+    Raises:
+        ValueError: a node does not see the folder.
+    """
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:
+        return os.path.isdir(path)
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    asked = [
+        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            str(folder)
+        )
+        for node in nodes
+    ]
+    blind = [node for node, seen in zip(nodes, ray.get(asked), strict=True) if not seen]
+    if blind:
+        raise ValueError(
+            f"home: {folder} is not seen by {len(blind)} of {len(nodes)} nodes (the first:"
+            f" {blind[0][:8]}); put --home on storage that all nodes share"
+        )
+
+
+def launch(config: Config, shards: Path, workers: Workers, follow: Follow) -> Path:
+    """Run the loop on the workers until it is done; returns the last checkpoint's folder.
+
+    Args:
+        follow: called on rank 0; what it returns is entered beside the training, and follows the
+            journal (to MLflow). Pickled by reference, so Ray and MLflow do not know each other.
+
+    Raises:
+        ValueError: training stopped for a reason that trying again cannot mend.
+        ray.train.TrainingFailedError: workers were lost more often than ray.max_failures.
+    """
+    connect(config.ray)
+    check_nodes_see(shards)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config, "shards": shards, "follow": follow},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpu,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(config.run_folder().parent),
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.ray.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+        ),
+    )
+    with narrated(config):
+        result = trainer.fit()
+    outcome = result.return_value or {}
+    if error := outcome.get("error"):
+        raise ValueError(error)
+    if result.checkpoint is None:
+        raise ValueError(f"run {config.name!r} ended without a checkpoint; see {config.home}")
+    return Path(result.checkpoint.path)
+
+
+class RayContext:
+    """A Ray Train worker as the loop sees it."""
+
+    def __init__(self) -> None:
+        self.device = get_device()
+
+    def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
+        """A barrier of all ranks; rank 0's folder is copied to the run's storage."""
+        folder = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
+        ray.train.report(dict(metrics), folder, checkpoint_dir_name=checkpoint_name(step))
+
+    def latest_checkpoint(self) -> Path | None:
+        """The last checkpoint that all ranks reported, of this run or of one by the same name."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        return Path(checkpoint.to_directory())
+
+
+def _work(job: dict[str, Any]) -> dict[str, str]:
+    """One worker's life. Errors that would come again are returned: raised, Ray would retry."""
+    try:
+        work(job["config"], job["shards"], RayContext(), job["follow"])
+    except ValueError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def _job() -> dict[str, Any]:
+    """What `ray job submit` told this driver; empty when it was started by hand."""
+    return json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+
+
+def job_tags() -> dict[str, str]:
+    """Ray's own names for this job, to find it in the dashboard."""
+    tags = {"ray.job_id": ray.get_runtime_context().get_job_id()}
+    if submission := _job().get("metadata", {}).get("job_submission_id"):
+        tags["ray.submission_id"] = submission
+    return tags
+
+
+def _runtime_env(joins: bool) -> dict[str, Any]:
+    """Make `import ganray` work in every worker, and hand our switches on.
+
+    A submitted job with a working directory brings ganray along; a driver that joins a cluster
+    without one ships the package itself. A variable set twice makes Ray refuse.
+    """
+    given = _job().get("runtime_env", {})
+    ours = {
+        name: os.environ[name]
+        for name in (
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+            "RAY_USAGE_STATS_ENABLED",
+            "MLFLOW_TRACKING_URI",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT",
+            "MLFLOW_DISABLE_TELEMETRY",
+        )
+        if name in os.environ and name not in given.get("env_vars", {})
+    }
+    env: dict[str, Any] = {"env_vars": ours}
+    if joins and "working_dir" not in given:
+        env["py_modules"] = [str(ROOT / "ganray")]
+    return env
+
+
+def _init(address: str) -> None:
+    """Start or join Ray. Workers print nothing: the driver follows the journal instead."""
+    env = _runtime_env(joins=address != "local")
+    if address != "local":
+        ray.init(address, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    # Ray Train's clean-up asks the dashboard. Where two Rays run on a machine it guesses the
+    # wrong one, and each fit takes 12 s longer: so it is told.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env["env_vars"]["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    ray.init(
+        "local",
+        runtime_env=env,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        dashboard_port=port,
+    )
+
+
+def _resources() -> Cluster:
+    have = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    most = _most_resources()
+    cpus, gpus = (max(int(have.get(k, 0)), int(most.get(k, 0))) for k in ("CPU", "GPU"))
+    grows = cpus > int(have.get("CPU", 0)) or gpus > int(have.get("GPU", 0))
+    return Cluster(cpus, gpus, nodes, grows)
+
+
+def _most_resources() -> dict[str, int]:
+    """What an autoscaler may grow the cluster to; empty on a cluster of fixed size.
+
+    Ray Train sizes its own worker groups by the same call; Ray has no public one.
+    """
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config() or {}

@@ -1,0 +1,158 @@
+"""The journal: what a run leaves behind as it goes, one JSON line for each event.
+
+Rank 0 appends to `journal.jsonl` in the run folder and puts pictures beside it. That file is the
+one source of the numbers: the terminal and MLflow follow it, each at its own pace, so a slow or
+dead server never stalls a step, and what it missed can be sent later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from ganray.config import Config
+
+Event = dict[str, Any]
+
+FILE = "journal.jsonl"
+
+
+class Journal:
+    """Appends events. Made with no folder (ranks other than 0) it keeps silent.
+
+    After a restart the loop runs again through the steps since the last checkpoint. Their numbers
+    are already here, so they are not written twice.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._file: IO[str] | None = None
+        self._last: dict[str, int] = {}
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE
+        _drop_torn_line(path)
+        for event, _ in read(folder):
+            self._last[event["name"]] = event["images"]
+        self._file = path.open("a")
+
+    def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
+        """Numbers by name at a point in training, counted in images."""
+        self._append("metrics", images_seen, values=dict(values))
+
+    def image(self, name: str, images_seen: int, image: np.ndarray) -> None:
+        """A picture, uint8 (H, W, 3), e.g. a sample grid; kept as PNG, each step its own file."""
+        if self._folder is None or self._is_old(name, images_seen):
+            return
+        relative = Path(name) / f"{images_seen:012d}.png"
+        path = self._folder / relative
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(".part")
+        Image.fromarray(image).save(part, format="PNG")
+        os.replace(part, path)
+        self._append(name, images_seen, path=str(relative))
+
+    def close(self) -> None:
+        """Close the file; a journal can be opened again."""
+        if self._file is not None:
+            self._file.close()
+
+    def _is_old(self, name: str, images_seen: int) -> bool:
+        return images_seen <= self._last.get(name, -1)
+
+    def _append(self, name: str, images_seen: int, **content: Any) -> None:
+        if self._file is None or self._is_old(name, images_seen):
+            return
+        self._last[name] = images_seen
+        event = {"name": name, "images": images_seen, "time": round(time.time(), 3)} | content
+        self._file.write(json.dumps(event) + "\n")
+        self._file.flush()
+
+
+def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Events from a byte offset on, each with the offset after it; a torn last line is left."""
+    path = folder / FILE
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset
+
+
+def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One metric's whole curve: images seen (n,) and values (n,)."""
+    points = [
+        (event["images"], event["values"][name])
+        for event, _ in read(folder)
+        if event["name"] == "metrics" and name in event["values"]
+    ]
+    images, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(images, dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+def line(event: Event, total_images: int) -> str:
+    """A metrics event as one line for people: how far, how fast, how long to go, the losses."""
+    values, images = event["values"], event["images"]
+    rate = values["data/images_per_s"]
+    left = int((total_images - images) / max(rate, 1e-9))
+    clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
+    return (
+        f"{images / 1000:8.1f} / {total_images / 1000:g} kimg ({images / total_images:4.0%})"
+        f"  {rate:7,.0f} images/s  D {values['D/loss']:.3f}  G {values['G/loss']:.3f}"
+        f"  D(real) {values['D/real_prob']:.2f}  D(fake) {values['D/fake_prob']:.2f}  left {clock}"
+    )
+
+
+@contextmanager
+def narrated(config: Config) -> Iterator[None]:
+    """Print the metrics of the run's journal as they come, one line a tick, from now on."""
+    folder, stop = config.run_folder(), threading.Event()
+    total = config.train.steps() * config.train.batch_size
+    start = _end(folder)
+
+    def follow() -> None:
+        offset, last = start, False
+        while not last:
+            last = stop.wait(0.5)
+            for event, offset in read(folder, offset):
+                if event["name"] == "metrics":
+                    print(line(event, total), flush=True)
+
+    thread = threading.Thread(target=follow, name="narrator", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _end(folder: Path) -> int:
+    offset = 0
+    for _, offset in read(folder):
+        pass
+    return offset
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A killed writer may leave half a line; the next event would be glued to it."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    if whole and not whole.endswith(b"\n"):
+        with path.open("rb+") as file:
+            file.truncate(whole.rfind(b"\n") + 1)

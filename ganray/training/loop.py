@@ -1,0 +1,141 @@
+"""The day of a GAN: one function, the same under Ray, torchrun and a plain call."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ganray.config import Config
+from ganray.data.loader import Loader, to_float
+from ganray.data.order import rank_slice
+from ganray.data.shards import ShardReader
+from ganray.distributed import Means, rank, world_size
+from ganray.figures import sample_grid
+from ganray.gan import latents
+from ganray.gan.step import discriminator_step, generator_step
+from ganray.training.context import WorkerContext
+from ganray.training.journal import Journal
+from ganray.training.state import TrainState
+
+
+def train(
+    config: Config, reader: ShardReader, context: WorkerContext, journal: Journal
+) -> TrainState:
+    """Train until `train.kimg`, from the latest checkpoint if there is one.
+
+    Raises:
+        ValueError: a loss is no longer finite (on every rank at once), or the checkpoint
+            belongs to a run that learns something else.
+    """
+    # Wake up: the same weights on every rank, then each its own slice of the global batch.
+    device, size = context.device, config.train.batch_size
+    state = TrainState(config, reader.image_shape, device)
+    if checkpoint := context.latest_checkpoint():
+        state.load(checkpoint)
+    mine = rank_slice(size, rank(), world_size())
+    weight = (mine.stop - mine.start) * world_size() / size
+    means, pace = Means(device), Pace(state.images_seen)
+    autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
+
+    with Loader(
+        reader,
+        batch_size=size,
+        rng_seed=config.train.rng_seed,
+        rank=rank(),
+        world_size=world_size(),
+        device=device,
+        start_step=state.step,
+    ) as batches:
+        while state.step < config.train.steps():
+            real = to_float(next(batches), config.pixel_low())
+            z_D, z_G = (my_latents(state, stream, mine) for stream in ("D", "G"))
+            # Discriminator.
+            means.add(
+                discriminator_step(
+                    state.D_objective, state.G, state.D_optimizer, real, z_D, weight, autocast
+                )
+            )
+            # Generator, then its moving average.
+            means.add(
+                generator_step(
+                    state.G_objective, state.D, state.G_optimizer, real, z_G, weight, autocast
+                )
+            )
+            state.advance()
+            # Log: the only place where the host waits for the device.
+            if state.due(config.train.log_every):
+                scores = means.sync() | pace.lap(state.images_seen, size, device)
+                check_finite(scores, state.step)
+                journal.metrics(state.images_seen, scores)
+            # Look.
+            if state.due(config.train.sample_every) and rank() == 0:
+                journal.image("samples", state.images_seen, sample_grid(state.samples().numpy()))
+            # Remember: every rank takes part.
+            if state.due(config.train.checkpoint_every):
+                checkpoint_now(state, context)
+    return state
+
+
+def my_latents(state: TrainState, stream: str, mine: slice) -> torch.Tensor:
+    """This rank's rows of the step's global latents; float32 (n_rank, latent.size)."""
+    config = state.config
+    z = latents.sample(
+        config.latent,
+        config.train.batch_size,
+        rng_seed=config.train.rng_seed,
+        stream=stream,
+        step=state.step,
+        device=state.device,
+    )
+    return z[mine]
+
+
+def check_finite(scores: dict[str, float], step: int) -> None:
+    """Stop a diverged run; the scores are reduced, so every rank raises together."""
+    bad = [name for name, value in scores.items() if not math.isfinite(value)]
+    if bad:
+        raise ValueError(
+            f"{bad[0]} is {scores[bad[0]]} at step {step}: training diverged;"
+            " try a lower optimizer.lr_D and optimizer.lr_G, or loss.r1_gamma above 0"
+        )
+
+
+def checkpoint_now(state: TrainState, context: WorkerContext) -> None:
+    """Collective: rank 0 writes the state, all report."""
+    metrics = {"kimg": state.images_seen / 1000}
+    if rank() != 0:
+        context.report(metrics, state.step, None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder))
+        context.report(metrics, state.step, Path(folder))
+
+
+class Pace:
+    """Speed and memory between two log lines."""
+
+    def __init__(self, images_seen: int) -> None:
+        self._images, self._time = images_seen, time.perf_counter()
+
+    def lap(self, images_seen: int, batch_size: int, device: torch.device) -> dict[str, float]:
+        """Figures since the last call; images are summed over ranks, memory is this process's."""
+        now, images = time.perf_counter(), images_seen - self._images
+        seconds, self._images, self._time = now - self._time, images_seen, now
+        return {
+            "data/images_per_s": images / seconds,
+            "time/step_ms": 1000 * seconds * batch_size / images,
+            "memory/peak_gib": _peak_bytes(device) / 2**30,
+        }
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,150 @@
+"""What a run will do and cost, in words, before anything is held for it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ganray.config import Config
+from ganray.data.prepare import DataPlan
+from ganray.gan import networks
+from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the workers can get, now or (an autoscaling cluster) after it has grown."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+    grows: bool = False
+
+    def __str__(self) -> str:
+        noun = "node" if self.nodes == 1 else "nodes"
+        grown = ", once grown" if self.grows else ""
+        return f"{self.nodes} {noun}, {self.cpus} CPUs, {self.gpus} GPUs{grown}"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The resolved scaling: how many DDP workers, and what each holds."""
+
+    count: int
+    gpu: bool
+    cpus: int
+
+    def __str__(self) -> str:
+        where = "one GPU each (nccl)" if self.gpu else f"CPU, {self.cpus} core each (gloo)"
+        return f"{self.count} DDP worker{'' if self.count == 1 else 's'}, {where}"
+
+
+def this_machine() -> Cluster:
+    """What a Ray on this machine would have, without starting it."""
+    return Cluster(os.cpu_count() or 1, torch.cuda.device_count(), 1)
+
+
+def resolve(config: Config, cluster: Cluster) -> Workers:
+    """Choose the workers and check that the cluster has them.
+
+    Raises:
+        ValueError: it has not, or the batch has fewer images than there are workers. Ray itself
+            would wait for ever.
+    """
+    gpu = cluster.gpus > 0 if config.ray.gpu is None else config.ray.gpu
+    cpus = config.ray.cpus_per_worker
+    count = config.ray.workers or (max(cluster.gpus, 1) if gpu else min(2, cluster.cpus // cpus))
+    fits = min(cluster.cpus // cpus, cluster.gpus) if gpu else cluster.cpus // cpus
+    if not 0 < count <= fits:
+        need = f"{cpus} CPU{'' if cpus == 1 else 's'}" + (" and 1 GPU" if gpu else "")
+        raise ValueError(
+            f"ray.workers={max(count, 1)} need {need} each, but the cluster has {cluster};"
+            f" try --ray.workers {max(fits, 1)}" + (" --ray.gpu false" if gpu and not fits else "")
+        )
+    if config.train.batch_size < count:
+        raise ValueError(
+            f"train.batch_size={config.train.batch_size} cannot be split over ray.workers={count};"
+            f" give at least {count}"
+        )
+    return Workers(count, gpu, cpus)
+
+
+def describe(config: Config, images: DataPlan, workers: Workers, results: str) -> str:
+    """The resolved plan, a line for each thing a person decides on."""
+    train, loss = config.train, config.loss
+    G, D = _meta_networks(config, images.image_shape)
+    height, width, channels = images.image_shape
+    gammas = (("R1", loss.r1_gamma), ("R2", loss.r2_gamma))
+    penalties = "".join(f" + {name} {gamma:g}" for name, gamma in gammas if gamma)
+    share = math.ceil(train.batch_size / workers.count)
+    memory = step_bytes(config, images.image_shape, share)
+    rows = {
+        "run": f"{config.name} (stopped? the same command with --name {config.name} goes on)",
+        "data": str(images),
+        "shards": f"{height}x{width}x{channels} uint8, {images.bytes / 2**20:,.0f} MiB,"
+        f" {'ready' if images.ready else 'to be made'}: {images.folder}",
+        "networks": f"{config.network.kind}: G {_count(G):,} and D {_count(D):,} parameters,"
+        f" z {config.latent.distribution} of size {config.latent.size}",
+        "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
+        f" {loss.name}{penalties}, {config.optimizer.name}, {train.precision}",
+        "workers": str(workers),
+        "memory": f"about {memory / 2**20:,.0f} MiB of tensors in each worker",
+        "results": f"{config.run_folder()} and {results}",
+    }
+    return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
+
+
+def step_bytes(config: Config, image_shape: Shape, images: int) -> int:
+    """Estimate of one worker's memory: weights, gradients, optimizer, G_ema and activations.
+
+    Counts the tensors that autograd keeps in the larger of the two updates for `images` images
+    (on the meta device: nothing is computed), not what the process or CUDA need for themselves.
+    """
+    G, D = _meta_networks(config, image_shape)
+    slots = {"adam": 4, "adamw": 4, "rmsprop": 3, "sgd": 3}[config.optimizer.name]
+    weights = 4 * (slots * (_count(G) + _count(D)) + _count(G))
+    height, width, channels = image_shape
+    real = torch.empty(images, channels, height, width, device="meta")
+    z = torch.empty(images, config.latent.size, device="meta")
+    with torch.no_grad():
+        fake = G(z)
+    counted = [*G.parameters(), *D.parameters()]
+    D_kept = _kept_bytes(lambda: DiscriminatorObjective(D, config.loss)(real, fake), counted)
+    G_kept = _kept_bytes(lambda: GeneratorObjective(G, D, config.loss)(z, real), counted)
+    return weights + max(D_kept, G_kept)
+
+
+def _meta_networks(config: Config, image_shape: Shape) -> tuple[nn.Module, nn.Module]:
+    with torch.device("meta"):
+        return networks.build(config.network, config.latent, image_shape)
+
+
+def _count(network: nn.Module) -> int:
+    return sum(math.prod(p.shape) for p in network.parameters())
+
+
+def _kept_bytes(forward: Callable[[], object], counted: Sequence[torch.Tensor]) -> int:
+    """Bytes that autograd keeps for the backward of `forward`, each storage once.
+
+    The weights are among them, but `counted` already.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()  # held until counted, or freed storages would be counted as one
+    del result
+    for tensor in counted:
+        kept.pop(tensor.untyped_storage()._cdata, None)
+    return sum(kept.values())

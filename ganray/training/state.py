@@ -1,0 +1,172 @@
+"""TrainState: all that a run must remember. Everything else is a function of (rng_seed, step)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ganray.config import Config, OptimizerConfig, check_resumes, from_dict, to_dict
+from ganray.distributed import wrap
+from ganray.gan import ema, latents, networks
+from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
+
+Shape = tuple[int, int, int]
+
+STATE_FILE = "state.pt"
+CONFIG_FILE = "config.json"
+SAMPLES = 64
+"""Images in a sample grid."""
+
+
+class TrainState:
+    """The two networks, the average, their optimizers and the step."""
+
+    def __init__(self, config: Config, image_shape: Shape, device: torch.device) -> None:
+        self.config, self.image_shape, self.device = config, image_shape, device
+        self.step = 0
+        self.G, self.D = build_networks(config, image_shape, device)
+        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
+        # Wrapped while D is frozen: the G objective's DDP then knows only G's parameters.
+        self.D_objective = wrap(DiscriminatorObjective(self.D, config.loss), device)
+        self.D.requires_grad_(False)
+        self.G_objective = wrap(GeneratorObjective(self.G, self.D, config.loss), device)
+        self.D.requires_grad_(True)
+        self.D_optimizer = build_optimizer(config.optimizer, self.D, config.optimizer.lr_D)
+        self.G_optimizer = build_optimizer(config.optimizer, self.G, config.optimizer.lr_G)
+
+    @property
+    def images_seen(self) -> int:
+        """Real images shown to D so far, summed over ranks."""
+        return self.step * self.config.train.batch_size
+
+    def due(self, kimg: float) -> bool:
+        """Whether something that happens every `kimg` happens after this step, or at the end."""
+        train = self.config.train
+        return self.step % train.every(kimg) == 0 or self.step == train.steps()
+
+    def advance(self) -> None:
+        """Count the step and move G_ema."""
+        self.step += 1
+        train = self.config.train
+        half_life = train.ema_kimg * 1000
+        ema.update(
+            self.G_ema,
+            self.G,
+            batch_size=train.batch_size,
+            half_life=half_life,
+            seen=self.images_seen,
+        )
+
+    def samples(self, count: int = SAMPLES) -> torch.Tensor:
+        """G_ema at the same latents every time: uint8 (count, H, W, C) on the CPU."""
+        config = self.config
+        z = latents.sample(
+            config.latent,
+            count,
+            rng_seed=config.train.rng_seed,
+            stream="samples",
+            step=0,
+            device=self.device,
+        )
+        with torch.no_grad():
+            return to_uint8(self.G_ema(z), config.pixel_low()).cpu()
+
+    def save(self, folder: Path) -> None:
+        """Write the state and the config; any world size can load them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(
+            {"step": self.step, "image_shape": list(self.image_shape)}
+            | {name: part.state_dict() for name, part in self._parts().items()},
+            folder / STATE_FILE,
+        )
+        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(self.config), indent=2))
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint folder.
+
+        Raises:
+            ValueError: the checkpoint belongs to a run that learns something else.
+        """
+        check_resumes(read_config(folder), self.config)
+        state = read_state(folder)
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+
+    def _parts(self) -> dict[str, nn.Module | Optimizer]:
+        return {
+            "G": self.G,
+            "D": self.D,
+            "G_ema": self.G_ema,
+            "G_optimizer": self.G_optimizer,
+            "D_optimizer": self.D_optimizer,
+        }
+
+
+def build_networks(
+    config: Config, image_shape: Shape, device: torch.device
+) -> tuple[nn.Module, nn.Module]:
+    """(G, D) with first weights that are a function of train.rng_seed, alike on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(latents.seed_of(config.train.rng_seed, "weights", 0))
+        G, D = networks.build(config.network, config.latent, image_shape)
+    layout = networks.memory_format(config.network)
+    return G.to(device, memory_format=layout), D.to(device, memory_format=layout)  # pyright: ignore
+
+
+def build_optimizer(config: OptimizerConfig, network: nn.Module, lr: float) -> Optimizer:
+    """The configured torch optimizer over one network, fused where torch has it."""
+    parameters = list(network.parameters())
+    betas = (config.beta1, config.beta2)
+    match config.name:
+        case "adam":
+            return torch.optim.Adam(parameters, lr, betas, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr, betas, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr, momentum=config.beta1, fused=True)
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run or checkpoint folder."""
+    return from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint, on the CPU; never unpickles code.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    path = folder / STATE_FILE
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged, or holds"
+            " more than tensors; delete its folder to go on from the one before"
+        ) from error
+
+
+def load_generator(folder: Path) -> nn.Module:
+    """G_ema of a checkpoint, in eval mode on the CPU, with float images as its output."""
+    state = read_state(folder)
+    config = read_config(folder)
+    G, _ = build_networks(config, tuple(state["image_shape"]), torch.device("cpu"))
+    G.load_state_dict(state["G_ema"])
+    return G.requires_grad_(False).eval()
+
+
+def to_uint8(images: torch.Tensor, low: float) -> torch.Tensor:
+    """Float (n, C, H, W) in [low, 1] -> uint8 (n, H, W, C)."""
+    unit = (images.float() - low) / (1.0 - low)
+    return (unit * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

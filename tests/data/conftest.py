@@ -1,0 +1,57 @@
+"""A CelebA in miniature: its layout, its file formats, 150 pictures."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganray.data.shards import write_shards
+from ganray.data.sources import CelebA
+
+NUM_IMAGES = 150
+
+
+@pytest.fixture(scope="session")
+def celeba_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpacked: ``img_align_celeba/``, attributes, partition (100 train, 30 valid, 20 test)."""
+    folder = tmp_path_factory.mktemp("celeba_folder")
+    (folder / "img_align_celeba").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(1, NUM_IMAGES + 1):
+        coarse = rng.integers(0, 256, (5, 4, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize((178, 218), Image.Resampling.BICUBIC)
+        picture.save(folder / "img_align_celeba" / f"{number:06d}.jpg", quality=90)
+    names = " ".join(f"Attribute_{i}" for i in range(40))
+    rows = [f"{i:06d}.jpg {_signs(i)}" for i in range(1, NUM_IMAGES + 1)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(NUM_IMAGES), names, *rows]) + "\n")
+    splits = [0] * 100 + [1] * 30 + [2] * 20
+    lines = [f"{i:06d}.jpg {split}\n" for i, split in enumerate(splits, start=1)]
+    (folder / "list_eval_partition.txt").write_text("".join(lines))
+    return folder
+
+
+def _signs(number: int) -> str:
+    """Attribute k of image i is there where bit k of i is set."""
+    return " ".join(f"{1 if number >> k & 1 else -1:2d}" for k in range(40))
+
+
+@pytest.fixture(scope="session")
+def celeba_zip(celeba_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures as downloaded: in a zip file."""
+    folder = tmp_path_factory.mktemp("celeba_zip")
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        (folder / name).write_bytes((celeba_folder / name).read_bytes())
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((celeba_folder / "img_align_celeba").iterdir()):
+            archive.write(path, f"img_align_celeba/{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards_folder(celeba_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 images of 64x64 in shards of 70, 70 and 10 rows. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("shards") / "set"
+    write_shards(CelebA.open(celeba_zip), folder, size=64, rows_per_shard=70, processes=1)
+    return folder

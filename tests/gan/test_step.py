@@ -1,0 +1,118 @@
+"""The two updates: what each changes, and what it must not touch."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ganray.config import LossConfig
+from ganray.gan.step import (
+    DiscriminatorObjective,
+    GeneratorObjective,
+    discriminator_step,
+    generator_step,
+)
+
+
+def tiny():
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Unflatten(1, (3, 2, 2)))
+    D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
+    return G, D
+
+
+def weights(network):
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def equal(before, network):
+    return all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["bce", "mse", "hinge", "relativistic"])
+def test_the_discriminator_step_moves_D_alone(name):
+    G, D = tiny()
+    loss = LossConfig(name=name, r1_gamma=1.0, r2_gamma=1.0)
+    before = weights(G), weights(D)
+    optimizer = torch.optim.SGD(D.parameters(), 0.1)
+    real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
+    stats = discriminator_step(DiscriminatorObjective(D, loss), G, optimizer, real, z)
+    assert equal(before[0], G)
+    assert not equal(before[1], D)
+    assert all(p.grad is None for p in G.parameters())
+    assert {name: value.shape for name, value in stats.items()} == dict.fromkeys(
+        ["D/loss", "D/real_prob", "D/fake_prob", "D/r1", "D/r2"], (4,)
+    )
+
+
+@pytest.mark.parametrize("name", ["bce", "mse", "hinge", "relativistic"])
+def test_the_generator_step_moves_G_alone_and_leaves_D_trainable(name):
+    G, D = tiny()
+    before = weights(G), weights(D)
+    optimizer = torch.optim.SGD(G.parameters(), 0.1)
+    objective = GeneratorObjective(G, D, LossConfig(name=name))
+    real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
+    stats = generator_step(objective, D, optimizer, real, z)
+    assert not equal(before[0], G)
+    assert equal(before[1], D)
+    assert all(p.grad is None for p in D.parameters())
+    assert all(p.requires_grad for p in D.parameters())
+    assert set(stats) == {"G/loss"}
+
+
+def test_one_discriminator_step_by_hand():
+    """D(x) = w x with w = 0: the bce gradient is (fake - real) / 4, each half weighing 1/2."""
+    G = nn.Identity()
+    D = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Flatten(0))
+    nn.init.zeros_(D[0].weight)
+    optimizer = torch.optim.SGD(D.parameters(), 1.0)
+    objective = DiscriminatorObjective(D, LossConfig())
+    discriminator_step(objective, G, optimizer, torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    torch.testing.assert_close(D[0].weight.detach(), torch.tensor([[(3.0 - 1.0) / 4]]))
+
+
+def test_shares_of_a_batch_weighed_by_their_size_add_up_to_the_whole():
+    """Two ranks with 1 and 3 of 4 images: DDP's mean of weighed gradients is the mean over all."""
+    real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
+
+    def gradient(rows, weight):
+        G, D = tiny()
+        optimizer = torch.optim.SGD(D.parameters(), 0.0)
+        objective = DiscriminatorObjective(D, LossConfig(r1_gamma=1.0))
+        discriminator_step(objective, G, optimizer, real[rows].clone(), z[rows], weight)
+        return D[1].weight.grad
+
+    one, three = gradient(slice(0, 1), 1 * 2 / 4), gradient(slice(1, 4), 3 * 2 / 4)
+    torch.testing.assert_close((one + three) / 2, gradient(slice(0, 4), 1.0))
+
+
+def test_bf16_runs_the_nets_in_bf16_and_keeps_the_loss_in_fp32():
+    G, D = tiny()
+    seen = []
+    D[1].register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    optimizer = torch.optim.SGD(D.parameters(), 0.1)
+    stats = discriminator_step(
+        DiscriminatorObjective(D, LossConfig()),
+        G,
+        optimizer,
+        torch.rand(4, 3, 2, 2),
+        torch.randn(4, 2),
+        autocast=torch.autocast("cpu", torch.bfloat16),
+    )
+    assert set(seen) == {torch.bfloat16}
+    assert stats["D/loss"].dtype == torch.float32
+
+
+def test_G_ema_has_the_stated_half_life():
+    from ganray.gan import ema
+
+    G = nn.Linear(1, 1, bias=False)
+    G_ema = copy.deepcopy(G)
+    nn.init.ones_(G.weight)
+    nn.init.zeros_(G_ema.weight)
+    for _ in range(5):
+        ema.update(G_ema, G, batch_size=20, half_life=100, seen=10**6)
+    torch.testing.assert_close(G_ema.weight.detach(), torch.tensor([[0.5]]))
+    ema.update(G_ema, G, batch_size=20, half_life=0, seen=10**6)
+    torch.testing.assert_close(G_ema.weight.detach(), torch.tensor([[1.0]]))

@@ -1,0 +1,100 @@
+"""Config: validation in one line, JSON and back, and what may change on resume."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ganray import config as module
+from ganray.config import (
+    SECTIONS,
+    Config,
+    DataConfig,
+    NetworkConfig,
+    TrainConfig,
+    check_resumes,
+    flatten,
+    from_dict,
+    to_dict,
+)
+from ganray.presets import ABOUT, CELEBA
+
+
+def test_every_preset_goes_through_json_unchanged():
+    for preset in CELEBA.values():
+        with_path = replace(preset, data=replace(preset.data, celeba=Path("/data/celeba")))
+        for config in (preset, with_path):
+            assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_unknown_keys_are_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"loss: unknown key\(s\) \['nme'\]; known: \['name'"):
+        from_dict(to_dict(Config()) | {"loss": {"nme": "bce"}})
+
+
+def test_flat_names():
+    flat = flatten(Config())
+    assert flat["latent.size"] == 100
+    assert flat["home"] == "~/.ganray"
+    assert not any(isinstance(value, dict | Path) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(batch_size=0), "train.batch_size=0 must be positive"),
+        (lambda: TrainConfig(kimg=-1), "train.kimg=-1 must be positive"),
+        (lambda: TrainConfig(kimg=float("nan")), "train.kimg=nan must be positive"),
+        (lambda: TrainConfig(rng_seed=-1), "train.rng_seed=-1 must lie in"),
+        (lambda: DataConfig(size=3), "data.size=3 must be 0 or at least 8"),
+        (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divide by 4"),
+        (lambda: Config(data=DataConfig(size=48)), "power of two from 16, not 48; try --data.size"),
+        (lambda: Config(name="a/b"), "name='a/b' may hold letters"),
+        (lambda: Config(name="../up"), "name='../up' may hold letters"),
+    ],
+)
+def test_a_bad_value_gives_name_value_and_rule(make, message):
+    with pytest.raises(ValueError, match=".") as error:
+        make()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_durations_in_images_become_whole_steps():
+    train = TrainConfig(kimg=1, batch_size=128)
+    assert train.steps() == 8  # 7.8 rounded up: at least 1,000 images are shown
+    assert train.every(0.001) == 1
+
+
+def test_resuming_may_change_where_and_how_long_but_not_what():
+    before = Config(name="a")
+    check_resumes(before, replace(before, home=Path("/x"), train=TrainConfig(kimg=99)))
+    check_resumes(before, replace(before, ray=replace(before.ray, workers=8)))
+    with pytest.raises(ValueError, match=r"train.rng_seed=7 \(was 0\); use another --name"):
+        check_resumes(before, replace(before, train=TrainConfig(rng_seed=7)))
+
+
+def test_every_field_has_a_docstring():
+    tree = ast.parse(inspect.getsource(module))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for kind in (Config, *SECTIONS.values()):
+        body = classes[kind.__name__].body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented or ast.unparse(node.target) in SECTIONS, ast.unparse(node)
+
+
+def test_every_preset_says_what_it_is():
+    for name, preset in CELEBA.items():
+        assert preset.preset == name
+        assert len(ABOUT[name]) > 40
+
+
+def test_configs_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().name = "b"

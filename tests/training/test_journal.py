@@ -1,0 +1,77 @@
+"""The journal: events once, in order, whole, whatever kills the writer."""
+
+import numpy as np
+from PIL import Image
+
+from ganray.training import journal
+from ganray.training.journal import Journal
+
+
+def events(folder, offset=0):
+    return [event for event, _ in journal.read(folder, offset)]
+
+
+def test_events_come_back_in_order_and_pictures_lie_beside(tmp_path):
+    log = Journal(tmp_path)
+    log.metrics(10, {"D/loss": 0.5})
+    log.image("samples", 10, np.full((2, 3, 3), 7, np.uint8))
+    log.close()
+    numbers, picture = events(tmp_path)
+    assert (numbers["name"], numbers["images"], numbers["values"]) == (
+        "metrics",
+        10,
+        {"D/loss": 0.5},
+    )
+    assert picture["path"] == "samples/000000000010.png"
+    assert np.asarray(Image.open(tmp_path / picture["path"])).tolist() == [[[7] * 3] * 3] * 2
+
+
+def test_a_restart_does_not_write_a_step_twice(tmp_path):
+    for start in (1, 3):  # the second writer goes back to step 3 of 1, 2, 3, 4
+        log = Journal(tmp_path)
+        for step in range(start, start + 4):
+            log.metrics(step, {"x": float(step)})
+            log.image("samples", step, np.zeros((1, 1, 3), np.uint8))
+        log.close()
+    assert journal.history(tmp_path, "x")[0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert sum(event["name"] == "samples" for event in events(tmp_path)) == 6
+
+
+def test_a_torn_last_line_is_left_out_and_then_replaced(tmp_path):
+    log = Journal(tmp_path)
+    log.metrics(1, {"x": 1.0})
+    log.close()
+    with (tmp_path / journal.FILE).open("a") as file:
+        file.write('{"name": "metrics", "imag')
+    assert len(events(tmp_path)) == 1
+    log = Journal(tmp_path)
+    log.metrics(2, {"x": 2.0})
+    log.close()
+    assert journal.history(tmp_path, "x")[1].tolist() == [1.0, 2.0]
+
+
+def test_reading_goes_on_from_an_offset(tmp_path):
+    log = Journal(tmp_path)
+    log.metrics(1, {"x": 1.0})
+    ((_, offset),) = journal.read(tmp_path)
+    log.metrics(2, {"x": 2.0})
+    assert [event["images"] for event in events(tmp_path, offset)] == [2]
+
+
+def test_other_ranks_keep_silent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = Journal(None)
+    log.metrics(1, {"x": 1.0})
+    log.image("samples", 1, np.zeros((1, 1, 3), np.uint8))
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_line_says_how_far_how_fast_and_how_long():
+    values = {"data/images_per_s": 500.0, "D/loss": 0.6931, "G/loss": 0.7}
+    values |= {"D/real_prob": 0.5, "D/fake_prob": 0.25}
+    text = journal.line({"images": 25_000, "values": values}, 100_000)
+    assert "25.0 / 100 kimg ( 25%)" in text
+    assert "500 images/s" in text
+    assert "D 0.693" in text
+    assert text.endswith("left 0:02:30")

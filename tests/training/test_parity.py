@@ -1,0 +1,80 @@
+"""The same numbers under every launcher and on any number of ranks."""
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ganray.training import journal
+from ganray.training.launch import launch
+from ganray.training.state import read_state
+from tests.conftest import tiny_config
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def alone(squares, tmp_path_factory):
+    """One process: the run folders of the even and of the odd batch."""
+    home = tmp_path_factory.mktemp("alone")
+    torch.set_num_threads(1)
+    launch(tiny_config(home, name="two"), squares, follow=nullcontext)
+    launch(tiny_config(home, name="odd", batch_size=13), squares, follow=nullcontext)
+    return home
+
+
+@pytest.fixture(scope="module")
+def together(squares, tmp_path_factory):
+    """The same under torchrun with two gloo ranks."""
+    home = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(HERE / "two_ranks.py"), str(squares), str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home
+
+
+def facts(home, rank=0):
+    return json.loads((home / f"facts-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["two", "odd"])
+def test_two_ranks_learn_what_one_learns(alone, together, name):
+    for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob"):
+        one, two = (journal.history(home / "runs" / name, metric) for home in (alone, together))
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_allclose(one[1], two[1], rtol=2e-5)
+    states = [
+        read_state(sorted((home / "runs" / name).glob("checkpoint_*"))[-1])
+        for home in (alone, together)
+    ]
+    assert states[0]["step"] == states[1]["step"]
+    for network in ("G", "D", "G_ema"):
+        for key, value in states[0][network].items():
+            torch.testing.assert_close(states[1][network][key], value, rtol=1e-4, atol=2e-5)
+
+
+def test_only_the_trained_networks_gradients_are_sent(together):
+    wire = facts(together)["wire"]
+    assert wire["D_in_D_step"] == wire["D_size"] > 0
+    assert wire["G_in_G_step"] == wire["G_size"] > 0
+    assert wire["D_in_G_step"] == 0
+    assert wire["G_in_D_step"] == 0
+
+
+def test_means_weigh_every_image_alike(together):
+    for rank in (0, 1):
+        assert facts(together, rank)["x"] == pytest.approx(13 / 3)
+        assert facts(together, rank)["leader"] == "rank 0"
+
+
+def test_only_rank_0_writes(together):
+    events = [event for event, _ in journal.read(together / "runs" / "two")]
+    steps = [event["images"] for event in events if event["name"] == "metrics"]
+    assert steps == [60, 120, 180, 240]
+    assert len(list((together / "runs" / "two").glob("checkpoint_*"))) == 2
