@@ -61,9 +61,9 @@ class NetworkConfig:
     kind: Literal["mlp", "dcgan"] = "dcgan"
     """mlp: the source text's (any image shape). dcgan: convolutions (a square power of two)."""
     width_G: int = 64
-    """Channels of G's last hidden layer; doubled at each halving of the side. (mlp: hidden units.)"""
+    """Channels of G's last hidden layer, doubled per halving of the side (mlp: hidden units)."""
     width_D: int = 64
-    """Channels of D's first layer; doubled at each halving of the side. (mlp: hidden units.)"""
+    """Channels of D's first layer, doubled at each halving of the side (mlp: hidden units)."""
 
     def __post_init__(self) -> None:
         for name in ("width_G", "width_D"):
@@ -114,14 +114,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how large a step, and how often to look. Durations are in kimg: 1,000 real images."""
+    """How long, how large a step, how often to look. Durations are in kimg: 1,000 real images."""
 
     kimg: float = 25_000
     """Real images shown to D in all, in thousands."""
     batch_size: int = 128
     """Images per optimizer step, summed over ranks. Ranks may get unequal slices."""
     rng_seed: int = 0
-    """Makes the run repeatable: order, latents and first weights are functions of it and the step."""
+    """Makes the run repeatable: order, latents and first weights follow from it and the step."""
     ema_kimg: float = 10
     """Half-life of G_ema, the average of G's weights that makes the samples."""
     log_every: float = 4
@@ -158,7 +158,7 @@ class RayConfig:
     """Where the workers run."""
 
     address: str | None = None
-    """A running cluster ("auto" finds it). None: $RAY_ADDRESS, which jobs have, else a local Ray."""
+    """A running cluster ("auto" finds it). None: $RAY_ADDRESS, as jobs have, else a local Ray."""
     workers: int | None = None
     """DDP workers. None: one per GPU, or 2 on CPU."""
     gpu: bool | None = None

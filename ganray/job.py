@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from ganray.distributed import from_leader, rank, world_size
 from ganray.integrations import mlflow_tracker, ray_train
 from ganray.training import launch, report
 from ganray.training.context import leader_first, torchrun_group
+from ganray.training.journal import narrated
 from ganray.training.plan import Workers, describe, resolve
 from ganray.training.state import CONFIG_FILE, load_generator
 
@@ -48,7 +47,7 @@ def run(config: Config) -> None:
         if rank() == 0:
             _train_and_report(config, images, manifest, workers)
         else:
-            launch.launch(config, images.folder, follow=nullcontext)
+            launch.launch(config, images.folder)
 
 
 def claim(config: Config) -> None:
@@ -101,12 +100,11 @@ def _train_and_report(
         "path": str(images.folder),
     }
     run = mlflow_tracker.open_run(config, dataset, _tags(config, workers))
-    follow = partial(mlflow_tracker.Follower, run, system_metrics=True)
-    with mlflow_tracker.closing(run):
+    with mlflow_tracker.followed(run), narrated(config):
         if config.launcher == "ray":
-            checkpoint = ray_train.launch(config, images.folder, workers, follow)
+            checkpoint = ray_train.launch(config, images.folder, workers)
         else:
-            checkpoint = launch.launch(config, images.folder, follow)
+            checkpoint = launch.launch(config, images.folder)
         losses, samples = report.draw_losses(config), report.last_samples(config)
         for picture in (losses, samples):
             mlflow_tracker.log_file(run, picture)

@@ -8,7 +8,10 @@ from typing import Self
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
-LINE = "{desc}: {percentage:3.0f}%  {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
+LINE = (
+    "{desc}: {percentage:3.0f}%  {n_fmt}/{total_fmt}{unit} "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
+)
 
 
 class Progress:

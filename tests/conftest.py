@@ -20,7 +20,7 @@ from ganray.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from ganray.data.shards import write_shards
+from ganray.data.convert import write_shards
 
 
 @dataclass(frozen=True)

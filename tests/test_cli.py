@@ -77,7 +77,7 @@ def test_a_run_without_a_name_gets_one_that_tells_preset_and_time():
     ],
 )
 def test_bad_input_is_one_line(argv, message):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         parse(*argv)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

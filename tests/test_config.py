@@ -58,7 +58,7 @@ def test_flat_names():
     ],
 )
 def test_a_bad_value_gives_name_value_and_rule(make, message):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         make()
     assert message in str(error.value)
     assert "\n" not in str(error.value)

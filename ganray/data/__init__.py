@@ -1,7 +1,9 @@
 """Images on disk and their way to the device; knows nothing of GANs.
 
-``sources`` reads a data set as it was published, ``shards`` writes it once as HDF5 and maps it,
-``order`` says which images make up step k, ``loader`` brings them to the device.
+``sources`` reads a data set as it was published, ``convert`` writes it once as HDF5 in the format
+that ``shards`` lays down, ``reader`` maps it, ``order`` says which images make up step k, and
+``loader`` brings them to the device. ``faces`` draws a data set where there is none, ``prepare``
+decides which of all that is still to be done.
 
 This file imports nothing, so that a conversion worker does not pay for ``torch``.
 """

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ganray.data.order import rank_sample_ids, rank_slice
-from ganray.data.shards import ShardReader
+from ganray.data.reader import ShardReader
 
 
 @dataclass

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ganray.config import DataConfig
 from ganray.data import faces
-from ganray.data.shards import MANIFEST, Manifest, write_shards
+from ganray.data.convert import write_shards
+from ganray.data.shards import MANIFEST, Manifest
 from ganray.data.sources import CelebA
 from ganray.progress import Progress
 

@@ -1,7 +1,8 @@
-"""MLflow: the driver opens and closes a run, a thread on rank 0 follows the journal into it.
+"""MLflow: the driver opens a run, follows the journal into it from a thread, and closes it.
 
-The only importer of mlflow. The run is made on the driver (processes that race on a fresh SQLite
-file crash it), found again by its name when a job is submitted again, and written to by id.
+The only importer of mlflow, and the driver the only process that talks to it: workers need
+neither its address nor its password, processes that race on a fresh SQLite file cannot crash it,
+and a killed worker takes nothing along. A run is found again by its name.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.pytorch import log_model
 from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
@@ -47,7 +48,7 @@ _BATCH = 1000  # MLflow's limit of metrics in one request
 
 @dataclass(frozen=True)
 class Run:
-    """Enough to write to one MLflow run from any process."""
+    """Enough to write to one MLflow run."""
 
     uri: str
     run_id: str
@@ -66,6 +67,7 @@ def open_run(config: Config, dataset: Mapping[str, str], tags: Mapping[str, str]
     """Create the experiment and the run, or find the run that has this name already.
 
     Args:
+        config: its flat fields become the run's params.
         dataset: name, digest (at most 36 characters) and path of the images, for the lineage.
         tags: what the config does not say: commit, Ray job, world size, device.
 
@@ -97,21 +99,23 @@ def open_run(config: Config, dataset: Mapping[str, str], tags: Mapping[str, str]
 
 
 @contextmanager
-def closing(run: Run) -> Iterator[None]:
-    """Around the work: send what the journal still holds, then set the run's final status."""
+def followed(run: Run, poll_s: float = 2.0) -> Iterator[None]:
+    """Around the work: send the journal as it grows, at the end the rest and the final status."""
+    follower = Follower(run, poll_s)
     try:
-        yield
+        with follower:
+            yield
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM from `ray job stop`
-        _finish(run, "KILLED", timeout_s=1.0)  # three seconds later comes SIGKILL
+        _finish(run, follower, "KILLED", timeout_s=1.0)  # three seconds later comes SIGKILL
         raise
     except BaseException:
-        _finish(run, "FAILED")
+        _finish(run, follower, "FAILED")
         raise
-    _finish(run, "FINISHED")
+    _finish(run, follower, "FINISHED")
 
 
-def _finish(run: Run, status: str, timeout_s: float = 30.0) -> None:
-    if Follower(run).flush(timeout_s):
+def _finish(run: Run, follower: Follower, status: str, timeout_s: float = 30.0) -> None:
+    if follower.flush(timeout_s):
         MlflowClient(tracking_uri=run.uri).set_terminated(run.run_id, status)
     else:
         print(
@@ -138,28 +142,31 @@ def log_generator(run: Run, generator: Any, latent_size: int, image_shape: tuple
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, channels, height, width), "image")]),
     )
     mlflow.set_tracking_uri(run.uri)
-    with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export's remarks on its own archive format
-        info = mlflow.pytorch.log_model(
-            generator,
-            name="generator",
-            signature=signature,
-            input_example=example,
-            serialization_format="pt2",
-            pip_requirements=["torch", "numpy"],
-        )
+    with warnings.catch_warnings(action="ignore"):  # torch.export's remarks on its own format
+        mlflow.start_run(run_id=run.run_id)
+        try:
+            info = log_model(
+                generator,
+                name="generator",
+                signature=signature,
+                input_example=example,
+                serialization_format="pt2",
+                pip_requirements=["torch", "numpy"],
+            )
+        finally:
+            mlflow.end_run()
     return info.model_uri
 
 
 class Follower:
     """Sends the run folder's journal to MLflow from a thread, and keeps trying.
 
-    How far it got stands in `mlflow-sent.json` beside the journal, so a restarted worker (or the
-    driver, at the end) goes on from there. A send that was cut off half-way is not sent twice:
+    How far it got stands in `mlflow-sent.json` beside the journal, so a driver that is started
+    again goes on from there. A send that was cut off half-way is not sent twice:
     points at or before the last one that MLflow knows are skipped.
     """
 
-    def __init__(self, run: Run, poll_s: float = 2.0, *, system_metrics: bool = False) -> None:
+    def __init__(self, run: Run, poll_s: float = 2.0) -> None:
         self._run, self._poll_s = run, poll_s
         self._client = MlflowClient(tracking_uri=run.uri)
         self._bookmark = run.folder / "mlflow-sent.json"
@@ -168,19 +175,14 @@ class Follower:
         self._sending = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
-        self._monitor = _monitor(run) if system_metrics else None
 
     def __enter__(self) -> Follower:
         self._thread.start()
-        if self._monitor is not None:
-            self._monitor.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self._monitor is not None:
-            self._monitor.finish()
 
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Send what the journal holds now; False if MLflow would not take it in time."""
@@ -247,10 +249,6 @@ def _read_offset(bookmark: Path) -> int:
         return json.loads(bookmark.read_text())["offset"]
     except (FileNotFoundError, ValueError, KeyError):
         return 0  # points that MLflow knows already are skipped by their step
-
-
-def _monitor(run: Run) -> SystemMetricsMonitor:
-    return SystemMetricsMonitor(run.run_id, resume_logging=True, tracking_uri=run.uri)
 
 
 def _prefer_wal(client: MlflowClient, uri: str) -> None:

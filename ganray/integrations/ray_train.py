@@ -25,8 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ganray.config import Config, RayConfig
 from ganray.training.context import checkpoint_name
-from ganray.training.journal import narrated
-from ganray.training.launch import Follow, work
+from ganray.training.launch import work
+from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,22 +91,22 @@ def check_nodes_see(folder: Path) -> None:
         )
 
 
-def launch(config: Config, shards: Path, workers: Workers, follow: Follow) -> Path:
+def launch(config: Config, shards: Path, workers: Workers) -> Path:
     """Run the loop on the workers until it is done; returns the last checkpoint's folder.
 
     Args:
-        follow: called on rank 0; what it returns is entered beside the training, and follows the
-            journal (to MLflow). Pickled by reference, so Ray and MLflow do not know each other.
+        config: of the whole run.
+        shards: the folder that the loader streams from, seen by every node.
+        workers: as `resolve` chose them.
 
     Raises:
-        ValueError: training stopped for a reason that trying again cannot mend.
-        ray.train.TrainingFailedError: workers were lost more often than ray.max_failures.
+        ValueError: training diverged, or workers failed more often than ray.max_failures.
     """
     connect(config.ray)
     check_nodes_see(shards)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "shards": shards, "follow": follow},
+        train_loop_config={"config": config, "shards": shards},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
@@ -121,11 +121,14 @@ def launch(config: Config, shards: Path, workers: Workers, follow: Follow) -> Pa
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
         ),
     )
-    with narrated(config):
+    try:
         result = trainer.fit()
-    outcome = result.return_value or {}
-    if error := outcome.get("error"):
-        raise ValueError(error)
+    except ray.train.TrainingFailedError as error:
+        raise ValueError(
+            f"{_cause(error)}; the same --name goes on from the last checkpoint"
+        ) from error
+    if diverged := (result.return_value or {}).get("diverged"):
+        raise ValueError(diverged)
     if result.checkpoint is None:
         raise ValueError(f"run {config.name!r} ended without a checkpoint; see {config.home}")
     return Path(result.checkpoint.path)
@@ -147,16 +150,28 @@ class RayContext:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        return Path(checkpoint.to_directory())
+        folder = Path(checkpoint.path)
+        return folder if folder.is_dir() else Path(checkpoint.to_directory())
 
 
 def _work(job: dict[str, Any]) -> dict[str, str]:
-    """One worker's life. Errors that would come again are returned: raised, Ray would retry."""
+    """One worker's life. Ray starts all workers again after an error, which helps unless..."""
     try:
-        work(job["config"], job["shards"], RayContext(), job["follow"])
-    except ValueError as error:
-        return {"error": str(error)}
+        work(job["config"], job["shards"], RayContext())
+    except (
+        Diverged
+    ) as error:  # ...it would come again. All ranks are here, so none is left waiting.
+        return {"diverged": str(error)}
     return {}
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """Which rank failed, and of what, in one line."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        last = str(failure).strip().splitlines() or [type(failure).__name__]
+        return f"training failed on rank {rank}: {last[-1]}"
+    return f"training failed: {str(error).strip().splitlines()[0]}"
 
 
 def _job() -> dict[str, Any]:
@@ -184,10 +199,6 @@ def _runtime_env(joins: bool) -> dict[str, Any]:
         for name in (
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
             "RAY_USAGE_STATS_ENABLED",
-            "MLFLOW_TRACKING_URI",
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT",
-            "MLFLOW_DISABLE_TELEMETRY",
         )
         if name in os.environ and name not in given.get("env_vars", {})
     }

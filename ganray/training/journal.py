@@ -77,6 +77,7 @@ class Journal:
         event = {"name": name, "images": images_seen, "time": round(time.time(), 3)} | content
         self._file.write(json.dumps(event) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # or, on network storage, the driver would see it late
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
@@ -128,7 +129,8 @@ def narrated(config: Config) -> Iterator[None]:
         offset, last = start, False
         while not last:
             last = stop.wait(0.5)
-            for event, offset in read(folder, offset):
+            for event, after in read(folder, offset):
+                offset = after
                 if event["name"] == "metrics":
                     print(line(event, total), flush=True)
 
@@ -142,10 +144,7 @@ def narrated(config: Config) -> Iterator[None]:
 
 
 def _end(folder: Path) -> int:
-    offset = 0
-    for _, offset in read(folder):
-        pass
-    return offset
+    return max((after for _, after in read(folder)), default=0)
 
 
 def _drop_torn_line(path: Path) -> None:

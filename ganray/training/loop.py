@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
@@ -9,12 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 from ganray.config import Config
 from ganray.data.loader import Loader, to_float
 from ganray.data.order import rank_slice
-from ganray.data.shards import ShardReader
+from ganray.data.reader import ShardReader
 from ganray.distributed import Means, rank, world_size
 from ganray.figures import sample_grid
 from ganray.gan import latents
@@ -24,14 +26,18 @@ from ganray.training.journal import Journal
 from ganray.training.state import TrainState
 
 
+class Diverged(ValueError):
+    """A loss is no longer finite: raised on every rank at the same step, and final."""
+
+
 def train(
     config: Config, reader: ShardReader, context: WorkerContext, journal: Journal
 ) -> TrainState:
     """Train until `train.kimg`, from the latest checkpoint if there is one.
 
     Raises:
-        ValueError: a loss is no longer finite (on every rank at once), or the checkpoint
-            belongs to a run that learns something else.
+        Diverged: a loss is no longer finite.
+        ValueError: the checkpoint belongs to a run that learns something else.
     """
     # Wake up: the same weights on every rank, then each its own slice of the global batch.
     device, size = context.device, config.train.batch_size
@@ -100,7 +106,7 @@ def check_finite(scores: dict[str, float], step: int) -> None:
     """Stop a diverged run; the scores are reduced, so every rank raises together."""
     bad = [name for name, value in scores.items() if not math.isfinite(value)]
     if bad:
-        raise ValueError(
+        raise Diverged(
             f"{bad[0]} is {scores[bad[0]]} at step {step}: training diverged;"
             " try a lower optimizer.lr_D and optimizer.lr_G, or loss.r1_gamma above 0"
         )
@@ -131,7 +137,19 @@ class Pace:
             "data/images_per_s": images / seconds,
             "time/step_ms": 1000 * seconds * batch_size / images,
             "memory/peak_gib": _peak_bytes(device) / 2**30,
-        }
+        } | _system(device)
+
+
+def _system(device: torch.device) -> dict[str, float]:
+    """Load of rank 0's machine since the last call, under MLflow's names for its system page."""
+    load = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_percentage": psutil.virtual_memory().percent,
+    }
+    if device.type == "cuda":
+        with contextlib.suppress(ModuleNotFoundError):  # nvidia-ml-py comes with the gpu extra
+            load["system/gpu_utilization_percentage"] = float(torch.cuda.utilization(device))
+    return load
 
 
 def _peak_bytes(device: torch.device) -> int:

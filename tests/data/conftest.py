@@ -1,16 +1,21 @@
 """A CelebA in miniature: its layout, its file formats, 150 pictures."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ganray.data.shards import write_shards
+from ganray.data.convert import write_shards
+from ganray.data.reader import ShardReader
 from ganray.data.sources import CelebA
 
 NUM_IMAGES = 150
+SHARD_1 = "shard-00001.h5"
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +60,35 @@ def shards_folder(celeba_zip: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("shards") / "set"
     write_shards(CelebA.open(celeba_zip), folder, size=64, rows_per_shard=70, processes=1)
     return folder
+
+
+@pytest.fixture
+def source(celeba_zip: Path) -> CelebA:
+    return CelebA.open(celeba_zip)
+
+
+@pytest.fixture
+def folder(shards_folder: Path, tmp_path: Path) -> Path:
+    """A copy to spoil: 150 images of 64x64 in shards of 70, 70 and 10 rows."""
+    shutil.copytree(shards_folder, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def gathered(reader: ShardReader, ids: list[int] | None = None) -> torch.Tensor:
+    wanted = np.arange(len(reader)) if ids is None else np.array(ids, np.int64)
+    out = torch.empty((len(wanted), *reader.image_shape), dtype=torch.uint8)
+    reader.gather(wanted, out)
+    return out
+
+
+def flip(path: Path, row: int) -> None:
+    """Flip one bit within an image."""
+    with h5py.File(path, "r") as file:
+        images = file["images"]
+        assert isinstance(images, h5py.Dataset)
+        place = images.id.get_offset() + row * 64 * 64 * 3 + 1000
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))

@@ -30,8 +30,7 @@ def paint_with(changes, indices=range(4), rng_seed=3):
     for name, value in (plain | {"mustache": False} | changes).items():
         was = getattr(traits, name)
         setattr(traits, name, np.full_like(was, value))
-    paper = np.empty((len(indices), 5, faces.HEIGHT + 2, faces.WIDTH + 2), np.float32)
-    return faces._paint(traits, paper).astype(np.float32)
+    return faces._paint(traits, faces._paper(len(indices))).astype(np.float32)
 
 
 def hair_luminance(colour):

@@ -11,7 +11,7 @@ import torch
 from ganray.data import loader as loader_module
 from ganray.data.loader import Loader, to_float
 from ganray.data.order import sample_ids
-from ganray.data.shards import ShardReader
+from ganray.data.reader import ShardReader
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -100,7 +100,7 @@ def test_a_program_may_end_without_closing_its_loader(shards_folder: Path):
     code = f"""
 from ganray.data import loader as loader_module
 from ganray.data.loader import Loader
-from ganray.data.shards import ShardReader
+from ganray.data.reader import ShardReader
 reader = ShardReader({str(shards_folder)!r})
 loader = Loader(reader, batch_size=99, rng_seed=0, rank=0, world_size=1, device="cpu")
 for _ in range(20):

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ def alone(squares, tmp_path_factory):
     """One process: the run folders of the even and of the odd batch."""
     home = tmp_path_factory.mktemp("alone")
     torch.set_num_threads(1)
-    launch(tiny_config(home, name="two"), squares, follow=nullcontext)
-    launch(tiny_config(home, name="odd", batch_size=13), squares, follow=nullcontext)
+    launch(tiny_config(home, name="two"), squares)
+    launch(tiny_config(home, name="odd", batch_size=13), squares)
     return home
 
 

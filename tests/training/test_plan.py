@@ -48,7 +48,7 @@ def test_all_gpus_else_two_cpu_workers(cluster, ray, expected):
     ],
 )
 def test_more_than_the_cluster_has_is_refused_with_what_it_has(cluster, ray, message):
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         resolve(config(**ray), cluster)
     assert message in str(error.value)
 

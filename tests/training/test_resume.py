@@ -1,6 +1,5 @@
 """Kill anything: what goes on is what would have been, bit for bit."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -41,14 +40,14 @@ class DyingContext(LocalContext):
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch):
-    whole = launch(tiny_config(tmp_path / "a"), squares, follow=nullcontext)
+    whole = launch(tiny_config(tmp_path / "a"), squares)
     config = tiny_config(tmp_path / "b")
     with monkeypatch.context() as patch:
         patch.setattr("ganray.training.launch.LocalContext", DyingContext)
         with pytest.raises(Killed):
-            launch(config, squares, follow=nullcontext)
+            launch(config, squares)
     assert [p.name for p in config.run_folder().glob("checkpoint_*")] == ["checkpoint_0000000010"]
-    resumed = launch(config, squares, follow=nullcontext)
+    resumed = launch(config, squares)
     assert states_equal(read_state(whole), read_state(resumed))
     for metric in ("D/loss", "G/loss"):
         a, b = (journal.history(tmp_path / home / "runs" / "tiny", metric) for home in "ab")
@@ -58,28 +57,28 @@ def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch
 
 def test_a_finished_run_ends_at_once_and_can_be_extended(squares, tmp_path):
     config = tiny_config(tmp_path)
-    first = launch(config, squares, follow=nullcontext)
+    first = launch(config, squares)
     stamp = (first / "state.pt").stat().st_mtime_ns
-    assert launch(config, squares, follow=nullcontext) == first
+    assert launch(config, squares) == first
     assert (first / "state.pt").stat().st_mtime_ns == stamp
     longer = replace(config, train=replace(config.train, kimg=0.36))
-    last = launch(longer, squares, follow=nullcontext)
+    last = launch(longer, squares)
     assert read_state(last)["step"] == 30
-    whole = launch(tiny_config(tmp_path / "whole", kimg=0.36), squares, follow=nullcontext)
+    whole = launch(tiny_config(tmp_path / "whole", kimg=0.36), squares)
     assert states_equal(read_state(whole), read_state(last))
 
 
 def test_other_settings_under_the_same_name_are_refused(squares, tmp_path):
     config = tiny_config(tmp_path)
-    launch(config, squares, follow=nullcontext)
+    launch(config, squares)
     other = replace(config, latent=replace(config.latent, size=9))
     with pytest.raises(ValueError, match=r"latent.size=9 \(was 8\); use another --name"):
-        launch(other, squares, follow=nullcontext)
+        launch(other, squares)
 
 
 def test_the_last_checkpoints_are_kept(squares, tmp_path):
     config = tiny_config(tmp_path, checkpoint_every=0.012, keep_checkpoints=3)
-    last = launch(config, squares, follow=nullcontext)
+    last = launch(config, squares)
     names = sorted(p.name for p in config.run_folder().glob("checkpoint_*"))
     assert names == [f"checkpoint_{step:010d}" for step in (18, 19, 20)]
     assert last.name == names[-1]
@@ -87,7 +86,7 @@ def test_the_last_checkpoints_are_kept(squares, tmp_path):
 
 def test_a_checkpoint_holds_no_code(squares, tmp_path):
     """weights_only=True is how it is read; a pickle that runs code is refused in one line."""
-    folder = launch(tiny_config(tmp_path), squares, follow=nullcontext)
+    folder = launch(tiny_config(tmp_path), squares)
     assert set(read_state(folder)) == {
         "step", "image_shape", "G", "D", "G_ema", "G_optimizer", "D_optimizer",
     }  # fmt: skip
@@ -100,4 +99,4 @@ def test_a_diverged_run_stops_with_advice(squares, tmp_path):
     config = tiny_config(tmp_path)
     wild = replace(config, optimizer=replace(config.optimizer, name="sgd", lr_D=1e30))
     with pytest.raises(ValueError, match=r"diverged; try a lower optimizer.lr_D"):
-        launch(wild, squares, follow=nullcontext)
+        launch(wild, squares)

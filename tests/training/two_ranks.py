@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 two_ranks.py SHARDS HOME
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ganray.data.shards import ShardReader
+from ganray.data.reader import ShardReader
 from ganray.distributed import Means, from_leader, rank, world_size
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import torchrun_group
@@ -73,9 +72,9 @@ def main() -> None:
         facts: dict[str, object] = {"wire": bytes_on_the_wire(shards, home)}
         facts |= means_of_unequal_ranks()
         facts["leader"] = from_leader(f"rank {rank()}")
-        launch(tiny_config(home, name="two"), shards, follow=nullcontext)
+        launch(tiny_config(home, name="two"), shards)
         # 12 images over 5 and 7: unequal slices must weigh right.
-        launch(tiny_config(home, name="odd", batch_size=13), shards, follow=nullcontext)
+        launch(tiny_config(home, name="odd", batch_size=13), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))
 
 

@@ -1,0 +1,339 @@
+"""Convert an image set to shards: decode, resize, write; an interrupted call can be taken up.
+
+The parent lays a shard out in full and the workers write their pixels straight to the place that
+belongs to them, so no pixel crosses a process border and the file does not depend on how many
+workers there are or which is faster. A shard is a ``.part`` file until it is whole.
+
+A worker process imports this file and must not pay 3 s for ``torch``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ganray.data.shards import (
+    FORMAT,
+    MANIFEST,
+    PAGE,
+    SPLITS,
+    VERSION,
+    Manifest,
+    Place,
+    Recipe,
+    Shard,
+    Source,
+    damaged_rows,
+    describe,
+    get_dataset,
+    publish,
+)
+from ganray.progress import Progress
+
+SHARD_BYTES = 192 * 2**20
+
+
+def write_shards(
+    source: Source,
+    folder: Path,
+    *,
+    size: int = 0,
+    images: int | None = None,
+    split: str = "all",
+    processes: int | None = None,
+    rows_per_shard: int | None = None,
+) -> Manifest:
+    """Convert a source; go on where an earlier call was stopped; return at once if it is done.
+
+    Args:
+        source: The image set.
+        folder: Where the shards go; made where missing.
+        size: Resize and crop to this many pixels a side; 0 keeps the original size.
+        images: Use only the first so many of the split; None uses all.
+        split: ``all``, ``train``, ``valid`` or ``test``.
+        processes: Workers; None uses all cores. The shards are the same for any number.
+        rows_per_shard: Images per shard; None chooses about 192 MB.
+
+    Raises:
+        ValueError: A wrong argument, another recipe in this folder, another writer at work, no
+            space, or a damaged image. Shards finished by then stay and are kept by the next call.
+    """
+    folder = Path(folder)
+    chosen = _choose(source, size, images, split)
+    recipe = Recipe(source.name, source.fingerprint(), size, len(chosen), split)
+    shape = (size, size, source.image_shape[2]) if size else source.image_shape
+    rows = _rows_per_shard(math.prod(shape), len(chosen), rows_per_shard)
+    _refuse_other_recipe(folder, recipe)
+    if (folder / MANIFEST).exists():
+        manifest = Manifest.read(folder)
+        if all(_size(folder / shard.name) == shard.bytes for shard in manifest.shards):
+            return manifest
+
+    places = []
+    for number, first in enumerate(range(0, len(chosen), rows)):
+        path, count = folder / f"shard-{number:05d}.h5", min(rows, len(chosen) - first)
+        places.append(Place(path, first, count, shape, len(source.label_names), recipe))
+    with _only_writer(folder):
+        shards = _convert(source, chosen, places, processes or _cores())
+        command = shlex.join(sys.argv)
+        manifest = Manifest(recipe, shape, len(chosen), source.label_names, shards, command)
+        manifest.write(folder)
+    return manifest
+
+
+def _choose(source: Source, size: int, images: int | None, split: str) -> NDArray[np.int64]:
+    """Return the indices of the images to convert."""
+    if size < 0:
+        raise ValueError(f"size={size}: must be pixels a side, or 0 for the original size")
+    if split != "all" and split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; use all, {', '.join(SPLITS)}")
+    every = np.arange(len(source))
+    chosen = every if split == "all" else every[source.split == SPLITS.index(split)]
+    if len(chosen) == 0:
+        raise ValueError(f"split={split!r}: {source.name} has no such image; use split='all'")
+    if images is not None and not 1 <= images <= len(chosen):
+        raise ValueError(
+            f"images={images}: split {split!r} of {source.name} has {len(chosen)} images; "
+            f"use 1 to {len(chosen)}, or None for all"
+        )
+    return chosen[:images]
+
+
+def _rows_per_shard(image_bytes: int, images: int, wanted: int | None) -> int:
+    """Return the rows that fill whole pages and come nearest to ``SHARD_BYTES``."""
+    unit = PAGE // math.gcd(PAGE, image_bytes)
+    if wanted is None:
+        return unit * max(1, round(SHARD_BYTES / (unit * image_bytes)))
+    if wanted < 1 or (wanted % unit and wanted < images):
+        raise ValueError(
+            f"rows_per_shard={wanted}: must be a multiple of {unit}, so that every shard fills "
+            f"whole pages; try {max(wanted // unit, 1) * unit}"
+        )
+    return wanted
+
+
+def _refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise where the folder holds something that this conversion would mix with or replace."""
+    found = {Manifest.read(folder).recipe.json()} if (folder / MANIFEST).exists() else set()
+    for path in folder.glob("shard-*.h5"):
+        # A file that does not open is a damaged one of ours, and is made anew.
+        with path.open("rb") as raw, contextlib.suppress(OSError), h5py.File(raw, "r") as file:
+            found.add(str(file.attrs.get("recipe", "{}")))
+    for other in found - {recipe.json()}:
+        try:
+            words = str(Recipe(**json.loads(other)))
+        except (TypeError, ValueError):
+            words = "unknown to ganray"
+        raise ValueError(
+            f"{folder}: holds shards of another recipe ({words}) than the one asked for "
+            f"({recipe}); choose another folder, or delete this one"
+        )
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel drops it with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is writing shards here; wait for it to end"
+            ) from None
+        yield
+
+
+def _convert(
+    source: Source, chosen: NDArray[np.int64], places: list[Place], processes: int
+) -> tuple[Shard, ...]:
+    """Make the shards that do not stand yet; return all of them in order."""
+    shards = {place: shard for place in places if (shard := _finished(place))}
+    todo = [place for place in places if place not in shards]
+    if not todo:
+        return tuple(shards[place] for place in places)
+
+    folder = todo[0].path.parent
+    needed, free = sum(place.num_bytes for place in todo), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: needs {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; choose "
+            "another folder, a smaller size or fewer images"
+        )
+    processes = min(processes, sum(len(place.blocks) for place in todo))
+    images = sum(place.rows for place in todo)
+    size = todo[0].recipe.size
+    with (
+        Progress(images, f"{source.name} -> {folder}", "images") as progress,
+        _workers(source, size, processes) as pool,
+    ):
+        under_way: deque[tuple[Place, list[Future[int]]]] = deque()
+        for place in todo:
+            indices = chosen[place.first : place.first + place.rows]
+            under_way.append((place, _begin_shard(pool, source, place, indices)))
+            if len(under_way) == 2:  # the workers fill this shard while the last one is finished
+                last, checks = under_way.popleft()
+                shards[last] = _finish_shard(last, checks, progress)
+        for place, checks in under_way:
+            shards[place] = _finish_shard(place, checks, progress)
+    return tuple(shards[place] for place in places)
+
+
+def _begin_shard(
+    pool: Executor, source: Source, place: Place, indices: NDArray[np.int64]
+) -> list[Future[int]]:
+    """Lay out ``shard-00000.h5.part`` with all but the pixels, and hand those to the workers."""
+    part = _part(place)
+    labels = {
+        "attributes": source.attributes[indices],
+        "ids": source.ids[indices],
+        "split": source.split[indices],
+    }
+    # Space for the pixels is set aside now and never filled by HDF5: the workers know the place.
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(
+        part, "w", locking=False, alignment_threshold=1, alignment_interval=PAGE
+    ) as file:
+        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        file.attrs["first_row"], file.attrs["recipe"] = place.first, place.recipe.json()
+        for name, (dtype, shape) in place.datasets.items():
+            dcpl = early if name == "images" else None
+            file.create_dataset(name, shape, dtype, data=labels.get(name), dcpl=dcpl)
+        offset = get_dataset(file, "images").id.get_offset()
+    image_bytes = math.prod(place.image_shape)
+    return [
+        pool.submit(_fill_block, part, offset + rows.start * image_bytes, indices[rows])
+        for rows in place.blocks
+    ]
+
+
+def _finish_shard(place: Place, checks: list[Future[int]], progress: Progress) -> Shard:
+    """Wait for the pixels, then give the shard its check values and its final name."""
+    part = _part(place)
+    values = []
+    for rows, check in zip(place.blocks, checks, strict=True):
+        values.append(check.result())
+        progress.add(rows.stop - rows.start)
+    with h5py.File(part, "r+", locking=False) as file:
+        get_dataset(file, "check")[...] = np.array(values, np.uint32)
+    shard = describe(part, place)
+    publish(part, place.path)
+    return shard
+
+
+def _finished(place: Place) -> Shard | None:
+    """Return the shard if it stands and is whole: an interrupted conversion keeps it."""
+    try:
+        if damaged_rows(place):
+            return None
+    except ValueError:
+        return None
+    return describe(place.path, place)
+
+
+@contextlib.contextmanager
+def _workers(source: Source, size: int, processes: int) -> Iterator[Executor]:
+    """Start the conversion workers; one alone is a thread, which needs no start-up time."""
+    if processes == 1:
+        pool = ThreadPoolExecutor(1, initializer=_start_worker, initargs=(source, size))
+    else:
+        spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's and HDF5's locks
+        pool = ProcessPoolExecutor(processes, spawn, _start_process, (source, size))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a conversion worker died; was memory short, or does the calling script lack "
+            "`if __name__ == '__main__'`? Finished shards are kept by the next call"
+        ) from error
+    except ValueError as error:
+        raise ValueError(str(error)) from None  # without the worker's traceback
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker = threading.local()
+
+
+def _start_worker(source: Source, size: int) -> None:
+    _worker.source, _worker.size = source, size
+
+
+def _start_process(source: Source, size: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def die_with_parent() -> None:
+        parent.join()
+        os._exit(1)  # a pool's worker would otherwise wait for ever for a parent that was killed
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    _start_worker(source, size)
+
+
+def _fill_block(part: Path, offset: int, indices: NDArray[np.int64]) -> int:
+    """In a worker: decode these images, write them at ``offset``, return their CRC-32."""
+    source, size = _worker.source, _worker.size
+    block = []
+    for index in indices:
+        pixels = source.read(int(index))
+        if size:
+            channels = pixels.shape[2]
+            image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+            pixels = np.asarray(resize_and_crop(image, size)).reshape(size, size, channels)
+        block.append(pixels)
+    data = np.stack(block)
+    with part.open("r+b") as file:
+        file.seek(offset)
+        file.write(data.data)
+    return zlib.crc32(data.data)
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to ``size`` and cut the square in the middle, as DCGAN does.
+
+    Equal to torchvision's ``Resize(size)`` and ``CenterCrop(size)`` on a PIL image, to the bit.
+    """
+    width, height = image.size
+    short, long = min(width, height), size * max(width, height) // min(width, height)
+    if short != size:
+        new_size = (size, long) if width <= height else (long, size)
+        image = image.resize(new_size, Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _part(place: Place) -> Path:
+    return place.path.with_name(f"{place.path.name}.part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _cores() -> int:
+    """Return the cores this process may use: a job scheduler often grants a part of them."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,117 @@
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ganray.data import reader as reader_module
+from ganray.data.convert import write_shards
+from ganray.data.reader import ShardReader, verify_shards
+from ganray.data.shards import Manifest
+from ganray.data.sources import CelebA
+from tests.data.conftest import SHARD_1, flip, gathered
+
+
+def test_both_ways_of_mapping_gather_the_same_across_shards(shards_folder: Path):
+    joined, apart = ShardReader(shards_folder), ShardReader(shards_folder, side_by_side=False)
+    assert (len(joined._pieces), len(apart._pieces)) == (1, 3)
+    ids = [149, 0, 70, 69, 70, 139, 140, 0]
+    assert torch.equal(gathered(joined, ids), gathered(apart, ids))
+    assert torch.equal(gathered(joined, ids)[2], gathered(joined)[70])
+
+
+def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypatch):
+    monkeypatch.setattr(mmap, "PAGESIZE", 16384)
+    assert len(ShardReader(shards_folder)._pieces) == 3
+
+
+def test_gather_refuses_what_does_not_fit(shards_folder: Path):
+    reader = ShardReader(shards_folder)
+    for ids in ([150], [-1]):
+        with pytest.raises(ValueError, match="there are 150"):
+            gathered(reader, ids)
+    with pytest.raises(ValueError, match="must be contiguous uint8"):
+        reader.gather(np.arange(2), torch.empty(2, 64, 64, 3))
+    gathered(reader, [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_file_stays_open_and_a_dropped_reader_gives_its_memory_back(folder: Path):
+    def mapped() -> bool:
+        return str(folder) in Path("/proc/self/maps").read_text()
+
+    reader = ShardReader(folder)
+    assert mapped()
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    assert not any(str(folder) in str(path.resolve()) for path in links)
+    del reader
+    assert not mapped()
+
+
+def test_a_forked_process_reads_on(shards_folder: Path):
+    reader = ShardReader(shards_folder)
+    expected = torch.from_numpy(reader._pieces[0][70].copy())
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if torch.equal(gathered(reader, [70])[0], expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_a_pickled_reader_opens_the_files_itself(shards_folder: Path, side_by_side: bool):
+    reader = ShardReader(shards_folder, side_by_side=side_by_side)
+    text = pickle.dumps(reader)
+    assert len(text) < 1000
+    copy = pickle.loads(text)
+    assert len(copy._pieces) == len(reader._pieces)
+    assert torch.equal(gathered(copy), gathered(reader))
+
+
+def test_another_process_takes_a_pickled_reader(shards_folder: Path):
+    reader = ShardReader(shards_folder)
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)._pieces[0].sum())"
+    root = Path(reader_module.__file__).parents[2]
+    said = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(reader), capture_output=True, cwd=root
+    )
+    assert int(said.stdout) == gathered(reader).sum().item()
+
+
+def test_a_read_only_folder_can_be_read(source: CelebA, folder: Path):
+    for path in (*folder.iterdir(), folder):
+        path.chmod(path.stat().st_mode & 0o555)
+    assert len(gathered(ShardReader(folder, verify=True))) == 150
+    write_shards(source, folder, size=64)
+    folder.chmod(0o755)
+
+
+def test_verify_finds_nothing_wrong_with_a_good_set(shards_folder: Path):
+    assert verify_shards(shards_folder) == Manifest.read(shards_folder)
+
+
+def test_verify_names_the_shard_and_the_rows_of_a_flipped_bit(folder: Path):
+    flip(folder / SHARD_1, row=65)
+    flip(folder / "shard-00002.h5", row=0)
+    ShardReader(folder)  # opening reads no pixel
+    with pytest.raises(ValueError, match=r"^.*$") as error:
+        ShardReader(folder, verify=True)
+    assert "shard-00001.h5 is damaged in rows 64-69; shard-00002.h5 is damaged in rows 0-9" in str(
+        error.value
+    )
+
+
+def test_verify_notices_a_changed_label(folder: Path):
+    with h5py.File(folder / SHARD_1, "r+") as file:
+        attributes = file["attributes"]
+        assert isinstance(attributes, h5py.Dataset)
+        attributes[0, 0] ^= 1
+    with pytest.raises(ValueError, match=r"shard-00001\.h5 is damaged in its header or labels"):
+        verify_shards(folder)

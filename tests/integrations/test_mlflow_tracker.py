@@ -1,0 +1,173 @@
+"""MLflow: one run per name, every point once, whatever dies in between."""
+
+import json
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient, pytorch
+
+from ganray.config import to_dict
+from ganray.integrations import mlflow_tracker
+from ganray.integrations.mlflow_tracker import Follower, followed, log_generator, open_run
+from ganray.training.journal import Journal
+from tests.conftest import tiny_config
+
+DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A store with its tables made, which takes seconds; tests get copies of the file."""
+    home = tmp_path_factory.mktemp("store")
+    MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db").search_experiments()
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def config(tmp_path, empty_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    config = tiny_config(tmp_path)
+    config.run_folder().mkdir(parents=True)
+    (config.run_folder() / "config.json").write_text(json.dumps(to_dict(config)))
+    return config
+
+
+def start(config):
+    return open_run(config, DATASET, {"world_size": "2"})
+
+
+def client(run):
+    return MlflowClient(tracking_uri=run.uri)
+
+
+def write(config, *steps):
+    log = Journal(config.run_folder())
+    for step in steps:
+        log.metrics(step, {"D/loss": float(step), "G/loss": 1.0})
+        log.image("samples", step, np.full((4, 4, 3), step, np.uint8))
+    log.close()
+
+
+def points(run, name="D/loss"):
+    history = client(run).get_metric_history(run.run_id, name)
+    return sorted((metric.step, metric.value) for metric in history)
+
+
+def test_a_run_has_the_flat_config_the_tags_and_the_dataset(config):
+    run = start(config)
+    stored = client(run).get_run(run.run_id)
+    assert stored.info.run_name == "tiny"
+    assert stored.data.params["latent.size"] == "8"
+    assert stored.data.params["optimizer.lr_G"] == "0.001"
+    assert stored.data.tags["world_size"] == "2"
+    assert stored.data.tags["ganray.dataset"] == DATASET["digest"]
+    (dataset,) = stored.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("faces", DATASET["digest"])
+    assert [file.path for file in client(run).list_artifacts(run.run_id)] == ["config.json"]
+
+
+def test_the_same_name_finds_the_same_run_and_another_name_does_not(config):
+    first = start(config)
+    assert start(config).run_id == first.run_id
+    other = replace(config, name="other")
+    shutil.copytree(config.run_folder(), other.run_folder())
+    assert start(other).run_id != first.run_id
+
+
+def test_points_and_pictures_arrive_by_images_seen(config):
+    run = start(config)
+    write(config, 10, 20)
+    assert Follower(run).flush()
+    assert points(run) == [(10, 10.0), (20, 20.0)]
+    pictures = [file.path for file in client(run).list_artifacts(run.run_id, "images")]
+    assert sum("samples" in path and path.endswith(".png") for path in pictures) == 2
+
+
+def test_a_restarted_follower_sends_nothing_twice_even_without_its_bookmark(config):
+    run = start(config)
+    write(config, 10, 20)
+    Follower(run).flush()
+    (run.folder / "mlflow-sent.json").unlink()
+    write(config, 30)
+    Follower(run).flush()
+    assert points(run) == [(10, 10.0), (20, 20.0), (30, 30.0)]
+
+
+def test_a_follower_thread_sends_while_the_journal_grows(config):
+    run = start(config)
+    with Follower(run, poll_s=0.05) as follower:
+        write(config, 10)
+        deadline = time.monotonic() + 20
+        while not points(run) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert points(run) == [(10, 10.0)]
+        assert follower.flush()
+
+
+def test_a_dead_server_stops_nothing_and_loses_nothing(config, capsys):
+    run = start(config)
+    write(config, 10)
+    dead = replace(run, uri="http://127.0.0.1:9")  # the discard port: refused at once
+    with Follower(dead, poll_s=0.05) as follower:
+        assert not follower.flush(timeout_s=0.1)
+    assert "trying again" in capsys.readouterr().out
+    Follower(run).flush()
+    assert points(run) == [(10, 10.0)]
+
+
+def test_a_store_that_cannot_be_reached_is_one_clear_line(config):
+    away = replace(config, tracking=replace(config.tracking, uri="http://127.0.0.1:9"))
+    with pytest.raises(ValueError, match=r"tracking.uri=http://127.0.0.1:9: .*another") as error:
+        start(away)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [
+        (None, "FINISHED"),
+        (ValueError, "FAILED"),
+        (KeyboardInterrupt, "KILLED"),
+        (SystemExit, "KILLED"),
+    ],
+)
+def test_the_final_status_tells_how_it_ended(config, stop, status):
+    run = start(config)
+
+    def work():
+        with followed(run):
+            write(config, 10)
+            if stop:
+                raise stop
+
+    if stop:
+        with pytest.raises(stop):
+            work()
+    else:
+        work()
+    assert client(run).get_run(run.run_id).info.status == status
+    assert points(run) == [(10, 10.0)]
+
+
+def test_the_store_is_in_the_home_unless_told_otherwise(config, monkeypatch):
+    assert mlflow_tracker.store_uri(config) == f"sqlite:///{config.home}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert mlflow_tracker.store_uri(config) == "http://server:5000"
+    given = replace(config, tracking=replace(config.tracking, uri="http://mine:1"))
+    assert mlflow_tracker.store_uri(given) == "http://mine:1"
+
+
+def test_the_logged_generator_loads_and_draws_the_same_images(config):
+    run = start(config)
+    torch.manual_seed(0)
+    generator = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Unflatten(1, (3, 2, 2)))
+    uri = log_generator(run, generator, 8, (2, 2, 3))
+    loaded = pytorch.load_model(uri)
+    z = torch.randn(5, 8)  # another batch size than the example's
+    torch.testing.assert_close(loaded(z), generator(z))
+    assert client(run).get_run(run.run_id).info.status == "FINISHED"

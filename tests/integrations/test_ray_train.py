@@ -1,0 +1,189 @@
+"""The whole job on a real Ray: parity with torchrun, a killed worker, a submitted job."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from ganray.training import journal
+from ganray.training.state import read_state
+
+ROOT = Path(__file__).parents[2]
+JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
+TINY = ["--data.size", "16", "--data.drawn", "200", "--latent.size", "8", "--network.width_G", "4"]
+TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.log_every", "0.06"]
+TINY += [
+    "--train.sample_every",
+    "0.12",
+    "--train.checkpoint_every",
+    "0.12",
+    "--loss.r1_gamma",
+    "0.1",
+]
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def environment(home, **more):
+    env = os.environ | {"GANRAY_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
+    return {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+
+
+def run(home, name, *options, command=JOB, timeout=280):
+    done = subprocess.run(
+        [*command, "cpu32", *TINY, "--name", name, *options],
+        env=environment(home, OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def mlflow_run(home, name):
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("celeba")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.`ganray.name` = '{name}'")
+    return client, found
+
+
+def last_state(home, name):
+    return read_state(sorted((home / "runs" / name).glob("checkpoint_*"))[-1])
+
+
+def test_ray_gives_torchruns_numbers_and_a_whole_mlflow_run(home):
+    out = run(home, "ray", "--train.kimg", "0.24")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run(home, "torch", "--train.kimg", "0.24", "--launcher", "torch", command=[*torchrun, JOB[1]])
+    for metric in ("D/loss", "G/loss", "D/r1"):
+        ray, torch = (journal.history(home / "runs" / name, metric) for name in ("ray", "torch"))
+        np.testing.assert_array_equal(ray[0], torch[0])
+        np.testing.assert_allclose(ray[1], torch[1], rtol=1e-6)
+
+    assert "NO CELEBA WAS GIVEN" in out
+    assert "mlflow ui --backend-store-uri sqlite:" in out
+    assert len(re.findall(r"kimg \(.*images/s.*left", out)) == 4
+    client, found = mlflow_run(home, "ray")
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.batch_size"] == "12"
+    assert found.data.tags["world_size"] == "2"
+    assert found.data.tags["ray.job_id"]
+    assert len(found.data.tags["mlflow.source.git.commit"]) == 40
+    history = client.get_metric_history(found.info.run_id, "D/loss")
+    assert sorted(metric.step for metric in history) == [60, 120, 180, 240]
+    artifacts = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert artifacts >= {"config.json", "losses.png", "samples.png", "images"}
+    assert (home / "runs" / "ray" / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
+    """SIGKILL a worker, then the driver; the same name goes on to the numbers of a whole run."""
+    whole = ["--train.kimg", "6", "--train.checkpoint_every", "0.6", "--train.log_every", "0.3"]
+    run(home, "whole", *whole)
+    command = [*JOB, "cpu32", *TINY, *whole, "--name", "killed"]
+    driver = subprocess.Popen(
+        command,
+        env=environment(home, OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    lines = _lines(driver)
+    _wait_for(lines, r" 0\.9 / 6 kimg", 200)
+    worker = next(
+        child
+        for child in psutil.Process(driver.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    )
+    worker.kill()
+    _wait_for(lines, r" 3\.0 / 6 kimg", 200)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _wait_until_gone(driver.pid)
+
+    run(home, "killed", *whole)
+    _, found = mlflow_run(home, "killed")  # one run, found by its name
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "D/loss")]
+    assert sorted(steps) == [300 * i for i in range(1, 21)]
+    killed, uninterrupted = last_state(home, "killed"), last_state(home, "whole")
+    for key, value in uninterrupted["G"].items():
+        assert np.array_equal(killed["G"][key].numpy(), value.numpy()), key
+
+
+def test_ray_job_submit_on_a_local_head(home, tmp_path):
+    """The documented line, from the repository's root, against `ray start --head`."""
+    port = "18265"
+    env = environment(home, RAY_AUTH_MODE="disabled", RAY_TMPDIR=str(tmp_path))
+    env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    env.pop("PYTHONPATH")
+    ray = str(Path(sys.executable).parent / "ray")
+    head = [ray, "start", "--head", "--num-cpus=2", f"--dashboard-port={port}", "--port=16379"]
+    head += ["--temp-dir", "/tmp/ganray-test", "--disable-usage-stats"]
+    subprocess.run(head, env=env, check=True, capture_output=True, timeout=120)
+    try:
+        submit = [ray, "job", "submit", "--working-dir", str(ROOT), "--submission-id", "faces-1"]
+        submit += ["--", sys.executable, "jobs/celeba.py", "cpu32", *TINY, "--train.kimg", "0.24"]
+        submit += ["--name", "submitted", "--home", str(home)]
+        done = subprocess.run(
+            submit, env=env, capture_output=True, text=True, timeout=280, check=False
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+        assert "kimg (100%)" in done.stdout
+        assert "succeeded" in done.stdout
+        listed = subprocess.run(
+            [ray, "job", "list"], env=env, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "faces-1" in listed.stdout
+    finally:
+        subprocess.run([ray, "stop", "--force"], env=env, capture_output=True, timeout=60)
+    _, found = mlflow_run(home, "submitted")
+    assert found.data.tags["ray.submission_id"] == "faces-1"
+    assert found.info.status == "FINISHED"
+
+
+def _lines(process):
+    """The process's output so far, as a list that grows."""
+    lines: list[str] = []
+
+    threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
+    return lines
+
+
+def _wait_for(lines, pattern, timeout):
+    deadline = time.monotonic() + timeout
+    while not any(re.search(pattern, text) for text in lines):
+        assert time.monotonic() < deadline, "".join(lines[-20:])
+        time.sleep(0.05)
+
+
+def _wait_until_gone(session):
+    """The killed driver's Ray notices and takes its own processes down."""
+    deadline = time.monotonic() + 60
+    while any(_session(process) == session for process in psutil.process_iter()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def _session(process):
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
