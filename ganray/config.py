@@ -28,7 +28,7 @@ class DataConfig:
     """Let torchvision fetch CelebA (1.4 GB) into `celeba`, or into the home's data folder."""
     images: int | None = None
     """Use the first so many images. None: all there are, or `drawn` faces where none are given."""
-    drawn: int = 12_000
+    drawn: int = 8_000
     """Faces to draw on a machine that has no CelebA."""
     size: int = 64
     """Side in pixels after the centre crop; 0 keeps the original 218x178."""

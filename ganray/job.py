@@ -32,6 +32,9 @@ def run(config: Config) -> None:
     """
     with torchrun_group():
         config = from_leader(config)  # a default name holds the time of one process
+        with leader_first() as leads:
+            if leads and not config.dry_run:
+                prepare.fetch(config.data, config.home)
         images = prepare.plan(config.data, config.home)
         workers = _workers(config)
         if rank() == 0:

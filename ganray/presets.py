@@ -20,10 +20,9 @@ def cpu32() -> Config:
         data=DataConfig(size=32),
         latent=LatentConfig(size=64),
         network=NetworkConfig(width_G=16, width_D=16),
-        loss=LossConfig(r1_gamma=0.1),
         optimizer=OptimizerConfig(lr_G=1e-3, lr_D=1e-3, beta1=0.5, beta2=0.99),
         train=TrainConfig(
-            kimg=150, batch_size=32, ema_kimg=2, log_every=5, sample_every=15, checkpoint_every=50
+            kimg=75, batch_size=32, ema_kimg=2, log_every=5, sample_every=15, checkpoint_every=25
         ),
     )
 

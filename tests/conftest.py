@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 # One thread: a sum in another order would differ in its last bits, and the launchers that
 # test_parity compares give their workers one thread each.
@@ -47,12 +48,12 @@ class Squares:
     def split(self) -> np.ndarray:
         return np.zeros(self.count, np.uint8)
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Image.Image:
         image = np.full(self.image_shape, 30, np.uint8)
         side = 9 if index % 2 else 4
         top, left = index % 5, index % 7
         image[top : top + side, left : left + side] = 130 + index
-        return image
+        return Image.fromarray(image)
 
     def fingerprint(self) -> str:
         return f"{self.count:064d}"

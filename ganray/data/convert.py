@@ -297,15 +297,10 @@ def _start_process(source: Source, size: int) -> None:
 def _fill_block(part: Path, offset: int, indices: NDArray[np.int64]) -> int:
     """In a worker: decode these images, write them at ``offset``, return their CRC-32."""
     source, size = _worker.source, _worker.size
-    block = []
-    for index in indices:
-        pixels = source.read(int(index))
-        if size:
-            channels = pixels.shape[2]
-            image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
-            pixels = np.asarray(resize_and_crop(image, size)).reshape(size, size, channels)
-        block.append(pixels)
-    data = np.stack(block)
+    pictures = (source.read(int(index)) for index in indices)
+    if size:
+        pictures = (resize_and_crop(picture, size) for picture in pictures)
+    data = np.stack([np.asarray(picture) for picture in pictures])
     with part.open("r+b") as file:
         file.seek(offset)
         file.write(data.data)

@@ -17,6 +17,7 @@ from ganray.progress import Progress
 # train.rng_seed must see the same data, or their comparison would mix both.
 _FACES_SEED = 0
 _JPEG_BYTES = 7_500
+_CELEBA_SIZES = {"all": 202_599, "train": 162_770, "valid": 19_867, "test": 19_962}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class DataPlan:
         return f"{self.count:,} images of {what}"
 
 
+def fetch(data: DataConfig, home: Path) -> None:
+    """Let torchvision download CelebA, where data.download asks for it and it is not there yet.
+
+    Raises:
+        ValueError: it could not be had; the message says how to get it by hand.
+    """
+    if _to_download(data, home):
+        CelebA.download(_celeba_folder(data, home))
+
+
 def plan(data: DataConfig, home: Path) -> DataPlan:
     """Find the images and where their shards go.
 
@@ -66,9 +77,11 @@ def plan(data: DataConfig, home: Path) -> DataPlan:
         total, key = data.drawn, f"faces-{data.drawn}"
         if data.split != "all":
             raise ValueError(f"data.split={data.split} needs CelebA; give --data.celeba FOLDER")
+    elif _to_download(data, home):
+        source, total, key = _celeba_folder(data, home), _CELEBA_SIZES[data.split], "celeba"
     else:
-        source = (data.celeba or home / "data").expanduser().resolve()
-        celeba = CelebA.download(source) if data.download else CelebA.open(source)
+        source = _celeba_folder(data, home)
+        celeba = CelebA.open(source)
         total = len(celeba) if data.split == "all" else _rows(celeba, data.split)
         key = f"celeba-{celeba.fingerprint()[:8]}-{data.split}"
     count = min(data.images or total, total)
@@ -95,6 +108,17 @@ def prepare(data: DataConfig, made: DataPlan) -> Manifest:
         images=made.count,
         split=data.split,
     )
+
+
+def _celeba_folder(data: DataConfig, home: Path) -> Path:
+    return (data.celeba or home / "data").expanduser().resolve()
+
+
+def _to_download(data: DataConfig, home: Path) -> bool:
+    if not data.download:
+        return False
+    folder = _celeba_folder(data, home)
+    return not any((at / "list_attr_celeba.txt").exists() for at in (folder, folder / "celeba"))
 
 
 def _rows(celeba: CelebA, split: str) -> int:

@@ -34,6 +34,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 FORMAT, VERSION = "ganray-shards", 1
 PAGE = 4096
@@ -59,8 +60,8 @@ class Source(Protocol):
         """Return the number of images."""
         ...
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Return one image, uint8 ``image_shape``."""
+    def read(self, index: int) -> Image.Image:
+        """Return one image: 8-bit RGB or grey, of the size that ``image_shape`` says."""
         ...
 
     def fingerprint(self) -> str:

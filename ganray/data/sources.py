@@ -104,31 +104,30 @@ class CelebA:
         """Return the number of images."""
         return len(self.files)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
+    def read(self, index: int) -> Image.Image:
         """Decode one image.
 
         Returns:
-            uint8 (218, 178, 3), RGB.
+            RGB, 178 wide and 218 tall.
 
         Raises:
             ValueError: The file is damaged or of another size.
         """
         name = self.files[index]
         try:
-            with Image.open(io.BytesIO(self._read_bytes(name))) as image:
-                pixels = np.asarray(image.convert("RGB"))
+            with Image.open(io.BytesIO(self._read_bytes(name))) as file:
+                image = file.convert("RGB")
         # PIL raises OSError or SyntaxError for a bad stream, zipfile BadZipFile or zlib.error.
         except Exception as error:
             raise ValueError(
                 f"{self.location}: {name} cannot be decoded ({error}); fetch the set again"
             ) from error
-        if pixels.shape != self.image_shape:
-            height, width, _ = pixels.shape
+        if image.size != (178, 218):
             raise ValueError(
-                f"{self.location}: {name} is {height}x{width} pixels, not 218x178; "
+                f"{self.location}: {name} is {image.height}x{image.width} pixels, not 218x178; "
                 "use the 'aligned and cropped' images of CelebA"
             )
-        return pixels
+        return image
 
     def fingerprint(self) -> str:
         """Return a SHA-256 in hex that changes when the data change, without reading them all.

@@ -41,8 +41,9 @@ def connect(config: RayConfig) -> Cluster:
     address = _address(config)
     if not ray.is_initialized():
         try:
+            _knock(address)
             _init(address)
-        except ConnectionError as error:
+        except OSError as error:  # ConnectionError and a host without an address among them
             raise ValueError(
                 f"ray.address={address}: no cluster there; start one with `ray start --head`,"
                 " or leave the address out to use this machine alone"
@@ -61,6 +62,13 @@ def look(config: RayConfig) -> Cluster:
 
 def _address(config: RayConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _knock(address: str) -> None:
+    """Ask the port whether anyone is there: Ray itself tries for five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def check_nodes_see(folder: Path) -> None:

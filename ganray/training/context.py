@@ -58,7 +58,7 @@ class LocalContext:
 
     def _checkpoints(self) -> list[Path]:
         found = self._folder.glob("checkpoint_*")
-        return sorted(path for path in found if path.suffix != ".part")
+        return sorted(path for path in found if path.is_dir() and path.suffix != ".part")
 
 
 def checkpoint_name(step: int) -> str:

@@ -7,6 +7,25 @@ import pytest
 from PIL import Image
 
 from ganray.data import faces
+from ganray.data.face_painters import paint
+from ganray.data.face_traits import (
+    BALD,
+    BEARD,
+    BLACK,
+    BLOND,
+    BROWN,
+    GOATEE,
+    HAIRS,
+    LIPSTICKS,
+    LONG,
+    SHAVEN,
+    STUBBLE,
+    SUIT,
+    Dice,
+    attributes_of,
+    mix,
+    roll_traits,
+)
 from ganray.data.faces import ATTRIBUTE_NAMES, DRAWN_ATTRIBUTES, draw, write_celeba
 
 MANY = 2_000
@@ -14,28 +33,28 @@ MANY = 2_000
 
 @pytest.fixture(scope="module")
 def traits():
-    return faces._traits(7, np.arange(MANY))
+    return roll_traits(7, np.arange(MANY))
 
 
 @pytest.fixture(scope="module")
 def facts(traits):
     """Attribute name -> bool (MANY,)."""
-    return dict(zip(ATTRIBUTE_NAMES, faces._attributes(traits).T == 1, strict=True))
+    return dict(zip(ATTRIBUTE_NAMES, attributes_of(traits).T == 1, strict=True))
 
 
 def paint_with(changes, indices=range(4), rng_seed=3):
     """The same faces with some traits set to a value: float32 images (n, 218, 178, 3)."""
-    traits = faces._traits(rng_seed, np.array(indices))
+    traits = roll_traits(rng_seed, np.array(indices))
     plain = {"hat": False, "glasses": False, "sunglasses": False, "blurry": False, "facial": 0}
     for name, value in (plain | {"mustache": False} | changes).items():
         was = getattr(traits, name)
         setattr(traits, name, np.full_like(was, value))
-    return faces._paint(traits, faces._paper(len(indices))).astype(np.float32)
+    return paint(traits).astype(np.float32)
 
 
 def hair_luminance(colour):
-    traits = {"length": faces.LONG, "haired": True, "bangs": False, "puff": 6.0, "colour": colour}
-    hair = np.array(faces.HAIRS[colour], np.float32).reshape(3, 1, 1)
+    traits = {"length": LONG, "haired": True, "bangs": False, "puff": 6.0, "colour": colour}
+    hair = np.array(HAIRS[colour], np.float32).reshape(3, 1, 1)
     images = paint_with(traits | {"hair_dark": hair * 0.62, "hair_light": hair * 1.18})
     return images[:, 48:58, 80:100].mean()
 
@@ -65,8 +84,8 @@ def test_far_numbers_and_any_integer_seed_are_welcome():
 
 
 def test_splitmix_matches_its_published_stream():
-    steps = np.arange(1, 4, dtype=np.uint64) * np.uint64(faces._Dice._STEP)
-    stream = faces._mix(np.uint64(1234567) + steps)
+    steps = np.arange(1, 4, dtype=np.uint64) * np.uint64(Dice.STEP)
+    stream = mix(np.uint64(1234567) + steps)
     assert stream.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
@@ -116,13 +135,13 @@ def test_no_beard_means_none_of_any_kind(facts):
     assert facts["Wearing_Lipstick"][facts["Heavy_Makeup"]].all()
 
 
-@pytest.mark.parametrize(("lighter", "darker"), [("BLOND", "BROWN"), ("BROWN", "BLACK")])
+@pytest.mark.parametrize(("lighter", "darker"), [(BLOND, BROWN), (BROWN, BLACK)])
 def test_hair_has_its_colour(lighter, darker):
-    assert hair_luminance(getattr(faces, lighter)) > hair_luminance(getattr(faces, darker)) + 15
+    assert hair_luminance(lighter) > hair_luminance(darker) + 15
 
 
 def test_lipstick_is_redder_than_lips():
-    red = np.array(faces.LIPSTICKS[0], np.float32).reshape(3, 1, 1)
+    red = np.array(LIPSTICKS[0], np.float32).reshape(3, 1, 1)
     bare, made_up = (paint_with(c) for c in ({"open": False}, {"open": False, "lip_colour": red}))
     lips = np.s_[:, 150:160, 82:96]
     redness = [image[lips][..., 0].mean() - image[lips][..., 1].mean() for image in (bare, made_up)]
@@ -137,9 +156,9 @@ def test_lipstick_is_redder_than_lips():
         ("bangs", (False, True), None),
         ("curve", (-1.0, 7.0), np.s_[140:172, 60:118]),
         ("gap", (1.2, 7.0), np.s_[140:178, 60:118]),
-        ("facial", (faces.SHAVEN, faces.BEARD), np.s_[130:190, 50:128]),
-        ("facial", (faces.SHAVEN, faces.STUBBLE), np.s_[130:190, 50:128]),
-        ("facial", (faces.SHAVEN, faces.GOATEE), np.s_[155:186, 72:108]),
+        ("facial", (SHAVEN, BEARD), np.s_[130:190, 50:128]),
+        ("facial", (SHAVEN, STUBBLE), np.s_[130:190, 50:128]),
+        ("facial", (SHAVEN, GOATEE), np.s_[155:186, 72:108]),
         ("mustache", (False, True), np.s_[140:156, 70:108]),
         ("earrings", (False, True), np.s_[120:160, 25:152]),
         ("necktie", (False, True), np.s_[190:218, 78:100]),
@@ -150,9 +169,9 @@ def test_lipstick_is_redder_than_lips():
     ],
 )
 def test_a_trait_changes_its_place_and_little_else(trait, values, region):
-    common = {"outfit": faces.SUIT, "length": faces.BALD, "haired": False}
+    common = {"outfit": SUIT, "length": BALD, "haired": False}
     if trait == "bangs":  # a derived look: the hairline is what the painter sees
-        common = {"length": faces.LONG, "haired": True, "sweep": 0.0, "peak": 0.0}
+        common = {"length": LONG, "haired": True, "sweep": 0.0, "peak": 0.0}
         trait, values, region = "hairline", (40.0, 20.0), np.s_[60:108, 40:138]
     before, after = (paint_with(common | {trait: value}) for value in values)
     change = np.abs(after - before).max(axis=-1)
@@ -162,7 +181,7 @@ def test_a_trait_changes_its_place_and_little_else(trait, values, region):
 
 
 def test_eyes_are_where_celeba_puts_them():
-    images = paint_with({"length": faces.BALD, "haired": False, "narrow": False, "eye_h": 5.0})
+    images = paint_with({"length": BALD, "haired": False, "narrow": False, "eye_h": 5.0})
     gray = images.mean(axis=-1)
     for x in (70, 108):
         eye, cheek = gray[:, 106:117, x - 6 : x + 7], gray[:, 124:132, x - 6 : x + 7]

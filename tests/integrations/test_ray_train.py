@@ -65,7 +65,7 @@ def mlflow_run(home, name):
 
 
 def last_state(home, name):
-    return read_state(sorted((home / "runs" / name).glob("checkpoint_*"))[-1])
+    return read_state(sorted((home / "runs" / name).glob("checkpoint_0*"))[-1])
 
 
 def test_ray_gives_torchruns_numbers_and_a_whole_mlflow_run(home):

@@ -1,0 +1,147 @@
+"""The job as a user starts it: a dry run, bad input, and a whole run without Ray."""
+
+import importlib.util
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from ganray import cli
+from ganray.training import journal
+
+ROOT = Path(__file__).parents[1]
+TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
+TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
+TINY += ["--train.log_every", "0.06", "--train.sample_every", "0.06", "--launcher", "torch"]
+
+
+@pytest.fixture(scope="module")
+def celeba():
+    spec = importlib.util.spec_from_file_location("celeba_job", ROOT / "jobs" / "celeba.py")
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    return job
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANRAY_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def fails(celeba, home, monkeypatch, capsys):
+    """Run the job with bad input: exit code 2, one line on stderr, which is returned."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["celeba.py", *map(str, argv)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(celeba.main)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return run
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(celeba, home, capsys):
+    celeba.main(["--dry-run", "--train.kimg", "1"])
+    out = capsys.readouterr().out
+    for word in ("run", "data", "shards", "networks", "training", "workers", "memory", "results"):
+        assert re.search(rf"^{word} ", out, re.MULTILINE), word
+    assert "NO CELEBA WAS GIVEN" in out
+    assert not home.exists()
+
+
+def test_a_run_without_ray_leaves_numbers_pictures_and_a_model(celeba, home, capsys):
+    celeba.main([*TINY, "--name", "one"])
+    folder = home / "runs" / "one"
+    assert journal.history(folder, "D/loss")[0].tolist() == [60, 120]
+    for name in ("samples.png", "losses.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert json.loads((folder / "config.json").read_text())["name"] == "one"
+    out = capsys.readouterr().out
+    assert f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db" in out
+    assert str(folder / "samples.png") in out
+
+    celeba.main([*TINY, "--name", "one"])  # finished: ends at once, in the same MLflow run
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    history = client.get_metric_history(run.info.run_id, "D/loss")
+    assert [metric.step for metric in history] == [60, 120]
+
+
+def test_the_same_name_with_other_settings_is_refused(celeba, home, fails, capsys):
+    celeba.main([*TINY, "--name", "one"])
+    capsys.readouterr()
+    line = fails(*TINY, "--name", "one", "--latent.size", "9")
+    assert "latent.size=9 (was 64); use another --name" in line
+
+
+def damaged_zip(folder):
+    short_attributes(folder)
+    (folder / "img_align_celeba.zip").write_bytes(b"PK\x03\x04 cut off")
+    path = folder / "list_attr_celeba.txt"
+    path.write_text(path.read_text().replace("2", "1", 1))
+
+
+def short_attributes(folder):
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
+        archive.writestr("img_align_celeba/000001.jpg", b"x")
+        archive.writestr("img_align_celeba/000002.jpg", b"x")
+    names = " ".join(f"name{i}" for i in range(40))
+    row = "000001.jpg " + " ".join(["1"] * 40)
+    (folder / "list_attr_celeba.txt").write_text(f"2\n{names}\n{row}\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: folder.rmdir(), "bad"),
+        (lambda folder: None, "bad"),
+        (damaged_zip, "img_align_celeba.zip"),
+        (short_attributes, "list_attr_celeba.txt"),
+    ],
+)
+def test_bad_celeba(fails, tmp_path, spoil, message):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    spoil(folder)
+    line = fails("--data.celeba", folder, "--dry-run")
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_more_workers_than_the_machine_has(fails):
+    line = fails("--ray.workers", "500", "--dry-run")
+    assert "ray.workers=500 need 1 CPU each, but the cluster has 1 node" in line
+
+
+def test_a_batch_that_the_world_cannot_split(fails):
+    assert "train.batch_size=1" in fails("--train.batch_size", "1", "--ray.workers", "2")
+
+
+def test_a_home_that_cannot_be_written(fails, tmp_path):
+    (tmp_path / "file").write_text("")  # root may write anywhere, but not below a file
+    line = fails(*TINY, "--home", tmp_path / "file" / "home")
+    assert "home=" in line
+    assert "GANRAY_HOME" in line
+
+
+def test_no_cluster_at_the_address(fails):
+    line = fails("--ray.address", "127.0.0.1:9", "--dry-run")
+    assert "ray.address=127.0.0.1:9: no cluster there" in line
+
+
+def test_an_mlflow_server_that_is_down(fails):
+    line = fails(*TINY, "--tracking.uri", "http://127.0.0.1:9")
+    assert "tracking.uri=http://127.0.0.1:9" in line
