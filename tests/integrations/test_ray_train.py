@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from ganray.training import journal
 from ganray.training.state import read_state
 
 ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+DASHBOARD = "http://127.0.0.1:8299"
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
 TINY = ["--data.size", "16", "--data.drawn", "200", "--latent.size", "8", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.log_every", "0.06"]
@@ -130,16 +134,10 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
 
 def test_ray_job_submit_on_a_local_head(home, tmp_path):
     """The documented line, from the repository's root, against `ray start --head`."""
-    port = "18265"
-    env = environment(home, RAY_AUTH_MODE="disabled", RAY_TMPDIR=str(tmp_path))
-    env["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
     env.pop("PYTHONPATH")
-    ray = str(Path(sys.executable).parent / "ray")
-    head = [ray, "start", "--head", "--num-cpus=2", f"--dashboard-port={port}", "--port=16379"]
-    head += ["--temp-dir", "/tmp/ganray-test", "--disable-usage-stats"]
-    subprocess.run(head, env=env, check=True, capture_output=True, timeout=120)
-    try:
-        submit = [ray, "job", "submit", "--working-dir", str(ROOT), "--submission-id", "faces-1"]
+    with _head(env):
+        submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--submission-id", "faces-1"]
         submit += ["--", sys.executable, "jobs/celeba.py", "cpu32", *TINY, "--train.kimg", "0.24"]
         submit += ["--name", "submitted", "--home", str(home)]
         done = subprocess.run(
@@ -148,15 +146,35 @@ def test_ray_job_submit_on_a_local_head(home, tmp_path):
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         assert "kimg (100%)" in done.stdout
         assert "succeeded" in done.stdout
-        listed = subprocess.run(
-            [ray, "job", "list"], env=env, capture_output=True, text=True, timeout=60, check=True
-        )
+        jobs = [RAY, "job", "list"]
+        listed = subprocess.run(jobs, env=env, capture_output=True, text=True, timeout=60)
         assert "faces-1" in listed.stdout
-    finally:
-        subprocess.run([ray, "stop", "--force"], env=env, capture_output=True, timeout=60)
     _, found = mlflow_run(home, "submitted")
     assert found.data.tags["ray.submission_id"] == "faces-1"
     assert found.info.status == "FINISHED"
+
+
+@contextmanager
+def _head(env):
+    """A head of its own: `ray stop` would stop every Ray on the machine, so it is blocked on."""
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    command += ["--port=6399", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets: short paths
+        head = subprocess.Popen(
+            [*command, f"--temp-dir={folder}"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            _wait_for(_lines(head), "Ray runtime started", 120)
+            yield
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+            head.wait(60)
+            _wait_until_gone(head.pid)
 
 
 def _lines(process):
