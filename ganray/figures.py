@@ -53,8 +53,9 @@ def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
-def smoothed(values: np.ndarray, half_life: float = 5.0) -> np.ndarray:
-    """Exponential moving average (n,) with a half-life in points, without a start-up bias."""
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average (n,), a fortieth of the curve its half-life; no start-up bias."""
+    half_life = max(1.0, len(values) / 40)
     keep = 0.5 ** (1.0 / half_life)
     out, total, weight = np.empty(len(values)), 0.0, 0.0
     for i, value in enumerate(values):

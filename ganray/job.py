@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -127,6 +128,8 @@ def _tags(config: Config, workers: Workers) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
     }
+    script = Path(sys.argv[0]).name
+    tags |= {"mlflow.source.name": script, "mlflow.source.type": "JOB"}
     if commit := _git_commit():
         tags["mlflow.source.git.commit"] = commit
     if config.launcher == "ray":

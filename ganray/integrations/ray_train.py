@@ -17,6 +17,8 @@ from typing import Any
 # seconds, the default interval at which Ray's controller looks for it.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# The resources were checked, so workers that do not start yet wait for a node that is booting.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
 
 import ray
 import ray.train
@@ -163,12 +165,14 @@ class RayContext:
 
 
 def _work(job: dict[str, Any]) -> dict[str, str]:
-    """One worker's life. Ray starts all workers again after an error, which helps unless..."""
+    """One worker's life.
+
+    After an error Ray starts all workers again, which helps unless the error would come again.
+    Divergence would, and all ranks meet it at the same step, so none is left waiting.
+    """
     try:
         work(job["config"], job["shards"], RayContext())
-    except (
-        Diverged
-    ) as error:  # ...it would come again. All ranks are here, so none is left waiting.
+    except Diverged as error:
         return {"diverged": str(error)}
     return {}
 
@@ -203,12 +207,9 @@ def _runtime_env(joins: bool) -> dict[str, Any]:
     """
     given = _job().get("runtime_env", {})
     ours = {
-        name: os.environ[name]
-        for name in (
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
-            "RAY_USAGE_STATS_ENABLED",
-        )
-        if name in os.environ and name not in given.get("env_vars", {})
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("RAY_TRAIN_", "RAY_USAGE_")) and name not in given.get("env_vars", {})
     }
     env: dict[str, Any] = {"env_vars": ours}
     if joins and "working_dir" not in given:

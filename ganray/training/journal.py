@@ -24,6 +24,7 @@ from ganray.config import Config
 Event = dict[str, Any]
 
 FILE = "journal.jsonl"
+_SILENCE_S = 120  # then the terminal says that it still listens
 
 
 class Journal:
@@ -126,13 +127,16 @@ def narrated(config: Config) -> Iterator[None]:
     start = _end(folder)
 
     def follow() -> None:
-        offset, last = start, False
+        offset, last, heard = start, False, time.monotonic()
         while not last:
             last = stop.wait(0.5)
             for event, after in read(folder, offset):
-                offset = after
+                offset, heard = after, time.monotonic()
                 if event["name"] == "metrics":
                     print(line(event, total), flush=True)
+            if time.monotonic() - heard > _SILENCE_S:
+                heard = time.monotonic()
+                print("nothing new yet: workers are starting, or wait for room", flush=True)
 
     thread = threading.Thread(target=follow, name="narrator", daemon=True)
     thread.start()

@@ -21,8 +21,10 @@ from ganray.training.state import read_state
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
-DASHBOARD = "http://127.0.0.1:8299"
+PORT, DASHBOARD = 6399, "http://127.0.0.1:8299"
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN += [JOB[1]]
 TINY = ["--data.size", "16", "--data.drawn", "200", "--latent.size", "8", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.log_every", "0.06"]
 TINY += [
@@ -74,8 +76,7 @@ def last_state(home, name):
 
 def test_ray_gives_torchruns_numbers_and_a_whole_mlflow_run(home):
     out = run(home, "ray", "--train.kimg", "0.24")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run(home, "torch", "--train.kimg", "0.24", "--launcher", "torch", command=[*torchrun, JOB[1]])
+    run(home, "torch", "--train.kimg", "0.24", "--launcher", "torch", command=TORCHRUN)
     for metric in ("D/loss", "G/loss", "D/r1"):
         ray, torch = (journal.history(home / "runs" / name, metric) for name in ("ray", "torch"))
         np.testing.assert_array_equal(ray[0], torch[0])
@@ -100,7 +101,7 @@ def test_ray_gives_torchruns_numbers_and_a_whole_mlflow_run(home):
 def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
     """SIGKILL a worker, then the driver; the same name goes on to the numbers of a whole run."""
     whole = ["--train.kimg", "6", "--train.checkpoint_every", "0.6", "--train.log_every", "0.3"]
-    run(home, "whole", *whole)
+    run(home, "whole", *whole, "--launcher", "torch", command=TORCHRUN)
     command = [*JOB, "cpu32", *TINY, *whole, "--name", "killed"]
     driver = subprocess.Popen(
         command,
@@ -132,11 +133,11 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
         assert np.array_equal(killed["G"][key].numpy(), value.numpy()), key
 
 
-def test_ray_job_submit_on_a_local_head(home, tmp_path):
-    """The documented line, from the repository's root, against `ray start --head`."""
+def test_ray_job_submit_to_a_cluster_of_two_nodes(home):
+    """The documented line, from the repository's root; each node has room for one worker."""
     env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
     env.pop("PYTHONPATH")
-    with _head(env):
+    with _two_nodes(env):
         submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--submission-id", "faces-1"]
         submit += ["--", sys.executable, "jobs/celeba.py", "cpu32", *TINY, "--train.kimg", "0.24"]
         submit += ["--name", "submitted", "--home", str(home)]
@@ -151,30 +152,34 @@ def test_ray_job_submit_on_a_local_head(home, tmp_path):
         assert "faces-1" in listed.stdout
     _, found = mlflow_run(home, "submitted")
     assert found.data.tags["ray.submission_id"] == "faces-1"
+    assert found.data.tags["world_size"] == "2"
     assert found.info.status == "FINISHED"
 
 
 @contextmanager
-def _head(env):
-    """A head of its own: `ray stop` would stop every Ray on the machine, so it is blocked on."""
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
-    command += ["--port=6399", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets: short paths
-        head = subprocess.Popen(
-            [*command, f"--temp-dir={folder}"],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            _wait_for(_lines(head), "Ray runtime started", 120)
-            yield
-        finally:
-            os.killpg(head.pid, signal.SIGTERM)
-            head.wait(60)
-            _wait_until_gone(head.pid)
+def _two_nodes(env):
+    """A head and a worker node of their own; `ray stop` would stop every Ray on the machine."""
+    start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+    head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,  # sockets: short paths
+        _node([*start, *head, f"--temp-dir={folder}"], env),
+        _node([*start, f"--address=127.0.0.1:{PORT}"], env),
+    ):
+        yield
+
+
+@contextmanager
+def _node(command, env):
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    node = subprocess.Popen(command, env=env, start_new_session=True, **output)
+    try:
+        _wait_for(_lines(node), "Ray runtime started", 120)
+        yield
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(60)
+        _wait_until_gone(node.pid)
 
 
 def _lines(process):
