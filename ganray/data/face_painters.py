@@ -40,7 +40,7 @@ HEIGHT, WIDTH = 218, 178
 
 Number = float | np.ndarray
 
-_CHUNK = 16  # faces painted at once: enough to hide numpy's call overhead, few for the cache
+_CHUNK = 12  # faces painted at once: enough to hide numpy's call overhead, few for the cache
 
 
 # Pencils: signed distances, coverages, waves.
@@ -66,7 +66,7 @@ def _cover(d: np.ndarray, softness: Number = 1.2) -> np.ndarray:
 def _ellipse(x, y, rx, ry) -> np.ndarray:
     """Signed distance (nearly) to an ellipse about zero."""
     x, y = x / rx, y / ry
-    return (np.sqrt(x * x + y * y) - 1) * np.minimum(rx, ry)
+    return (np.sqrt(x * x + y * y) - 1) * np.minimum(rx, ry, dtype=np.float32)
 
 
 def _blob(x, y, rx, ry) -> np.ndarray:
@@ -112,18 +112,22 @@ class _Window:
 
 
 class _Canvas:
-    """The pictures in work, `rgb`: float32 (n, 3, 218, 178) in [0, 255], for now the bare wall.
+    """The pictures in work, `rgb`: float32 (n, 3, 218, 178) in [0, 255], of faces with traits `t`.
 
-    `paper` is its memory, for at least as many faces, and is free again after the canvas.
+    It serves chunk after chunk: a fresh page of memory costs more than the paint on it.
     """
 
-    def __init__(self, t: Traits, paper: np.ndarray) -> None:
-        self.t, n = t, t.male.size
-        _wall(t, paper[:n, :3])
-        self.rgb, self._u, self._v = paper[:n, :3, :HEIGHT, :WIDTH], paper[:n, 3], paper[:n, 4]
-        self._scratch = np.empty(self.rgb.size, np.float32)
-        x = np.arange(paper.shape[3], dtype=np.float32) - t.eye_x
-        y = np.arange(paper.shape[2], dtype=np.float32)[:, None] - t.eye_y
+    def __init__(self, most_faces: int) -> None:
+        self._memory = np.empty((most_faces, 5, HEIGHT + 2, WIDTH + 2), np.float32)  # rgb, u, v
+        self._scratch = np.empty(most_faces * 3 * HEIGHT * WIDTH, np.float32)
+
+    def start(self, t: Traits) -> None:
+        """Forget the last chunk, paint the wall for the next one."""
+        self.t, memory = t, self._memory[: t.male.size]
+        _wall(t, memory[:, :3])
+        self.rgb, self._u, self._v = memory[:, :3, :HEIGHT, :WIDTH], memory[:, 3], memory[:, 4]
+        x = np.arange(memory.shape[3], dtype=np.float32) - t.eye_x
+        y = np.arange(memory.shape[2], dtype=np.float32)[:, None] - t.eye_y
         cos, sin = t.cos / t.zoom, t.sin / t.zoom
         np.add(cos * x, sin * y, out=self._u)
         np.subtract(cos * y, sin * x, out=self._v)
@@ -135,8 +139,10 @@ class _Canvas:
         who = slice(None) if only is None or only.all() else np.flatnonzero(only)
         box = (who, ..., slice(top, bottom), slice(left, right))
         pixels = self.rgb[box]
+        if right - left < 100:  # numpy is slow on short rows, so a narrow box is packed
+            pixels = pixels.copy()
         yield _Window(self.t[who], pixels, self._u[box], self._v[box], self._scratch)
-        if not isinstance(who, slice):  # then the pixels are a copy
+        if pixels.base is not self._memory:  # then the pixels are a copy
             self.rgb[box] = pixels
 
 
@@ -148,11 +154,13 @@ def _wall(t: Traits, out: np.ndarray) -> None:
     x = np.arange(0, WIDTH + 6, 4, dtype=np.float32)
     y = np.arange(0, HEIGHT + 6, 4, dtype=np.float32)[:, None]
     d = t.wall_edge_u * (x - WIDTH / 2) + t.wall_edge_v * (y - HEIGHT / 2) - t.wall_edge
-    small = t.wall + _cover(d, t.wall_sharp)[:, None] * (t.wall_far - t.wall)
+    glow = np.ones_like(d)
     for spot in range(t.spots.shape[1]):
         at_x, at_y, radius, strength = (t.spots[:, spot, k] for k in range(4))
         light = np.minimum(_blob(x - at_x, y - at_y, radius, radius) * 2, 1) * strength
-        small *= 1 + light[:, None]
+        glow *= 1 + light
+    small = t.wall + _cover(d, t.wall_sharp)[:, None] * (t.wall_far - t.wall)
+    small *= glow[:, None]
     _stretch(small, out)
 
 
@@ -163,9 +171,9 @@ def _stretch(small: np.ndarray, out: np.ndarray) -> None:
     for k in range(4):
         wide[..., k::4] = small[..., :-1] + k * step
     step = np.diff(wide, axis=2) / 4
-    for k in range(4):
-        np.multiply(step, k, out=out[:, :, k::4])
-        out[:, :, k::4] += wide[:, :, :-1]
+    out[:, :, ::4] = wide[:, :, :-1]
+    for k in range(1, 4):
+        np.add(out[:, :, k - 1 :: 4], step, out=out[:, :, k::4])
 
 
 def _hair_shape(t: Traits, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +211,10 @@ def _hair_shape(t: Traits, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _twice(rows: np.ndarray) -> np.ndarray:
-    """Every other row filled in: (m, h, w) -> (m, 2h, w)."""
+    """Every other row filled in: (m, h, w) -> (m, 2h, w).
+
+    Strands hang, so hair is reckoned on half of its rows, in half the time.
+    """
     full = np.repeat(rows, 2, axis=1)
     full[:, 1:-1:2] += rows[:, 1:]
     full[:, 1:-1:2] *= 0.5
@@ -219,7 +230,6 @@ def _hairs(t: Traits) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
 def _hair_behind(canvas: _Canvas) -> None:
     for box, who in _hairs(canvas.t):
         with canvas.window(*box, only=who) as w:
-            # Strands hang, so every other row tells all, in half the time.
             coverage, tone = map(_twice, _hair_shape(w.t, w.u[:, ::2], w.v[:, ::2]))
             canvas.hair.append((coverage, tone))
             w.paint(coverage, w.t.hair_dark * 0.8)
@@ -229,14 +239,15 @@ def _hair_in_front(canvas: _Canvas) -> None:
     """The mop less an opening for the face; its shadow falls on the brow."""
     for (box, who), (coverage, tone) in zip(_hairs(canvas.t), canvas.hair, strict=True):
         with canvas.window(*box, only=who) as w:
-            t, side = w.t, w.u - w.t.head
+            t, side, v = w.t, w.u[:, ::2] - w.t.head, w.v[:, ::2]
             width = t.face_w - t.temple
-            a = np.abs(side) / (width + width * t.part_open * _plus(w.v) / 100)
-            b = _plus(-w.v - t.sweep * side) / t.hairline
+            a = np.abs(side) / (width + width * t.part_open * _plus(v) / 100)
+            b = _plus(-v - t.sweep * side) / t.hairline
             opening = np.sqrt(a * a + b * b)
             opening += t.peak * (a + b - opening) - 1
             opening *= width
             opening += t.jag * (_wave(w.column / 7.3 + t.phase) + _wave(w.column / 4.1))
+            opening = _twice(opening)
             w.paint(np.clip(1 + opening / 8, 0, 1) * coverage, t.skin_dark * 0.8, 0.4)
             w.model(coverage * _cover(-opening, 2), t.hair_dark, t.hair_light, tone)
 
@@ -551,24 +562,22 @@ def paint(traits: Traits) -> np.ndarray:
     """The faces with these traits: uint8 (n, 218, 178, 3), RGB."""
     num_faces = traits.length.size
     images = np.empty((num_faces, HEIGHT, WIDTH, 3), np.uint8)
-    # Used for every chunk: a fresh page of memory costs more than the paint on it.
-    paper = np.empty((min(_CHUNK, num_faces), 5, HEIGHT + 2, WIDTH + 2), np.float32)  # rgb, u, v
+    canvas = _Canvas(min(_CHUNK, num_faces))
     alike = np.argsort(np.minimum(traits.length, MEDIUM).ravel(), kind="stable")
     for start in range(0, num_faces, _CHUNK):  # hair of one length fits one window
         part = alike[start : start + _CHUNK]
-        images[part] = _paint_chunk(traits[part], paper)
+        canvas.start(traits[part])
+        for painter in _PAINTERS:
+            painter(canvas)
+        for place, picture, grain in zip(part, canvas.rgb, canvas.t.grain.ravel(), strict=True):
+            _develop(picture, grain, images[place])
     return images
 
 
-def _paint_chunk(t: Traits, paper: np.ndarray) -> np.ndarray:
-    canvas = _Canvas(t, paper)
-    for painter in _PAINTERS:
-        painter(canvas)
-    for picture, grain in zip(canvas.rgb, t.grain.ravel(), strict=True):
-        top, left = grain // 1024 % (512 - HEIGHT), grain % (512 - WIDTH)
-        picture += _GRAIN[top : top + HEIGHT, left : left + WIDTH]
-    np.clip(canvas.rgb, 0, 255, out=canvas.rgb)
-    pictures = np.empty((len(canvas.rgb), HEIGHT, WIDTH, 3), np.uint8)
-    for channel in range(3):  # three times as fast as one transposed copy
-        np.copyto(pictures[..., channel], canvas.rgb[:, channel], casting="unsafe")
-    return pictures
+def _develop(picture: np.ndarray, grain: int, image: np.ndarray) -> None:
+    """One picture from the canvas, float32 (3, 218, 178), into uint8 (218, 178, 3)."""
+    top, left = grain // 1024 % (512 - HEIGHT), grain % (512 - WIDTH)
+    grainy = picture + _GRAIN[top : top + HEIGHT, left : left + WIDTH]
+    planes = np.clip(grainy, 0, 255, out=grainy).astype(np.uint8)
+    for channel in range(3):  # twice as fast as one transposed copy
+        image[..., channel] = planes[channel]
