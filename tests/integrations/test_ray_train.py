@@ -161,10 +161,13 @@ def _two_nodes(env):
     """A head and a worker node of their own; `ray stop` would stop every Ray on the machine."""
     start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
     head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+    # A folder each, as on two machines: they unpack the working directory to the same place in it.
+    # Directly under /tmp, since the path of a socket must be short.
     with (
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,  # sockets: short paths
-        _node([*start, *head, f"--temp-dir={folder}"], env),
-        _node([*start, f"--address=127.0.0.1:{PORT}"], env),
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
+        _node([*start, *head, f"--temp-dir={one}"], env),
+        _node([*start, f"--address=127.0.0.1:{PORT}", f"--temp-dir={two}"], env),
     ):
         yield
 
