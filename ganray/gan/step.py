@@ -60,7 +60,8 @@ class GeneratorObjective(nn.Module):
         fake_logits = self.D(self.G(z)).float()
         real_logits = fake_logits.detach()
         if self.loss.name == "relativistic":
-            real_logits = self.D(real).float()
+            with torch.no_grad():  # G does not move the reals
+                real_logits = self.D(real).float()
         adversarial = LOSSES[self.loss.name].G(real_logits, fake_logits)
         return adversarial.mean(), {"G/loss": adversarial.detach()}
 

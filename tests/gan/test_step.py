@@ -52,11 +52,12 @@ def test_the_generator_step_moves_G_alone_and_leaves_D_trainable(name):
     before = weights(G), weights(D)
     optimizer = torch.optim.SGD(G.parameters(), 0.1)
     objective = GeneratorObjective(G, D, LossConfig(name=name))
-    real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
+    real, z = torch.rand(4, 3, 2, 2, requires_grad=True), torch.randn(4, 2)  # as R1 leaves them
     stats = generator_step(objective, D, optimizer, real, z)
     assert not equal(before[0], G)
     assert equal(before[1], D)
     assert all(p.grad is None for p in D.parameters())
+    assert real.grad is None
     assert all(p.requires_grad for p in D.parameters())
     assert set(stats) == {"G/loss"}
 
