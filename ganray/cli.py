@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -66,9 +67,16 @@ def parse(
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a job's main: bad input ends with one clear line and exit code 2."""
+    """Run a job's main: bad input ends with one clear line and exit code 2.
+
+    Ctrl-C and SIGTERM unwind the stack, so that whoever holds an MLflow run can close it.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stopped; the same command with --name goes on", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:
         if os.environ.get("GANRAY_DEBUG"):
             traceback.print_exc()

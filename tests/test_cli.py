@@ -103,3 +103,19 @@ def test_print_config_writes_a_file_that_gives_the_same_config(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(done.stdout)
     assert parse("--config", str(path)) == parse("mlp", "--name", "n")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_unwinds_the_stack_and_says_how_to_go_on(name, code):
+    """`finally` runs, which is where an MLflow run gets its KILLED."""
+    program = (
+        "import os, signal\nfrom ganray import cli\n"
+        "def main(argv):\n"
+        f"    try: os.kill(os.getpid(), signal.{name}); signal.pause()\n"
+        "    finally: print('closed')\n"
+        "cli.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.strip() == "closed"
+    assert "Traceback" not in done.stderr
