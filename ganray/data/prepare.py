@@ -118,7 +118,8 @@ def _to_download(data: DataConfig, home: Path) -> bool:
     if not data.download:
         return False
     folder = _celeba_folder(data, home)
-    return not any((at / "list_attr_celeba.txt").exists() for at in (folder, folder / "celeba"))
+    last = "list_eval_partition.txt"  # the one that torchvision fetches last
+    return not any((at / last).exists() for at in (folder, folder / "celeba"))
 
 
 def _rows(celeba: CelebA, split: str) -> int:

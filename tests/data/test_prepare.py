@@ -75,3 +75,15 @@ def test_what_cannot_work_is_refused_in_one_line(data, message, tmp_path):
         prepare.plan(data, tmp_path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_torchvision_is_asked_once_and_not_where_celeba_is_complete(
+    tmp_path, celeba_folder, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(prepare.CelebA, "download", asked.append)
+    prepare.fetch(DataConfig(celeba=celeba_folder), tmp_path)
+    prepare.fetch(DataConfig(celeba=celeba_folder, download=True), tmp_path)
+    assert asked == []
+    prepare.fetch(DataConfig(download=True), tmp_path)
+    assert asked == [tmp_path / "data"]
