@@ -125,7 +125,7 @@ def _tags(config: Config, workers: Workers) -> dict[str, str]:
     """What the config does not say about a run; one that tells runs apart in MLflow."""
     tags = {
         "world_size": str(workers.count),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _device(workers),
         "torch": torch.__version__,
     }
     script = Path(sys.argv[0]).name
@@ -135,6 +135,13 @@ def _tags(config: Config, workers: Workers) -> dict[str, str]:
     if config.launcher == "ray":
         tags |= ray_train.job_tags()
     return tags
+
+
+def _device(workers: Workers) -> str:
+    """Of the workers; a cluster's head, where the driver runs, may have no GPU to name."""
+    if not workers.gpu:
+        return "cpu"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
 
 
 def _git_commit() -> str | None:

@@ -125,9 +125,9 @@ def _finish(run: Run, follower: Follower, status: str, timeout_s: float = 30.0) 
         )
 
 
-def log_file(run: Run, path: Path, folder: str | None = None) -> None:
+def log_file(run: Run, path: Path) -> None:
     """Put a file among the run's artifacts."""
-    MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(path), folder)
+    MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(path))
 
 
 def log_generator(run: Run, generator: Any, latent_size: int, image_shape: tuple[int, ...]) -> str:
@@ -204,6 +204,7 @@ class Follower:
             try:
                 self._send_new_events()
             except (MlflowException, OSError) as error:
+                self._known = None  # the answer may be what got lost: ask again what has arrived
                 print(f"MLflow at {self._run.uri}: {_first_line(error)}; trying again", flush=True)
                 return False
             return True
@@ -221,7 +222,8 @@ class Follower:
                     points += _points(event)
             else:
                 self._send_image(event)
-            if len(points) >= _BATCH // 2 or after == events[-1][1]:
+            is_picture = event["name"] != "metrics"  # sent: must not be sent again
+            if is_picture or len(points) >= _BATCH // 2 or after == events[-1][1]:
                 self._client.log_batch(self._run.run_id, metrics=points)
                 points = []
                 self._offset = after
