@@ -120,6 +120,23 @@ def test_a_dead_server_stops_nothing_and_loses_nothing(config, capsys):
     assert points(run) == [(10, 10.0)]
 
 
+def test_what_arrived_is_not_sent_again_when_only_the_answer_was_lost(config, monkeypatch):
+    run = start(config)
+    write(config, 10, 20)
+    follower, send, lost = Follower(run), MlflowClient.log_batch, []
+
+    def losing(*args, **kwargs):
+        send(*args, **kwargs)
+        if kwargs.get("metrics") and len(lost) < 1:
+            lost.append(True)
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", losing)
+    assert follower.flush()
+    assert lost
+    assert points(run) == [(10, 10.0), (20, 20.0)]
+
+
 def test_a_store_that_cannot_be_reached_is_one_clear_line(config):
     away = replace(config, tracking=replace(config.tracking, uri="http://127.0.0.1:9"))
     with pytest.raises(ValueError, match=r"tracking.uri=http://127.0.0.1:9: .*another") as error:
