@@ -110,12 +110,15 @@ def test_a_signal_unwinds_the_stack_and_says_how_to_go_on(name, code):
     """`finally` runs, which is where an MLflow run gets its KILLED."""
     program = (
         "import os, signal\nfrom ganray import cli\n"
+        # A shell starts background commands, and so perhaps these tests, with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def main(argv):\n"
         f"    try: os.kill(os.getpid(), signal.{name}); signal.pause()\n"
         "    finally: print('closed')\n"
         "cli.run(main)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert done.stdout.strip() == "closed"
     assert "Traceback" not in done.stderr
