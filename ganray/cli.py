@@ -15,8 +15,8 @@ import sys
 import time
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, TypeVar, cast
 
 import docstring_parser
 from jsonargparse import (
@@ -28,6 +28,7 @@ from jsonargparse import (
 
 from ganray.config import SECTIONS, Config
 
+T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
 
 
@@ -64,6 +65,49 @@ def parse(
     base = presets.get(name, Config())
     values = _parse(words, base, f"{description}\n\n{_table(presets)}") | {"preset": name}
     return _build(values)
+
+
+def parse_words(
+    argv: Sequence[str],
+    kind: type[T],
+    names: Sequence[str],
+    first: Iterable[str],
+    description: str,
+) -> T:
+    """The config of a small job: a flat dataclass, some fields of which are words, not options.
+
+    Args:
+        argv: without the program's name.
+        kind: the dataclass.
+        names: its fields that are given as words, in order; all but the first may be left out.
+        first: what the first word may be.
+        description: the first lines of --help.
+
+    Raises:
+        ValueError: one line about the word or option, its value and the rule.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        description=description,
+        usage=f"%(prog)s {' '.join(name.upper() for name in names)} [--option VALUE ...]",
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+    )
+    hints = typing.get_type_hints(kind)
+    for number, field in enumerate(dataclasses.fields(cast(Any, kind))):
+        about = {"type": hints[field.name], "help": _field_help(field.name, kind)}
+        if field.name in names:
+            parser.add_argument(field.name, **about, nargs="?" if number else None)
+        else:
+            parser.add_argument(f"--{field.name}", **about, default=field.default)
+    words = _dashed(argv, {f"--{name}" for name, hint in hints.items() if hint is bool})
+    try:
+        values = vars(parser.instantiate(parser.parse_args(words)))
+    except ArgumentError as error:
+        raise ValueError(_readable(str(error), parser)) from error
+    if values[names[0]] not in (known := list(first)):
+        raise ValueError(f"{names[0]}={values[names[0]]!r} is not one of {', '.join(known)}")
+    return kind(**{field: values[field] for field in hints})
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -114,18 +158,21 @@ def _parse(words: Sequence[str], base: Config, description: str) -> dict[str, An
 
 
 def _normalise(argv: Sequence[str]) -> list[str]:
-    """Accept what people type: dashes inside names, a bare flag for true, the preset first."""
+    """Accept what people type, with the preset first."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--preset")
+    return _dashed(words, {"--" + name for name in _flags()})
+
+
+def _dashed(argv: Sequence[str], flags: Set[str]) -> list[str]:
+    """Accept dashes inside names, and a bare flag for true."""
     words: list[str] = []
-    flags = {"--" + name for name in _flags()}
-    for i, word in enumerate(argv):
-        if i == 0 and not word.startswith("-"):
-            words += ["--preset", word]
-            continue
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             word = "--" + name[2:].replace("-", "_") + equals + value
         words.append(word)
-        following = argv[i + 1] if i + 1 < len(argv) else "--"
         if word in flags and following.startswith("-"):
             words.append("true")
     return words
@@ -152,9 +199,9 @@ def _readable(message: str, parser: ArgumentParser) -> str:
     return f"{option} is not an option" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
-def _field_help(name: str) -> str:
-    """The docstring under a field of Config itself; jsonargparse finds those of the sections."""
-    documented = docstring_parser.parse_from_object(Config).params
+def _field_help(name: str, kind: type = Config) -> str:
+    """The docstring under a field of a dataclass; jsonargparse finds those of the sections."""
+    documented = docstring_parser.parse_from_object(kind).params
     return next((p.description or "" for p in documented if p.arg_name == name), "")
 
 

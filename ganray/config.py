@@ -20,25 +20,124 @@ def require(name: str, value: object, rule: str, holds: bool) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are laid down as shards."""
+    """Which images, how they are laid down as shards, and how those are read."""
 
-    celeba: Path | None = None
-    """Folder that torchvision.datasets.CelebA leaves (zip or unpacked). None: faces are drawn."""
+    source: Literal[
+        "celeba", "mnist", "fashion-mnist", "stacked-mnist", "digits", "folder", "source-text"
+    ] = "celeba"
+    """What `root` holds. `python jobs/shard.py --help` says what each one is."""
+    root: str | None = None
+    """Folder or file of the source; or shards: a folder, or a URL (s3://, gs://, http://, ...).
+    None: celeba's faces are drawn, others are looked for in the home's data folder."""
     download: bool = False
-    """Let torchvision fetch CelebA (1.4 GB) into `celeba`, or into the home's data folder."""
+    """Let torchvision fetch the source (CelebA: 1.4 GB) into `root`, or the home's data folder."""
     images: int | None = None
     """Use the first so many images. None: all there are, or `drawn` faces where none are given."""
     drawn: int = 8_000
     """Faces to draw on a machine that has no CelebA."""
     size: int = 64
-    """Side in pixels after the centre crop; 0 keeps the original 218x178."""
+    """Side in pixels after the centre crop; 0 keeps the original size (CelebA: 218x178)."""
+    crop: int = 0
+    """Side of a random square that training cuts from each image, on the device; 0: none."""
+    flip: bool = False
+    """Mirror every second image at random, on the device."""
     split: Literal["all", "train", "valid", "test"] = "all"
-    """Which part of CelebA's own partition is trained on."""
+    """Which part of the source's own partition is trained on."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """raw: pixels, the fastest. jpeg: the original files, 16 times smaller, decoded every time."""
+    shuffle: Literal["full", "blocks"] = "full"
+    """full: an exact permutation each epoch. blocks: for storage where random rows are dear."""
+    block_rows: int | None = None
+    """shuffle=blocks: rows that stay together. None: 64, or a whole shard where `root` is a URL."""
+    window_blocks: int | None = None
+    """shuffle=blocks: blocks that are mixed together. None: 32, or 4 where `root` is a URL."""
+    residence: Literal["stream", "device"] = "stream"
+    """stream: batches are copied to the device. device: the whole set is kept there, if it fits."""
+    threads: int = 1
+    """Threads of each worker that copy, or decode, the images of a batch."""
+    verify: Literal["sizes", "first-touch"] = "sizes"
+    """sizes: structure only, in milliseconds. first-touch: also digests, as images are first read.
+    `python jobs/shard.py verify FOLDER` checks everything."""
+    on_damage: Literal["stop", "skip"] = "stop"
+    """skip: let other images stand in for damaged ones, and count them (data/replaced_images)."""
+    cache: Path = Path("~/.cache/ganray")
+    """Folder on each node's own disk, for shards that come from a URL."""
+    cache_gb: float | None = None
+    """The most that all shards in `cache` may take, in GB. None: what the disk holds."""
 
     def __post_init__(self) -> None:
-        require("data.images", self.images, "be positive", self.images is None or self.images > 0)
-        require("data.drawn", self.drawn, "be positive", self.drawn > 0)
+        for name in ("images", "block_rows", "window_blocks", "cache_gb"):
+            value = getattr(self, name)
+            require(f"data.{name}", value, "be positive", value is None or value > 0)
+        for name in ("drawn", "threads"):
+            value = getattr(self, name)
+            require(f"data.{name}", value, "be positive", value > 0)
         require("data.size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
+        require("data.crop", self.crop, "be 0 or at least 8", self.crop == 0 or self.crop >= 8)
+        if self.size and self.crop > self.size:
+            raise ValueError(
+                f"data.crop={self.crop} is cut from images of data.size={self.size}; use less"
+            )
+
+    def seen_shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(H, W, C) that the networks see of images of this shape.
+
+        Raises:
+            ValueError: `crop` is larger than the images.
+        """
+        height, width, channels = stored
+        if self.crop > min(height, width):
+            raise ValueError(
+                f"data.crop={self.crop} is larger than the images, {height}x{width}; use less"
+            )
+        return (self.crop, self.crop, channels) if self.crop else stored
+
+    def blocks(self, shard_rows: int) -> tuple[int, int]:
+        """Rows of a block, and blocks of a window, of the blocked shuffle."""
+        rows, window = (shard_rows, 4) if self.is_remote() else (64, 32)
+        return self.block_rows or rows, self.window_blocks or window
+
+    def is_remote(self) -> bool:
+        """Whether `root` is a URL."""
+        return self.root is not None and "://" in self.root
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """What jobs/shard.py is asked to do."""
+
+    source: str = ""
+    """Kind of image set, or `verify`."""
+    path: Path | None = None
+    """Where it is; `digits` needs none."""
+    out: Path | None = None
+    """Folder of the shards; made where missing."""
+    size: int = 0
+    """Resize and crop to this many pixels a side; 0 keeps the original size."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """raw: pixels, the fastest. jpeg: the original files to the byte, 16 times smaller."""
+    split: Literal["all", "train", "valid", "test"] = "all"
+    """Only this part of the source's own partition."""
+    images: int | None = None
+    """Only the first so many images of the split."""
+    processes: int | None = None
+    """How many convert; None: one for each core. The shards are the same for any number."""
+    download: bool = False
+    """Let torchvision fetch the source into `path` where it is not there."""
+    drawn: int = 8_000
+    """faces: how many to draw."""
+    stacked: int | None = None
+    """stacked-mnist: how many images for training; None: 128,000."""
+    rng_seed: int = 0
+    """faces and stacked-mnist: which people, which digits."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "processes", "stacked"):
+            value = getattr(self, name)
+            require(f"--{name}", value, "be positive", value is None or value > 0)
+        require("--drawn", self.drawn, "be positive", self.drawn > 0)
+        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
 
 
 @dataclass(frozen=True)
@@ -215,7 +314,7 @@ class Config:
         bad = [c for c in self.name if not (c.isalnum() or c in "._-")]
         if bad or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")
-        size = self.data.size
+        size = self.data.crop or self.data.size
         square = size >= 16 and size & (size - 1) == 0
         if self.network.kind == "dcgan" and not square:
             raise ValueError(
@@ -266,9 +365,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         parts[name] = part(**_known(part, value, name)) if part else value
     parts["home"] = Path(parts["home"])
     config = Config(**parts)
-    if config.data.celeba is None:
-        return config
-    data = dataclasses.replace(config.data, celeba=Path(config.data.celeba))
+    data = dataclasses.replace(config.data, cache=Path(config.data.cache))
     return dataclasses.replace(config, data=data)
 
 
@@ -293,7 +390,8 @@ SECTIONS: dict[str, type] = {
 # What may change when a run goes on: where and how long it runs, not what is learned.
 _FREE_TO_CHANGE = ("home", "launcher", "dry_run", "preset", "ray.", "tracking.", "train.kimg")
 _FREE_TO_CHANGE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
-_FREE_TO_CHANGE += ("train.keep_checkpoints", "data.celeba", "data.download")
+_FREE_TO_CHANGE += ("train.keep_checkpoints", "data.root", "data.download", "data.cache")
+_FREE_TO_CHANGE += ("data.residence", "data.threads", "data.verify")
 
 
 def check_resumes(before: Config, now: Config) -> None:

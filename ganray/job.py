@@ -15,7 +15,6 @@ import torch
 from ganray.config import Config, check_resumes, from_dict, to_dict
 from ganray.data import prepare
 from ganray.data.prepare import DataPlan
-from ganray.data.shards import Manifest
 from ganray.distributed import from_leader, rank, world_size
 from ganray.integrations import mlflow_tracker, ray_train
 from ganray.training import launch, report
@@ -45,13 +44,13 @@ def run(config: Config) -> None:
         with leader_first() as leads:
             if leads:
                 claim(config)
-            manifest = prepare.prepare(config.data, images)
+            digest = prepare.prepare(config.data, images)
         if config.launcher == "ray":
             ray_train.connect(config.ray)
         if rank() == 0:
-            _train_and_report(config, images, manifest, workers)
+            _train_and_report(config, images, digest, workers)
         else:
-            launch.launch(config, images.folder)
+            launch.launch(config, images.where)
 
 
 def claim(config: Config) -> None:
@@ -77,7 +76,7 @@ def _show(config: Config, images: DataPlan, workers: Workers) -> None:
     if images.drawn:
         print(
             "NO CELEBA WAS GIVEN: this run learns procedural faces, a stand-in in CelebA's layout."
-            " For real ones: --data.celeba FOLDER, or --data.download",
+            " For real ones: --data.root FOLDER, or --data.download",
             flush=True,
         )
     print(describe(config, images, workers, mlflow_tracker.store_uri(config)), flush=True)
@@ -95,20 +94,18 @@ def _workers(config: Config) -> Workers:
     return workers
 
 
-def _train_and_report(
-    config: Config, images: DataPlan, manifest: Manifest, workers: Workers
-) -> None:
+def _train_and_report(config: Config, images: DataPlan, digest: str, workers: Workers) -> None:
     dataset = {
-        "name": "procedural faces" if images.drawn else "celeba",
-        "digest": manifest.digest(),
-        "path": str(images.folder),
+        "name": "procedural faces" if images.drawn else config.data.source,
+        "digest": digest,
+        "path": images.where,
     }
     run = mlflow_tracker.open_run(config, dataset, _tags(config, workers))
     with mlflow_tracker.followed(run), narrated(config):
         if config.launcher == "ray":
-            checkpoint = ray_train.launch(config, images.folder, workers)
+            checkpoint = ray_train.launch(config, images.where, workers)
         else:
-            checkpoint = launch.launch(config, images.folder)
+            checkpoint = launch.launch(config, images.where)
         losses, samples = report.draw_losses(config), report.last_samples(config)
         for picture in (losses, samples):
             mlflow_tracker.log_file(run, picture)

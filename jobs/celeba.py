@@ -1,10 +1,10 @@
 """Train a GAN on faces, distributed by Ray Train, and log everything to MLflow.
 
-Without options: CelebA where --data.celeba gives it, else procedural faces; every GPU of the
+Without options: CelebA where --data.root gives it, else procedural faces; every GPU of the
 cluster, else 2 CPU workers; the preset that fits the hardware.
 
     python jobs/celeba.py
-    python jobs/celeba.py dcgan64 --data.celeba ~/celeba
+    python jobs/celeba.py dcgan64 --data.root ~/celeba
     ray job submit --working-dir . -- python jobs/celeba.py
     torchrun --nproc-per-node 2 jobs/celeba.py --launcher torch
 """

@@ -31,7 +31,8 @@ class Squares:
     count: int = 100
     name = "squares"
     image_shape = (16, 16, 3)
-    label_names = ("big",)
+    class_names = ("small", "large")
+    attribute_names = ("big",)
 
     def __len__(self) -> int:
         return self.count
@@ -39,6 +40,10 @@ class Squares:
     @property
     def ids(self) -> np.ndarray:
         return np.arange(self.count)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.arange(self.count) % 2
 
     @property
     def attributes(self) -> np.ndarray:

@@ -26,7 +26,7 @@ from ganray.presets import ABOUT, CELEBA
 
 def test_every_preset_goes_through_json_unchanged():
     for preset in CELEBA.values():
-        with_path = replace(preset, data=replace(preset.data, celeba=Path("/data/celeba")))
+        with_path = replace(preset, data=replace(preset.data, cache=Path("/local")))
         for config in (preset, with_path):
             assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 

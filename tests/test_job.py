@@ -116,7 +116,7 @@ def test_bad_celeba(fails, tmp_path, spoil, message):
     folder = tmp_path / "bad"
     folder.mkdir()
     spoil(folder)
-    line = fails("--data.celeba", folder, "--dry-run")
+    line = fails("--data.root", folder, "--dry-run")
     assert line.startswith("error: ")
     assert message in line
 

@@ -3,8 +3,6 @@
 The parent lays a shard out in full and the workers write their pixels straight to the place that
 belongs to them, so no pixel crosses a process border and the file does not depend on how many
 workers there are or which is faster. A shard is a ``.part`` file until it is whole.
-
-A worker process imports this file and must not pay 3 s for ``torch``.
 """
 
 from __future__ import annotations
@@ -17,35 +15,35 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from ganray.data.convert_worker import fill_block, start_process, start_thread
+from ganray.data.shard_file import damaged_rows, describe, get_dataset
 from ganray.data.shards import (
+    BLOCK,
     FORMAT,
     MANIFEST,
     PAGE,
     SPLITS,
     VERSION,
+    Encoding,
+    JpegSource,
     Manifest,
     Place,
     Recipe,
+    Shape,
     Shard,
     Source,
-    damaged_rows,
-    describe,
-    get_dataset,
     publish,
 )
 from ganray.progress import Progress
@@ -62,6 +60,7 @@ def write_shards(
     split: str = "all",
     processes: int | None = None,
     rows_per_shard: int | None = None,
+    encoding: Encoding = "raw",
 ) -> Manifest:
     """Convert a source; go on where an earlier call was stopped; return at once if it is done.
 
@@ -73,6 +72,7 @@ def write_shards(
         split: ``all``, ``train``, ``valid`` or ``test``.
         processes: Workers; None uses all cores. The shards are the same for any number.
         rows_per_shard: Images per shard; None chooses about 192 MB.
+        encoding: ``raw`` pixels, or ``jpeg`` to keep the source's files as they are, to the byte.
 
     Raises:
         ValueError: A wrong argument, another recipe in this folder, another writer at work, no
@@ -80,23 +80,25 @@ def write_shards(
     """
     folder = Path(folder)
     chosen = _choose(source, size, images, split)
-    recipe = Recipe(source.name, source.fingerprint(), size, len(chosen), split)
-    shape = (size, size, source.image_shape[2]) if size else source.image_shape
-    rows = _rows_per_shard(math.prod(shape), len(chosen), rows_per_shard)
+    if not size and 0 in source.image_shape:
+        raise ValueError(
+            f"size=0: the images of {source.name} differ in size; give one size for all, such as 64"
+        )
+    if encoding == "jpeg":
+        _refuse_to_recode(source, size)
+    recipe = Recipe(source.name, source.fingerprint(), size, len(chosen), split, encoding)
     _refuse_other_recipe(folder, recipe)
     if (folder / MANIFEST).exists():
         manifest = Manifest.read(folder)
         if all(_size(folder / shard.name) == shard.bytes for shard in manifest.shards):
             return manifest
 
-    places = []
-    for number, first in enumerate(range(0, len(chosen), rows)):
-        path, count = folder / f"shard-{number:05d}.h5", min(rows, len(chosen) - first)
-        places.append(Place(path, first, count, shape, len(source.label_names), recipe))
+    places = _lay_out(source, chosen, folder, recipe, rows_per_shard)
     with _only_writer(folder):
         shards = _convert(source, chosen, places, processes or _cores())
         command = shlex.join(sys.argv)
-        manifest = Manifest(recipe, shape, len(chosen), source.label_names, shards, command)
+        shape, names = places[0].image_shape, (source.class_names, source.attribute_names)
+        manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
         manifest.write(folder)
     return manifest
 
@@ -119,12 +121,54 @@ def _choose(source: Source, size: int, images: int | None, split: str) -> NDArra
     return chosen[:images]
 
 
-def _rows_per_shard(image_bytes: int, images: int, wanted: int | None) -> int:
-    """Return the rows that fill whole pages and come nearest to ``SHARD_BYTES``."""
-    unit = PAGE // math.gcd(PAGE, image_bytes)
+def _refuse_to_recode(source: Source, size: int) -> None:
+    """Raise where the source's own files cannot serve as they are."""
+    if not hasattr(source, "read_bytes"):
+        raise ValueError(f"encoding=jpeg: {source.name} holds no JPEG files; use encoding=raw")
+    if size:
+        raise ValueError(
+            f"size={size}: encoding=jpeg keeps the files as they are, and they are resized when "
+            "they are read; use size=0"
+        )
+
+
+def _lay_out(
+    source: Source,
+    chosen: NDArray[np.int64],
+    folder: Path,
+    recipe: Recipe,
+    rows_per_shard: int | None,
+) -> list[Place]:
+    """Return the shards to be made, in order."""
+    shape, size = source.image_shape, recipe.size
+    if size:
+        shape = size, size, shape[2]
+    if recipe.encoding == "jpeg":
+        sizes = cast(JpegSource, source).num_bytes()[chosen]
+        unit = BLOCK
+    else:
+        sizes = np.full(len(chosen), math.prod(shape))
+        unit = page_rows(shape)
+    rows = _rows_per_shard(sizes, unit, rows_per_shard)
+    num_attributes = len(source.attribute_names)
+    places = []
+    for number, first in enumerate(range(0, len(chosen), rows)):
+        path, these = folder / f"shard-{number:05d}.h5", sizes[first : first + rows]
+        counts = len(these), int(these.sum())
+        places.append(Place(path, first, *counts, shape, num_attributes, recipe))
+    return places
+
+
+def page_rows(shape: Shape) -> int:
+    """Return the smallest number of images of this shape that fill whole pages."""
+    return PAGE // math.gcd(PAGE, math.prod(shape))
+
+
+def _rows_per_shard(sizes: NDArray[np.int64], unit: int, wanted: int | None) -> int:
+    """Return the multiple of ``unit`` rows that comes nearest to ``SHARD_BYTES``."""
     if wanted is None:
-        return unit * max(1, round(SHARD_BYTES / (unit * image_bytes)))
-    if wanted < 1 or (wanted % unit and wanted < images):
+        return unit * max(1, round(SHARD_BYTES / (unit * sizes.mean())))
+    if wanted < 1 or (wanted % unit and wanted < len(sizes)):
         raise ValueError(
             f"rows_per_shard={wanted}: must be a multiple of {unit}, so that every shard fills "
             f"whole pages; try {max(wanted // unit, 1) * unit}"
@@ -182,10 +226,9 @@ def _convert(
         )
     processes = min(processes, sum(len(place.blocks) for place in todo))
     images = sum(place.rows for place in todo)
-    size = todo[0].recipe.size
     with (
         Progress(images, f"{source.name} -> {folder}", "images") as progress,
-        _workers(source, size, processes) as pool,
+        _workers(source, todo[0].recipe, processes) as pool,
     ):
         under_way: deque[tuple[Place, list[Future[int]]]] = deque()
         for place in todo:
@@ -202,14 +245,19 @@ def _convert(
 def _begin_shard(
     pool: Executor, source: Source, place: Place, indices: NDArray[np.int64]
 ) -> list[Future[int]]:
-    """Lay out ``shard-00000.h5.part`` with all but the pixels, and hand those to the workers."""
+    """Lay out ``shard-00000.h5.part`` with all but the pictures, and hand those to the workers."""
     part = _part(place)
-    labels = {
+    small = {
+        "labels": source.labels[indices],
         "attributes": source.attributes[indices],
         "ids": source.ids[indices],
         "split": source.split[indices],
     }
-    # Space for the pixels is set aside now and never filled by HDF5: the workers know the place.
+    offsets = np.arange(place.rows + 1) * math.prod(place.image_shape)
+    if place.recipe.encoding == "jpeg":
+        sizes = cast(JpegSource, source).num_bytes()[indices]
+        offsets = small["offsets"] = np.concatenate([[0], sizes.cumsum()])
+    # Space for the pictures is set aside now and never filled by HDF5: the workers know the place.
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -219,25 +267,24 @@ def _begin_shard(
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["first_row"], file.attrs["recipe"] = place.first, place.recipe.json()
         for name, (dtype, shape) in place.datasets.items():
-            dcpl = early if name == "images" else None
-            file.create_dataset(name, shape, dtype, data=labels.get(name), dcpl=dcpl)
-        offset = get_dataset(file, "images").id.get_offset()
-    image_bytes = math.prod(place.image_shape)
+            dcpl = early if name == place.pixels else None
+            file.create_dataset(name, shape, dtype, data=small.get(name), dcpl=dcpl)
+        start = get_dataset(file, place.pixels).id.get_offset()
     return [
-        pool.submit(_fill_block, part, offset + rows.start * image_bytes, indices[rows])
+        pool.submit(fill_block, part, start + int(offsets[rows.start]), indices[rows])
         for rows in place.blocks
     ]
 
 
 def _finish_shard(place: Place, checks: list[Future[int]], progress: Progress) -> Shard:
-    """Wait for the pixels, then give the shard its check values and its final name."""
+    """Wait for the pictures, then give the shard its check values and its final name."""
     part = _part(place)
     values = []
     for rows, check in zip(place.blocks, checks, strict=True):
         values.append(check.result())
         progress.add(rows.stop - rows.start)
     with h5py.File(part, "r+", locking=False) as file:
-        get_dataset(file, "check")[...] = np.array(values, np.uint32)
+        get_dataset(file, "check")[...] = np.array(values, np.uint64)
     shard = describe(part, place)
     publish(part, place.path)
     return shard
@@ -254,13 +301,13 @@ def _finished(place: Place) -> Shard | None:
 
 
 @contextlib.contextmanager
-def _workers(source: Source, size: int, processes: int) -> Iterator[Executor]:
+def _workers(source: Source, recipe: Recipe, processes: int) -> Iterator[Executor]:
     """Start the conversion workers; one alone is a thread, which needs no start-up time."""
     if processes == 1:
-        pool = ThreadPoolExecutor(1, initializer=_start_worker, initargs=(source, size))
+        pool = ThreadPoolExecutor(1, initializer=start_thread, initargs=(source, recipe))
     else:
         spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's and HDF5's locks
-        pool = ProcessPoolExecutor(processes, spawn, _start_process, (source, size))
+        pool = ProcessPoolExecutor(processes, spawn, start_process, (source, recipe))
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -272,53 +319,6 @@ def _workers(source: Source, size: int, processes: int) -> Iterator[Executor]:
         raise ValueError(str(error)) from None  # without the worker's traceback
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-_worker = threading.local()
-
-
-def _start_worker(source: Source, size: int) -> None:
-    _worker.source, _worker.size = source, size
-
-
-def _start_process(source: Source, size: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def die_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # a pool's worker would otherwise wait for ever for a parent that was killed
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    _start_worker(source, size)
-
-
-def _fill_block(part: Path, offset: int, indices: NDArray[np.int64]) -> int:
-    """In a worker: decode these images, write them at ``offset``, return their CRC-32."""
-    source, size = _worker.source, _worker.size
-    pictures = (source.read(int(index)) for index in indices)
-    if size:
-        pictures = (resize_and_crop(picture, size) for picture in pictures)
-    data = np.stack([np.asarray(picture) for picture in pictures])
-    with part.open("r+b") as file:
-        file.seek(offset)
-        file.write(data.data)
-    return zlib.crc32(data.data)
-
-
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to ``size`` and cut the square in the middle, as DCGAN does.
-
-    Equal to torchvision's ``Resize(size)`` and ``CenterCrop(size)`` on a PIL image, to the bit.
-    """
-    width, height = image.size
-    short, long = min(width, height), size * max(width, height) // min(width, height)
-    if short != size:
-        new_size = (size, long) if width <= height else (long, size)
-        image = image.resize(new_size, Image.Resampling.BILINEAR)
-    left, top = (round((side - size) / 2) for side in image.size)
-    return image.crop((left, top, left + size, top + size))
 
 
 def _part(place: Place) -> Path:

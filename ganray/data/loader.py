@@ -6,32 +6,59 @@ device by ``to_float``.
 """
 
 import itertools
+import math
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganray.data.order import rank_sample_ids, rank_slice
-from ganray.data.reader import ShardReader
+from ganray.data.order import Order, rank_slice
+from ganray.data.shards import Shape
+
+_SLOT_BYTES = 4 * 2**20
+
+
+class Images(Protocol):
+    """What a loader needs of a set of images: a ``ShardReader``, or a ``SourceTextReader``."""
+
+    image_shape: Shape
+    replaced: int
+    """Damaged images that others stood in for, so far."""
+    counts_replaced: bool
+    """Whether they may stand in."""
+    shard_rows: int
+    """Images of one shard."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+        """Copy the images at ``ids``, (n,), into ``out``, uint8 (n, H, W, C)."""
+        ...
+
+    def expect(self, rows: Iterable[range]) -> None:
+        """Begin to fetch these images, in this order, where they are far away."""
+        ...
 
 
 @dataclass
 class _Slot:
-    """One batch buffer of the ring."""
+    """One buffer of the ring: the batches of a few steps, so that handing over costs little."""
 
     host: torch.Tensor
-    """uint8 (n, H, W, C), pinned where the device is a GPU."""
-    batch: torch.Tensor
-    """What the consumer gets: ``host`` itself, or its copy on the device."""
+    """uint8 (steps, n, H, W, C), pinned where the device is a GPU."""
+    batches: torch.Tensor
+    """What the consumer gets step by step: ``host`` itself, or its copy on the device."""
     copied: torch.cuda.Event | None = None
-    """Fires when ``batch`` is there and ``host`` may be overwritten; None on the CPU."""
+    """Fires when ``batches`` is there and ``host`` may be overwritten; None on the CPU."""
 
 
 class Loader:
@@ -42,14 +69,15 @@ class Loader:
     on a GPU every batch has memory of its own. Use it as a context manager, or call ``close``.
 
     Args:
-        reader: The images.
+        images: The images.
+        order: Which of them are read when.
         batch_size: Images per step, summed over ranks.
-        rng_seed: Together with the step it decides which images are read.
         rank: This process, from 0 on.
         world_size: How many processes share a batch.
         device: Where batches go.
         start_step: The step of the first batch: to resume is to start at the step that is due.
-        prefetch: How many batches may wait, ready to be used.
+        prefetch: How many buffers may wait, ready to be used. One holds the batches of as many
+            steps as fit into 4 MiB, and at least one.
 
     Raises:
         ValueError: A number is out of its range.
@@ -57,10 +85,10 @@ class Loader:
 
     def __init__(
         self,
-        reader: ShardReader,
+        images: Images,
+        order: Order,
         *,
         batch_size: int,
-        rng_seed: int,
         rank: int,
         world_size: int,
         device: torch.device | str,
@@ -81,17 +109,28 @@ class Loader:
         self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Slot | BaseException] = queue.SimpleQueue()
         self._held: _Slot | None = None
+        self._next_in_slot = 0
+        shape = (part.stop - part.start, *images.image_shape)
+        steps = max(1, _SLOT_BYTES // math.prod(shape))
         for _ in range(prefetch + 1):  # one more is in the consumer's hands
-            shape = (part.stop - part.start, *reader.image_shape)
-            host = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            pinned = device.type == "cuda"
+            host = torch.empty((steps, *shape), dtype=torch.uint8, pin_memory=pinned)
             self._free.put(_Slot(host, host))
 
         # The thread gets what it needs and not self, or the loader could never be collected.
         def ids_at(step: int) -> NDArray[np.int64]:
-            return rank_sample_ids(len(reader), rng_seed, step, batch_size, rank, world_size)
+            """Return what the next buffer holds; at its start, tell what an epoch will need."""
+            begin, end = step * batch_size, (step + steps) * batch_size
+            if step == start_step or begin // len(images) != end // len(images):
+                images.expect(order.rows_from(begin))
+            steps_ids = (
+                order.rank_ids(s, batch_size, rank, world_size) for s in range(step, step + steps)
+            )
+            return np.concatenate(list(steps_ids))
 
         closed = threading.Event()
-        work = reader, ids_at, start_step, device, self._free, self._ready, closed
+        starts = itertools.count(start_step, steps)
+        work = images, ids_at, starts, device, self._free, self._ready, closed
         thread = threading.Thread(target=_fill, args=work, name="ganray-loader", daemon=True)
         # Also runs when the loader is collected and before the interpreter ends, where a thread
         # in the middle of a gather would abort the process.
@@ -106,20 +145,29 @@ class Loader:
         """Return the next step's uint8 (n, H, W, C); raises what went wrong in the thread."""
         if not self._stop.alive:
             raise RuntimeError("this Loader is closed; make a new one with start_step")
+        if self._held is None or self._next_in_slot == len(self._held.batches):
+            self._held = self._take()
+            self._next_in_slot = 0
+        batch = self._held.batches[self._next_in_slot]
+        self._next_in_slot += 1
+        return batch
+
+    def _take(self) -> _Slot:
+        """Give the used buffer back and wait for the next one."""
         if self._held is not None:
             self._free.put(self._held)
-        item = self._ready.get()
-        if isinstance(item, BaseException):
+            self._held = None
+        slot = self._ready.get()
+        if isinstance(slot, BaseException):
             self.close()
-            raise item
-        self._held = item
-        if item.copied is not None:
-            stream = torch.cuda.current_stream(item.batch.device)
-            stream.wait_event(item.copied)
+            raise slot
+        if slot.copied is not None:
+            stream = torch.cuda.current_stream(slot.batches.device)
+            stream.wait_event(slot.copied)
             # The copy's memory belongs to the thread's stream; without this the allocator could
             # give it to a later copy while the consumer's kernels still read it.
-            item.batch.record_stream(stream)
-        return item.batch
+            slot.batches.record_stream(stream)
+        return slot
 
     def close(self) -> None:
         """Stop the thread and wait for its end; may be called twice."""
@@ -148,31 +196,31 @@ def _stop(
 
 
 def _fill(
-    reader: ShardReader,
+    images: Images,
     ids_at: Callable[[int], NDArray[np.int64]],
-    start_step: int,
+    starts: Iterator[int],
     device: torch.device,
     free: queue.SimpleQueue[_Slot | None],
     ready: queue.SimpleQueue[_Slot | BaseException],
     closed: threading.Event,
 ) -> None:
-    """In the thread: gather step after step into whichever buffer is free."""
+    """In the thread: gather the next steps into whichever buffer is free."""
     try:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        for step in itertools.count(start_step):
+        for step in starts:
             slot = free.get()
             if slot is None or closed.is_set():
                 return
             if slot.copied is not None:
                 slot.copied.synchronize()
-            reader.gather(ids_at(step), slot.host)
+            images.gather(ids_at(step), slot.host.flatten(0, 1))
             if stream is not None:
                 with torch.cuda.stream(stream):
-                    slot.batch = slot.host.to(device, non_blocking=True)
+                    slot.batches = slot.host.to(device, non_blocking=True)
                     slot.copied = torch.cuda.Event(blocking=True)  # waits without spinning
                     slot.copied.record(stream)
             elif device.type != "cpu":
-                slot.batch = slot.host.to(device)
+                slot.batches = slot.host.to(device)
             ready.put(slot)
     except BaseException as error:
         ready.put(error)

@@ -1,7 +1,8 @@
-"""Decide which images a run trains on, and lay them down as shards once."""
+"""Decide which images a run trains on, lay them down as shards once, and open them."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,121 +10,239 @@ from pathlib import Path
 from ganray.config import DataConfig
 from ganray.data import faces
 from ganray.data.convert import write_shards
-from ganray.data.shards import MANIFEST, Manifest
-from ganray.data.sources import CelebA
+from ganray.data.loader import Images
+from ganray.data.reader import ShardReader
+from ganray.data.remote import RemoteShards
+from ganray.data.shards import MANIFEST, SPLITS, VERSION, Manifest, Shape, Source
+from ganray.data.source_text import SourceTextReader
+from ganray.data.sources import open_source
 from ganray.progress import Progress
 
-# Faces are drawn with this seed whatever a run's own seed is: runs that differ in
-# train.rng_seed must see the same data, or their comparison would mix both.
-_FACES_SEED = 0
+# Faces are drawn, and digits stacked, with this seed whatever a run's own seed is: runs that differ
+# in train.rng_seed must see the same data, or their comparison would mix both.
+_DATA_SEED = 0
 _JPEG_BYTES = 7_500
-_CELEBA_SIZES = {"all": 202_599, "train": 162_770, "valid": 19_867, "test": 19_962}
+_MNIST = {"all": 70_000, "train": 60_000, "valid": 0, "test": 10_000}
+_STACKED = {"all": 154_000, "train": 128_000, "valid": 0, "test": 26_000}
+_PUBLISHED: dict[str, tuple[dict[str, int], Shape]] = {
+    "celeba": (
+        {"all": 202_599, "train": 162_770, "valid": 19_867, "test": 19_962},
+        (218, 178, 3),
+    ),
+    "mnist": (_MNIST, (28, 28, 1)),
+    "fashion-mnist": (_MNIST, (28, 28, 1)),
+    "stacked-mnist": (_STACKED, (28, 28, 3)),
+}
+"""What a download brings: images by split, and their shape."""
 
 
 @dataclass(frozen=True)
 class DataPlan:
     """What will be read and written, found without reading an image."""
 
-    source: Path
-    """Folder with the pictures in CelebA's layout."""
+    what: str
+    """The images, in words."""
     drawn: bool
     """The pictures are procedural faces, made into `source` first."""
+    source: Path | None
+    """Folder or file with the pictures; None where the shards stand already."""
     count: int
-    """Images to convert."""
-    image_shape: tuple[int, int, int]
+    """Images to train on."""
+    stored_shape: Shape
     """(H, W, C) of the shards."""
-    folder: Path
-    """The shards."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether finished shards stand there already."""
-        return (self.folder / MANIFEST).exists()
-
-    @property
-    def bytes(self) -> int:
-        """Size of the shards."""
-        height, width, channels = self.image_shape
-        return self.count * height * width * channels
+    image_shape: Shape
+    """(H, W, C) that the networks see."""
+    where: str
+    """The shards: a folder, or a URL; or a file of the source text that is read in place."""
+    bytes: int
+    """Size of the shards, about."""
+    ready: bool
+    """Whether nothing is to be written."""
 
     def __str__(self) -> str:
-        what = (
-            "procedural faces (no CelebA was given)" if self.drawn else f"CelebA in {self.source}"
-        )
-        return f"{self.count:,} images of {what}"
+        return f"{self.count:,} images of {self.what}"
 
 
 def fetch(data: DataConfig, home: Path) -> None:
-    """Let torchvision download CelebA, where data.download asks for it and it is not there yet.
+    """Let torchvision download the source, where it is asked for and not there yet.
 
     Raises:
         ValueError: it could not be had; the message says how to get it by hand.
     """
     if _to_download(data, home):
-        CelebA.download(_celeba_folder(data, home))
+        open_source(data.source, _root(data, home), download=True)
 
 
 def plan(data: DataConfig, home: Path) -> DataPlan:
     """Find the images and where their shards go.
 
     Raises:
-        ValueError: the folder does not hold CelebA, the split has no images, or the disk has
-            too little room.
+        ValueError: the images are not there, the split has none, or the disk has too little room.
     """
-    shape = (data.size, data.size, 3) if data.size else (218, 178, 3)
-    drawn = data.celeba is None and not data.download
-    if drawn:
-        source = home / "data" / f"faces-{data.drawn}"
-        total, key = data.drawn, f"faces-{data.drawn}"
-        if data.split != "all":
-            raise ValueError(f"data.split={data.split} needs CelebA; give --data.celeba FOLDER")
-    elif _to_download(data, home):
-        source, total, key = _celeba_folder(data, home), _CELEBA_SIZES[data.split], "celeba"
-    else:
-        source = _celeba_folder(data, home)
-        celeba = CelebA.open(source)
-        total = len(celeba) if data.split == "all" else _rows(celeba, data.split)
-        key = f"celeba-{celeba.fingerprint()[:8]}-{data.split}"
-    count = min(data.images or total, total)
-    if count == 0:
-        raise ValueError(f"data.split={data.split} has no images in {source}; try all")
-    size = data.size or "full"
-    folder = home / "shards" / f"{key}-{count}-{size}"
-    made = DataPlan(source, drawn, count, shape, folder)
+    if data.is_remote():
+        return _finished(data, open_remote(data).manifest, data.root or "")
+    root = _root(data, home)
+    if (root / MANIFEST).exists():
+        return _finished(data, Manifest.read(root), str(root))
+    if data.source == "source-text" and not data.size and data.encoding == "raw":
+        return _in_place(data, home, root)
+    made = _to_convert(data, home, root)
     _check_room(made, home)
     return made
 
 
-def prepare(data: DataConfig, made: DataPlan) -> Manifest:
-    """Draw the faces if there are none, convert what is not converted yet."""
+def prepare(data: DataConfig, made: DataPlan) -> str:
+    """Draw the faces if there are none, convert what is not converted yet.
+
+    Returns:
+        16 hex digits that stand for the images.
+    """
+    if data.is_remote():
+        return open_remote(data).manifest.digest()
+    where = Path(made.where)
+    if made.source is None:
+        return Manifest.read(where).digest() if where.is_dir() else str(where.stat().st_size)
     if made.drawn and not made.ready:
         with Progress(data.drawn, "drawing faces", "faces") as progress:
-            faces.write_celeba(made.source, data.drawn, _FACES_SEED, progress=progress.add)
+            faces.write_celeba(made.source, data.drawn, _DATA_SEED, progress=progress.add)
     if made.ready:
-        return Manifest.read(made.folder)
+        return Manifest.read(where).digest()
+    source = open_source(data.source, made.source, rng_seed=_DATA_SEED)
     return write_shards(
-        CelebA.open(made.source),
-        made.folder,
-        size=data.size,
+        source,
+        where,
+        size=0 if data.encoding == "jpeg" else data.size,
         images=made.count,
         split=data.split,
+        encoding=data.encoding,
+    ).digest()
+
+
+def open_images(data: DataConfig, home: Path, where: str) -> Images:
+    """Open what `prepare` left, in the process that reads it.
+
+    Args:
+        data: How to read.
+        home: For the index of a file that is read in place.
+        where: `DataPlan.where`.
+    """
+    if data.is_remote():
+        folder: Path | RemoteShards = open_remote(data)
+    elif Path(where).is_file():
+        return SourceTextReader(Path(where), home / "data")
+    else:
+        folder = Path(where)
+    manifest = folder.manifest if isinstance(folder, RemoteShards) else Manifest.read(folder)
+    return ShardReader(
+        folder,
+        size=data.size if manifest.recipe.encoding == "jpeg" else 0,
+        threads=data.threads,
+        verify=data.verify,
+        on_damage=data.on_damage,
     )
 
 
-def _celeba_folder(data: DataConfig, home: Path) -> Path:
-    return (data.celeba or home / "data").expanduser().resolve()
+def open_remote(data: DataConfig) -> RemoteShards:
+    """Ask for the manifest behind `data.root`; the shards come when they are needed."""
+    limit = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+    return RemoteShards(data.root or "", data.cache.expanduser(), limit_bytes=limit)
+
+
+def _finished(data: DataConfig, manifest: Manifest, where: str) -> DataPlan:
+    """Plan to read shards that somebody made."""
+    stored, size = manifest.image_shape, data.size
+    if manifest.recipe.encoding == "raw" and size not in (0, stored[0]):
+        raise ValueError(
+            f"data.size={size}: {where} holds pixels of {stored[0]}x{stored[1]}; "
+            f"use --data.size {stored[0] if stored[0] == stored[1] else 0}, or JPEG shards, which "
+            "give any size"
+        )
+    if data.images not in (None, manifest.num_images):
+        raise ValueError(
+            f"data.images={data.images}: {where} holds {manifest.num_images} images, all of which "
+            "are used; leave it out, or make shards with fewer"
+        )
+    total = sum(shard.bytes for shard in manifest.shards)
+    what = f"{manifest.recipe.source} in {where}"
+    shape = _seen(data, stored)
+    return DataPlan(what, False, None, manifest.num_images, stored, shape, where, total, True)
+
+
+def _in_place(data: DataConfig, home: Path, path: Path) -> DataPlan:
+    """Plan to read the source text's own file, where it can be; its index is made here."""
+    images = SourceTextReader(path, home / "data")
+    if data.images not in (None, len(images)) or data.split != "all":
+        raise ValueError(
+            f"data.images={data.images}, data.split={data.split}: {path} is read in place, all of "
+            "it; leave them out, or make shards of a part with jobs/shard.py"
+        )
+    stored = images.image_shape
+    shape = _seen(data, stored)
+    size = path.stat().st_size
+    what = f"{data.source} in {path}, in place"
+    return DataPlan(what, False, None, len(images), stored, shape, str(path), size, True)
+
+
+def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
+    drawn = data.source == "celeba" and data.root is None and not data.download
+    if drawn:
+        if data.split != "all":
+            raise ValueError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
+        # Not opened yet: a set of this many is drawn in the same way each time.
+        total, original, key = data.drawn, (218, 178, 3), f"faces-{data.drawn}"
+        what = "procedural faces (no CelebA was given)"
+        root = home / "data" / f"faces-{data.drawn}"
+    elif _to_download(data, home):
+        counts, original = _PUBLISHED[data.source]
+        total, key, what = counts[data.split], data.source, f"{data.source}, to be fetched"
+    else:
+        source = _open(data.source, root)
+        total, original = _rows(source, data.split), source.image_shape
+        key = f"{data.source}-{source.fingerprint()[:8]}-{data.split}"
+        what = f"{data.source} in {root}" if data.source != "digits" else "scikit-learn's digits"
+    count = min(data.images or total, total)
+    if count == 0:
+        raise ValueError(f"data.split={data.split} has no images in {root}; try all")
+    if data.encoding == "jpeg":
+        stored, size_bytes, size = original, count * _JPEG_BYTES, "jpeg"
+    else:
+        stored = (data.size, data.size, original[2]) if data.size else original
+        size_bytes, size = count * stored[0] * stored[1] * stored[2], str(data.size or "full")
+    # The version is in the name: another ganray's shards are left alone and made anew.
+    where = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
+    shape = _seen(data, original)
+    ready = (where / MANIFEST).exists()
+    return DataPlan(what, drawn, root, count, stored, shape, str(where), size_bytes, ready)
+
+
+@functools.lru_cache(maxsize=1)  # planned and then converted: opening reads every file's header
+def _open(name: str, root: Path) -> Source:
+    return open_source(name, root, rng_seed=_DATA_SEED)
+
+
+def _seen(data: DataConfig, stored: Shape) -> Shape:
+    """Return what the networks see of images stored, or decoded, in this shape."""
+    sides = (data.size, data.size) if data.size else stored[:2]
+    return data.seen_shape((*sides, stored[2]))
+
+
+def _root(data: DataConfig, home: Path) -> Path:
+    return Path(data.root or home / "data").expanduser().resolve()
 
 
 def _to_download(data: DataConfig, home: Path) -> bool:
-    if not data.download:
+    """Whether torchvision has something left to fetch."""
+    if not data.download or data.source not in _PUBLISHED:
         return False
-    folder = _celeba_folder(data, home)
-    last = "list_eval_partition.txt"  # the one that torchvision fetches last
-    return not any((at / last).exists() for at in (folder, folder / "celeba"))
+    try:
+        _open(data.source, _root(data, home))
+    except ValueError:
+        return True
+    return False
 
 
-def _rows(celeba: CelebA, split: str) -> int:
-    return int((celeba.split == ("train", "valid", "test").index(split)).sum())
+def _rows(source: Source, split: str) -> int:
+    return len(source) if split == "all" else int((source.split == SPLITS.index(split)).sum())
 
 
 def _check_room(made: DataPlan, home: Path) -> None:

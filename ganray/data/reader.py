@@ -1,80 +1,93 @@
 """Read a finished set of shards: as one array in memory that batches are gathered from.
 
-HDF5 is asked once where the pixels are; after that they are plain memory, which a batch is copied
-from without HDF5 and without a system call. ``verify_shards`` reads all of it and compares.
+HDF5 is asked once where the pictures are; after that they are plain memory, which a batch is
+copied from without HDF5 and without a system call.
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
-import mmap
+import itertools
 import os
-import sys
-import weakref
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganray.data.shards import (
-    PAGE,
-    REPAIR,
-    Manifest,
-    Place,
-    Shape,
-    Shard,
-    damaged_rows,
-    describe,
-    open_shard,
-)
-from ganray.progress import Progress
+from ganray.data import jpeg
+from ganray.data.damage import FirstTouch
+from ganray.data.mapping import Mapping
+from ganray.data.remote import RemoteShards
+from ganray.data.shard_file import Contents, open_shard
+from ganray.data.shards import REPAIR, Manifest, Rows, Shape
 
 
 class ShardReader:
     """A set of shards as one array of images that a batch is gathered from.
 
-    The pixels stay on disk and in the page cache, shared by all processes of a machine. Do not
+    The pictures stay on disk and in the page cache, shared by all processes of a machine. Do not
     change or delete the files while a reader is open: memory that has lost its file raises SIGBUS.
-    May be used from several threads, survives a fork, and is pickled by its path.
+    One thread at a time may gather. It survives a fork, and is pickled by its path.
 
     Args:
-        folder: A folder made by ``write_shards``.
-        verify: Read every byte and compare its digests first.
+        folder: A folder made by ``write_shards``, or shards that come to this node as needed.
+        size: For a set of JPEGs: resize and crop to this many pixels a side; 0 keeps their size.
+        threads: How many copy, or decode, the images of one batch.
+        verify: ``sizes`` compares sizes and structure when a shard is opened, in milliseconds;
+            ``first-touch`` also the digest of every 64 images the first time they are read.
+        on_damage: ``stop`` raises; ``skip`` lets other images stand in, and counts them.
         side_by_side: Map all shards as one array, so that one call gathers over all of them, where
-            the machine can (Linux with pages of 4 KiB). Otherwise they are mapped one by one and a
-            batch visits each: the same bytes, up to half as fast.
+            the machine can. Otherwise a batch visits each: the same bytes, up to half as fast.
 
     Raises:
         ValueError: The set is incomplete, damaged or not of this format; names the file.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = False, side_by_side: bool = True) -> None:
-        self.folder = Path(folder).absolute()
-        self.manifest = verify_shards(self.folder) if verify else Manifest.read(self.folder)
+    def __init__(
+        self,
+        folder: Path | RemoteShards,
+        *,
+        size: int = 0,
+        threads: int = 1,
+        verify: Literal["sizes", "first-touch"] = "sizes",
+        on_damage: Literal["stop", "skip"] = "stop",
+        side_by_side: bool = True,
+    ) -> None:
+        if isinstance(folder, RemoteShards):
+            self.remote, self.folder = folder, folder.folder
+        else:
+            self.remote, self.folder = None, Path(folder).absolute()
+        self._options: dict[str, Any] = {"size": size, "threads": threads, "verify": verify}
+        self._options |= {"on_damage": on_damage, "side_by_side": side_by_side}
+        self.manifest = Manifest.read(self.folder)
         self.image_shape: Shape = self.manifest.image_shape
-        places = self.manifest.places(self.folder)
-        shards = [
-            open_shard(place, shard.bytes)
-            for place, shard in zip(places, self.manifest.shards, strict=True)
-        ]
-        self.attributes = np.concatenate([shard.attributes for shard in shards])
-        """uint8 (N, A)"""
-        self.ids = np.concatenate([shard.ids for shard in shards])
-        """int64 (N,)"""
-        self.split = np.concatenate([shard.split for shard in shards])
-        """uint8 (N,)"""
-        whole_pages = all(place.num_bytes % PAGE == 0 for place in places[:-1])
-        can_join = sys.platform == "linux" and mmap.PAGESIZE == PAGE and whole_pages
-        self._side_by_side = side_by_side and can_join
-        map_images = _map_side_by_side if self._side_by_side else _map_one_by_one
-        self._pieces = map_images(places, [shard.offset for shard in shards])
-        """Images in uint8 (n, H, W, C) arrays that follow each other"""
-        self._firsts = np.cumsum([0, *(len(piece) for piece in self._pieces[:-1])])
+        self._is_jpeg = self.manifest.recipe.encoding == "jpeg"
+        if self._is_jpeg and size:
+            self.image_shape = size, size, self.image_shape[2]
+        elif size not in (0, self.image_shape[0]):
+            raise ValueError(f"size={size}: {self.folder} holds images of {self.image_shape}")
+        self.shard_rows = self.manifest.shards[0].rows
+        """Images of one shard; the last may have fewer."""
+        self.counts_replaced = on_damage == "skip"
+        self.replaced = 0
+        """Damaged images that others stood in for, so far."""
+        self._places = self.manifest.places(self.folder)
+        self._first_rows = np.array([place.first for place in self._places])
+        self._contents: list[Contents | None] = [None] * len(self._places)
+        self._mapping = Mapping(self._places, side_by_side and not self._is_jpeg)
+        self._damage: FirstTouch | None = None
+        if verify == "first-touch" or on_damage == "skip":
+            self._damage = FirstTouch(self._places, self._mapping, on_damage == "skip")
+        self._last_used: dict[int, None] = {}
+        """Shards that came from elsewhere, the one used longest ago first."""
+        self._threads = threads
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        if not self.remote:
+            for number in range(len(self._places)):
+                self._open(number)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -82,7 +95,7 @@ class ShardReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path: the other process opens the files itself."""
-        return partial(ShardReader, side_by_side=self._side_by_side), (self.folder,)
+        return _open_again, (self.remote or self.folder, self._options)
 
     def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids`` into ``out``.
@@ -92,106 +105,143 @@ class ShardReader:
             out: Contiguous uint8 (n, H, W, C) on the CPU; pinned or not.
 
         Raises:
-            ValueError: ``out`` has another shape or type, or an id is out of range.
+            ValueError: ``out`` has another shape or type, an id is out of range, or there is
+                damage.
         """
         shape = (len(ids), *self.image_shape)
         if out.dtype != torch.uint8 or out.shape != shape or not out.is_contiguous():
             raise ValueError(
                 f"out is {out.dtype} {tuple(out.shape)}; it must be contiguous uint8 {shape}"
             )
+        sound = self._sound(ids)
+        if sound is not ids:
+            self.replaced += int((sound != ids).sum())
+        copy = self._decode if self._is_jpeg else self._copy
+        if self._threads == 1 or len(ids) < 2 * self._threads:
+            return copy(sound, out)
+        parts = np.linspace(0, len(ids), self._threads + 1).astype(int)
+        pairs = itertools.pairwise(parts)
+        for done in [self._start(copy, sound[a:b], out[a:b]) for a, b in pairs]:
+            done.result()
+
+    def rows(self, ids: NDArray[np.int64]) -> Rows:
+        """Return what is known of the images that ``gather`` gives for ``ids``.
+
+        Args:
+            ids: int64 (n,) in ``[0, len(self))``.
+        """
+        sound = self._sound(ids)
+        found = {}
+        for number, which in self._by_shard(sound):
+            contents = self._contents[number]
+            assert contents is not None
+            local = sound[which] - self._first_rows[number]
+            for name in Rows.__annotations__:
+                part = getattr(contents, name)[local]
+                whole = found.setdefault(name, np.empty((len(ids), *part.shape[1:]), part.dtype))
+                whole[which] = part
+        return Rows(**found)
+
+    def expect(self, rows: Iterable[range]) -> None:
+        """Begin to fetch these images, in this order, where they are not on this node yet."""
+        if self.remote is None:
+            return
+        numbers: dict[int, None] = {}
+        for some in rows:
+            first, last = np.searchsorted(self._first_rows, [some[0], some[-1]], side="right") - 1
+            numbers |= dict.fromkeys(range(int(first), int(last) + 1))
+        self.remote.stage(n for n in numbers if self._contents[n] is None)
+
+    def _sound(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what is to be read for ``ids``, once the shards that hold it are here."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise ValueError(f"ids reach from {ids.min()} to {ids.max()}; there are {len(self)}")
-        if len(self._pieces) == 1:
-            images = torch.from_numpy(self._pieces[0])
+        if self.remote:
+            self._bring(ids)
+        return self._damage.sound(ids) if self._damage else ids
+
+    def _by_shard(self, ids: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """Return, for each shard that holds some of ``ids``, its number and which of them."""
+        numbers = np.searchsorted(self._first_rows, ids, side="right") - 1
+        return [(int(n), np.flatnonzero(numbers == n)) for n in np.unique(numbers)]
+
+    def _copy(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+        if self._mapping.joined is not None:
+            images = torch.from_numpy(self._mapping.joined).view(-1, *self.image_shape)
             torch.index_select(images, 0, torch.from_numpy(ids), out=out)
             return
-        rows = out.numpy()
-        piece_of = np.searchsorted(self._firsts, ids, side="right") - 1
-        for row, (piece, index) in enumerate(
-            zip(piece_of, ids - self._firsts[piece_of], strict=True)
-        ):
-            rows[row] = self._pieces[piece][index]
+        for number, which in self._by_shard(ids):
+            piece = self._mapping.pieces[number]
+            assert piece is not None
+            images = piece.reshape(-1, *self.image_shape)
+            out.numpy()[which] = images[ids[which] - self._first_rows[number]]
+
+    def _decode(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+        numbers = np.searchsorted(self._first_rows, ids, side="right") - 1
+        files = []
+        for number, local in zip(numbers, ids - self._first_rows[numbers], strict=True):
+            piece, contents = self._mapping.pieces[number], self._contents[number]
+            assert piece is not None
+            assert contents is not None
+            files.append(piece[contents.offsets[local] : contents.offsets[local + 1]])
+        try:
+            jpeg.decode(files, self.manifest.image_shape, self._options["size"], out)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder}: one of the images {ids.tolist()} is no whole JPEG ({error}); "
+                f"{REPAIR}"
+            ) from None
+
+    def _start(self, copy: Any, ids: NDArray[np.int64], out: torch.Tensor) -> Any:
+        """Let a thread of this process copy; a forked child has none of its parent's."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(self._threads, "ganray-gather")
+        return self._pool[1].submit(copy, ids, out)
+
+    def _open(self, number: int) -> None:
+        """Map a shard that stands on this machine."""
+        try:
+            contents = open_shard(self._places[number], self.manifest.shards[number].bytes)
+        except ValueError as error:
+            if self._damage is None:
+                raise
+            return self._damage.lose(number, error)
+        self._contents[number] = contents
+        self._mapping.add(number, contents.start)
+        if self._damage:
+            self._damage.add(number, contents)
+
+    def _bring(self, ids: NDArray[np.int64]) -> None:
+        """Fetch and map the shards of ``ids``; give room back by dropping those not used lately."""
+        assert self.remote is not None
+        wanted = np.unique(np.searchsorted(self._first_rows, ids, side="right") - 1).tolist()
+        for number in wanted:
+            if self._contents[number] is None:
+                self._fetch(number, keep=wanted)
+            self._last_used.pop(number, None)
+            self._last_used[number] = None
+
+    def _fetch(self, number: int, keep: list[int]) -> None:
+        assert self.remote is not None
+        held, limit = self._held_bytes(), self.remote.limit_bytes
+        for old in [n for n in self._last_used if n not in keep]:
+            if limit is None or held + self.manifest.shards[number].bytes <= limit:
+                break
+            self._drop(old)
+            held = self._held_bytes()
+        self.remote.fetch(number)
+        self._open(number)
+
+    def _held_bytes(self) -> int:
+        return sum(self.manifest.shards[number].bytes for number in self._last_used)
+
+    def _drop(self, number: int) -> None:
+        assert self.remote is not None
+        del self._last_used[number]
+        self._contents[number] = None
+        self._mapping.drop(number)
+        self.remote.release(number)
 
 
-def _map_one_by_one(places: list[Place], offsets: list[int]) -> list[NDArray[np.uint8]]:
-    """Map every shard by itself."""
-    pieces = []
-    for place, offset in zip(places, offsets, strict=True):
-        with place.path.open("rb") as file:
-            # From the file's start, as an offset must be a multiple of this machine's page size.
-            # Copy on write: nothing is written, but torch warns of memory that is read-only.
-            size = offset + place.num_bytes
-            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-        pieces.append(_as_images(memory, place, place.rows, offset))
-    return pieces
-
-
-def _map_side_by_side(places: list[Place], offsets: list[int]) -> list[NDArray[np.uint8]]:
-    """Map all shards into one reserved range of addresses, as if they were one file."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    prot_none, map_fixed, failed = 0, 0x10, ctypes.c_void_p(-1).value
-
-    def map_at(address: int | None, size: int, prot: int, flags: int, fd: int, offset: int) -> int:
-        result = libc.mmap(address, size, prot, flags, fd, offset)
-        if result == failed:
-            number = ctypes.get_errno()
-            raise OSError(number, f"mmap of {size} bytes: {os.strerror(number)}")
-        return result
-
-    total = sum(place.num_bytes for place in places)
-    base = map_at(None, total, prot_none, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    memory = (ctypes.c_uint8 * total).from_address(base)
-    # Lives as long as a tensor needs it. Not undone at exit: a thread may still be gathering then.
-    weakref.finalize(memory, libc.munmap, base, total).atexit = False
-    address = base
-    for place, offset in zip(places, offsets, strict=True):
-        with place.path.open("rb") as file:
-            flags = mmap.MAP_SHARED | map_fixed
-            map_at(address, place.num_bytes, mmap.PROT_READ, flags, file.fileno(), offset)
-        address += place.num_bytes
-    return [_as_images(memory, places[0], sum(place.rows for place in places), 0)]
-
-
-def _as_images(memory: Any, place: Place, rows: int, offset: int) -> NDArray[np.uint8]:
-    """View mapped bytes as uint8 (rows, H, W, C). Never write to it: that would be a SIGSEGV."""
-    count = rows * math.prod(place.image_shape)
-    flat = np.frombuffer(memory, np.uint8, count, offset)
-    return flat.reshape(rows, *place.image_shape)
-
-
-def verify_shards(folder: Path) -> Manifest:
-    """Read every byte of a set and compare it with its digests.
-
-    Raises:
-        ValueError: Something is missing or damaged; names every such shard and its rows.
-    """
-    folder = Path(folder)
-    manifest = Manifest.read(folder)
-    places = manifest.places(folder)
-    problems = []
-    with (
-        Progress(manifest.num_images, f"verify {folder}", "images") as progress,
-        ThreadPoolExecutor() as pool,  # hashing releases the GIL
-    ):
-        checks = pool.map(_verify_shard, places, manifest.shards)
-        for shard, problem in zip(manifest.shards, checks, strict=True):
-            problems += [problem] if problem else []
-            progress.add(shard.rows)
-    if problems:
-        raise ValueError(f"{folder}: {'; '.join(problems)}; {REPAIR}")
-    return manifest
-
-
-def _verify_shard(place: Place, shard: Shard) -> str | None:
-    """Say in which rows a shard is damaged, if it is."""
-    if place.path.exists() and describe(place.path, place) == shard:
-        return None
-    try:
-        damage = damaged_rows(place)
-    except ValueError as error:
-        return str(error).removesuffix(f"; {REPAIR}")
-    rows = ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in damage)
-    return f"{shard.name} is damaged in {f'rows {rows}' if rows else 'its header or labels'}"
+def _open_again(folder: Path | RemoteShards, options: dict[str, Any]) -> ShardReader:
+    return ShardReader(folder, **options)

@@ -1,22 +1,31 @@
-"""The format of image sets on disk: what a folder of shards holds, and how one shard is checked.
+"""The format of image sets on disk: what a folder of shards holds.
 
-``convert`` writes it, ``reader`` reads it; both keep to what this file says.
+``convert`` writes it, ``shard_file`` checks it, ``reader`` reads it; all keep to what is said here.
 
-Format ``ganray-shards``, version 1. A folder holds ``manifest.json``, ``shard-00000.h5``,
+Format ``ganray-shards``, version 2. A folder holds ``manifest.json``, ``shard-00000.h5``,
 ``shard-00001.h5`` and so on, 128-256 MB each. The manifest is written last: a folder without it is
 unfinished. A shard of n images has these datasets, all contiguous, without chunks or filters:
 
-    images      (n, H, W, C) uint8   from a byte offset that is a multiple of 4096
-    attributes  (n, A) uint8         0 or 1, named by the manifest's ``label_names``
+    images      (n, H, W, C) uint8   pixels, from a byte offset that is a multiple of 4096
+    labels      (n,) int64           class of each image, named by ``class_names``; -1 for none
+    attributes  (n, A) uint8         0 or 1, named by ``attribute_names``
     ids         (n,) int64           number of the original file
     split       (n,) uint8           0 train, 1 valid, 2 test
-    check       (ceil(n / 64),) uint32   zlib.crc32 of each 64 images
+    check       (ceil(n / 64),) uint64   XXH3 of the pictures of each 64 images
 
 and these attributes: ``format``, ``version``, ``first_row`` (its place in the set) and ``recipe``
-(JSON: what was done to which source). In every shard but the last ``images`` is a whole number of
-4096-byte pages, so that all of them can be mapped side by side as one array: a batch is then one
-gather, without HDF5, whose calls and fancy indexing are 20 to 1000 times slower. HDF5 stays what it
-is good at: a container that any tool opens.
+(JSON: what was done to which source). A set of encoding ``jpeg`` holds, instead of ``images``,
+
+    jpeg        (bytes,) uint8       the original files, one after the other
+    offsets     (n + 1,) int64       image i is jpeg[offsets[i] : offsets[i + 1]]
+
+which is 16 times smaller and 15 times slower to read. Never variable-length data: HDF5 makes three
+reads of each such item.
+
+In every raw shard but the last ``images`` is a whole number of 4096-byte pages, so that all of them
+can be mapped side by side as one array: a batch is then one gather, without HDF5, whose calls and
+fancy indexing are 20 to 1000 times slower. HDF5 stays what it is good at: a container that any tool
+opens.
 """
 
 from __future__ import annotations
@@ -26,17 +35,16 @@ import json
 import math
 import os
 import re
-import zlib
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol, get_args
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FORMAT, VERSION = "ganray-shards", 1
+FORMAT, VERSION = "ganray-shards", 2
 PAGE = 4096
 BLOCK = 64  # images per check value
 SPLITS = ("train", "valid", "test")
@@ -44,17 +52,53 @@ MANIFEST = "manifest.json"
 REPAIR = "delete it and prepare again into this folder: the other shards are kept"
 
 Shape = tuple[int, int, int]
+Encoding = Literal["raw", "jpeg"]
+PIXELS: dict[str, str] = {"raw": "images", "jpeg": "jpeg"}
+"""The dataset that holds the pictures, by encoding."""
 
 
 class Source(Protocol):
     """What ``write_shards`` needs of an image set; it is pickled to the conversion workers."""
 
-    name: str
-    image_shape: Shape
-    ids: NDArray[np.int64]
-    attributes: NDArray[np.uint8]
-    label_names: tuple[str, ...]
-    split: NDArray[np.uint8]
+    @property
+    def name(self) -> str:
+        """What recipes and manifests call this source."""
+        ...
+
+    @property
+    def image_shape(self) -> Shape:
+        """Height, width and channels of every image; (0, 0, C) where they differ in size."""
+        ...
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(N,) number of the original, whatever that counts from."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) class of each image; -1 for none."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty where there are none."""
+        ...
+
+    @property
+    def attributes(self) -> NDArray[np.uint8]:
+        """(N, A) 0 or 1."""
+        ...
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of the A attributes."""
+        ...
+
+    @property
+    def split(self) -> NDArray[np.uint8]:
+        """(N,) 0 train, 1 valid, 2 test."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -66,6 +110,18 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """Return a text that changes when the data change."""
+        ...
+
+
+class JpegSource(Source, Protocol):
+    """A source whose images are JPEG files, which can be kept as they are."""
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return the file of one image."""
+        ...
+
+    def num_bytes(self) -> NDArray[np.int64]:
+        """Return the size of every file, (N,), without reading them."""
         ...
 
 
@@ -83,6 +139,8 @@ class Recipe:
     """How many images, from the first of the split on."""
     split: str
     """``all``, ``train``, ``valid`` or ``test``."""
+    encoding: Encoding = "raw"
+    """``raw`` pixels, or the source's own ``jpeg`` files."""
 
     def json(self) -> str:
         """Return it as text, as every shard carries it."""
@@ -96,7 +154,8 @@ class Recipe:
         """Return it in words, for messages."""
         size = f"{self.size} px" if self.size else "original size"
         return (
-            f"{self.source}, {size}, {self.images} images of split {self.split} [{self.digest()}]"
+            f"{self.source}, {self.encoding}, {size}, {self.images} images of split {self.split}"
+            f" [{self.digest()}]"
         )
 
 
@@ -107,27 +166,37 @@ class Place:
     path: Path
     first: int
     rows: int
+    num_bytes: int
+    """Of the pictures: of ``images`` or ``jpeg``."""
     image_shape: Shape
-    num_labels: int
+    num_attributes: int
     recipe: Recipe
 
     @property
-    def num_bytes(self) -> int:
-        """Size of ``images``."""
-        return self.rows * math.prod(self.image_shape)
+    def pixels(self) -> str:
+        """Name of the dataset that holds the pictures."""
+        return PIXELS[self.recipe.encoding]
 
     @property
     def datasets(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape by name."""
-        return {
-            "images": ("uint8", (self.rows, *self.image_shape)),
-            "attributes": ("uint8", (self.rows, self.num_labels)),
+        pictures: dict[str, tuple[str, tuple[int, ...]]] = {
+            "images": ("uint8", (self.rows, *self.image_shape))
+        }
+        if self.recipe.encoding == "jpeg":
+            pictures = {
+                "jpeg": ("uint8", (self.num_bytes,)),
+                "offsets": ("int64", (self.rows + 1,)),
+            }
+        return pictures | {
+            "labels": ("int64", (self.rows,)),
+            "attributes": ("uint8", (self.rows, self.num_attributes)),
             "ids": ("int64", (self.rows,)),
             "split": ("uint8", (self.rows,)),
-            "check": ("uint32", (len(self.blocks),)),
+            "check": ("uint64", (len(self.blocks),)),
         }
 
-    @property
+    @cached_property
     def blocks(self) -> list[slice]:
         """The rows that each check value covers."""
         return [slice(b, min(b + BLOCK, self.rows)) for b in range(0, self.rows, BLOCK)]
@@ -139,8 +208,12 @@ class Shard:
 
     name: str
     rows: int
+    num_bytes: int
+    """Of its pictures."""
     bytes: int
+    """Of the file."""
     sha256: str
+    """Of the file."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +223,9 @@ class Manifest:
     recipe: Recipe
     image_shape: Shape
     num_images: int
-    label_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    """Of the values of ``labels``; empty where there are no classes."""
+    attribute_names: tuple[str, ...]
     shards: tuple[Shard, ...]
     created_by: str
     """The command line that made the set."""
@@ -178,7 +253,8 @@ class Manifest:
         try:
             text["recipe"] = Recipe(**text["recipe"])
             text["image_shape"] = tuple(text["image_shape"])
-            text["label_names"] = tuple(text["label_names"])
+            text["class_names"] = tuple(text["class_names"])
+            text["attribute_names"] = tuple(text["attribute_names"])
             text["shards"] = tuple(Shard(**shard) for shard in text["shards"])
             manifest = cls(**text)
             manifest._check()
@@ -195,6 +271,12 @@ class Manifest:
                 re.fullmatch(r"shard-\d{5,}\.h5", shard.name) for shard in self.shards
             ),
             "every shard must have rows": all(shard.rows > 0 for shard in self.shards),
+            "encoding must be raw or jpeg": self.recipe.encoding in get_args(Encoding),
+            "a raw shard's num_bytes must be its rows times the size of an image": all(
+                shard.num_bytes == shard.rows * math.prod(self.image_shape)
+                for shard in self.shards
+                if self.recipe.encoding == "raw"
+            ),
             "num_images must be the sum of the shards' rows": self.num_images
             == sum(shard.rows for shard in self.shards)
             > 0,
@@ -217,11 +299,27 @@ class Manifest:
     def places(self, folder: Path) -> list[Place]:
         """Return where each shard is and what it must hold."""
         places, first = [], 0
+        num_attributes = len(self.attribute_names)
         for shard in self.shards:
-            path, labels = folder / shard.name, len(self.label_names)
-            places.append(Place(path, first, shard.rows, self.image_shape, labels, self.recipe))
+            size = shard.rows, shard.num_bytes
+            path, shape = folder / shard.name, self.image_shape
+            places.append(Place(path, first, *size, shape, num_attributes, self.recipe))
             first += shard.rows
         return places
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of n images."""
+
+    labels: NDArray[np.int64]
+    """(n,) class, named by the manifest's ``class_names``; -1 for none."""
+    attributes: NDArray[np.uint8]
+    """(n, A) 0 or 1, named by the manifest's ``attribute_names``."""
+    ids: NDArray[np.int64]
+    """(n,) number of the original file."""
+    split: NDArray[np.uint8]
+    """(n,) 0 train, 1 valid, 2 test."""
 
 
 def publish(part: Path, path: Path) -> None:
@@ -229,109 +327,6 @@ def publish(part: Path, path: Path) -> None:
     with part.open("r+b") as file:
         os.fsync(file.fileno())
     part.replace(path)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What the header of a shard tells, and its small datasets."""
-
-    offset: int
-    attributes: NDArray[np.uint8]
-    ids: NDArray[np.int64]
-    split: NDArray[np.uint8]
-    check: NDArray[np.uint32]
-
-
-def open_shard(place: Place, file_bytes: int | None = None) -> Contents:
-    """Check that the shard is what its place asks for; no HDF5 object outlives this call.
-
-    Args:
-        place: Where it is and what it must hold.
-        file_bytes: The size its manifest gives; None where there is no manifest yet.
-
-    Raises:
-        ValueError: It is missing, damaged, or stored in a way that cannot be mapped.
-    """
-    if not place.path.exists():
-        raise ValueError(f"{place.path}: missing; prepare again into this folder: the others stay")
-    found = place.path.stat().st_size
-    if file_bytes not in (found, None):
-        raise ValueError(
-            f"{place.path}: has {found} bytes, but the manifest says {file_bytes}; {REPAIR}"
-        )
-    # Through a file of our own: HDF5 would lock it, which network file systems may refuse, and
-    # would not open it at all beside a handle of this process that locks in another way.
-    with place.path.open("rb") as raw:
-        try:
-            with h5py.File(raw, "r") as file:
-                problem = _problem(file, place)
-                if problem is None:
-                    small: dict[str, Any] = {
-                        name: get_dataset(file, name)[...]
-                        for name in place.datasets
-                        if name != "images"
-                    }
-                    return Contents(get_dataset(file, "images").id.get_offset(), **small)
-        except Exception as error:  # HDF5 reports damage as OSError, KeyError and others
-            problem = f"cannot be read ({' '.join(str(error).split())})"
-    raise ValueError(f"{place.path}: {problem}; {REPAIR}")
-
-
-def _problem(file: h5py.File, place: Place) -> str | None:
-    """Say what is wrong with a shard, if anything is."""
-    attrs = file.attrs
-    kind = attrs.get("format"), attrs.get("version")
-    if kind != (FORMAT, VERSION):
-        return f"is {kind[0]} version {kind[1]}, not {FORMAT} version {VERSION}"
-    if attrs.get("recipe") != place.recipe.json():
-        return "was made by another recipe than the manifest's"
-    if attrs.get("first_row") != place.first:
-        return f"begins at image {attrs.get('first_row')} of the set, not at {place.first}"
-    for name, (dtype, shape) in place.datasets.items():
-        # A link could lead to any file of this machine.
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            return f"{name!r} is missing, or a link to somewhere else"
-        dataset = get_dataset(file, name)
-        layout = dataset.id.get_create_plist()
-        if (
-            layout.get_layout() != h5py.h5d.CONTIGUOUS
-            or layout.get_external_count()
-            or layout.get_nfilters()
-        ):
-            return f"{name!r} has chunks, filters or external storage; it must be contiguous"
-        if (dataset.dtype, dataset.shape) != (np.dtype(dtype), shape):
-            return f"{name!r} is {dataset.dtype} {dataset.shape}, not {dtype} {shape}"
-    offset, size = get_dataset(file, "images").id.get_offset(), place.path.stat().st_size
-    if offset is None or offset % PAGE or offset + place.num_bytes > size:
-        return f"'images' at byte {offset} is not at a page of {PAGE} bytes or reaches past the end"
-    return None
-
-
-def get_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return ``file[name]``, which may be a group in a file that is not ours."""
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise TypeError(f"{name!r} is not a dataset")
-    return dataset
-
-
-def damaged_rows(place: Place) -> list[slice]:
-    """Return the blocks of rows whose pixels do not match their check value."""
-    contents = open_shard(place)
-    shape = place.rows, *place.image_shape
-    images = np.memmap(place.path, np.uint8, "r", contents.offset, shape)
-    return [
-        rows
-        for rows, check in zip(place.blocks, contents.check, strict=True)
-        if zlib.crc32(images[rows].data) != check
-    ]
-
-
-def describe(path: Path, place: Place) -> Shard:
-    """Return what the manifest says of a shard; ``path`` is where it stands for now."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(place.path.name, place.rows, path.stat().st_size, digest)
 
 
 def _short_sha256(text: str) -> str:

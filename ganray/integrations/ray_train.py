@@ -82,7 +82,7 @@ def check_nodes_see(folder: Path) -> None:
 
     @ray.remote(num_cpus=0)
     def sees(path: str) -> bool:
-        return os.path.isdir(path)
+        return os.path.exists(path)
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
@@ -101,22 +101,23 @@ def check_nodes_see(folder: Path) -> None:
         )
 
 
-def launch(config: Config, shards: Path, workers: Workers) -> Path:
+def launch(config: Config, images: str, workers: Workers) -> Path:
     """Run the loop on the workers until it is done; returns the last checkpoint's folder.
 
     Args:
         config: of the whole run.
-        shards: the folder that the loader streams from, seen by every node.
+        images: where the shards are: a URL, or a path that every node must see.
         workers: as `resolve` chose them.
 
     Raises:
         ValueError: training diverged, or workers failed more often than ray.max_failures.
     """
     connect(config.ray)
-    check_nodes_see(shards)
+    if not config.data.is_remote():
+        check_nodes_see(Path(images))
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "shards": shards},
+        train_loop_config={"config": config, "images": images},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
@@ -171,7 +172,7 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
     Divergence would, and all ranks meet it at the same step, so none is left waiting.
     """
     try:
-        work(job["config"], job["shards"], RayContext())
+        work(job["config"], job["images"], RayContext())
     except Diverged as error:
         return {"diverged": str(error)}
     return {}

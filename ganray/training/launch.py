@@ -6,23 +6,28 @@ from contextlib import closing
 from pathlib import Path
 
 from ganray.config import Config
-from ganray.data.reader import ShardReader
+from ganray.data.prepare import open_images
 from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.loop import train
 
 
-def launch(config: Config, shards: Path) -> Path:
-    """Collective over the process group, if there is one. Returns the last checkpoint's folder."""
+def launch(config: Config, images: str) -> Path:
+    """Collective over the process group, if there is one. Returns the last checkpoint's folder.
+
+    Args:
+        config: The run.
+        images: Where the shards are: `DataPlan.where`.
+    """
     context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
-    work(config, shards, context)
+    work(config, images, context)
     checkpoint = context.latest_checkpoint()
     assert checkpoint is not None, "the loop ends with a checkpoint"
     return checkpoint
 
 
-def work(config: Config, shards: Path, context: WorkerContext) -> None:
+def work(config: Config, images: str, context: WorkerContext) -> None:
     """One rank's life, the same under every launcher."""
     with closing(Journal(config.run_folder() if rank() == 0 else None)) as journal:
-        train(config, ShardReader(shards), context, journal)
+        train(config, open_images(config.data, config.home, images), context, journal)

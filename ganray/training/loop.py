@@ -14,9 +14,10 @@ import psutil
 import torch
 
 from ganray.config import Config
-from ganray.data.loader import Loader, to_float
-from ganray.data.order import rank_slice
-from ganray.data.reader import ShardReader
+from ganray.data.augment import augment
+from ganray.data.loader import Images, Loader, to_float
+from ganray.data.order import Order, rank_slice
+from ganray.data.resident import Resident
 from ganray.distributed import Means, rank, world_size
 from ganray.figures import sample_grid
 from ganray.gan import latents
@@ -30,9 +31,7 @@ class Diverged(ValueError):
     """A loss is no longer finite: raised on every rank at the same step, and final."""
 
 
-def train(
-    config: Config, reader: ShardReader, context: WorkerContext, journal: Journal
-) -> TrainState:
+def train(config: Config, images: Images, context: WorkerContext, journal: Journal) -> TrainState:
     """Train until `train.kimg`, from the latest checkpoint if there is one.
 
     Raises:
@@ -41,7 +40,7 @@ def train(
     """
     # Wake up: the same weights on every rank, then each its own slice of the global batch.
     device, size = context.device, config.train.batch_size
-    state = TrainState(config, reader.image_shape, device)
+    state = TrainState(config, config.data.seen_shape(images.image_shape), device)
     if checkpoint := context.latest_checkpoint():
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
@@ -49,17 +48,9 @@ def train(
     means, pace = Means(device), Pace(state.images_seen)
     autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
 
-    with Loader(
-        reader,
-        batch_size=size,
-        rng_seed=config.train.rng_seed,
-        rank=rank(),
-        world_size=world_size(),
-        device=device,
-        start_step=state.step,
-    ) as batches:
+    with stream(config, images, device, state.step) as batches:
         while state.step < config.train.steps():
-            real = to_float(next(batches), config.pixel_low())
+            real = to_float(my_augmented(state, next(batches), mine), config.pixel_low())
             z_D, z_G = (my_latents(state, stream, mine) for stream in ("D", "G"))
             # Discriminator.
             means.add(
@@ -76,6 +67,7 @@ def train(
             state.advance()
             # Log: the only place where the host waits for the device.
             if state.due(config.train.log_every):
+                means.add(replaced(images, device))
                 scores = means.sync() | pace.lap(state.images_seen, size, device)
                 check_finite(scores, state.step)
                 journal.metrics(state.images_seen, scores)
@@ -86,6 +78,47 @@ def train(
             if state.due(config.train.checkpoint_every):
                 checkpoint_now(state, context)
     return state
+
+
+def stream(
+    config: Config, images: Images, device: torch.device, start_step: int
+) -> Loader | Resident:
+    """This rank's part of each step's batch, from `start_step` on."""
+    data, rng_seed = config.data, config.train.rng_seed
+    block, window = data.blocks(images.shard_rows) if data.shuffle == "blocks" else (0, 0)
+    kind = Resident if data.residence == "device" else Loader
+    return kind(
+        images,
+        Order(len(images), rng_seed, block, window),
+        batch_size=config.train.batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        device=device,
+        start_step=start_step,
+    )
+
+
+def my_augmented(state: TrainState, images: torch.Tensor, mine: slice) -> torch.Tensor:
+    """This rank's images, cropped and mirrored as the config says; uint8 (n_rank, H, W, C)."""
+    config = state.config
+    return augment(
+        images,
+        crop=config.data.crop,
+        flip=config.data.flip,
+        rng_seed=config.train.rng_seed,
+        step=state.step,
+        batch_size=config.train.batch_size,
+        mine=mine,
+    )
+
+
+def replaced(images: Images, device: torch.device) -> dict[str, torch.Tensor]:
+    """How many damaged images others stood in for, on all ranks since the start; {} if none."""
+    if not images.counts_replaced:
+        return {}
+    # The mean over ranks of this is the sum over ranks of the counts.
+    total = torch.tensor([images.replaced * world_size()], dtype=torch.float64, device=device)
+    return {"data/replaced_images": total}
 
 
 def my_latents(state: TrainState, stream: str, mine: slice) -> torch.Tensor:

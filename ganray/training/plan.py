@@ -80,7 +80,7 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
     """The resolved plan, a line for each thing a person decides on."""
     train, loss = config.train, config.loss
     G, D = _meta_networks(config, images.image_shape)
-    height, width, channels = images.image_shape
+    height, width, channels = images.stored_shape
     gammas = (("R1", loss.r1_gamma), ("R2", loss.r2_gamma))
     penalties = "".join(f" + {name} {gamma:g}" for name, gamma in gammas if gamma)
     share = math.ceil(train.batch_size / workers.count)
@@ -88,8 +88,9 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
     rows = {
         "run": f"{config.name} (stopped? the same command with --name {config.name} goes on)",
         "data": str(images),
-        "shards": f"{height}x{width}x{channels} uint8, {images.bytes / 2**20:,.0f} MiB,"
-        f" {'ready' if images.ready else 'to be made'}: {images.folder}",
+        "shards": f"{height}x{width}x{channels} {config.data.encoding},"
+        f" {images.bytes / 2**20:,.0f} MiB,"
+        f" {'ready' if images.ready else 'to be made'}: {images.where}",
         "networks": f"{config.network.kind}: G {_count(G):,} and D {_count(D):,} parameters,"
         f" z {config.latent.distribution} of size {config.latent.size}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ganray.data.convert import write_shards
 from ganray.data.reader import ShardReader
-from ganray.data.sources import CelebA
+from ganray.data.sources.celeba import CelebA
 
 NUM_IMAGES = 150
 SHARD_1 = "shard-00001.h5"

@@ -1,4 +1,5 @@
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -14,10 +15,12 @@ import pytest
 from PIL import Image
 
 from ganray.data import convert
-from ganray.data.convert import resize_and_crop, write_shards
-from ganray.data.reader import ShardReader, verify_shards
+from ganray.data.convert import write_shards
+from ganray.data.convert_worker import resize_and_crop
+from ganray.data.reader import ShardReader
 from ganray.data.shards import Manifest
-from ganray.data.sources import CelebA
+from ganray.data.sources.celeba import CelebA
+from ganray.data.verify import verify_shards
 from tests.data.conftest import SHARD_1, flip, gathered
 
 
@@ -40,9 +43,11 @@ def test_what_is_written_is_read_back(source: CelebA, shards_folder: Path):
     reader = ShardReader(shards_folder)
     assert len(reader) == 150
     assert reader.image_shape == (64, 64, 3)
-    np.testing.assert_array_equal(reader.ids, source.ids)
-    np.testing.assert_array_equal(reader.attributes, source.attributes)
-    np.testing.assert_array_equal(reader.split, source.split)
+    rows = reader.rows(np.arange(150))
+    np.testing.assert_array_equal(rows.ids, source.ids)
+    np.testing.assert_array_equal(rows.labels, source.labels)
+    np.testing.assert_array_equal(rows.attributes, source.attributes)
+    np.testing.assert_array_equal(rows.split, source.split)
     images = gathered(reader)
     for index in (0, 69, 70, 149):
         expected = resize_and_crop(source.read(index), 64)
@@ -51,8 +56,10 @@ def test_what_is_written_is_read_back(source: CelebA, shards_folder: Path):
 
 def test_the_original_size_is_kept_and_its_rows_fill_whole_pages(source: CelebA, tmp_path: Path):
     # 218 * 178 * 3 = 4 * 29103 bytes, so 1024 rows are the first whole number of 4096-byte pages.
-    assert convert._rows_per_shard(218 * 178 * 3, 10**6, None) == 2048
-    assert convert._rows_per_shard(64 * 64 * 3, 10**6, None) == 16384
+    for shape, rows in (((218, 178, 3), 2048), ((64, 64, 3), 16384)):
+        unit = convert.page_rows(shape)
+        sizes = np.full(10**6, math.prod(shape))
+        assert convert._rows_per_shard(sizes, unit, None) == rows
     write_shards(source, tmp_path, images=5, processes=1)
     expected = np.asarray(source.read(4))
     np.testing.assert_array_equal(gathered(ShardReader(tmp_path), [4])[0], expected)
@@ -62,7 +69,15 @@ def test_a_split_and_a_number_of_images_choose_the_first_of_that_split(
     source: CelebA, tmp_path: Path
 ):
     manifest = write_shards(source, tmp_path, size=8, split="valid", images=7, processes=1)
-    assert ShardReader(tmp_path).ids.tolist() == [101, 102, 103, 104, 105, 106, 107]
+    assert ShardReader(tmp_path).rows(np.arange(7)).ids.tolist() == [
+        101,
+        102,
+        103,
+        104,
+        105,
+        106,
+        107,
+    ]
     assert (manifest.num_images, manifest.recipe.split) == (7, "valid")
 
 
@@ -145,7 +160,7 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from ganray.data.convert import write_shards
-from ganray.data.sources import CelebA
+from ganray.data.sources.celeba import CelebA
 
 @dataclass(eq=False)
 class Stuck(CelebA):
@@ -202,7 +217,7 @@ def test_conversion_workers_do_not_import_torch():
 def test_another_recipe_is_refused(source: CelebA, folder: Path, finished: bool):
     if not finished:
         (folder / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"another recipe \(celeba, 64 px.*asked for \(celeba, 32"):
+    with pytest.raises(ValueError, match=r"recipe \(celeba, raw, 64 px.*for \(celeba, raw, 32"):
         write_shards(source, folder, size=32)
 
 

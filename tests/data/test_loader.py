@@ -10,7 +10,7 @@ import torch
 
 from ganray.data import loader as loader_module
 from ganray.data.loader import Loader, to_float
-from ganray.data.order import sample_ids
+from ganray.data.order import Order
 from ganray.data.reader import ShardReader
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -22,8 +22,8 @@ def reader(shards_folder: Path) -> ShardReader:
 
 
 def make_loader(reader: ShardReader, **options) -> Loader:
-    defaults = {"batch_size": 16, "rng_seed": 5, "rank": 0, "world_size": 1, "device": "cpu"}
-    return Loader(reader, **(defaults | options))
+    defaults = {"batch_size": 16, "rank": 0, "world_size": 1, "device": "cpu"}
+    return Loader(reader, Order(150, rng_seed=5), **(defaults | options))
 
 
 def batches(reader: ShardReader, count: int, **options) -> list[torch.Tensor]:
@@ -41,9 +41,9 @@ def test_batches_are_those_of_the_order(reader: ShardReader, device: str):
         pytest.skip("no GPU")
     images = torch.empty(150, 64, 64, 3, dtype=torch.uint8)
     reader.gather(np.arange(150), images)
-    # 25 batches of 16 are 2 2/3 epochs, and every buffer of the ring several times
-    for step, batch in enumerate(batches(reader, 25, device=device)):
-        assert torch.equal(batch, images[sample_ids(150, 5, 16 * step, 16)])
+    # 150 batches of 16 are 16 epochs, and every buffer of the ring: each holds 21 batches
+    for step, batch in enumerate(batches(reader, 150, device=device)):
+        assert torch.equal(batch, images[Order(150, 5).sample_ids(16 * step, 16)])
 
 
 def test_starting_at_a_step_is_skipping_to_it(reader: ShardReader):
@@ -61,15 +61,16 @@ def test_the_ranks_batches_join_to_the_batch_of_one_rank(reader: ShardReader, wo
 
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardReader):
     with make_loader(reader, prefetch=1) as loader:
-        batch = next(loader)
-        before = batch.clone()
-        threading.Event().wait(0.05)  # time for the thread to fill every buffer it may
-        assert torch.equal(batch, before)
+        for _ in range(45):  # more than two buffers of 21
+            batch = next(loader)
+            before = batch.clone()
+            threading.Event().wait(0.005)  # time for the thread to fill every buffer it may
+            assert torch.equal(batch, before)
 
 
 def test_memory_is_reused(reader: ShardReader):
     with make_loader(reader, prefetch=2) as loader:
-        assert len({next(loader).data_ptr() for _ in range(20)}) == 3
+        assert len({next(loader).data_ptr() for _ in range(200)}) == 3 * 21  # batches of 4 MiB
 
 
 def test_an_error_in_the_thread_comes_out_of_next(reader: ShardReader, monkeypatch):
@@ -100,9 +101,10 @@ def test_a_program_may_end_without_closing_its_loader(shards_folder: Path):
     code = f"""
 from ganray.data import loader as loader_module
 from ganray.data.loader import Loader
+from ganray.data.order import Order
 from ganray.data.reader import ShardReader
 reader = ShardReader({str(shards_folder)!r})
-loader = Loader(reader, batch_size=99, rng_seed=0, rank=0, world_size=1, device="cpu")
+loader = Loader(reader, Order(150, 0), batch_size=99, rank=0, world_size=1, device="cpu")
 for _ in range(20):
     next(loader)
 """

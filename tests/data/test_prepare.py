@@ -1,12 +1,13 @@
 """Which images a run trains on: found, refused or drawn before anything is held for it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ganray.config import DataConfig
-from ganray.data import prepare
+from ganray.data import prepare, sources
 from ganray.data.reader import ShardReader
 
 DRAWN = DataConfig(drawn=12, size=16)
@@ -17,30 +18,31 @@ def test_without_celeba_faces_are_drawn_and_converted_once(tmp_path):
     assert plan.drawn
     assert not plan.ready
     assert "no CelebA" in str(plan)
-    manifest = prepare.prepare(DRAWN, plan)
-    assert plan.ready
-    assert (manifest.num_images, manifest.image_shape) == (12, (16, 16, 3))
-    stamps = [path.stat().st_mtime_ns for path in sorted(plan.folder.iterdir())]
-    assert prepare.prepare(DRAWN, prepare.plan(DRAWN, tmp_path)) == manifest
-    assert [path.stat().st_mtime_ns for path in sorted(plan.folder.iterdir())] == stamps
+    digest = prepare.prepare(DRAWN, plan)
+    images = prepare.open_images(DRAWN, tmp_path, plan.where)
+    assert (len(images), images.image_shape) == (12, (16, 16, 3))
+    stamps = [path.stat().st_mtime_ns for path in sorted(Path(plan.where).iterdir())]
+    again = prepare.plan(DRAWN, tmp_path)
+    assert again.ready
+    assert prepare.prepare(DRAWN, again) == digest
+    assert [path.stat().st_mtime_ns for path in sorted(Path(plan.where).iterdir())] == stamps
 
 
 def test_celeba_and_the_drawn_stand_in_go_through_one_path(tmp_path, celeba_zip, celeba_folder):
     """The same pictures from the zip and from the folder give the same shards."""
     rows = []
     for folder in (celeba_zip, celeba_folder):
-        data = DataConfig(celeba=folder, size=16)
+        data = DataConfig(root=str(folder), size=16)
         plan = prepare.plan(data, tmp_path)
         assert not plan.drawn
         prepare.prepare(data, plan)
-        reader = ShardReader(plan.folder)
-        rows.append((reader.ids, reader.attributes))
-    np.testing.assert_array_equal(rows[0][0], rows[1][0])
-    np.testing.assert_array_equal(rows[0][1], rows[1][1])
+        rows.append(ShardReader(Path(plan.where)).rows(np.arange(150)))
+    np.testing.assert_array_equal(rows[0].ids, rows[1].ids)
+    np.testing.assert_array_equal(rows[0].attributes, rows[1].attributes)
 
 
 def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
-    data = DataConfig(celeba=celeba_folder, size=16)
+    data = DataConfig(root=str(celeba_folder), size=16)
     plans = [
         prepare.plan(changed, tmp_path)
         for changed in (
@@ -52,7 +54,7 @@ def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
         )
     ]
     assert [plan.count for plan in plans] == [150, 100, 20, 7, 150]
-    assert len({plan.folder for plan in plans}) == 5
+    assert len({plan.where for plan in plans}) == 5
 
 
 def test_a_download_is_planned_without_being_made(tmp_path):
@@ -64,13 +66,12 @@ def test_a_download_is_planned_without_being_made(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (DataConfig(celeba="/nowhere"), "/nowhere"),
-        (replace(DRAWN, split="test"), "data.split=test needs CelebA; give --data.celeba"),
+        (DataConfig(root="/nowhere"), "/nowhere"),
+        (replace(DRAWN, split="test"), "data.split=test needs CelebA; give --data.root"),
         (replace(DRAWN, drawn=10**12), "GiB free, but the shards need"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(data, message, tmp_path):
-    data = replace(data, celeba=data.celeba and tmp_path.joinpath(data.celeba))
     with pytest.raises(ValueError, match=r".") as error:
         prepare.plan(data, tmp_path)
     assert message in str(error.value)
@@ -81,9 +82,15 @@ def test_torchvision_is_asked_once_and_not_where_celeba_is_complete(
     tmp_path, celeba_folder, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(prepare.CelebA, "download", asked.append)
-    prepare.fetch(DataConfig(celeba=celeba_folder), tmp_path)
-    prepare.fetch(DataConfig(celeba=celeba_folder, download=True), tmp_path)
+
+    def download(name: str, root: Path, download: bool) -> None:
+        asked.append((name, root, download))
+
+    monkeypatch.setattr(prepare, "open_source", download)
+    open_source = sources.open_source
+    monkeypatch.setattr(prepare, "_open", lambda name, root: open_source(name, root))
+    prepare.fetch(DataConfig(root=str(celeba_folder)), tmp_path)
+    prepare.fetch(DataConfig(root=str(celeba_folder), download=True), tmp_path)
     assert asked == []
     prepare.fetch(DataConfig(download=True), tmp_path)
-    assert asked == [tmp_path / "data"]
+    assert asked == [("celeba", tmp_path / "data", True)]

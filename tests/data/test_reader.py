@@ -13,15 +13,17 @@ import torch
 
 from ganray.data import reader as reader_module
 from ganray.data.convert import write_shards
-from ganray.data.reader import ShardReader, verify_shards
+from ganray.data.reader import ShardReader
 from ganray.data.shards import Manifest
-from ganray.data.sources import CelebA
+from ganray.data.sources.celeba import CelebA
+from ganray.data.verify import verify_shards
 from tests.data.conftest import SHARD_1, flip, gathered
 
 
 def test_both_ways_of_mapping_gather_the_same_across_shards(shards_folder: Path):
     joined, apart = ShardReader(shards_folder), ShardReader(shards_folder, side_by_side=False)
-    assert (len(joined._pieces), len(apart._pieces)) == (1, 3)
+    assert joined._mapping.joined is not None
+    assert apart._mapping.joined is None
     ids = [149, 0, 70, 69, 70, 139, 140, 0]
     assert torch.equal(gathered(joined, ids), gathered(apart, ids))
     assert torch.equal(gathered(joined, ids)[2], gathered(joined)[70])
@@ -29,7 +31,7 @@ def test_both_ways_of_mapping_gather_the_same_across_shards(shards_folder: Path)
 
 def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypatch):
     monkeypatch.setattr(mmap, "PAGESIZE", 16384)
-    assert len(ShardReader(shards_folder)._pieces) == 3
+    assert ShardReader(shards_folder)._mapping.joined is None
 
 
 def test_gather_refuses_what_does_not_fit(shards_folder: Path):
@@ -57,7 +59,7 @@ def test_no_file_stays_open_and_a_dropped_reader_gives_its_memory_back(folder: P
 
 def test_a_forked_process_reads_on(shards_folder: Path):
     reader = ShardReader(shards_folder)
-    expected = torch.from_numpy(reader._pieces[0][70].copy())
+    expected = gathered(reader, [70])[0]
     child = os.fork()
     if child == 0:
         signal.alarm(30)
@@ -71,13 +73,13 @@ def test_a_pickled_reader_opens_the_files_itself(shards_folder: Path, side_by_si
     text = pickle.dumps(reader)
     assert len(text) < 1000
     copy = pickle.loads(text)
-    assert len(copy._pieces) == len(reader._pieces)
+    assert (copy._mapping.joined is None) == (reader._mapping.joined is None)
     assert torch.equal(gathered(copy), gathered(reader))
 
 
 def test_another_process_takes_a_pickled_reader(shards_folder: Path):
     reader = ShardReader(shards_folder)
-    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)._pieces[0].sum())"
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)._mapping.joined.sum())"
     root = Path(reader_module.__file__).parents[2]
     said = subprocess.run(
         [sys.executable, "-c", code], input=pickle.dumps(reader), capture_output=True, cwd=root
@@ -88,7 +90,8 @@ def test_another_process_takes_a_pickled_reader(shards_folder: Path):
 def test_a_read_only_folder_can_be_read(source: CelebA, folder: Path):
     for path in (*folder.iterdir(), folder):
         path.chmod(path.stat().st_mode & 0o555)
-    assert len(gathered(ShardReader(folder, verify=True))) == 150
+    assert len(gathered(ShardReader(folder))) == 150
+    assert verify_shards(folder).num_images == 150
     write_shards(source, folder, size=64)
     folder.chmod(0o755)
 
@@ -102,7 +105,7 @@ def test_verify_names_the_shard_and_the_rows_of_a_flipped_bit(folder: Path):
     flip(folder / "shard-00002.h5", row=0)
     ShardReader(folder)  # opening reads no pixel
     with pytest.raises(ValueError, match=r"^.*$") as error:
-        ShardReader(folder, verify=True)
+        verify_shards(folder)
     assert "shard-00001.h5 is damaged in rows 64-69; shard-00002.h5 is damaged in rows 0-9" in str(
         error.value
     )

@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from ganray.data.reader import ShardReader, verify_shards
+from ganray.data.reader import ShardReader
 from ganray.data.shards import Manifest
+from ganray.data.verify import verify_shards
 from tests.data.conftest import SHARD_1, gathered
 
 
@@ -47,11 +48,11 @@ def test_an_unfinished_folder_is_refused(folder: Path):
     ("old", "new", "message"),
     [
         (
-            '"version": 1',
             '"version": 2',
-            "version 2, but this ganray reads ganray-shards version 1",
+            '"version": 1',
+            "version 1, but this ganray reads ganray-shards version 2",
         ),
-        ('"format": "ganray-shards"', '"format": "other"', "is other version 1"),
+        ('"format": "ganray-shards"', '"format": "other"', "is other version 2"),
         ('"num_images": 150', '"num_images": 151', "damaged"),
         ('"name": "shard-00001.h5"', '"name": "../shard-00001.h5"', "damaged"),
         ('"rows": 10', '"row": 10', "damaged"),
@@ -134,7 +135,7 @@ def link(target: object) -> Callable[[h5py.File], None]:
         (replace_images(compression="gzip"), "it must be contiguous"),
         (replace_images(external=[("/etc/passwd", 0, 70 * 12288)]), "it must be contiguous"),
         (replace_images(), "not at a page"),  # never written, so without a place
-        (lambda file: file.attrs.modify("version", 2), "is ganray-shards version 2"),
+        (lambda file: file.attrs.modify("version", 3), "is ganray-shards version 3"),
         (lambda file: file.attrs.modify("recipe", "{}"), "another recipe"),
     ],
 )

@@ -60,9 +60,18 @@ def test_a_batch_smaller_than_the_world_is_refused():
 
 def test_the_plan_names_every_decision(tmp_path):
     preset = replace(presets.cpu32(), name="mine", home=tmp_path)
-    images = DataPlan(tmp_path / "faces", True, 12_000, (32, 32, 3), tmp_path / "shards")
+    shape = 32, 32, 3
+    what = "procedural faces (no CelebA was given)"
+    images = DataPlan(what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False)
     text = describe(preset, images, Workers(2, False, 1), "sqlite:///x")
-    for part in ("--name mine", "12,000 images", "no CelebA", "32x32x3", "gloo", "sqlite:///x"):
+    for part in (
+        "--name mine",
+        "12,000 images",
+        "no CelebA",
+        "32x32x3 raw, 35 MiB",
+        "gloo",
+        "sqlite:///x",
+    ):
         assert part in text
     assert f"{preset.train.steps():,} steps" in text
 

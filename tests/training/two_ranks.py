@@ -22,10 +22,10 @@ from ganray.training.state import TrainState
 from tests.conftest import tiny_config
 
 
-def bytes_on_the_wire(shards: Path, home: Path) -> dict[str, int]:
+def bytes_on_the_wire(shards: str, home: Path) -> dict[str, int]:
     """Gradient bytes that one D step and one G step hand to all_reduce."""
     config = tiny_config(home)
-    state = TrainState(config, ShardReader(shards).image_shape, torch.device("cpu"))
+    state = TrainState(config, ShardReader(Path(shards)).image_shape, torch.device("cpu"))
     sent = {"D": 0, "G": 0}
 
     def counting(name):
@@ -67,7 +67,7 @@ def means_of_unequal_ranks() -> dict[str, float]:
 
 
 def main() -> None:
-    shards, home = Path(sys.argv[1]), Path(sys.argv[2])
+    shards, home = sys.argv[1], Path(sys.argv[2])
     with torchrun_group():
         facts: dict[str, object] = {"wire": bytes_on_the_wire(shards, home)}
         facts |= means_of_unequal_ranks()

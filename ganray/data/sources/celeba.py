@@ -1,7 +1,6 @@
-"""Image sets as they were published: where the pixels and the labels of image i come from."""
+"""CelebA as it was published: a zip file or a folder of JPEGs, and two text files."""
 
 import hashlib
-import io
 import os
 import zipfile
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,7 +37,7 @@ class CelebA:
     """(N,) number of the original file, counted from 1."""
     attributes: NDArray[np.uint8]
     """(N, 40) 1 where the attribute is present, otherwise 0."""
-    label_names: tuple[str, ...]
+    attribute_names: tuple[str, ...]
     """Names of the 40 attributes."""
     split: NDArray[np.uint8]
     """(N,) 0 train, 1 valid, 2 test; all 0 where there is no partition file."""
@@ -48,6 +48,14 @@ class CelebA:
     image_shape: tuple[int, int, int] = (218, 178, 3)
     """Height, width and channels of every image."""
     _archive: tuple[int, zipfile.ZipFile, str] | None = None
+
+    class_names: tuple[str, ...] = ()
+    """None: CelebA has attributes and no classes."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) -1, as there are no classes."""
+        return np.full(len(self), -1)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -70,13 +78,15 @@ class CelebA:
         if not location.exists():
             raise ValueError(f"{folder}: holds neither {ARCHIVE} nor {FOLDER}/; {BY_HAND}")
 
-        files, label_names, attributes = _read_attributes(folder / ATTRIBUTES)
+        files, attribute_names, attributes = _read_attributes(folder / ATTRIBUTES)
         split = _read_partition(folder / PARTITION, files)
         annotations = hashlib.sha256((folder / ATTRIBUTES).read_bytes())
         if (folder / PARTITION).exists():
             annotations.update((folder / PARTITION).read_bytes())
         ids = np.array([int(Path(name).stem) for name in files], np.int64)
-        source = cls(location, files, ids, attributes, label_names, split, annotations.hexdigest())
+        source = cls(
+            location, files, ids, attributes, attribute_names, split, annotations.hexdigest()
+        )
         source._check_images()
         return source
 
@@ -115,9 +125,9 @@ class CelebA:
         """
         name = self.files[index]
         try:
-            with Image.open(io.BytesIO(self._read_bytes(name))) as file:
-                image = file.convert("RGB")
-        # PIL raises OSError or SyntaxError for a bad stream, zipfile BadZipFile or zlib.error.
+            # To the bit what PIL decodes, in less than half the time.
+            image = Image.fromarray(simplejpeg.decode_jpeg(self.read_bytes(index)))
+        # simplejpeg raises ValueError for a bad stream, zipfile BadZipFile or zlib.error.
         except Exception as error:
             raise ValueError(
                 f"{self.location}: {name} cannot be decoded ({error}); fetch the set again"
@@ -149,11 +159,22 @@ class CelebA:
         """Leave the handle behind: two processes with one file position read each other's bytes."""
         return self.__dict__ | {"_archive": None}
 
-    def _read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, index: int) -> bytes:
+        """Return the JPEG file of one image."""
+        name = self.files[index]
         if self.location.is_dir():
             return (self.location / name).read_bytes()
         archive, prefix = self._open_archive()
         return archive.read(prefix + name)
+
+    def num_bytes(self) -> NDArray[np.int64]:
+        """Return the size of every JPEG file, (N,)."""
+        if self.location.is_dir():
+            sizes = [(self.location / name).stat().st_size for name in self.files]
+        else:
+            archive, prefix = self._open_archive()
+            sizes = [archive.getinfo(prefix + name).file_size for name in self.files]
+        return np.array(sizes, np.int64)
 
     def _open_archive(self) -> tuple[zipfile.ZipFile, str]:
         """Return this process's handle and the folder inside the zip; a fork opens its own."""
@@ -195,8 +216,8 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
         raise ValueError(f"{path}: missing; {BY_HAND}")
     lines = path.read_bytes().rstrip().splitlines()
     header, rows = b"\n".join(lines[:2]), lines[2:]
-    count, *label_names = header.decode(errors="replace").split() or [""]
-    if not count.isdigit() or len(set(label_names)) != NUM_ATTRIBUTES:
+    count, *attribute_names = header.decode(errors="replace").split() or [""]
+    if not count.isdigit() or len(set(attribute_names)) != NUM_ATTRIBUTES:
         raise ValueError(
             f"{path}: unknown header; line 1 must be the number of images and line 2 the "
             f"{NUM_ATTRIBUTES} attribute names, as CelebA publishes it; {BY_HAND}"
@@ -222,7 +243,7 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
         files.append(name.decode())
         values.append(digits)
     bits = np.frombuffer(b"".join(values), np.uint8).reshape(-1, NUM_ATTRIBUTES)
-    return files, tuple(label_names), bits - np.uint8(ord("0"))
+    return files, tuple(attribute_names), bits - np.uint8(ord("0"))
 
 
 def _read_partition(path: Path, files: list[str]) -> NDArray[np.uint8]:

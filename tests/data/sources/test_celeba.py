@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganray.data.sources import FOLDER, CelebA
+from ganray.data.sources.celeba import FOLDER, CelebA
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_what_is_read_is_what_the_files_say(celeba_folder: Path):
     assert pixels.dtype == np.uint8
     assert source.ids.tolist() == list(range(1, 151))
     assert source.attributes[4].tolist() == [1, 0, 1, *[0] * 37]  # 5 in binary, lowest bit first
-    assert source.label_names[:2] == ("Attribute_0", "Attribute_1")
+    assert source.attribute_names[:2] == ("Attribute_0", "Attribute_1")
     assert np.bincount(source.split).tolist() == [100, 30, 20]
 
 

@@ -1,0 +1,69 @@
+"""JPEG files to the pixels of a batch, as fast as they can be decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from ganray.data.shards import Shape
+
+
+def decode(files: Sequence[NDArray[np.uint8]], shape: Shape, size: int, out: torch.Tensor) -> None:
+    """Decode files of one size; resize and crop them as ``convert_worker.resize_and_crop`` does.
+
+    At full size by libjpeg-turbo's fast DCT and plain upsampling, which differ from the exact ones
+    by 1.3 levels of 255 in the mean (drawn faces) and take 10 to 15 % less time. A picture that is
+    to become less than half as large is halved while it is decoded, once or more, and then resized.
+
+    Args:
+        files: n JPEG files.
+        shape: (H, W, C) of every picture in them.
+        size: Side of the square to cut from the middle; 0 keeps (H, W).
+        out: uint8 (n, size, size, C), or (n, H, W, C), contiguous.
+
+    Raises:
+        ValueError: A file is damaged, or holds a picture of another size.
+    """
+    height, width, channels = shape
+    colorspace = "RGB" if channels == 3 else "GRAY"
+    if size == 0:
+        _decode(files, colorspace, shape[:2], out.numpy(), fast=True)
+        return
+    # Halves only: 3/8 and the like are smaller, but their DCT has no SIMD code and takes longer.
+    halved = next((n for n in (8, 4, 2) if min(height, width) // n >= size), 1)
+    scaled = -(-height // halved), -(-width // halved)
+    coarse = torch.empty((len(files), *scaled, channels), dtype=torch.uint8)
+    _decode(files, colorspace, scaled, coarse.numpy(), fast=halved == 1)
+    short, long = min(shape[:2]), size * max(shape[:2]) // min(shape[:2])
+    sides = (long, size) if width == short else (size, long)
+    resized = interpolate(coarse.permute(0, 3, 1, 2), sides, mode="bilinear", antialias=True)
+    top, left = (round((side - size) / 2) for side in sides)
+    out.copy_(resized.permute(0, 2, 3, 1)[:, top : top + size, left : left + size])
+
+
+def _decode(
+    files: Sequence[NDArray[np.uint8]],
+    colorspace: str,
+    sides: tuple[int, int],
+    out: NDArray[np.uint8],
+    *,
+    fast: bool,
+) -> None:
+    """Decode into uint8 (n, H, W, C), scaled to H and W where the files are larger."""
+    for file, picture in zip(files, out, strict=True):
+        found = simplejpeg.decode_jpeg(
+            file,
+            colorspace,
+            fastdct=fast,
+            fastupsample=fast,
+            min_height=sides[0],
+            min_width=sides[1],
+            buffer=picture,
+        )
+        if found.shape != picture.shape:
+            raise ValueError(f"a picture of {found.shape}, not {picture.shape}")

@@ -1,0 +1,82 @@
+"""scikit-learn's handwritten digits: the MNIST that is there without a network."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+NUM_TEST = 297
+
+
+@dataclass(eq=False, repr=False)
+class Digits:
+    """1,797 real handwritten digits of 8x8 pixels, as scikit-learn ships them.
+
+    Made by ``Digits.open``. They are the test part of UCI's "Optical Recognition of Handwritten
+    Digits", by 13 people who wrote none of its training part. The last 297 are held out here. Which
+    digit is by whom is not published, so both sides may hold some of one person.
+    """
+
+    images: NDArray[np.uint8]
+    """(1797, 8, 8) in 0..255; small enough to be pickled along."""
+    labels: NDArray[np.int64]
+    """(1797,) in 0..9."""
+    name: str = "digits"
+    """What recipes and manifests call this source."""
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    """Height, width and channels of every image."""
+    class_names: tuple[str, ...] = tuple("0123456789")
+    """Names of the values of ``labels``."""
+    attribute_names: tuple[str, ...] = ()
+    """None: there are classes and no attributes."""
+
+    @classmethod
+    def open(cls) -> Self:
+        """Open the set, which lies within scikit-learn.
+
+        Raises:
+            ValueError: scikit-learn is not installed.
+        """
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ValueError(
+                f"digits: they come with scikit-learn, which does not import ({error}); "
+                "pip install scikit-learn"
+            ) from error
+        sixteenths, labels = load_digits(return_X_y=True)
+        # Each value counts the inked ones of 4x4 finer pixels, 0 to 16.
+        images = np.rint(np.asarray(sixteenths) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+        return cls(images, np.asarray(labels, np.int64))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(1797,) place in scikit-learn's order, from 0."""
+        return np.arange(len(self))
+
+    @property
+    def attributes(self) -> NDArray[np.uint8]:
+        """(1797, 0), as there are none."""
+        return np.zeros((len(self), 0), np.uint8)
+
+    @property
+    def split(self) -> NDArray[np.uint8]:
+        """(1797,) 0 train, then 297 times 2 test."""
+        return np.where(self.ids < len(self) - NUM_TEST, 0, 2).astype(np.uint8)
+
+    def read(self, index: int) -> Image.Image:
+        """Return one image: grey, 8x8, white on black."""
+        return Image.fromarray(self.images[index])
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 in hex of pixels and labels."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()

@@ -1,0 +1,242 @@
+"""The HDF5 file that readers of the source text make of CelebA: one dataset for each image.
+
+The group ``img_align_celeba`` holds ``0.jpg``, ``1.jpg`` and so on. In spite of their names these
+are not JPEGs but pixels, uint8 (218, 178, 3), which the text stores with gzip 9. The numbers may
+begin at 1 and have gaps. Nothing here asks for the length of the group: in HDF5's old format that
+takes 16 ms at CelebA's size.
+
+A file may come from anywhere, so whatever would make HDF5 read another file is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import h5py
+import h5py.h5l
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ganray.data.sources.listing import held_out
+
+GROUP = "img_align_celeba"
+AS_THE_TEXT = f"give the file that the text's notebook makes, with a group {GROUP}"
+NUM_SAMPLES, SAMPLE_BYTES = 16_384, 256
+
+_Handle = tuple[BinaryIO, h5py.File, h5py.Group]
+
+
+@dataclass(eq=False, repr=False)
+class SourceTextHDF5:
+    """The images of such a file, raw or compressed, for conversion to shards.
+
+    Made by ``SourceTextHDF5.open``. It may be pickled to other processes: the handle is opened by
+    the process that reads and never leaves it. The file does not tell CelebA's attributes and
+    partition, so a tenth of the images is held out as ``test``, by a hash of the name.
+    """
+
+    path: Path
+    names: list[str]
+    """Dataset of each image, such as ``0.jpg``, by rising number."""
+    ids: NDArray[np.int64]
+    """(N,) the numbers in the names."""
+    image_shape: tuple[int, int, int]
+    """(218, 178, 3), or what the first image has."""
+    split: NDArray[np.uint8]
+    """(N,) 0 train, 2 test."""
+    name: str = "source-text"
+    """What recipes and manifests call this source."""
+    class_names: tuple[str, ...] = ()
+    """None."""
+    attribute_names: tuple[str, ...] = ()
+    """None."""
+    _handle: tuple[int, _Handle] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """List the images of a file and look at the first.
+
+        Raises:
+            ValueError: There is no such file, or it is damaged or laid out in another way.
+        """
+        path = Path(path).expanduser().absolute()
+        with open_group(path) as group:
+            names, ids = list_images(group, path)
+            shape = open_image(group, names[0], path).shape
+        return cls(path, names, ids, shape, split_of(ids))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) -1, as there are no classes."""
+        return np.full(len(self), -1)
+
+    @property
+    def attributes(self) -> NDArray[np.uint8]:
+        """(N, 0), as there are none."""
+        return np.zeros((len(self), 0), np.uint8)
+
+    def read(self, index: int) -> Image.Image:
+        """Return one image: RGB, of ``image_shape``.
+
+        Raises:
+            ValueError: It is damaged, or of another shape than the first.
+        """
+        name = self.names[index]
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = os.getpid(), _open(self.path)
+        group = self._handle[1][-1]
+        dataset = open_image(group, name, self.path, self.image_shape)
+        pixels = np.empty(self.image_shape, np.uint8)
+        try:
+            dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, pixels)
+        except Exception as error:  # a filter's complaint may be of several kinds
+            raise ValueError(
+                f"{self.path}: {name} cannot be read ({_short(error)}); make or fetch it again"
+            ) from error
+        return Image.fromarray(pixels)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 in hex of the file's size and bytes, where it has many of a sample.
+
+        That is 256 bytes in each of about 16,384 places, 4 MB: another set of images is noticed at
+        once, but a change of single images in a file of more than 2 GB may not be.
+        """
+        size = self.path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with self.path.open("rb") as file:
+            for start in range(0, size, max(SAMPLE_BYTES, size // NUM_SAMPLES)):
+                digest.update(os.pread(file.fileno(), SAMPLE_BYTES, start))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the handle behind: HDF5 objects cannot be pickled."""
+        return self.__dict__ | {"_handle": None}
+
+
+def split_of(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return uint8 (N,) with 2 for the tenth of the images that is held out and 0 for the rest."""
+    return np.array([2 if held_out(f"{number}.jpg") else 0 for number in ids], np.uint8)
+
+
+@contextlib.contextmanager
+def open_group(path: Path) -> Iterator[h5py.Group]:
+    """Open the group of images; the file is closed at the end.
+
+    Raises:
+        ValueError: It is no HDF5 file or holds no such group, or something in it is damaged.
+    """
+    raw, file, group = _open(path)
+    with raw, file:
+        yield group
+
+
+def _open(path: Path) -> _Handle:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {AS_THE_TEXT}")
+    with contextlib.ExitStack() as stack:
+        # Through a file of our own: HDF5 would lock it, which network file systems may refuse, and
+        # would not open it at all beside a handle of this process that locks in another way.
+        raw = stack.enter_context(path.open("rb"))
+        try:
+            file = stack.enter_context(h5py.File(raw, "r"))
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be opened as HDF5 ({_short(error)}); {AS_THE_TEXT}"
+            ) from error
+        group = None
+        with contextlib.suppress(Exception):  # HDF5 reports damage as KeyError and others
+            if isinstance(file.get(GROUP, getlink=True), h5py.HardLink):
+                group = file[GROUP]
+        if not isinstance(group, h5py.Group):
+            raise ValueError(
+                f"{path}: holds no group {GROUP}, or a damaged one or a link instead; {AS_THE_TEXT}"
+            )
+        stack.pop_all()
+    return raw, file, group
+
+
+def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the names of the datasets, by rising number, and int64 (N,) these numbers.
+
+    Raises:
+        ValueError: A name is not a number and ``.jpg``, is a link, or a number comes twice.
+    """
+    names: dict[int, str] = {}
+    problems: list[str] = []
+
+    def visit(raw: bytes, info: Any) -> bool | None:
+        """Note one name; True ends the visit."""
+        number = int(raw[:-4]) if re.fullmatch(rb"\d{1,18}\.jpg", raw) else -1
+        if number < 0:
+            problems.append(f"{raw!r} in {GROUP} is not a number followed by .jpg")
+        elif info.type != h5py.h5l.TYPE_HARD:
+            problems.append(f"{raw.decode()} is a link, which could lead to any file")
+        elif number in names:
+            problems.append(f"{raw.decode()} and {names[number]} are the same number")
+        else:
+            names[number] = raw.decode()
+        return True if problems else None
+
+    try:
+        group.id.links.iterate(visit, info=True)
+    except Exception as error:  # HDF5 reports damage as RuntimeError and others
+        problems.append(f"{GROUP} cannot be listed ({_short(error)})")
+    if not names and not problems:
+        problems.append(f"{GROUP} is empty")
+    if problems:
+        raise ValueError(f"{path}: {problems[0]}; {AS_THE_TEXT}")
+    numbers = sorted(names)
+    return [names[number] for number in numbers], np.array(numbers, np.int64)
+
+
+def open_image(
+    group: h5py.Group, name: str, path: Path, shape: tuple[int, ...] | None = None
+) -> h5py.h5d.DatasetID:
+    """Open the dataset of one image, and make sure that it is one and lies within this file.
+
+    Args:
+        group: The group of images.
+        name: As listed.
+        path: The file, for messages.
+        shape: What it must have; None takes any (H, W, 3).
+
+    Raises:
+        ValueError: It is damaged or no such image, or its pixels lie in another file.
+    """
+    try:
+        dataset = h5py.h5d.open(group.id, name.encode())
+        found, dtype, layout = dataset.shape, dataset.dtype, dataset.get_create_plist()
+        elsewhere = layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL
+    except Exception as error:  # HDF5 reports damage, or a group of that name, as several kinds
+        raise ValueError(
+            f"{path}: {name} cannot be opened as a dataset ({_short(error)}); make or fetch the "
+            "file again"
+        ) from error
+    wanted = shape or (*found[:2], 3)
+    if dtype != np.uint8 or found != wanted or len(found) != 3 or 0 in found:
+        raise ValueError(
+            f"{path}: {name} is {dtype} {found}, but every image must be uint8 "
+            f"{shape or '(218, 178, 3)'} as the first; {AS_THE_TEXT}"
+        )
+    if elsewhere:
+        raise ValueError(
+            f"{path}: the pixels of {name} lie in another file, which is not followed, as it could "
+            f"be any of this machine; {AS_THE_TEXT}"
+        )
+    return dataset
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())
