@@ -168,7 +168,7 @@ def _normalise(argv: Sequence[str]) -> list[str]:
 def _dashed(argv: Sequence[str], flags: Set[str]) -> list[str]:
     """Accept dashes inside names, and a bare flag for true."""
     words: list[str] = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in zip(argv, [*argv[1:], "--"], strict=False):  # the last has none
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             word = "--" + name[2:].replace("-", "_") + equals + value

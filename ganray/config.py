@@ -317,9 +317,10 @@ class Config:
         size = self.data.crop or self.data.size
         square = size >= 16 and size & (size - 1) == 0
         if self.network.kind == "dcgan" and not square:
+            name = "data.crop" if self.data.crop else "data.size"
             raise ValueError(
-                f"network.kind=dcgan needs data.size to be a power of two from 16, not {size};"
-                " try --data.size 64, or --network.kind mlp, which takes any size"
+                f"network.kind=dcgan needs {name} to be a power of two from 16, not {size};"
+                f" try --{name} 64, or --network.kind mlp, which takes any size"
             )
 
     def run_folder(self) -> Path:

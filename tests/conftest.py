@@ -57,7 +57,7 @@ class Squares:
         image = np.full(self.image_shape, 30, np.uint8)
         side = 9 if index % 2 else 4
         top, left = index % 5, index % 7
-        image[top : top + side, left : left + side] = 130 + index
+        image[top : top + side, left : left + side] = 130 + index % 120
         return Image.fromarray(image)
 
     def fingerprint(self) -> str:

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from ganray.data.order import Order, rank_slice
 from ganray.data.shards import Shape
 
-_SLOT_BYTES = 4 * 2**20
+# A buffer holds the batches of a few steps, so that handing it over costs little beside filling it;
+# and not too many, as all of them wait for the shards that any of them needs.
+_SLOT_BYTES, _SLOT_STEPS = 4 * 2**20, 8
 
 
 class Images(Protocol):
@@ -46,6 +48,10 @@ class Images(Protocol):
 
     def expect(self, rows: Iterable[range]) -> None:
         """Begin to fetch these images, in this order, where they are far away."""
+        ...
+
+    def close(self) -> None:
+        """Stop fetching; nothing is gathered any more."""
         ...
 
 
@@ -76,8 +82,8 @@ class Loader:
         world_size: How many processes share a batch.
         device: Where batches go.
         start_step: The step of the first batch: to resume is to start at the step that is due.
-        prefetch: How many buffers may wait, ready to be used. One holds the batches of as many
-            steps as fit into 4 MiB, and at least one.
+        prefetch: How many buffers may wait, ready to be used. One holds the batches of up to eight
+            steps, as many as fit into 4 MiB, and at least one.
 
     Raises:
         ValueError: A number is out of its range.
@@ -111,7 +117,7 @@ class Loader:
         self._held: _Slot | None = None
         self._next_in_slot = 0
         shape = (part.stop - part.start, *images.image_shape)
-        steps = max(1, _SLOT_BYTES // math.prod(shape))
+        steps = min(max(1, _SLOT_BYTES // math.prod(shape)), _SLOT_STEPS)
         for _ in range(prefetch + 1):  # one more is in the consumer's hands
             pinned = device.type == "cuda"
             host = torch.empty((steps, *shape), dtype=torch.uint8, pin_memory=pinned)

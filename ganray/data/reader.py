@@ -152,6 +152,14 @@ class ShardReader:
             numbers |= dict.fromkeys(range(int(first), int(last) + 1))
         self.remote.stage(n for n in numbers if self._contents[n] is None)
 
+    def close(self) -> None:
+        """Let others remove the shards that came from elsewhere, and stop fetching more."""
+        if self.remote:
+            self.remote.close()
+        if self._pool:
+            self._pool[1].shutdown()
+            self._pool = None
+
     def _sound(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what is to be read for ``ids``, once the shards that hold it are here."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):

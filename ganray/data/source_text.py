@@ -105,6 +105,9 @@ class SourceTextReader:
     def expect(self, rows: Iterable[range]) -> None:
         """Nothing is to be fetched: the file stands on this node."""
 
+    def close(self) -> None:
+        """Nothing is to be closed: memory goes with the last array that uses it."""
+
 
 @dataclass(frozen=True)
 class _Index:

@@ -29,5 +29,8 @@ def launch(config: Config, images: str) -> Path:
 
 def work(config: Config, images: str, context: WorkerContext) -> None:
     """One rank's life, the same under every launcher."""
-    with closing(Journal(config.run_folder() if rank() == 0 else None)) as journal:
-        train(config, open_images(config.data, config.home, images), context, journal)
+    with (
+        closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
+        closing(open_images(config.data, config.home, images)) as opened,
+    ):
+        train(config, opened, context, journal)

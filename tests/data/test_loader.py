@@ -41,7 +41,7 @@ def test_batches_are_those_of_the_order(reader: ShardReader, device: str):
         pytest.skip("no GPU")
     images = torch.empty(150, 64, 64, 3, dtype=torch.uint8)
     reader.gather(np.arange(150), images)
-    # 150 batches of 16 are 16 epochs, and every buffer of the ring: each holds 21 batches
+    # 150 batches of 16 are 16 epochs, and every buffer of the ring: each holds 8 batches
     for step, batch in enumerate(batches(reader, 150, device=device)):
         assert torch.equal(batch, images[Order(150, 5).sample_ids(16 * step, 16)])
 
@@ -61,7 +61,7 @@ def test_the_ranks_batches_join_to_the_batch_of_one_rank(reader: ShardReader, wo
 
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardReader):
     with make_loader(reader, prefetch=1) as loader:
-        for _ in range(45):  # more than two buffers of 21
+        for _ in range(18):  # more than two buffers of 8
             batch = next(loader)
             before = batch.clone()
             threading.Event().wait(0.005)  # time for the thread to fill every buffer it may
@@ -70,7 +70,7 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardReader)
 
 def test_memory_is_reused(reader: ShardReader):
     with make_loader(reader, prefetch=2) as loader:
-        assert len({next(loader).data_ptr() for _ in range(200)}) == 3 * 21  # batches of 4 MiB
+        assert len({next(loader).data_ptr() for _ in range(200)}) == 3 * 8
 
 
 def test_an_error_in_the_thread_comes_out_of_next(reader: ShardReader, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from ganray.config import DataConfig
 from ganray.data import prepare, sources
 from ganray.data.reader import ShardReader
+from ganray.data.shards import Manifest
 
 DRAWN = DataConfig(drawn=12, size=16)
 
@@ -94,3 +95,60 @@ def test_torchvision_is_asked_once_and_not_where_celeba_is_complete(
     assert asked == []
     prepare.fetch(DataConfig(download=True), tmp_path)
     assert asked == [("celeba", tmp_path / "data", True)]
+
+
+def test_digits_need_no_root_and_mnist_is_planned_before_it_is_fetched(tmp_path):
+    data = DataConfig(source="digits", size=16, split="train")
+    plan = prepare.plan(data, tmp_path)
+    assert (plan.count, plan.image_shape, plan.ready) == (1_500, (16, 16, 1), False)
+    prepare.prepare(data, plan)
+    assert prepare.plan(data, tmp_path).ready
+    images = prepare.open_images(data, tmp_path, plan.where)
+    assert set(images.rows(np.arange(1_500)).labels) == set(range(10))
+
+    data = DataConfig(source="mnist", size=0, split="train", download=True)
+    plan = prepare.plan(data, tmp_path)
+    assert (plan.count, plan.image_shape) == (60_000, (28, 28, 1))
+    assert "to be fetched" in str(plan)
+    with pytest.raises(ValueError, match=r"holds no MNIST"):
+        prepare.plan(replace(data, download=False), tmp_path)
+
+
+def test_finished_shards_are_a_root(tmp_path, squares):
+    data = DataConfig(root=str(squares), size=16)
+    plan = prepare.plan(data, tmp_path)
+    assert (plan.count, plan.where, plan.ready, plan.source) == (100, str(squares), True, None)
+    assert prepare.prepare(data, plan) == Manifest.read(squares).digest()
+    assert not list(tmp_path.iterdir())
+    assert prepare.plan(replace(data, crop=8), tmp_path).image_shape == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"data\.size=64.*holds pixels of 16x16.*--data\.size 16"):
+        prepare.plan(replace(data, size=64), tmp_path)
+    with pytest.raises(ValueError, match=r"data\.images=7: .* holds 100 images"):
+        prepare.plan(replace(data, images=7), tmp_path)
+    with pytest.raises(ValueError, match=r"data\.crop=17 is larger than the images, 16x16"):
+        prepare.plan(replace(data, size=0, crop=17), tmp_path)
+
+
+def test_shards_behind_a_url_are_a_root(tmp_path, squares):
+    data = DataConfig(root=f"file://{squares}", size=16, cache=tmp_path / "cache")
+    plan = prepare.plan(data, tmp_path)
+    assert (plan.count, plan.where, plan.ready) == (100, data.root, True)
+    assert prepare.prepare(data, plan) == Manifest.read(squares).digest()
+    images = prepare.open_images(data, tmp_path, plan.where)
+    assert not list(tmp_path.glob("cache/*/*.h5"))
+    assert images.rows(np.arange(100)).ids.tolist() == list(range(100))
+    assert data.blocks(images.shard_rows) == (64, 4)
+    with pytest.raises(ValueError, match=r"nowhere"):
+        prepare.plan(replace(data, root="file:///nowhere"), tmp_path)
+
+
+def test_jpegs_are_kept_once_and_read_in_any_size(tmp_path, celeba_zip):
+    data = DataConfig(root=str(celeba_zip), encoding="jpeg", size=32)
+    plan = prepare.plan(data, tmp_path)
+    assert (plan.stored_shape, plan.image_shape) == ((218, 178, 3), (32, 32, 3))
+    prepare.prepare(data, plan)
+    for size, shape in ((32, (32, 32, 3)), (64, (64, 64, 3)), (0, (218, 178, 3))):
+        other = replace(data, size=size)
+        again = prepare.plan(other, tmp_path)
+        assert (again.where, again.ready) == (plan.where, True)
+        assert prepare.open_images(other, tmp_path, plan.where).image_shape == shape
