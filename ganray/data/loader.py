@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ganray.data.order import Order, rank_slice
 from ganray.data.shards import Shape
 
-# A buffer holds the batches of a few steps, so that handing it over costs little beside filling it;
-# and not too many, as all of them wait for the shards that any of them needs.
-_SLOT_BYTES, _SLOT_STEPS = 4 * 2**20, 8
+# A buffer holds the batches of a few steps, so that handing it over costs little beside filling it.
+# Larger ones, and more than two of them, leave the processor's cache and are slower.
+_SLOT_BYTES, _SLOT_STEPS = 6 * 2**20, 8
 
 
 class Images(Protocol):
@@ -83,7 +83,7 @@ class Loader:
         device: Where batches go.
         start_step: The step of the first batch: to resume is to start at the step that is due.
         prefetch: How many buffers may wait, ready to be used. One holds the batches of up to eight
-            steps, as many as fit into 4 MiB, and at least one.
+            steps, as many as fit into 6 MiB, and at least one.
 
     Raises:
         ValueError: A number is out of its range.
@@ -99,7 +99,7 @@ class Loader:
         world_size: int,
         device: torch.device | str,
         start_step: int = 0,
-        prefetch: int = 3,
+        prefetch: int = 1,
     ) -> None:
         part = rank_slice(batch_size, rank, world_size)
         if batch_size < world_size:

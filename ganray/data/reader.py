@@ -78,6 +78,9 @@ class ShardReader:
         self._first_rows = np.array([place.first for place in self._places])
         self._contents: list[Contents | None] = [None] * len(self._places)
         self._mapping = Mapping(self._places, side_by_side and not self._is_jpeg)
+        self._joined: torch.Tensor | None = None
+        if self._mapping.joined is not None:
+            self._joined = torch.from_numpy(self._mapping.joined).view(-1, *self.image_shape)
         self._damage: FirstTouch | None = None
         if verify == "first-touch" or on_damage == "skip":
             self._damage = FirstTouch(self._places, self._mapping, on_damage == "skip")
@@ -116,6 +119,8 @@ class ShardReader:
         sound = self._sound(ids)
         if sound is not ids:
             self.replaced += int((sound != ids).sum())
+        if self._joined is not None:
+            return self._select(self._joined, sound, out)
         copy = self._decode if self._is_jpeg else self._copy
         if self._threads == 1 or len(ids) < 2 * self._threads:
             return copy(sound, out)
@@ -162,7 +167,8 @@ class ShardReader:
 
     def _sound(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what is to be read for ``ids``, once the shards that hold it are here."""
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
+        # One look instead of two: seen as unsigned, a negative number is larger than any other.
+        if len(ids) and ids.view(np.uint64).max() >= len(self):
             raise ValueError(f"ids reach from {ids.min()} to {ids.max()}; there are {len(self)}")
         if self.remote:
             self._bring(ids)
@@ -173,11 +179,17 @@ class ShardReader:
         numbers = np.searchsorted(self._first_rows, ids, side="right") - 1
         return [(int(n), np.flatnonzero(numbers == n)) for n in np.unique(numbers)]
 
+    def _select(self, images: torch.Tensor, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+        # By torch's own threads: they spin a while for work, where one of Python's would sleep, and
+        # to be woken takes as long as to copy a batch. The number is this thread's alone.
+        before = torch.get_num_threads()
+        if before != self._threads:
+            torch.set_num_threads(self._threads)
+        torch.index_select(images, 0, torch.from_numpy(ids), out=out)
+        if before != self._threads:
+            torch.set_num_threads(before)
+
     def _copy(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
-        if self._mapping.joined is not None:
-            images = torch.from_numpy(self._mapping.joined).view(-1, *self.image_shape)
-            torch.index_select(images, 0, torch.from_numpy(ids), out=out)
-            return
         for number, which in self._by_shard(ids):
             piece = self._mapping.pieces[number]
             assert piece is not None
