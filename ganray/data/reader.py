@@ -86,7 +86,7 @@ class ShardReader:
             self._damage = FirstTouch(self._places, self._mapping, on_damage == "skip")
         self._last_used: dict[int, None] = {}
         """Shards that came from elsewhere, the one used longest ago first."""
-        self._threads = threads
+        self._threads, self._pid = threads, os.getpid()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         if not self.remote:
             for number in range(len(self._places)):
@@ -181,12 +181,14 @@ class ShardReader:
 
     def _select(self, images: torch.Tensor, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         # By torch's own threads: they spin a while for work, where one of Python's would sleep, and
-        # to be woken takes as long as to copy a batch. The number is this thread's alone.
+        # to be woken takes as long as to copy a batch. The number is this thread's alone. A forked
+        # child has none of them, and OpenMP would wait for them for ever.
+        threads = self._threads if os.getpid() == self._pid else 1
         before = torch.get_num_threads()
-        if before != self._threads:
-            torch.set_num_threads(self._threads)
+        if before != threads:
+            torch.set_num_threads(threads)
         torch.index_select(images, 0, torch.from_numpy(ids), out=out)
-        if before != self._threads:
+        if before != threads:
             torch.set_num_threads(before)
 
     def _copy(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
