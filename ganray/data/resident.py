@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from types import TracebackType
+from contextlib import nullcontext
 from typing import Self
 
 import numpy as np
@@ -48,7 +48,7 @@ class Resident:
         device: torch.device | str,
         start_step: int = 0,
     ) -> None:
-        self._images = _copy(images, torch.device(device))
+        self._images = _copy(images, torch.device(device), quiet=rank > 0)
         part = rank_slice(batch_size, rank, world_size)
         shape = part.stop - part.start, *images.image_shape
         self._batch = torch.empty(shape, dtype=torch.uint8, device=device)
@@ -71,20 +71,12 @@ class Resident:
         self._step += 1
         return torch.index_select(self._images, 0, ids, out=self._batch)
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is to be closed."""
+    def close(self) -> None:
+        """Give the memory back."""
+        self._images = self._images[:0].clone()
 
 
-def _copy(images: Images, device: torch.device) -> torch.Tensor:
+def _copy(images: Images, device: torch.device, *, quiet: bool) -> torch.Tensor:
     """Return all images on ``device``, uint8 (N, H, W, C)."""
     count, image_bytes = len(images), math.prod(images.image_shape)
     need, free = count * image_bytes, _free_bytes(device)
@@ -98,12 +90,14 @@ def _copy(images: Images, device: torch.device) -> torch.Tensor:
     rows = max(1, _CHUNK_BYTES // image_bytes)
     shape = (min(rows, count), *images.image_shape)
     chunk = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    with Progress(count, f"images -> {device}", "images") as progress:
+    shown = nullcontext() if quiet else Progress(count, f"images -> {device}", "images")
+    with shown as progress:
         for first in range(0, count, rows):
             ids = np.arange(first, min(first + rows, count))
             images.gather(ids, chunk[: len(ids)])
             copy[first : first + len(ids)] = chunk[: len(ids)]
-            progress.add(len(ids))
+            if progress is not None:
+                progress.add(len(ids))
     return copy
 
 

@@ -48,7 +48,7 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
     means, pace = Means(device), Pace(state.images_seen)
     autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
 
-    with stream(config, images, device, state.step) as batches:
+    with contextlib.closing(stream(config, images, device, state.step)) as batches:
         while state.step < config.train.steps():
             real = to_float(my_augmented(state, next(batches), mine), config.pixel_low())
             z_D, z_G = (my_latents(state, stream, mine) for stream in ("D", "G"))

@@ -1,3 +1,4 @@
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_it_gives_what_streaming_gives(
     share = {"batch_size": 16, "rank": rank, "world_size": world_size, "start_step": 3}
     with (
         Loader(reader, order, device=device, **share) as stream,
-        Resident(reader, order, device=device, **share) as kept,
+        closing(Resident(reader, order, device=device, **share)) as kept,
     ):
         for _ in range(150):  # more than one load of ids
             assert torch.equal(next(stream), next(kept))
@@ -51,7 +52,7 @@ def test_damage_is_stood_in_for_as_in_a_stream(folder: Path):
     flip(folder / SHARD_1, row=3)
     reader = ShardReader(folder, on_damage="skip")
     share = {"batch_size": 16, "rank": 0, "world_size": 1, "device": "cpu"}
-    with Resident(reader, ORDERS[0], **share) as kept:
+    with closing(Resident(reader, ORDERS[0], **share)) as kept:
         assert reader.replaced == 64
         with Loader(ShardReader(folder, on_damage="skip"), ORDERS[0], **share) as stream:
             for _ in range(10):
