@@ -31,6 +31,7 @@ class FirstTouch:
         blocks = [len(place.blocks) for place in places]
         self._first_blocks = np.cumsum([0, *blocks])
         self._states = np.full(sum(blocks), _UNREAD, np.uint8)
+        self._not_sound = sum(blocks)  # as far as is known
         self._num_rows = sum(place.rows for place in places)
 
     def add(self, number: int, contents: Contents) -> None:
@@ -60,6 +61,8 @@ class FirstTouch:
         Raises:
             ValueError: Damage, and images may not be skipped; or no image is sound.
         """
+        if self._not_sound == 0:  # every block was read: nothing is left to be done in a batch
+            return ids
         blocks = self._blocks(ids)
         for block in np.unique(blocks[self._states[blocks] == _UNREAD]):
             self._check(int(block))
@@ -99,6 +102,7 @@ class FirstTouch:
         begin, end = contents.offsets[[rows.start, rows.stop]]
         if check_value(pictures[begin:end]) == contents.check[local]:
             self._states[block] = _SOUND
+            self._not_sound -= 1
             return
         problem = f"{place.path}: rows {rows.start}-{rows.stop - 1} are damaged; {REPAIR}"
         self._mark(slice(block, block + 1), problem)
