@@ -34,9 +34,10 @@ def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypat
     assert ShardReader(shards_folder)._mapping.joined is None
 
 
-def test_gather_refuses_what_does_not_fit(shards_folder: Path):
-    reader = ShardReader(shards_folder)
-    for ids in ([150], [-1]):
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"verify": "first-touch"}])
+def test_gather_refuses_what_does_not_fit(shards_folder: Path, options: dict):
+    reader = ShardReader(shards_folder, **options)
+    for ids in ([150], [-1], [*range(149), 2**40]):
         with pytest.raises(ValueError, match="there are 150"):
             gathered(reader, ids)
     with pytest.raises(ValueError, match="must be contiguous uint8"):
