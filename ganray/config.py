@@ -55,7 +55,7 @@ class DataConfig:
     """stream: batches are copied to the device. device: the whole set is kept there, if it fits."""
     threads: int = 1
     """Threads of each worker that copy, or decode, the images of a batch. More than 1 only where
-    cores are idle: those that copy spin while they wait, and starve where another needs the core."""
+    cores are idle: those that copy spin while they wait, and starve where another needs a core."""
     verify: Literal["sizes", "first-touch"] = "sizes"
     """sizes: structure only, in milliseconds. first-touch: also digests, as images are first read.
     `python jobs/shard.py verify FOLDER` checks everything."""
