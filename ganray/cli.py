@@ -71,7 +71,7 @@ def parse_words(
     argv: Sequence[str],
     kind: type[T],
     names: Sequence[str],
-    first: Iterable[str],
+    first: Iterable[str] | None,
     description: str,
 ) -> T:
     """The config of a small job: a flat dataclass, some fields of which are words, not options.
@@ -80,7 +80,7 @@ def parse_words(
         argv: without the program's name.
         kind: the dataclass.
         names: its fields that are given as words, in order; all but the first may be left out.
-        first: what the first word may be.
+        first: what the first word may be; None: anything.
         description: the first lines of --help.
 
     Raises:
@@ -105,7 +105,7 @@ def parse_words(
         values = vars(parser.instantiate(parser.parse_args(words)))
     except ArgumentError as error:
         raise ValueError(_readable(str(error), parser)) from error
-    if values[names[0]] not in (known := list(first)):
+    if first is not None and values[names[0]] not in (known := list(first)):
         raise ValueError(f"{names[0]}={values[names[0]]!r} is not one of {', '.join(known)}")
     return kind(**{field: values[field] for field in hints})
 
@@ -132,7 +132,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _build(values: dict[str, Any]) -> Config:
     config = Config(**values)
     home = config.home.expanduser().resolve()
-    name = config.name or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    what = f"{config.preset}-check" if config.check_discriminator else config.preset
+    name = config.name or f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, home=home, name=name)
 
 
@@ -206,8 +207,9 @@ def _field_help(name: str, kind: type = Config) -> str:
 
 
 def _table(presets: Mapping[str, Config]) -> str:
-    lines = [f"  {name:10s} {' '.join(about.split())}" for name, about in _about(presets)]
-    return "Presets (the first word; without one, picked for the hardware):\n" + "\n".join(lines)
+    width = max(map(len, presets))
+    lines = [f"  {name:{width}s}  {' '.join(about.split())}" for name, about in _about(presets)]
+    return "Presets (the first word):\n" + "\n".join(lines)
 
 
 def _about(presets: Mapping[str, Config]) -> list[tuple[str, str]]:

@@ -104,44 +104,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class PackConfig:
-    """What jobs/shard.py is asked to do."""
-
-    source: str = ""
-    """Kind of image set, or `verify`."""
-    path: Path | None = None
-    """Where it is; `digits` needs none."""
-    out: Path | None = None
-    """Folder of the shards; made where missing."""
-    size: int = 0
-    """Resize and crop to this many pixels a side; 0 keeps the original size."""
-    encoding: Literal["raw", "jpeg"] = "raw"
-    """raw: pixels, the fastest. jpeg: the original files to the byte, 16 times smaller."""
-    split: Literal["all", "train", "valid", "test"] = "all"
-    """Only this part of the source's own partition."""
-    images: int | None = None
-    """Only the first so many images of the split."""
-    processes: int | None = None
-    """How many convert; None: one for each core. The shards are the same for any number."""
-    download: bool = False
-    """Let torchvision fetch the source into `path` where it is not there."""
-    drawn: int = 8_000
-    """faces: how many to draw."""
-    stacked: int | None = None
-    """stacked-mnist: how many images for training; None: 128,000."""
-    rng_seed: int = 0
-    """faces and stacked-mnist: which people, which digits."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "processes", "stacked"):
-            value = getattr(self, name)
-            require(f"--{name}", value, "be positive", value is None or value > 0)
-        require("--drawn", self.drawn, "be positive", self.drawn > 0)
-        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
-        require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
-
-
-@dataclass(frozen=True)
 class LatentConfig:
     """The generator's random input z, called the seed in the text this project grew from."""
 
@@ -164,11 +126,20 @@ class NetworkConfig:
     """Channels of G's last hidden layer, doubled per halving of the side (mlp: hidden units)."""
     width_D: int = 64
     """Channels of D's first layer, doubled at each halving of the side (mlp: hidden units)."""
+    activation: Literal["leaky-relu", "sigmoid"] = "leaky-relu"
+    """mlp: what follows the hidden layer. The source text begins with sigmoid."""
+    leak: float = 0.01
+    """mlp: slope of the leaky ReLU below zero."""
+    layer_norm: bool = True
+    """mlp: normalise the hidden units of each image."""
+    conditional: bool = False
+    """Give G and D the one-hot label of each image too; then G makes the class it is asked for."""
 
     def __post_init__(self) -> None:
         for name in ("width_G", "width_D"):
             value = getattr(self, name)
             require(f"network.{name}", value, "be positive and divide by 4", value > 0 == value % 4)
+        require("network.leak", self.leak, "lie in [0, 1)", 0 <= self.leak < 1)
 
 
 @dataclass(frozen=True)
@@ -302,6 +273,8 @@ class Config:
     """ray: a TorchTrainer. torch: this process, or the processes torchrun started; no Ray."""
     dry_run: bool = False
     """Print the resolved plan and exit."""
+    check_discriminator: bool = False
+    """Only let D learn, here, to tell real images from noise, and show how well it can."""
     data: DataConfig = field(default_factory=DataConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -47,29 +47,31 @@ def from_leader(value: T) -> T:
 class Means:
     """Means of per-image statistics over all steps and ranks since the last ``sync``.
 
-    Sums and counts stay on the device; nothing waits for it between two ticks.
+    Sums stay on the device; nothing waits for it between two ticks.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Add per-image values, each (n,); n may differ between ranks."""
         for name, value in values.items():
-            pair = torch.stack(
-                [value.detach().double().sum(), value.new_tensor(value.numel()).double()]
-            )
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            total = value.detach().sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name].add_(total) if name in self._sums else total
+            self._counts[name] = self._counts.get(name, 0) + value.numel()
 
     def sync(self) -> dict[str, float]:
         """Collective: every rank calls it after the same steps. One all_reduce for all names."""
         if not self._sums:
             return {}
-        table = torch.stack(list(self._sums.values()))
+        sums = torch.stack(list(self._sums.values()))
+        counts = sums.new_tensor(list(self._counts.values()))
+        table = torch.stack([sums, counts], 1)
         if world_size() > 1:
             dist.all_reduce(table)
         means = (table[:, 0] / table[:, 1]).tolist()
         names = list(self._sums)
-        self._sums = {}
+        self._sums, self._counts = {}, {}
         return dict(zip(names, means, strict=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def sample_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Tile uint8 (n, H, W, 3) images into one (rows * h, columns * w, 3) picture.
+    """Tile uint8 (n, H, W, 1 or 3) images into one (rows * h, columns * w, 3) picture.
 
     Small images are enlarged by whole pixels, so that a 32-pixel face can be seen on a screen.
     """
@@ -20,7 +22,7 @@ def sample_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
     padded = np.zeros((rows * columns, height, width, channels), np.uint8)
     padded[:count] = images
     tiled = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = tiled.reshape(rows * height, columns * width, channels)
+    grid = tiled.reshape(rows * height, columns * width, channels).repeat(3 // channels, axis=2)
     zoom = max(1, 96 // max(height, width))
     return grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
@@ -29,7 +31,7 @@ def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path) -> Non
     """Draw losses against images seen: raw points pale, a smoothed line, the ideal dashed.
 
     Args:
-        curves: by name, (images seen (n,), values (n,)).
+        curves: by name, (images seen (n,), values (n,)); a panel each, of one x axis.
         ideal: both losses where D cannot tell real from fake; None draws no line.
         path: the PNG to write.
     """
@@ -37,28 +39,79 @@ def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path) -> Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for color, (name, (images, values)) in zip(
-        ("tab:blue", "tab:orange"), curves.items(), strict=False
-    ):
+    panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
+    colors = ("tab:blue", "tab:orange")
+    for axes, color, (name, (images, values)) in zip(panels, colors, curves.items(), strict=False):
         axes.plot(images / 1000, values, ".", color=color, alpha=0.25, markersize=4)
-        axes.plot(images / 1000, smoothed(values), color=color, label=name)
-    if ideal is not None:
-        axes.axhline(ideal, color="gray", linestyle="--", label=f"ideal {ideal:.3f}")
-    axes.set(xlabel="real images seen (thousands)", ylabel="loss")
+        axes.plot(images / 1000, smoothed(values), color=color)
+        if ideal is not None:
+            axes.axhline(ideal, color="gray", linestyle="--", label=f"ideal {ideal:.3f}")
+            axes.legend()
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.25)
+    panels[-1].set_xlabel("real images seen (thousands)")
+    figure.savefig(path, dpi=120)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One kind of images before a discriminator."""
+
+    name: str
+    """What they are."""
+    images: np.ndarray
+    """uint8 (n, H, W, 1 or 3)."""
+    probs: np.ndarray
+    """(n,) D's probability, in [0, 1], that each is real."""
+    curve: Curve
+    """Mean probability as D learned."""
+    mark: float
+    """Which that should reach."""
+
+
+def separation_chart(kinds: Sequence[Judged], path: Path, examples: int = 6) -> None:
+    """Draw how D tells kinds of images apart: its mean probabilities on the left, examples beside.
+
+    Args:
+        kinds: a curve, and a row of pictures with D's word on each, for every one.
+        path: the PNG to write.
+        examples: pictures in a row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(kinds), examples + 5)
+    axes = figure.add_subplot(grid[:, :5])
+    for color, kind in zip(("tab:blue", "tab:orange"), kinds, strict=False):
+        images, means = kind.curve
+        axes.plot(images, means, ".-", color=color, label=kind.name)
+        axes.axhline(kind.mark, color=color, linestyle="--", linewidth=1)
+    axes.set(xlabel="real images seen", ylabel="D's probability of real", ylim=(-0.03, 1.03))
+    axes.set_xscale("log")  # one net needs a thousand times as many as another
     axes.grid(alpha=0.25)
     axes.legend()
+    for row, kind in enumerate(kinds):
+        for i, (image, prob) in enumerate(zip(kind.images[:examples], kind.probs, strict=False)):
+            cell = figure.add_subplot(grid[row, 5 + i])
+            cell.imshow(image.repeat(3 // image.shape[2], axis=2), interpolation="nearest")
+            cell.set_title(f"{prob:.3f}", fontsize=9)
+            cell.set_axis_off()
     figure.savefig(path, dpi=120)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average (n,), a fortieth of the curve its half-life; no start-up bias."""
-    half_life = max(1.0, len(values) / 40)
-    keep = 0.5 ** (1.0 / half_life)
-    out, total, weight = np.empty(len(values)), 0.0, 0.0
-    for i, value in enumerate(values):
-        total, weight = keep * total + value, keep * weight + 1.0
-        out[i] = total / weight
-    return out
+    """Gaussian average (n,) over about a fortieth of the curve to each side; it does not lag."""
+    if not len(values):
+        return values
+    sigma = max(0.5, len(values) / 80)
+    reach = np.arange(-4 * int(np.ceil(sigma)), 4 * int(np.ceil(sigma)) + 1)
+    kernel = np.exp(-0.5 * (reach / sigma) ** 2)
+    known = np.ones(len(values))  # beyond the ends nothing is known, so nothing is averaged
+    total, weight = (
+        np.convolve(part, kernel)[-reach[0] :][: len(values)] for part in (values, known)
+    )
+    return total / weight

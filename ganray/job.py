@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,9 +20,10 @@ from ganray.data.prepare import DataPlan
 from ganray.distributed import from_leader, rank, world_size
 from ganray.integrations import mlflow_tracker, ray_train
 from ganray.training import launch, report
+from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, torchrun_group
-from ganray.training.journal import narrated
-from ganray.training.plan import Workers, describe, resolve
+from ganray.training.journal import Journal, narrated
+from ganray.training.plan import Workers, classes_of, describe, resolve
 from ganray.training.state import CONFIG_FILE, load_generator
 
 
@@ -32,9 +35,12 @@ def run(config: Config) -> None:
     """
     with torchrun_group():
         config = from_leader(config)  # a default name holds the time of one process
+        if config.check_discriminator:
+            config = replace(config, launcher="torch")  # it is over before Ray has started
         with leader_first() as leads:
             if leads and not config.dry_run:
-                prepare.fetch(config.data, config.home)
+                config = replace(config, data=prepare.fetch(config.data, config.home))
+        config = from_leader(config)  # digits may stand in for MNIST
         images = prepare.plan(config.data, config.home)
         workers = _workers(config)
         if rank() == 0:
@@ -45,6 +51,9 @@ def run(config: Config) -> None:
             if leads:
                 claim(config)
             digest = prepare.prepare(config.data, images)
+        if config.check_discriminator:
+            _check_discriminator(config, images, digest, workers)
+            return
         if config.launcher == "ray":
             ray_train.connect(config.ray)
         if rank() == 0:
@@ -94,27 +103,51 @@ def _workers(config: Config) -> Workers:
     return workers
 
 
+def _check_discriminator(config: Config, images: DataPlan, digest: str, workers: Workers) -> None:
+    run = mlflow_tracker.open_run(config, _dataset(config, images, digest), _tags(config, workers))
+    with (
+        mlflow_tracker.followed(run),
+        narrated(config),
+        closing(Journal(config.run_folder())) as log,
+        closing(prepare.open_images(config.data, config.home, images.where)) as opened,
+    ):
+        verdict = check_discriminator(config, opened, log)
+    mlflow_tracker.log_file(run, verdict.picture)
+    print(f"check       {verdict}")
+    print(f"picture     {verdict.picture}", flush=True)
+    if not verdict.separates:
+        raise ValueError(
+            f"check_discriminator=True: D must reach {REAL_ABOVE} and {NOISE_BELOW}; try more"
+            " --train.kimg or another --optimizer.lr_D"
+        )
+
+
+def _dataset(config: Config, images: DataPlan, digest: str) -> dict[str, str]:
+    name = "procedural faces" if images.drawn else config.data.source
+    return {"name": name, "digest": digest, "path": images.where}
+
+
 def _train_and_report(config: Config, images: DataPlan, digest: str, workers: Workers) -> None:
-    dataset = {
-        "name": "procedural faces" if images.drawn else config.data.source,
-        "digest": digest,
-        "path": images.where,
-    }
-    run = mlflow_tracker.open_run(config, dataset, _tags(config, workers))
+    run = mlflow_tracker.open_run(config, _dataset(config, images, digest), _tags(config, workers))
     with mlflow_tracker.followed(run), narrated(config):
         if config.launcher == "ray":
             checkpoint = ray_train.launch(config, images.where, workers)
         else:
             checkpoint = launch.launch(config, images.where)
-        losses, samples = report.draw_losses(config), report.last_samples(config)
-        for picture in (losses, samples):
+        pictures = {
+            "losses": report.draw_losses(config),
+            "samples": report.last_samples(config),
+            "epochs": report.draw_epochs(config, images.count, images.image_shape),
+        }
+        for picture in pictures.values():
             mlflow_tracker.log_file(run, picture)
         generator = load_generator(checkpoint)
-        model = mlflow_tracker.log_generator(run, generator, config.latent.size, images.image_shape)
+        inputs = config.latent.size + classes_of(config, images)
+        model = mlflow_tracker.log_generator(run, generator, inputs, images.image_shape)
     print(f"checkpoint  {checkpoint}")
     print(f"generator   {model}  (mlflow.pytorch.load_model)")
-    print(f"losses      {losses}")
-    print(f"samples     {samples}")
+    for name, picture in pictures.items():
+        print(f"{name:11s} {picture}")
     print(f"look        mlflow ui --backend-store-uri {run.uri}", flush=True)
 
 

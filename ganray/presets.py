@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from ganray.config import (
     Config,
     DataConfig,
@@ -9,6 +12,8 @@ from ganray.config import (
     LossConfig,
     NetworkConfig,
     OptimizerConfig,
+    RayConfig,
+    TrackingConfig,
     TrainConfig,
 )
 
@@ -50,10 +55,74 @@ def mlp() -> Config:
     )
 
 
-_CELEBA = (cpu32, dcgan64, mlp)
+def first() -> Config:
+    """The source text's first MNIST GAN, D 784-200-1 and G 1-200-784: expect a collapse."""
+    return Config(
+        preset="first",
+        data=DataConfig(source="mnist", download=True, size=0, split="train"),
+        latent=LatentConfig("uniform", 1),
+        network=NetworkConfig(
+            kind="mlp", width_G=200, width_D=200, activation="sigmoid", layer_norm=False
+        ),
+        loss=LossConfig("mse"),
+        optimizer=OptimizerConfig("sgd", lr_G=0.01, lr_D=0.01, beta1=0.0),
+        train=TrainConfig(
+            kimg=60, batch_size=1, ema_kimg=0, log_every=0.5, sample_every=6, checkpoint_every=20
+        ),
+        ray=RayConfig(workers=1),  # a net this small is faster on one core than two can agree
+        tracking=TrackingConfig(experiment="mnist"),
+    )
 
-CELEBA: dict[str, Config] = {make.__name__: make() for make in _CELEBA}
+
+def refined() -> Config:
+    """Leaky ReLU, LayerNorm and Adam: clearer digits, and still a collapse."""
+    base = first()
+    return replace(
+        base,
+        preset="refined",
+        network=replace(base.network, activation="leaky-relu", leak=0.02, layer_norm=True),
+        optimizer=OptimizerConfig("adam", lr_G=1e-4, lr_D=1e-4, beta1=0.9),
+        train=replace(base.train, kimg=240, sample_every=20, checkpoint_every=60),
+    )
+
+
+def latent_100() -> Config:
+    """As refined, with a latent of size 100 instead of 1, still uniform."""
+    return replace(refined(), preset="latent-100", latent=LatentConfig("uniform", 100))
+
+
+def normal_100() -> Config:
+    """As latent-100, with normal latents and the BCE loss: all ten digits."""
+    return replace(
+        refined(), preset="normal-100", latent=LatentConfig("normal", 100), loss=LossConfig("bce")
+    )
+
+
+def long() -> Config:
+    """As normal-100, for three times as many epochs."""
+    base = normal_100()
+    return replace(base, preset="long", train=replace(base.train, kimg=720, sample_every=60))
+
+
+def conditional() -> Config:
+    """As long, with the label given to both networks: the digit that is asked for."""
+    base = long()
+    return replace(base, preset="conditional", network=replace(base.network, conditional=True))
+
+
+_CELEBA = (cpu32, dcgan64, mlp)
+_MNIST = (first, refined, latent_100, normal_100, long, conditional)
+
+
+def _name(make: Callable[[], Config]) -> str:
+    return make.__name__.replace("_", "-")
+
+
+CELEBA: dict[str, Config] = {_name(make): make() for make in _CELEBA}
 """The presets of jobs/celeba.py."""
 
-ABOUT: dict[str, str] = {make.__name__: make.__doc__ or "" for make in _CELEBA}
+MNIST: dict[str, Config] = {_name(make): make() for make in _MNIST}
+"""The presets of jobs/mnist.py, in the order in which the source text comes to them."""
+
+ABOUT: dict[str, str] = {_name(make): make.__doc__ or "" for make in (*_CELEBA, *_MNIST)}
 """What each preset costs and gives, for --help."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ganray import cli
-from ganray.config import PackConfig
 from ganray.data.pack import SOURCES, pack
+from ganray.options import PackConfig
 
 
 def main(argv: Sequence[str]) -> None:

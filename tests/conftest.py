@@ -88,6 +88,35 @@ def tiny_config(home: Path, *, name: str = "tiny", kimg: float = 0.24, **train: 
     )
 
 
+@dataclass(frozen=True)
+class KnownRun:
+    """A trained run by each of its names."""
+
+    config: Config
+    checkpoint: Path
+    run_id: str
+    model_uri: str
+
+
+@pytest.fixture(scope="session")
+def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
+    """The tiny config trained on the squares, logged to MLflow in its home. Not to be changed."""
+    from ganray import job
+    from ganray.integrations import mlflow_tracker
+    from ganray.training.launch import launch
+    from ganray.training.state import load_generator
+
+    config = tiny_config(tmp_path_factory.mktemp("known"))
+    job.claim(config)
+    checkpoint = launch(config, str(squares))
+    dataset = {"name": "squares", "digest": "0" * 16, "path": str(squares)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        run = mlflow_tracker.open_run(config, dataset, {})
+    uri = mlflow_tracker.log_generator(run, load_generator(checkpoint), 8, (16, 16, 3))
+    return KnownRun(config, checkpoint, run.run_id, uri)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """The tiny config with a home of its own."""

@@ -20,10 +20,14 @@ def test_large_images_keep_their_size():
     assert sample_grid(np.zeros((2, 218, 178, 3), np.uint8), columns=2).shape == (218, 356, 3)
 
 
-def test_smoothing_keeps_a_constant_and_has_its_half_life():
+def test_smoothing_keeps_a_constant_and_does_not_lag():
     np.testing.assert_allclose(smoothed(np.full(9, 3.0)), 3.0)
-    step = smoothed(np.concatenate([np.zeros(400), np.ones(400)]))  # half-life: 800 / 40 = 20
-    assert step[399 + 20] == pytest.approx(0.5, abs=0.01)
+    step = smoothed(np.concatenate([np.zeros(400), np.ones(400)]))  # sigma: 800 / 80 = 10
+    assert step[399] + step[400] == pytest.approx(1.0)
+    assert step[409] == pytest.approx(0.829, abs=0.001)  # the normal's, one sigma less half a point
+    assert step[:350].max() < 1e-5
+    assert len(smoothed(np.array([1.0]))) == 1
+    assert len(smoothed(np.array([]))) == 0
 
 
 def test_the_chart_draws_the_ideal_line_only_where_there_is_one(tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganray.config import PackConfig
 from ganray.data.reader import ShardReader
+from ganray.options import PackConfig
 
 ROOT = Path(__file__).parents[1]
 main = runpy.run_path(str(ROOT / "jobs" / "shard.py"))["main"]

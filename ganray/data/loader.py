@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ganray.data.order import Order, rank_slice
-from ganray.data.shards import Shape
+from ganray.data.shards import Rows, Shape
 
 # A buffer holds the batches of a few steps, so that handing it over costs little beside filling it.
 # Larger ones, and more than two of them, leave the processor's cache and are slower.
@@ -37,6 +37,8 @@ class Images(Protocol):
     """Whether they may stand in."""
     shard_rows: int
     """Images of one shard."""
+    class_names: tuple[str, ...]
+    """Names of the labels; () where there are none."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,6 +46,10 @@ class Images(Protocol):
 
     def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids``, (n,), into ``out``, uint8 (n, H, W, C)."""
+        ...
+
+    def rows(self, ids: NDArray[np.int64]) -> Rows:
+        """Return what is known of the images that ``gather`` gives for ``ids``."""
         ...
 
     def expect(self, rows: Iterable[range]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ganray.config import PackConfig
 from ganray.data import faces
 from ganray.data.convert import write_shards
 from ganray.data.shards import Manifest, Source
 from ganray.data.sources import NAMES, open_source
+from ganray.options import PackConfig
 from ganray.progress import Progress
 
 SOURCES = NAMES | {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ganray.config import DataConfig
@@ -24,16 +24,14 @@ _DATA_SEED = 0
 _JPEG_BYTES = 7_500
 _MNIST = {"all": 70_000, "train": 60_000, "valid": 0, "test": 10_000}
 _STACKED = {"all": 154_000, "train": 128_000, "valid": 0, "test": 26_000}
-_PUBLISHED: dict[str, tuple[dict[str, int], Shape]] = {
-    "celeba": (
-        {"all": 202_599, "train": 162_770, "valid": 19_867, "test": 19_962},
-        (218, 178, 3),
-    ),
-    "mnist": (_MNIST, (28, 28, 1)),
-    "fashion-mnist": (_MNIST, (28, 28, 1)),
-    "stacked-mnist": (_STACKED, (28, 28, 3)),
+_CELEBA = {"all": 202_599, "train": 162_770, "valid": 19_867, "test": 19_962}
+_PUBLISHED: dict[str, tuple[dict[str, int], Shape, int]] = {
+    "celeba": (_CELEBA, (218, 178, 3), 0),
+    "mnist": (_MNIST, (28, 28, 1), 10),
+    "fashion-mnist": (_MNIST, (28, 28, 1), 10),
+    "stacked-mnist": (_STACKED, (28, 28, 3), 1000),
 }
-"""What a download brings: images by split, and their shape."""
+"""What a download brings: images by split, their shape and the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +56,39 @@ class DataPlan:
     """Size of the shards, about."""
     ready: bool
     """Whether nothing is to be written."""
+    classes: int
+    """Classes that the images are labelled with; 0 for none."""
 
     def __str__(self) -> str:
         return f"{self.count:,} images of {self.what}"
 
 
-def fetch(data: DataConfig, home: Path) -> None:
+def fetch(data: DataConfig, home: Path) -> DataConfig:
     """Let torchvision download the source, where it is asked for and not there yet.
+
+    Returns:
+        What to go on with: scikit-learn's digits where MNIST was not asked for at a place of its
+        own, and there is no network.
 
     Raises:
         ValueError: it could not be had; the message says how to get it by hand.
     """
-    if _to_download(data, home):
+    if not _to_download(data, home):
+        return data
+    print(f"fetching {data.source} into {_root(data, home)}", flush=True)
+    try:
         open_source(data.source, _root(data, home), download=True)
+    except ValueError as error:
+        if data.source != "mnist" or data.root is not None:
+            raise
+        print(
+            "NO MNIST WAS FOUND OR FETCHED: this run learns scikit-learn's 8x8 digits, a stand-in."
+            " For the real one: --data.root FOLDER, the folder that holds MNIST/raw."
+            f" ({str(error)[:160]}...)",
+            flush=True,
+        )
+        return replace(data, source="digits", download=False)
+    return data
 
 
 def plan(data: DataConfig, home: Path) -> DataPlan:
@@ -165,7 +183,8 @@ def _finished(data: DataConfig, manifest: Manifest, where: str) -> DataPlan:
     total = sum(shard.bytes for shard in manifest.shards)
     what = f"{manifest.recipe.source} in {where}"
     shape = _seen(data, stored)
-    return DataPlan(what, False, None, manifest.num_images, stored, shape, where, total, True)
+    classes, count = len(manifest.class_names), manifest.num_images
+    return DataPlan(what, False, None, count, stored, shape, where, total, True, classes)
 
 
 def _in_place(data: DataConfig, home: Path, path: Path) -> DataPlan:
@@ -180,7 +199,7 @@ def _in_place(data: DataConfig, home: Path, path: Path) -> DataPlan:
     shape = _seen(data, stored)
     size = path.stat().st_size
     what = f"{data.source} in {path}, in place"
-    return DataPlan(what, False, None, len(images), stored, shape, str(path), size, True)
+    return DataPlan(what, False, None, len(images), stored, shape, str(path), size, True, 0)
 
 
 def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
@@ -190,14 +209,16 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
             raise ValueError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
         # Not opened yet: a set of this many is drawn in the same way each time.
         total, original, key = data.drawn, (218, 178, 3), f"faces-{data.drawn}"
+        classes = 0
         what = "procedural faces (no CelebA was given)"
         root = home / "data" / f"faces-{data.drawn}"
     elif _to_download(data, home):
-        counts, original = _PUBLISHED[data.source]
+        counts, original, classes = _PUBLISHED[data.source]
         total, key, what = counts[data.split], data.source, f"{data.source}, to be fetched"
     else:
         source = _open(data.source, root)
         total, original = _rows(source, data.split), source.image_shape
+        classes = len(source.class_names)
         key = f"{data.source}-{source.fingerprint()[:8]}-{data.split}"
         what = f"{data.source} in {root}" if data.source != "digits" else "scikit-learn's digits"
     count = min(data.images or total, total)
@@ -212,7 +233,7 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
     where = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
     shape = _seen(data, original)
     ready = (where / MANIFEST).exists()
-    return DataPlan(what, drawn, root, count, stored, shape, str(where), size_bytes, ready)
+    return DataPlan(what, drawn, root, count, stored, shape, str(where), size_bytes, ready, classes)
 
 
 @functools.lru_cache(maxsize=1)  # planned and then converted: opening reads every file's header

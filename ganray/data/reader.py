@@ -71,6 +71,7 @@ class ShardReader:
             raise ValueError(f"size={size}: {self.folder} holds images of {self.image_shape}")
         self.shard_rows = self.manifest.shards[0].rows
         """Images of one shard; the last may have fewer."""
+        self.class_names = self.manifest.class_names
         self.counts_replaced = on_damage == "skip"
         self.replaced = 0
         """Damaged images that others stood in for, so far."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 
 @torch.no_grad()
-def update(G_ema: nn.Module, G: nn.Module, *, batch_size: int, half_life: float, seen: int) -> None:
-    """Move G_ema towards G by one step of `batch_size` images.
+def update(
+    averaged: list[torch.Tensor],
+    latest: list[torch.Tensor],
+    *,
+    batch_size: int,
+    half_life: float,
+    seen: int,
+) -> None:
+    """Move the average towards the latest weights by one step of `batch_size` images.
 
     Args:
-        G_ema: the average; changed in place.
-        G: the network that is trained.
+        averaged: G_ema's weights; changed in place. As a list, for to walk through the modules of
+            a small network at each step would cost more than the average itself.
+        latest: those of G, which is trained; in the same order.
         batch_size: images of the step, over all ranks.
         half_life: images after which a weight's influence is halved; 0 copies G. Counted in
             images, so that runs with other batch sizes average over the same stretch.
@@ -21,8 +28,4 @@ def update(G_ema: nn.Module, G: nn.Module, *, batch_size: int, half_life: float,
     """
     half_life = min(half_life, 0.05 * seen)
     keep = 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
-    averaged = [p.detach() for p in G_ema.parameters()]
-    latest = [p.detach() for p in G.parameters()]
     torch._foreach_lerp_(averaged, latest, 1.0 - keep)  # pyright: ignore[reportPrivateImportUsage]
-    for mine, theirs in zip(G_ema.buffers(), G.buffers(), strict=True):
-        mine.copy_(theirs)

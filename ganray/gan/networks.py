@@ -1,5 +1,8 @@
 """Generators and discriminators. Images are float (n, C, H, W), latents (n, size), logits (n,).
 
+A conditional pair is told the class as one-hot labels, float (n, classes): G takes (n, size +
+classes), the label beside z; D takes (images, labels).
+
 No net here mixes the images of a batch (GroupNorm and LayerNorm, never BatchNorm). So a step is
 the same on any number of ranks, gradient penalties are exact, and DDP has no buffers to sync.
 """
@@ -10,6 +13,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from ganray.config import LatentConfig, NetworkConfig
 
@@ -17,48 +21,80 @@ Shape = tuple[int, int, int]
 
 
 def build(
-    network: NetworkConfig, latent: LatentConfig, image_shape: Shape
+    network: NetworkConfig, latent: LatentConfig, image_shape: Shape, classes: int = 0
 ) -> tuple[nn.Module, nn.Module]:
-    """The pair (G, D) for images of shape (H, W, C)."""
+    """The pair (G, D) for images of shape (H, W, C); conditional where there are `classes`."""
     height, width, channels = image_shape
     shape = (channels, height, width)
     if network.kind == "mlp":
+        pixels = math.prod(shape)
         return (
-            MlpGenerator(latent.size, network.width_G, shape),
-            MlpDiscriminator(network.width_D, shape),
+            MlpGenerator(network, latent.size + classes, shape),
+            Labelled(MlpDiscriminator(network, pixels + classes))
+            if classes
+            else MlpDiscriminator(network, pixels),
         )
+    D = DcganDiscriminator(network.width_D, (channels + classes, height, width))
     return (
-        DcganGenerator(latent.size, network.width_G, shape),
-        DcganDiscriminator(network.width_D, shape),
+        DcganGenerator(latent.size + classes, network.width_G, shape),
+        LabelledMaps(D) if classes else D,
     )
 
 
-class MlpGenerator(nn.Sequential):
-    """The source text's CelebA generator: one hidden layer, pixels in [0, 1]."""
+def one_hot_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """int64 (n,) in [0, classes) -> float32 (n, classes), 1 at the label and 0 elsewhere."""
+    return one_hot(labels, classes).float()
 
-    def __init__(self, latent_size: int, hidden: int, shape: Shape) -> None:
+
+class MlpGenerator(nn.Sequential):
+    """The source text's generators: one hidden layer, pixels in [0, 1]."""
+
+    def __init__(self, network: NetworkConfig, inputs: int, shape: Shape) -> None:
         super().__init__(
-            nn.Linear(latent_size, hidden),
-            nn.LeakyReLU(0.01),
-            nn.LayerNorm(hidden),
-            nn.Linear(hidden, math.prod(shape)),
+            nn.Linear(inputs, network.width_G),
+            *_hidden(network, network.width_G),
+            nn.Linear(network.width_G, math.prod(shape)),
             nn.Sigmoid(),
             nn.Unflatten(1, shape),
         )
 
 
 class MlpDiscriminator(nn.Sequential):
-    """The source text's CelebA discriminator; its sigmoid is in the loss, which takes logits."""
+    """The source text's discriminators; their last sigmoid is in the loss, which takes logits."""
 
-    def __init__(self, hidden: int, shape: Shape) -> None:
+    def __init__(self, network: NetworkConfig, inputs: int) -> None:
         super().__init__(
             nn.Flatten(),
-            nn.Linear(math.prod(shape), hidden),
-            nn.LeakyReLU(0.01),
-            nn.LayerNorm(hidden),
-            nn.Linear(hidden, 1),
+            nn.Linear(inputs, network.width_D),
+            *_hidden(network, network.width_D),
+            nn.Linear(network.width_D, 1),
             nn.Flatten(0),
         )
+
+
+class Labelled(nn.Module):
+    """An MLP discriminator that sees the label beside the pixels, as the source text does it."""
+
+    def __init__(self, D: nn.Module) -> None:
+        super().__init__()
+        self.D = D
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Images (n, C, H, W), labels (n, classes) -> logits (n,)."""
+        return self.D(torch.cat([images.flatten(1), labels], 1))
+
+
+class LabelledMaps(nn.Module):
+    """A convolutional discriminator that sees each class as one more channel, all 0 or all 1."""
+
+    def __init__(self, D: nn.Module) -> None:
+        super().__init__()
+        self.D = D
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Images (n, C, H, W), labels (n, classes) -> logits (n,)."""
+        maps = labels[:, :, None, None].expand(-1, -1, *images.shape[2:])
+        return self.D(torch.cat([images, maps], 1))
 
 
 class DcganGenerator(nn.Sequential):
@@ -93,6 +129,13 @@ class DcganDiscriminator(nn.Sequential):
             layers += _normalised(width, nn.LeakyReLU(0.2))
         super().__init__(*layers, nn.Conv2d(width, 1, 4), nn.Flatten(0))
         self.apply(_dcgan_weights)
+
+
+def _hidden(network: NetworkConfig, units: int) -> list[nn.Module]:
+    """What follows a hidden layer of an MLP; the source text normalises after the activation."""
+    sigmoid = network.activation == "sigmoid"
+    activation = nn.Sigmoid() if sigmoid else nn.LeakyReLU(network.leak)
+    return [activation, nn.LayerNorm(units)] if network.layer_norm else [activation]
 
 
 def _normalised(channels: int, activation: nn.Module) -> list[nn.Module]:

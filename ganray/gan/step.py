@@ -2,10 +2,14 @@
 
 DDP wraps an *objective*, not a network: one DDP forward for each backward, whatever the
 objective does inside, and only the trained network's gradients on the wire.
+
+`labels` is empty, or for a conditional pair holds the one-hot labels (n, classes) of the real
+images. The fakes are of the same classes, so that D learns nothing from the labels alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,6 +20,7 @@ from ganray.config import LossConfig
 from ganray.gan.losses import LOSSES, gradient_penalty
 
 Stats = dict[str, torch.Tensor]
+Labels = Sequence[torch.Tensor]
 
 _FULL_PRECISION = nullcontext()
 
@@ -27,11 +32,13 @@ class DiscriminatorObjective(nn.Module):
         super().__init__()
         self.D, self.loss = D, loss
 
-    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, Stats]:
+    def forward(
+        self, real: torch.Tensor, fake: torch.Tensor, *labels: torch.Tensor
+    ) -> tuple[torch.Tensor, Stats]:
         """Real and fake (n, C, H, W) -> mean loss and per-image statistics (n,)."""
         real = real.requires_grad_(self.loss.r1_gamma > 0)
         fake = fake.requires_grad_(self.loss.r2_gamma > 0)
-        real_logits, fake_logits = self.D(real).float(), self.D(fake).float()
+        real_logits, fake_logits = self.D(real, *labels).float(), self.D(fake, *labels).float()
         adversarial = LOSSES[self.loss.name].D(real_logits, fake_logits)
         stats = {
             "D/loss": adversarial,
@@ -55,13 +62,15 @@ class GeneratorObjective(nn.Module):
         super().__init__()
         self.G, self.D, self.loss = G, D, loss
 
-    def forward(self, z: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, Stats]:
+    def forward(
+        self, z: torch.Tensor, real: torch.Tensor, *labels: torch.Tensor
+    ) -> tuple[torch.Tensor, Stats]:
         """Latents (n, size) -> mean loss, statistics (n,). Only pairwise losses look at `real`."""
-        fake_logits = self.D(self.G(z)).float()
+        fake_logits = self.D(self.G(z), *labels).float()
         real_logits = fake_logits.detach()
         if self.loss.name == "relativistic":
             with torch.no_grad():  # G does not move the reals
-                real_logits = self.D(real).float()
+                real_logits = self.D(real, *labels).float()
         adversarial = LOSSES[self.loss.name].G(real_logits, fake_logits)
         return adversarial.mean(), {"G/loss": adversarial.detach()}
 
@@ -72,6 +81,7 @@ def discriminator_step(
     optimizer: Optimizer,
     real: torch.Tensor,
     z: torch.Tensor,
+    labels: Labels = (),
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
 ) -> Stats:
@@ -82,7 +92,7 @@ def discriminator_step(
     with autocast:
         with torch.no_grad():
             fake = G(z)
-        loss, stats = objective(real, fake)
+        loss, stats = objective(real, fake, *labels)
     optimizer.zero_grad(set_to_none=True)
     (loss * weight).backward()
     optimizer.step()
@@ -95,13 +105,14 @@ def generator_step(
     optimizer: Optimizer,
     real: torch.Tensor,
     z: torch.Tensor,
+    labels: Labels = (),
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
 ) -> Stats:
     """Update G once, through a frozen D whose gradients are neither computed nor sent."""
     D.requires_grad_(False)
     with autocast:
-        loss, stats = objective(z, real)
+        loss, stats = objective(z, real, *labels)
     optimizer.zero_grad(set_to_none=True)
     (loss * weight).backward()
     optimizer.step()

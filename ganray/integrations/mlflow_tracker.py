@@ -1,8 +1,8 @@
 """MLflow: the driver opens a run, follows the journal into it from a thread, and closes it.
 
-The only importer of mlflow, and the driver the only process that talks to it: workers need
-neither its address nor its password, processes that race on a fresh SQLite file cannot crash it,
-and a killed worker takes nothing along. A run is found again by its name.
+The driver is the only process that talks to it: workers need neither its address nor its
+password, processes that race on a fresh SQLite file cannot crash it, and a killed worker takes
+nothing along. A run is found again by its name.
 """
 
 from __future__ import annotations
@@ -18,14 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-# Before mlflow is imported. With its defaults one call to a dead server blocks for 4 minutes, usage
-# reports leave the machine, and notes about its own threads fill the log.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 import numpy as np
@@ -80,7 +72,7 @@ def open_run(config: Config, dataset: Mapping[str, str], tags: Mapping[str, str]
         if uri.startswith("sqlite:///"):
             _prefer_wal(client, uri)
         experiment_id = _experiment(client, config, uri)
-        run_id = _find_run(client, experiment_id, config.name)
+        run_id = find_run(client, experiment_id, config.name)
         if run_id is None:
             run_id = client.create_run(experiment_id, run_name=config.name).info.run_id
             params = [Param(k, str(v)) for k, v in flatten(config).items()]
@@ -92,7 +84,7 @@ def open_run(config: Config, dataset: Mapping[str, str], tags: Mapping[str, str]
         client.log_artifact(run_id, str(config.run_folder() / "config.json"))
     except (MlflowException, OSError) as error:
         raise ValueError(
-            f"tracking.uri={uri}: {_first_line(error)}; start the server, or give another"
+            f"tracking.uri={uri}: {first_line(error)}; start the server, or give another"
             " --tracking.uri (or MLFLOW_TRACKING_URI)"
         ) from error
     return Run(uri, run_id, experiment_id, config.run_folder())
@@ -130,15 +122,16 @@ def log_file(run: Run, path: Path) -> None:
     MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(path))
 
 
-def log_generator(run: Run, generator: Any, latent_size: int, image_shape: tuple[int, ...]) -> str:
+def log_generator(run: Run, generator: Any, inputs: int, image_shape: tuple[int, ...]) -> str:
     """Log the generator as an MLflow model, without pickle; returns its ``models:/`` URI.
 
-    Load it with ``mlflow.pytorch.load_model(uri)``: float32 (n, latent_size) -> images.
+    Load it with ``mlflow.pytorch.load_model(uri)``: float32 (n, inputs) -> images. The inputs are
+    z, and beside it the one-hot label of a conditional generator.
     """
     height, width, channels = image_shape
-    example = np.random.default_rng(0).standard_normal((4, latent_size), dtype=np.float32)
+    example = np.random.default_rng(0).standard_normal((4, inputs), dtype=np.float32)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, latent_size), "z")]),
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, inputs), "z")]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, channels, height, width), "image")]),
     )
     mlflow.set_tracking_uri(run.uri)
@@ -205,7 +198,7 @@ class Follower:
                 self._send_new_events()
             except (MlflowException, OSError) as error:
                 self._known = None  # the answer may be what got lost: ask again what has arrived
-                print(f"MLflow at {self._run.uri}: {_first_line(error)}; trying again", flush=True)
+                print(f"MLflow at {self._run.uri}: {first_line(error)}; trying again", flush=True)
                 return False
             return True
 
@@ -270,7 +263,8 @@ def _experiment(client: MlflowClient, config: Config, uri: str) -> str:
     return client.create_experiment(name, artifact_location=local)
 
 
-def _find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
+def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
+    """The id of the experiment's run that has this name."""
     found = client.search_runs([experiment_id], f"tags.`{_NAME_TAG}` = '{name}'", max_results=1)
     return found[0].info.run_id if found else None
 
@@ -282,5 +276,6 @@ def _dataset_input(dataset: Mapping[str, str]) -> DatasetInput:
     return DatasetInput(meta._to_mlflow_entity(), tags=[context])
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, for a message of one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

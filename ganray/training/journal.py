@@ -107,14 +107,18 @@ def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def line(event: Event, total_images: int) -> str:
-    """A metrics event as one line for people: how far, how fast, how long to go, the losses."""
+    """A metrics event as one line for people: how far, how fast, how long to go, the losses.
+
+    G is left out where D trains alone.
+    """
     values, images = event["values"], event["images"]
     rate = values["data/images_per_s"]
     left = int((total_images - images) / max(rate, 1e-9))
     clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
+    G = f"  G {values['G/loss']:.3f}" if "G/loss" in values else ""
     return (
         f"{images / 1000:8.1f} / {total_images / 1000:g} kimg ({images / total_images:4.0%})"
-        f"  {rate:7,.0f} images/s  D {values['D/loss']:.3f}  G {values['G/loss']:.3f}"
+        f"  {rate:7,.0f} images/s  D {values['D/loss']:.3f}{G}"
         f"  D(real) {values['D/real_prob']:.2f}  D(fake) {values['D/fake_prob']:.2f}  left {clock}"
     )
 

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ from ganray.data.order import Order, rank_slice
 from ganray.data.resident import Resident
 from ganray.distributed import Means, rank, world_size
 from ganray.figures import sample_grid
-from ganray.gan import latents
+from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
@@ -40,7 +41,8 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
     """
     # Wake up: the same weights on every rank, then each its own slice of the global batch.
     device, size = context.device, config.train.batch_size
-    state = TrainState(config, config.data.seen_shape(images.image_shape), device)
+    classes = len(images.class_names) if config.network.conditional else 0
+    state = TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
     if checkpoint := context.latest_checkpoint():
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
@@ -51,19 +53,17 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
     with contextlib.closing(stream(config, images, device, state.step)) as batches:
         while state.step < config.train.steps():
             real = to_float(my_augmented(state, next(batches), mine), config.pixel_low())
-            z_D, z_G = (my_latents(state, stream, mine) for stream in ("D", "G"))
+            labels = my_labels(state, images)
+            z_D, z_G = (my_latents(state, stream, mine, labels) for stream in ("D", "G"))
+            how = labels, weight, autocast
             # Discriminator.
-            means.add(
-                discriminator_step(
-                    state.D_objective, state.G, state.D_optimizer, real, z_D, weight, autocast
-                )
+            stats = discriminator_step(
+                state.D_objective, state.G, state.D_optimizer, real, z_D, *how
             )
+            means.add(stats)
             # Generator, then its moving average.
-            means.add(
-                generator_step(
-                    state.G_objective, state.D, state.G_optimizer, real, z_G, weight, autocast
-                )
-            )
+            stats = generator_step(state.G_objective, state.D, state.G_optimizer, real, z_G, *how)
+            means.add(stats)
             state.advance()
             # Log: the only place where the host waits for the device.
             if state.due(config.train.log_every):
@@ -73,7 +73,8 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
                 journal.metrics(state.images_seen, scores)
             # Look.
             if state.due(config.train.sample_every) and rank() == 0:
-                journal.image("samples", state.images_seen, sample_grid(state.samples().numpy()))
+                picture = sample_grid(state.samples().numpy(), state.columns)
+                journal.image("samples", state.images_seen, picture)
             # Remember: every rank takes part.
             if state.due(config.train.checkpoint_every):
                 checkpoint_now(state, context)
@@ -84,18 +85,23 @@ def stream(
     config: Config, images: Images, device: torch.device, start_step: int
 ) -> Loader | Resident:
     """This rank's part of each step's batch, from `start_step` on."""
-    data, rng_seed = config.data, config.train.rng_seed
-    block, window = data.blocks(images.shard_rows) if data.shuffle == "blocks" else (0, 0)
-    kind = Resident if data.residence == "device" else Loader
+    kind = Resident if config.data.residence == "device" else Loader
     return kind(
         images,
-        Order(len(images), rng_seed, block, window),
+        order_of(config, images),
         batch_size=config.train.batch_size,
         rank=rank(),
         world_size=world_size(),
         device=device,
         start_step=start_step,
     )
+
+
+def order_of(config: Config, images: Images) -> Order:
+    """Which images each step's batch holds."""
+    data = config.data
+    block, window = data.blocks(images.shard_rows) if data.shuffle == "blocks" else (0, 0)
+    return Order(len(images), config.train.rng_seed, block, window)
 
 
 def my_augmented(state: TrainState, images: torch.Tensor, mine: slice) -> torch.Tensor:
@@ -121,8 +127,20 @@ def replaced(images: Images, device: torch.device) -> dict[str, torch.Tensor]:
     return {"data/replaced_images": total}
 
 
-def my_latents(state: TrainState, stream: str, mine: slice) -> torch.Tensor:
-    """This rank's rows of the step's global latents; float32 (n_rank, latent.size)."""
+def my_labels(state: TrainState, images: Images) -> list[torch.Tensor]:
+    """One-hot labels of this rank's images, float32 (n_rank, classes); none if unconditional."""
+    if not state.classes:
+        return []
+    order, share = order_of(state.config, images), (rank(), world_size())
+    ids = order.rank_ids(state.step, state.config.train.batch_size, *share)
+    labels = torch.from_numpy(images.rows(ids).labels).to(state.device)
+    return [networks.one_hot_labels(labels, state.classes)]
+
+
+def my_latents(
+    state: TrainState, stream: str, mine: slice, labels: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """This rank's rows of the step's global latents; float32 (n_rank, latent.size [+ classes])."""
     config = state.config
     z = latents.sample(
         config.latent,
@@ -132,7 +150,7 @@ def my_latents(state: TrainState, stream: str, mine: slice) -> torch.Tensor:
         step=state.step,
         device=state.device,
     )
-    return z[mine]
+    return torch.cat([z[mine], *labels], 1)
 
 
 def check_finite(scores: dict[str, float], step: int) -> None:

@@ -60,7 +60,8 @@ def resolve(config: Config, cluster: Cluster) -> Workers:
     """
     gpu = cluster.gpus > 0 if config.ray.gpu is None else config.ray.gpu
     cpus = config.ray.cpus_per_worker
-    count = config.ray.workers or (max(cluster.gpus, 1) if gpu else min(2, cluster.cpus // cpus))
+    most = max(cluster.gpus, 1) if gpu else min(2, cluster.cpus // cpus)
+    count = config.ray.workers or min(most, config.train.batch_size)
     fits = min(cluster.cpus // cpus, cluster.gpus) if gpu else cluster.cpus // cpus
     if not 0 < count <= fits:
         need = f"{cpus} CPU{'' if cpus == 1 else 's'}" + (" and 1 GPU" if gpu else "")
@@ -79,12 +80,14 @@ def resolve(config: Config, cluster: Cluster) -> Workers:
 def describe(config: Config, images: DataPlan, workers: Workers, results: str) -> str:
     """The resolved plan, a line for each thing a person decides on."""
     train, loss = config.train, config.loss
-    G, D = _meta_networks(config, images.image_shape)
+    classes = classes_of(config, images)
+    G, D = _meta_networks(config, images.image_shape, classes)
     height, width, channels = images.stored_shape
     gammas = (("R1", loss.r1_gamma), ("R2", loss.r2_gamma))
     penalties = "".join(f" + {name} {gamma:g}" for name, gamma in gammas if gamma)
     share = math.ceil(train.batch_size / workers.count)
-    memory = step_bytes(config, images.image_shape, share)
+    memory = step_bytes(config, images.image_shape, share, classes)
+    label = f" beside one of {classes} labels" if classes else ""
     rows = {
         "run": f"{config.name} (stopped? the same command with --name {config.name} goes on)",
         "data": str(images),
@@ -92,7 +95,7 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
         f" {images.bytes / 2**20:,.0f} MiB,"
         f" {'ready' if images.ready else 'to be made'}: {images.where}",
         "networks": f"{config.network.kind}: G {_count(G):,} and D {_count(D):,} parameters,"
-        f" z {config.latent.distribution} of size {config.latent.size}",
+        f" z {config.latent.distribution} of size {config.latent.size}{label}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
         f" {loss.name}{penalties}, {config.optimizer.name}, {train.precision}",
         "workers": str(workers),
@@ -102,29 +105,46 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
     return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
 
 
-def step_bytes(config: Config, image_shape: Shape, images: int) -> int:
+def classes_of(config: Config, images: DataPlan) -> int:
+    """How many classes the networks are told of; 0 for an unconditional pair.
+
+    Raises:
+        ValueError: the pair is conditional, and the images have no labels.
+    """
+    if config.network.conditional and not images.classes:
+        raise ValueError(
+            f"network.conditional=True needs images with class labels, which {images.what} have"
+            " not; try --data.source mnist, or a folder with a folder for each class"
+        )
+    return images.classes if config.network.conditional else 0
+
+
+def step_bytes(config: Config, image_shape: Shape, images: int, classes: int = 0) -> int:
     """Estimate of one worker's memory: weights, gradients, optimizer, G_ema and activations.
 
     Counts the tensors that autograd keeps in the larger of the two updates for `images` images
     (on the meta device: nothing is computed), not what the process or CUDA need for themselves.
     """
-    G, D = _meta_networks(config, image_shape)
+    G, D = _meta_networks(config, image_shape, classes)
     slots = {"adam": 4, "adamw": 4, "rmsprop": 3, "sgd": 3}[config.optimizer.name]
     weights = 4 * (slots * (_count(G) + _count(D)) + _count(G))
     height, width, channels = image_shape
     real = torch.empty(images, channels, height, width, device="meta")
-    z = torch.empty(images, config.latent.size, device="meta")
+    z = torch.empty(images, config.latent.size + classes, device="meta")
+    labels = [torch.empty(images, classes, device="meta")] if classes else []
     with torch.no_grad():
         fake = G(z)
     counted = [*G.parameters(), *D.parameters()]
-    D_kept = _kept_bytes(lambda: DiscriminatorObjective(D, config.loss)(real, fake), counted)
-    G_kept = _kept_bytes(lambda: GeneratorObjective(G, D, config.loss)(z, real), counted)
+    D_objective = DiscriminatorObjective(D, config.loss)
+    G_objective = GeneratorObjective(G, D, config.loss)
+    D_kept = _kept_bytes(lambda: D_objective(real, fake, *labels), counted)
+    G_kept = _kept_bytes(lambda: G_objective(z, real, *labels), counted)
     return weights + max(D_kept, G_kept)
 
 
-def _meta_networks(config: Config, image_shape: Shape) -> tuple[nn.Module, nn.Module]:
+def _meta_networks(config: Config, image_shape: Shape, classes: int) -> tuple[nn.Module, nn.Module]:
     with torch.device("meta"):
-        return networks.build(config.network, config.latent, image_shape)
+        return networks.build(config.network, config.latent, image_shape, classes)
 
 
 def _count(network: nn.Module) -> int:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from ganray.config import Config
 from ganray.figures import loss_chart
 from ganray.gan.losses import LOSSES
+from ganray.pictures import Row, labelled_rows
 from ganray.training import journal
+from ganray.training.state import ROWS
+
+STRIP = 8
+"""Rows of the strip of epochs, at most."""
 
 
 def draw_losses(config: Config) -> Path:
@@ -16,6 +24,29 @@ def draw_losses(config: Config) -> Path:
     curves = {name: journal.history(folder, name) for name in ("D/loss", "G/loss")}
     path = folder / "losses.png"
     loss_chart(curves, LOSSES[config.loss.name].ideal, path)
+    return path
+
+
+def draw_epochs(config: Config, num_images: int, image_shape: tuple[int, int, int]) -> Path:
+    """How the first row of the sample grid changed, epoch by epoch, as one strip; returns the PNG.
+
+    Args:
+        config: of the run.
+        num_images: images of an epoch.
+        image_shape: (H, W, C) of a sample.
+    """
+    folder = config.run_folder()
+    grids = sorted((folder / "samples").glob("*.png"))
+    picked = np.linspace(0, len(grids) - 1, min(STRIP, len(grids))).round().astype(int)
+    rows = []
+    for grid in (grids[i] for i in picked):
+        picture = np.asarray(Image.open(grid))
+        height = len(picture) // ROWS
+        width = height * image_shape[1] // image_shape[0]
+        row = picture[:height].reshape(height, -1, width, 3).swapaxes(0, 1)
+        rows.append(Row(row, f"epoch {int(grid.stem) / num_images:.3g}"))
+    path = folder / "epochs.png"
+    Image.fromarray(labelled_rows([rows])).save(path)
     return path
 
 

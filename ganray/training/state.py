@@ -21,18 +21,25 @@ Shape = tuple[int, int, int]
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
-SAMPLES = 64
-"""Images in a sample grid."""
+ROWS, COLUMNS = 8, 8
+"""Of a sample grid; a conditional one has a column for each class, where there are few."""
 
 
 class TrainState:
     """The two networks, the average, their optimizers and the step."""
 
-    def __init__(self, config: Config, image_shape: Shape, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, image_shape: Shape, device: torch.device, classes: int = 0
+    ) -> None:
         self.config, self.image_shape, self.device = config, image_shape, device
+        self.classes = classes
         self.step = 0
-        self.G, self.D = build_networks(config, image_shape, device)
+        self.G, self.D = build_networks(config, image_shape, device, classes)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
+        # No network here has buffers (tested), so the weights are all there is to average.
+        self._averaged, self._latest = (
+            [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
+        )
         # Wrapped while D is frozen: the G objective's DDP then knows only G's parameters.
         self.D_objective = wrap(DiscriminatorObjective(self.D, config.loss), device)
         self.D.requires_grad_(False)
@@ -57,16 +64,21 @@ class TrainState:
         train = self.config.train
         half_life = train.ema_kimg * 1000
         ema.update(
-            self.G_ema,
-            self.G,
+            self._averaged,
+            self._latest,
             batch_size=train.batch_size,
             half_life=half_life,
             seen=self.images_seen,
         )
 
-    def samples(self, count: int = SAMPLES) -> torch.Tensor:
-        """G_ema at the same latents every time: uint8 (count, H, W, C) on the CPU."""
-        config = self.config
+    @property
+    def columns(self) -> int:
+        """Of the sample grid."""
+        return self.classes if 0 < self.classes <= 2 * COLUMNS else COLUMNS
+
+    def samples(self) -> torch.Tensor:
+        """G_ema at the same latents every time: uint8 (ROWS * columns, H, W, C) on the CPU."""
+        config, count = self.config, ROWS * self.columns
         z = latents.sample(
             config.latent,
             count,
@@ -75,6 +87,9 @@ class TrainState:
             step=0,
             device=self.device,
         )
+        if self.classes:
+            labels = torch.arange(count, device=self.device) % self.classes
+            z = torch.cat([z, networks.one_hot_labels(labels, self.classes)], 1)
         with torch.no_grad():
             return to_uint8(self.G_ema(z), config.pixel_low()).cpu()
 
@@ -82,7 +97,7 @@ class TrainState:
         """Write the state and the config; any world size can load them."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(
-            {"step": self.step, "image_shape": list(self.image_shape)}
+            {"step": self.step, "image_shape": list(self.image_shape), "classes": self.classes}
             | {name: part.state_dict() for name, part in self._parts().items()},
             folder / STATE_FILE,
         )
@@ -111,12 +126,12 @@ class TrainState:
 
 
 def build_networks(
-    config: Config, image_shape: Shape, device: torch.device
+    config: Config, image_shape: Shape, device: torch.device, classes: int = 0
 ) -> tuple[nn.Module, nn.Module]:
     """(G, D) with first weights that are a function of train.rng_seed, alike on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(latents.seed_of(config.train.rng_seed, "weights", 0))
-        G, D = networks.build(config.network, config.latent, image_shape)
+        G, D = networks.build(config.network, config.latent, image_shape, classes)
     layout = networks.memory_format(config.network)
     return G.to(device, memory_format=layout), D.to(device, memory_format=layout)  # pyright: ignore
 
@@ -158,10 +173,11 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def load_generator(folder: Path) -> nn.Module:
-    """G_ema of a checkpoint, in eval mode on the CPU, with float images as its output."""
+    """G_ema of a checkpoint, in eval mode on the CPU: float (n, size + classes) -> images."""
     state = read_state(folder)
     config = read_config(folder)
-    G, _ = build_networks(config, tuple(state["image_shape"]), torch.device("cpu"))
+    shape, classes = tuple(state["image_shape"]), state.get("classes", 0)
+    G, _ = build_networks(config, shape, torch.device("cpu"), classes)
     G.load_state_dict(state["G_ema"])
     return G.requires_grad_(False).eval()
 

@@ -27,6 +27,48 @@ def test_the_source_texts_celeba_mlp():
     assert D(images).shape == (2,)
 
 
+def test_the_source_texts_first_mnist_pair():
+    """D 784-200-1 and G 1-200-784: sigmoids, nothing normalised, torch's own first weights."""
+    config = presets.first()
+    G, D = networks.build(config.network, config.latent, (28, 28, 1))
+    assert count(D) == (784 * 200 + 200) + (200 + 1)
+    assert count(G) == (1 * 200 + 200) + (200 * 784 + 784)
+    assert [type(m).__name__ for m in G] == ["Linear", "Sigmoid", "Linear", "Sigmoid", "Unflatten"]
+    assert [type(m).__name__ for m in D] == ["Flatten", "Linear", "Sigmoid", "Linear", "Flatten"]
+
+
+def test_refined_adds_what_the_source_text_adds():
+    config = presets.refined()
+    G, D = networks.build(config.network, config.latent, (28, 28, 1))
+    for network in (G, D):
+        (leaky,) = (m for m in network if isinstance(m, torch.nn.LeakyReLU))
+        (norm,) = (m for m in network if isinstance(m, torch.nn.LayerNorm))
+        assert leaky.negative_slope == 0.02
+        assert norm.normalized_shape == (200,)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "dcgan"])
+def test_a_conditional_pair_listens_to_the_label(kind):
+    torch.manual_seed(0)
+    network = NetworkConfig(kind=kind, width_G=8, width_D=8, conditional=True)
+    G, D = networks.build(network, LatentConfig(size=10), (16, 16, 1), classes=4)
+    two, three = (networks.one_hot_labels(torch.tensor([k, k]), 4) for k in (2, 3))
+    assert two.tolist() == [[0, 0, 1, 0]] * 2
+    z = torch.randn(2, 10)
+    images = G(torch.cat([z, two], 1))
+    assert images.shape == (2, 1, 16, 16)
+    assert not torch.equal(images, G(torch.cat([z, three], 1)))
+    assert D(images, two).shape == (2,)
+    assert not torch.equal(D(images, two), D(images, three))
+
+
+def test_the_source_texts_conditional_discriminator_has_794_inputs():
+    config = presets.conditional()
+    G, D = networks.build(config.network, config.latent, (28, 28, 1), classes=10)
+    assert D.D[1].in_features == 794
+    assert G[0].in_features == 110
+
+
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 def test_dcgan_shapes(size):
     network = NetworkConfig(width_G=8, width_D=8)
@@ -46,16 +88,21 @@ def test_dcgan64_has_the_published_widths():
     assert [m.in_channels for m in convolutions] == [3, 64, 128, 256, 512]
 
 
-@pytest.mark.parametrize("preset", [presets.cpu32, presets.dcgan64, presets.mlp])
-def test_no_net_mixes_the_images_of_a_batch_or_keeps_buffers(preset):
-    config = preset()
-    size = config.data.size
-    shape = (size, size, 3) if size else (218, 178, 3)
-    G, D = networks.build(config.network, config.latent, shape)
+SHAPES = {"cpu32": (32, 32, 3), "dcgan64": (64, 64, 3), "mlp": (218, 178, 3)}
+
+
+@pytest.mark.parametrize("name", [*presets.CELEBA, *presets.MNIST])
+def test_no_net_mixes_the_images_of_a_batch_or_keeps_buffers(name):
+    config = (presets.CELEBA | presets.MNIST)[name]
+    classes = 10 if config.network.conditional else 0
+    shape = SHAPES.get(name, (28, 28, 1))
+    G, D = networks.build(config.network, config.latent, shape, classes)
     assert not list(G.buffers())
     assert not list(D.buffers())
-    z = torch.randn(3, config.latent.size)
+    z = torch.randn(3, config.latent.size + classes)
+    labels = [networks.one_hot_labels(torch.arange(3), classes)] if classes else []
     with torch.no_grad():
-        images = G(z)
+        images, logits = G(z), D(G(z), *labels)
         torch.testing.assert_close(G(z[1:2]), images[1:2])
-        torch.testing.assert_close(D(images[1:2]), D(images)[1:2], rtol=1e-4, atol=1e-5)
+        alone = D(images[1:2], *(label[1:2] for label in labels))
+        torch.testing.assert_close(alone, logits[1:2], rtol=1e-4, atol=1e-5)

@@ -73,6 +73,26 @@ def test_one_discriminator_step_by_hand():
     torch.testing.assert_close(D[0].weight.detach(), torch.tensor([[(3.0 - 1.0) / 4]]))
 
 
+def test_labels_reach_D_with_the_real_images_and_with_the_fakes():
+    class Noting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = nn.Parameter(torch.ones(())), []
+
+        def forward(self, images, labels):
+            self.seen.append(labels)
+            return self.weight * images.flatten(1).sum(1)
+
+    D, G, loss = Noting(), nn.Linear(2, 3), LossConfig(name="relativistic")
+    real, z, labels = torch.rand(4, 3), torch.randn(4, 2), [torch.eye(4)]
+    optimizer = torch.optim.SGD(D.parameters(), 0.1)
+    discriminator_step(DiscriminatorObjective(D, loss), G, optimizer, real, z, labels)
+    optimizer = torch.optim.SGD(G.parameters(), 0.1)
+    generator_step(GeneratorObjective(G, D, loss), D, optimizer, real, z, labels)
+    assert len(D.seen) == 4
+    assert all(seen is labels[0] for seen in D.seen)
+
+
 def test_shares_of_a_batch_weighed_by_their_size_add_up_to_the_whole():
     """Two ranks with 1 and 3 of 4 images: DDP's mean of weighed gradients is the mean over all."""
     real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
@@ -81,7 +101,7 @@ def test_shares_of_a_batch_weighed_by_their_size_add_up_to_the_whole():
         G, D = tiny()
         optimizer = torch.optim.SGD(D.parameters(), 0.0)
         objective = DiscriminatorObjective(D, LossConfig(r1_gamma=1.0))
-        discriminator_step(objective, G, optimizer, real[rows].clone(), z[rows], weight)
+        discriminator_step(objective, G, optimizer, real[rows].clone(), z[rows], weight=weight)
         return D[1].weight.grad
 
     one, three = gradient(slice(0, 1), 1 * 2 / 4), gradient(slice(1, 4), 3 * 2 / 4)
@@ -112,8 +132,9 @@ def test_G_ema_has_the_stated_half_life():
     G_ema = copy.deepcopy(G)
     nn.init.ones_(G.weight)
     nn.init.zeros_(G_ema.weight)
+    averaged, latest = ([p.detach() for p in net.parameters()] for net in (G_ema, G))
     for _ in range(5):
-        ema.update(G_ema, G, batch_size=20, half_life=100, seen=10**6)
+        ema.update(averaged, latest, batch_size=20, half_life=100, seen=10**6)
     torch.testing.assert_close(G_ema.weight.detach(), torch.tensor([[0.5]]))
-    ema.update(G_ema, G, batch_size=20, half_life=0, seen=10**6)
+    ema.update(averaged, latest, batch_size=20, half_life=0, seen=10**6)
     torch.testing.assert_close(G_ema.weight.detach(), torch.tensor([[1.0]]))

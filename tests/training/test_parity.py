@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def alone(squares, tmp_path_factory):
-    """One process: the run folders of the even and of the odd batch."""
+    """One process: an even batch, an odd one, and a conditional pair."""
     home = tmp_path_factory.mktemp("alone")
     torch.set_num_threads(1)
     launch(tiny_config(home, name="two"), squares)
     launch(tiny_config(home, name="odd", batch_size=13), squares)
+    labelled = tiny_config(home, name="labels")
+    launch(replace(labelled, network=replace(labelled.network, conditional=True)), squares)
     return home
 
 
@@ -42,7 +45,7 @@ def facts(home, rank=0):
     return json.loads((home / f"facts-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["two", "odd"])
+@pytest.mark.parametrize("name", ["two", "odd", "labels"])
 def test_two_ranks_learn_what_one_learns(alone, together, name):
     for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob"):
         one, two = (journal.history(home / "runs" / name, metric) for home in (alone, together))

@@ -55,14 +55,19 @@ def test_more_than_the_cluster_has_is_refused_with_what_it_has(cluster, ray, mes
 
 def test_a_batch_smaller_than_the_world_is_refused():
     with pytest.raises(ValueError, match=r"train.batch_size=4 cannot be split over ray.workers=8"):
-        resolve(config(batch_size=4), SERVER)
+        resolve(config(batch_size=4, workers=8), SERVER)
+
+
+def test_no_more_workers_are_chosen_than_a_batch_has_images():
+    assert resolve(config(batch_size=4), SERVER).count == 4
+    assert resolve(config(batch_size=1), LAPTOP).count == 1
 
 
 def test_the_plan_names_every_decision(tmp_path):
     preset = replace(presets.cpu32(), name="mine", home=tmp_path)
     shape = 32, 32, 3
     what = "procedural faces (no CelebA was given)"
-    images = DataPlan(what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False)
+    images = DataPlan(what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False, 0)
     text = describe(preset, images, Workers(2, False, 1), "sqlite:///x")
     for part in (
         "--name mine",

@@ -88,7 +88,7 @@ def test_a_checkpoint_holds_no_code(squares, tmp_path):
     """weights_only=True is how it is read; a pickle that runs code is refused in one line."""
     folder = launch(tiny_config(tmp_path), squares)
     assert set(read_state(folder)) == {
-        "step", "image_shape", "G", "D", "G_ema", "G_optimizer", "D_optimizer",
+        "step", "image_shape", "classes", "G", "D", "G_ema", "G_optimizer", "D_optimizer",
     }  # fmt: skip
     torch.save({"step": Killed()}, folder / "state.pt")
     with pytest.raises(ValueError, match="cannot be read"):

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 two_ranks.py SHARDS HOME
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,6 +74,8 @@ def main() -> None:
         facts |= means_of_unequal_ranks()
         facts["leader"] = from_leader(f"rank {rank()}")
         launch(tiny_config(home, name="two"), shards)
+        labelled = tiny_config(home, name="labels")
+        launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         # 12 images over 5 and 7: unequal slices must weigh right.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))

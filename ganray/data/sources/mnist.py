@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -239,6 +240,8 @@ def _refuse_absent(root: Path, folder: Path, dataset: str) -> None:
 
 
 def _download(dataset: str, root: Path) -> None:
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # torchvision sets none, and a silent network would hold us
     try:
         import torchvision
 
@@ -251,6 +254,8 @@ def _download(dataset: str, root: Path) -> None:
             f"it on a machine that can and copy its folder {dataset} here, or use the source "
             "digits, which needs no files"
         ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:

@@ -1,0 +1,102 @@
+"""What the small jobs are asked to do: flat dataclasses, checked when made.
+
+Standard library only. What a training run is asked to do is in ``ganray.config``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ganray.config import require
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """What jobs/shard.py is asked to do."""
+
+    source: str = ""
+    """Kind of image set, or `verify`."""
+    path: Path | None = None
+    """Where it is; `digits` needs none."""
+    out: Path | None = None
+    """Folder of the shards; made where missing."""
+    size: int = 0
+    """Resize and crop to this many pixels a side; 0 keeps the original size."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """raw: pixels, the fastest. jpeg: the original files to the byte, 16 times smaller."""
+    split: Literal["all", "train", "valid", "test"] = "all"
+    """Only this part of the source's own partition."""
+    images: int | None = None
+    """Only the first so many images of the split."""
+    processes: int | None = None
+    """How many convert; None: one for each core. The shards are the same for any number."""
+    download: bool = False
+    """Let torchvision fetch the source into `path` where it is not there."""
+    drawn: int = 8_000
+    """faces: how many to draw."""
+    stacked: int | None = None
+    """stacked-mnist: how many images for training; None: 128,000."""
+    rng_seed: int = 0
+    """faces and stacked-mnist: which people, which digits."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "processes", "stacked"):
+            value = getattr(self, name)
+            require(f"--{name}", value, "be positive", value is None or value > 0)
+        require("--drawn", self.drawn, "be positive", self.drawn > 0)
+        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    """What jobs/explore.py is asked to do."""
+
+    run: str = ""
+    """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
+    out: Path | None = None
+    """Folder of the pictures. None: `explore` in the run folder, or explore/NAME in the home."""
+    home: Path | None = None
+    """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
+    tracking_uri: str | None = None
+    """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
+    rng_seed: int = 0
+    """Which latents are drawn; the first pairs are the same however many are asked for."""
+    pairs: int = 4
+    """Pairs of latents to interpolate and to do arithmetic on, and neighbourhood walks."""
+    steps: int = 12
+    """Images from one latent to the other, both ends included."""
+    degrees: float = 45
+    """How far a neighbourhood walk turns away from its latent. Two latents are about 90 apart where
+    they are normal, 41 where uniform."""
+    label: int | None = None
+    """Conditional generators: draw this class only. None: rows take turns through all classes."""
+    animation: Literal["gif", "mp4", "none"] = "gif"
+    """Form of the closed walk; mp4 needs `pip install -e ".[video]"`."""
+    fps: int = 10
+    """Images per second of the animation."""
+    seconds: float = 8
+    """Length of the animation, once around."""
+
+    def __post_init__(self) -> None:
+        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--pairs", self.pairs, "be positive", self.pairs > 0)
+        require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
+        require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
+        require("--fps", self.fps, "lie in [1, 50]", 1 <= self.fps <= 50)
+        rule = f"lie in (0, {600 / self.fps:g}] at {self.fps} a second, as all are kept in memory"
+        require("--seconds", self.seconds, rule, 0 < self.seconds <= 600 / self.fps)
+        label = self.label
+        require("--label", label, "not be negative", label is None or label >= 0)
+
+    def home_folder(self) -> Path:
+        """Absolute; where a training job without --home leaves its runs, too."""
+        home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
+        return home.expanduser().resolve()
+
+    def frames(self) -> int:
+        """Images of the animation."""
+        return max(2, round(self.fps * self.seconds))

@@ -1,0 +1,150 @@
+"""Can D tell real images from noise? Where it cannot, no generator will learn from it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ganray.config import Config
+from ganray.data.loader import Images, to_float
+from ganray.distributed import Means, world_size
+from ganray.figures import Judged, separation_chart
+from ganray.gan import latents
+from ganray.gan.step import discriminator_step
+from ganray.training import journal
+from ganray.training.context import local_device
+from ganray.training.loop import Pace, check_finite, my_augmented, my_labels, stream
+from ganray.training.state import TrainState, to_uint8
+
+REAL_ABOVE, NOISE_BELOW = 0.99, 0.01
+"""The source text's mark."""
+HELD_BACK = 256
+"""Images that D is judged by and does not learn from, about."""
+PICTURE = "discriminator.png"
+"""In the run folder."""
+
+Batch = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
+"""Real images and noise, float (n, C, H, W), and the one-hot labels of a conditional D."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What D says of images and noise that it has not learned from."""
+
+    real_prob: float
+    """Mean of D's probability, in [0, 1], that real images are real."""
+    noise_prob: float
+    """The same of uniform noise."""
+    images_seen: int
+    """Real images that D learned from."""
+    picture: Path
+    """How the two came apart, and examples."""
+
+    @property
+    def separates(self) -> bool:
+        """Whether D passes the source text's mark."""
+        return self.real_prob > REAL_ABOVE and self.noise_prob < NOISE_BELOW
+
+    def __str__(self) -> str:
+        return (
+            f"D(real) {self.real_prob:.4f} and D(noise) {self.noise_prob:.4f} on images held back,"
+            f" after {self.images_seen:,} images"
+        )
+
+
+def check_discriminator(config: Config, images: Images, log: journal.Journal) -> Verdict:
+    """Train D alone, real images against uniform noise, until it separates them or `train.kimg`.
+
+    Runs in this process, with the run's own network, loss, optimizer and batches.
+
+    Raises:
+        ValueError: this is one of several processes.
+    """
+    if world_size() > 1:
+        raise ValueError(
+            f"check_discriminator=True is for one process, not {world_size()}; leave torchrun out"
+        )
+    device, classes = local_device(), len(images.class_names) if config.network.conditional else 0
+    state = TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
+    with contextlib.closing(stream(config, images, device, 0)) as pixels:
+        batches = _batches(state, images, pixels)
+        held = _joined(itertools.islice(batches, math.ceil(HELD_BACK / config.train.batch_size)))
+        learned = _train_until_separated(state, batches, held, log)
+    return _verdict(state, held, learned)
+
+
+def _batches(state: TrainState, images: Images, pixels: Iterator[torch.Tensor]) -> Iterator[Batch]:
+    """One batch a step, each with noise of its own."""
+    low, size = state.config.pixel_low(), state.config.train.batch_size
+    for batch in pixels:
+        real = to_float(my_augmented(state, batch, slice(0, size)), low)
+        labels = my_labels(state, images)
+        seed = latents.seed_of(state.config.train.rng_seed, "noise", state.step)
+        generator = torch.Generator(state.device).manual_seed(seed)
+        unit = torch.rand(real.shape, generator=generator, device=state.device)
+        state.step += 1
+        yield real, low + (1 - low) * unit, labels
+
+
+def _joined(batches: Iterator[Batch]) -> Batch:
+    real, noise, labels = zip(*batches, strict=True)
+    return (
+        torch.cat(real),
+        torch.cat(noise),
+        [torch.cat(each) for each in zip(*labels, strict=True)],
+    )
+
+
+def _train_until_separated(
+    state: TrainState, batches: Iterator[Batch], held: Batch, log: journal.Journal
+) -> int:
+    """Returns the number of real images that D learned from."""
+    size, steps = state.config.train.batch_size, state.config.train.steps()
+    means, pace, G = Means(state.device), Pace(0), nn.Identity()
+    due = 1
+    for step, (real, noise, labels) in enumerate(batches, start=1):
+        # The noise stands where a step has its latents, before a G that changes nothing.
+        optimizer = state.D_optimizer
+        means.add(discriminator_step(state.D_objective, G, optimizer, real, noise, labels))
+        if step < due and step < steps:
+            continue
+        due = math.ceil(1.2 * step)  # some nets need a thousand times as many images as others
+        scores = means.sync() | pace.lap(step * size, size, state.device)
+        check_finite(scores, step)
+        real_prob, noise_prob = (probs.mean().item() for probs in _judge(state, held))
+        held_out = {"check/real_prob": real_prob, "check/noise_prob": noise_prob}
+        log.metrics(step * size, scores | held_out)
+        if (real_prob > REAL_ABOVE and noise_prob < NOISE_BELOW) or step == steps:
+            return step * size
+    raise AssertionError("the stream of batches is endless")
+
+
+@torch.no_grad()
+def _judge(state: TrainState, held: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """D's probabilities, (n,) of the real images and (n,) of the noise."""
+    real, noise, labels = held
+    return state.D(real, *labels).sigmoid(), state.D(noise, *labels).sigmoid()
+
+
+def _verdict(state: TrainState, held: Batch, learned: int) -> Verdict:
+    folder, low = state.config.run_folder(), state.config.pixel_low()
+    real_probs, noise_probs = (probs.cpu().numpy() for probs in _judge(state, held))
+    real, noise = (to_uint8(images, low).cpu().numpy() for images in (held[0], held[1]))
+    real_curve, noise_curve = (
+        journal.history(folder, f"check/{kind}_prob") for kind in ("real", "noise")
+    )
+    shown = [
+        Judged("real images", real, real_probs, real_curve, REAL_ABOVE),
+        Judged("noise", noise, noise_probs, noise_curve, NOISE_BELOW),
+    ]
+    path = folder / PICTURE
+    separation_chart(shown, path)
+    real_prob, noise_prob = (float(kind.probs.mean()) for kind in shown)
+    return Verdict(real_prob, noise_prob, learned, path)

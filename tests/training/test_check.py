@@ -1,0 +1,52 @@
+"""The discriminator check: passes a D that tells images from noise, fails one that cannot."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganray.config import LossConfig, NetworkConfig, OptimizerConfig
+from ganray.data.reader import ShardReader
+from ganray.training import journal
+from ganray.training.check import check_discriminator
+from tests.conftest import tiny_config
+
+
+def mlp(home, lr=1e-3, conditional=False, **train):
+    return replace(
+        tiny_config(home, **train),
+        network=NetworkConfig(kind="mlp", width_G=16, width_D=16, conditional=conditional),
+        loss=LossConfig(),
+        optimizer=OptimizerConfig(lr_G=lr, lr_D=lr),
+    )
+
+
+def check(config, squares):
+    with closing(journal.Journal(config.run_folder())) as log:
+        return check_discriminator(config, ShardReader(squares), log)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_D_separates_squares_from_noise_and_stops_there(squares, tmp_path, conditional):
+    config = mlp(tmp_path, kimg=12, conditional=conditional)
+    verdict = check(config, squares)
+    assert verdict.separates
+    assert verdict.real_prob > 0.99
+    assert verdict.noise_prob < 0.01
+    assert verdict.images_seen < 12_000
+    seen, probs = journal.history(config.run_folder(), "check/real_prob")
+    assert seen[0] == 12
+    assert seen[-1] == verdict.images_seen
+    assert probs[-1] == pytest.approx(verdict.real_prob, abs=1e-6)
+    picture = np.asarray(Image.open(verdict.picture).convert("RGB"))
+    assert picture.shape == (480, 1320, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # the noise is in it
+
+
+def test_a_D_that_hardly_learns_fails(squares, tmp_path):
+    verdict = check(mlp(tmp_path, lr=1e-7, kimg=0.24), squares)
+    assert not verdict.separates
+    assert verdict.images_seen == 240
+    assert "after 240 images" in str(verdict)

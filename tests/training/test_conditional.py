@@ -1,0 +1,74 @@
+"""A conditional run: each image keeps its label, through order, ranks, crops and checkpoints."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ganray.data.reader import ShardReader
+from ganray.training import loop
+from ganray.training.launch import launch
+from ganray.training.plan import describe, step_bytes
+from ganray.training.state import TrainState, load_generator, read_state
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def conditional(tmp_path):
+    config = tiny_config(tmp_path)
+    return replace(config, network=replace(config.network, conditional=True))
+
+
+@pytest.mark.parametrize("shuffle", ["full", "blocks"])
+def test_the_labels_of_a_step_are_those_of_its_images(conditional, squares, shuffle):
+    config = replace(conditional, data=replace(conditional.data, shuffle=shuffle, block_rows=4))
+    images = ShardReader(squares)
+    state = TrainState(config, images.image_shape, torch.device("cpu"), classes=2)
+    with loop.stream(config, images, state.device, 0) as batches:
+        for _ in range(12):  # more than one epoch
+            batch = next(batches).numpy()
+            (labels,) = loop.my_labels(state, images)
+            # Large squares are the class 1: 81 bright pixels instead of 16.
+            large = (batch[..., 0] > 100).sum((1, 2)) == 81
+            np.testing.assert_array_equal(labels.argmax(1).numpy(), large)
+            state.step += 1
+
+
+def test_a_run_saves_how_many_classes_it_knows(conditional, squares):
+    folder = launch(conditional, squares)
+    assert read_state(folder)["classes"] == 2
+    G = load_generator(folder)
+    assert G(torch.randn(3, conditional.latent.size + 2)).shape == (3, 3, 16, 16)
+
+
+def test_the_sample_grid_has_a_column_for_each_class(conditional):
+    state = TrainState(conditional, (16, 16, 3), torch.device("cpu"), classes=2)
+    assert state.columns == 2
+    assert state.samples().shape == (16, 16, 16, 3)
+    assert TrainState(conditional, (16, 16, 3), torch.device("cpu"), classes=1000).columns == 8
+
+
+def test_images_without_labels_are_refused_before_anything_is_held(conditional, plan_of):
+    with pytest.raises(
+        ValueError, match=r"network.conditional=True needs images with class labels"
+    ):
+        describe(conditional, *plan_of(classes=0))
+    assert "beside one of 2 labels" in describe(conditional, *plan_of(classes=2))
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    from ganray.data.prepare import DataPlan
+    from ganray.training.plan import Workers
+
+    def make(classes):
+        shape = (16, 16, 3)
+        images = DataPlan("squares", False, tmp_path, 9, shape, shape, "/s", 9, True, classes)
+        return images, Workers(1, False, 1), "here"
+
+    return make
+
+
+def test_labels_are_counted_in_the_memory(conditional):
+    assert step_bytes(conditional, (16, 16, 3), 12, 2) > step_bytes(conditional, (16, 16, 3), 12)
