@@ -194,7 +194,7 @@ class TrainConfig:
     rng_seed: int = 0
     """Makes the run repeatable: order, latents and first weights follow from it and the step."""
     ema_kimg: float = 10
-    """Half-life of G_ema, the average of G's weights that makes the samples."""
+    """Half-life of G_ema, the average of G's weights that makes the samples. 0: G itself."""
     log_every: float = 4
     """kimg between log lines (and the one reduction of the statistics)."""
     sample_every: float = 100

@@ -127,7 +127,8 @@ def step_bytes(config: Config, image_shape: Shape, images: int, classes: int = 0
     """
     G, D = _meta_networks(config, image_shape, classes)
     slots = {"adam": 4, "adamw": 4, "rmsprop": 3, "sgd": 3}[config.optimizer.name]
-    weights = 4 * (slots * (_count(G) + _count(D)) + _count(G))
+    averaged = _count(G) if config.train.ema_kimg else 0
+    weights = 4 * (slots * (_count(G) + _count(D)) + averaged)
     height, width, channels = image_shape
     real = torch.empty(images, channels, height, width, device="meta")
     z = torch.empty(images, config.latent.size + classes, device="meta")

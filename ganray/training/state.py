@@ -35,7 +35,8 @@ class TrainState:
         self.classes = classes
         self.step = 0
         self.G, self.D = build_networks(config, image_shape, device, classes)
-        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
+        averages = config.train.ema_kimg > 0  # otherwise a copy would only cost memory and time
+        self.G_ema = copy.deepcopy(self.G).requires_grad_(False) if averages else self.G
         # No network here has buffers (tested), so the weights are all there is to average.
         self._averaged, self._latest = (
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
@@ -61,6 +62,8 @@ class TrainState:
     def advance(self) -> None:
         """Count the step and move G_ema."""
         self.step += 1
+        if self.G_ema is self.G:
+            return
         train = self.config.train
         half_life = train.ema_kimg * 1000
         ema.update(

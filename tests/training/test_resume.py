@@ -68,6 +68,13 @@ def test_a_finished_run_ends_at_once_and_can_be_extended(squares, tmp_path):
     assert states_equal(read_state(whole), read_state(last))
 
 
+def test_without_averaging_the_samples_are_Gs_own(squares, tmp_path):
+    state = read_state(launch(tiny_config(tmp_path, ema_kimg=0), squares))
+    assert states_equal(state["G_ema"], state["G"])
+    state = read_state(launch(tiny_config(tmp_path, name="averaged"), squares))
+    assert not states_equal(state["G_ema"], state["G"])
+
+
 def test_other_settings_under_the_same_name_are_refused(squares, tmp_path):
     config = tiny_config(tmp_path)
     launch(config, squares)

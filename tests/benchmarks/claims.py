@@ -1,0 +1,228 @@
+"""The source text's claims about MNIST, each preset several times: one table and one picture.
+
+    python -m tests.benchmarks.claims --root ~/mnist --seeds 5 --processes 2
+
+Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. What is finished is
+not run again. Digits are told apart by ganray's reference classifier, trained on first use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import stats
+
+from ganray.config import LatentConfig
+from ganray.data.sources.mnist import MNIST
+from ganray.gan import latents, networks
+from ganray.metrics import features, modes
+from ganray.pictures import Row, labelled_rows
+from ganray.progress import Progress
+from ganray.training import journal
+from ganray.training.state import load_generator, read_config, to_uint8
+
+SAMPLES = 10_000
+SHARE = 0.01
+"""A digit counts as generated from this share of all samples on, a tenth of its share in MNIST."""
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table."""
+
+    name: str
+    preset: str
+    options: tuple[str, ...] = ()
+    at_most: int = 99
+    """Seeds: those of batch 1 take the time of a hundred others."""
+
+    def seeds(self, wanted: int) -> range:
+        """The seeds that it is run with."""
+        return range(min(wanted, self.at_most))
+
+
+VARIANTS = (
+    *(Variant(name, name) for name in ("first", "refined", "latent-100", "normal-100")),
+    Variant("normal-100, MSE", "normal-100", ("--loss.name", "mse")),
+    Variant("long", "long"),
+    Variant("conditional", "conditional"),
+    Variant("first, batch 1", "first", ("--train.batch_size", "1", "--optimizer.lr_G", "0.01",
+            "--optimizer.lr_D", "0.02"), at_most=2),
+    Variant("normal-100, batch 1", "normal-100", ("--train.batch_size", "1",
+            "--optimizer.lr_G", "1e-4", "--optimizer.lr_D", "2e-4"), at_most=2),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to."""
+
+    digits: int
+    """Of ten, with at least SHARE of the samples each."""
+    kl: float
+    """From the digits of its samples to uniform, nats."""
+    sure: float
+    """Share of samples that the classifier gives one digit more than 0.9."""
+    D_loss: float
+    G_loss: float
+    """Means over the last tenth of the run."""
+    seconds: float
+    """Spent in training steps."""
+
+
+def main() -> None:
+    """Run what is missing, then print the table and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds MNIST/raw")
+    parser.add_argument("--home", type=Path, default=Path("~/.ganray-claims").expanduser())
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="names of rows")
+    parser.add_argument("--picture", type=Path, default=Path("claims.png"))
+    options = parser.parse_args()
+    variants = [v for v in VARIANTS if not options.only or v.name in options.only]
+    jobs = [(variant, seed) for variant in variants for seed in variant.seeds(options.seeds)]
+    jobs.sort(key=lambda job: job[1])  # stopped early, it has run all variants alike
+    with (
+        Progress(len(jobs), "training", "runs") as progress,
+        ThreadPoolExecutor(options.processes) as pool,
+    ):
+        for _ in pool.map(lambda job: train(*job, options.root, options.home), jobs):
+            progress.add(1)
+    classifier = reference(options.root, options.home)
+    outcomes = {
+        variant.name: [
+            outcome(run_folder(variant, seed, options.home), classifier)
+            for seed in variant.seeds(options.seeds)
+        ]
+        for variant in variants
+    }
+    print(table(variants, outcomes, options.home))
+    rows = [picture_row(variant, options.home) for variant in variants]
+    Image.fromarray(labelled_rows([rows])).save(options.picture)
+
+
+def run_folder(variant: Variant, seed: int, home: Path) -> Path:
+    """Where a run leaves its things."""
+    name = variant.name.replace(", ", "-").replace(" ", "-")
+    return home / "runs" / f"{name}-seed{seed}"
+
+
+def train(variant: Variant, seed: int, root: Path, home: Path) -> None:
+    """Run one preset with one seed, if it has not been."""
+    folder = run_folder(variant, seed, home)
+    if (folder / "samples.png").exists():
+        return
+    command = [sys.executable, str(ROOT / "jobs" / "mnist.py"), variant.preset, *variant.options]
+    command += ["--launcher", "torch", "--name", folder.name, "--train.rng_seed", str(seed)]
+    command += ["--data.root", str(root), "--home", str(home)]
+    one_core = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_core)
+    if done.returncode:
+        raise RuntimeError(f"{folder.name}: {done.stderr.strip()[-500:]}")
+
+
+def reference(root: Path, home: Path) -> features.Classifier:
+    """The classifier that tells digits apart; made once."""
+    mnist = MNIST.open(root)
+    held_out = mnist.split == 2
+    return features.reference_classifier(
+        mnist.images[~held_out][..., None],
+        mnist.labels[~held_out],
+        mnist.images[held_out][..., None],
+        mnist.labels[held_out],
+        data_digest=mnist.fingerprint(),
+        cache=home / "classifiers",
+        device=CPU,
+    )
+
+
+def outcome(folder: Path, classifier: features.Classifier) -> Outcome:
+    """Sample a finished run's generator and count its digits."""
+    cached = folder / "outcome.json"
+    if cached.exists():
+        return Outcome(**json.loads(cached.read_text()))
+    probs = classifier.predict(samples(folder, SAMPLES)).softmax(1).numpy()
+    counts = modes.class_counts(probs.argmax(1), 10)
+    ends = {name: journal.history(folder, name)[1] for name in ("D/loss", "G/loss")}
+    seen, rates = journal.history(folder, "data/images_per_s")
+    tenth = max(1, len(rates) // 10)
+    found = Outcome(
+        digits=int((counts >= SHARE * SAMPLES).sum()),
+        kl=float(modes.kl_to_uniform(counts)),
+        sure=float((probs.max(1) > 0.9).mean()),
+        D_loss=float(ends["D/loss"][-tenth:].mean()),
+        G_loss=float(ends["G/loss"][-tenth:].mean()),
+        seconds=float((np.diff(seen, prepend=0) / rates).sum()),
+    )
+    cached.write_text(json.dumps(vars(found)))
+    return found
+
+
+def samples(folder: Path, count: int) -> np.ndarray:
+    """Images of a run's G_ema at fixed latents: uint8 (count, 28, 28, 1); labels in turn."""
+    checkpoint = max(folder.glob("checkpoint_*"))
+    config, G = read_config(checkpoint), load_generator(checkpoint)
+    z = latents.sample(config.latent, count, rng_seed=0, stream="claims", step=0, device=CPU)
+    if config.network.conditional:
+        labels = networks.one_hot_labels(torch.arange(count) % 10, 10)
+        z = torch.cat([z, labels], 1)
+    return to_uint8(G(z), config.pixel_low()).numpy()
+
+
+def table(variants: list[Variant], outcomes: dict[str, list[Outcome]], home: Path) -> str:
+    """Markdown; means over seeds, with 95 % t-intervals of the KL."""
+    lines = [
+        "| preset | latent | loss, optimizer, batch | digits of 10, each seed | KL to uniform"
+        " | sure of the digit | D loss | G loss | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for variant in variants:
+        found = outcomes[variant.name]
+        config = read_config(run_folder(variant, 0, home))
+        lines.append(
+            f"| `{variant.name}` | {latent(config.latent)}"
+            f" | {config.loss.name}, {config.optimizer.name} {config.optimizer.lr_G:g},"
+            f" {config.train.batch_size} | {', '.join(str(o.digits) for o in found)}"
+            f" | {mean([o.kl for o in found], interval=True)}"
+            f" | {100 * np.mean([o.sure for o in found]):.0f} %"
+            f" | {mean([o.D_loss for o in found])} | {mean([o.G_loss for o in found])}"
+            f" | {np.mean([o.seconds for o in found]):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def latent(config: LatentConfig) -> str:
+    """A latent in two words."""
+    return f"{config.distribution} {config.size}"
+
+
+def mean(values: list[float], *, interval: bool = False) -> str:
+    """Mean, and if asked the half width of its 95 % interval."""
+    text = f"{np.mean(values):.2f}"
+    if interval and len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        text += f" ± {half:.2f}"
+    return text
+
+
+def picture_row(variant: Variant, home: Path) -> Row:
+    """Ten samples of the first seed, not chosen."""
+    return Row(samples(run_folder(variant, 0, home), 10), variant.name.replace(", ", ",\n"))
+
+
+if __name__ == "__main__":
+    main()
