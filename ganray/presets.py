@@ -43,15 +43,18 @@ def dcgan64() -> Config:
 
 
 def mlp() -> Config:
-    """The source text's MLP GAN on 20,000 full 218x178x3 faces; 20 images/s on 2 CPU cores."""
+    """The source text's MLP GAN on 20,000 full 218x178x3 faces: 5 minutes on 2 CPU cores."""
     return Config(
         preset="mlp",
         data=DataConfig(size=0, images=20_000, drawn=20_000),
         network=NetworkConfig(kind="mlp", width_G=300, width_D=100),
-        optimizer=OptimizerConfig(lr_G=1e-4, lr_D=1e-4, beta1=0.9),
+        # The text's 1e-4 at batch 1, and as the MNIST presets below: times the root of 32, D twice.
+        optimizer=OptimizerConfig(lr_G=5.6e-4, lr_D=11.2e-4, beta1=0.9),
         train=TrainConfig(
-            kimg=20, batch_size=8, ema_kimg=0, log_every=1, sample_every=5, checkpoint_every=10
+            kimg=20, batch_size=32, ema_kimg=0, log_every=1, sample_every=2.5, checkpoint_every=10
         ),
+        # On CPU one worker of two threads is 1.7 times as fast as two that exchange 188 MB a step.
+        ray=RayConfig(cpus_per_worker=2),
     )
 
 
@@ -63,7 +66,7 @@ _BATCH = 64
 
 
 def first() -> Config:
-    """The source text's first MNIST GAN, D 784-200-1 and G 1-200-784: expect a collapse."""
+    """The source text's first GAN, D 784-200-1, G 1-200-784. 6 s on one core: total collapse."""
     return Config(
         preset="first",
         data=DataConfig(source="mnist", download=True, size=0, split="train"),
@@ -87,7 +90,7 @@ def first() -> Config:
 
 
 def refined() -> Config:
-    """Leaky ReLU, LayerNorm and Adam: clearer digits, and still a collapse."""
+    """As first, with leaky ReLU, LayerNorm and Adam, 4 epochs. 30 s: D wins, G collapses."""
     base = first()
     return replace(
         base,
@@ -99,19 +102,19 @@ def refined() -> Config:
 
 
 def latent_100() -> Config:
-    """As refined, with a latent of size 100 instead of 1, still uniform."""
+    """As refined, with a latent of size 100 instead of 1, still uniform. 31 s: collapses."""
     return replace(refined(), preset="latent-100", latent=LatentConfig("uniform", 100))
 
 
 def normal_100() -> Config:
-    """As latent-100, with normal latents and the BCE loss: all ten digits."""
+    """As latent-100, with normal latents and BCE. 30 s: varied digits, 1 and often 4 are rare."""
     return replace(
         refined(), preset="normal-100", latent=LatentConfig("normal", 100), loss=LossConfig("bce")
     )
 
 
 def long() -> Config:
-    """As normal-100, for three times as many epochs."""
+    """As normal-100, for 12 epochs instead of 4. 87 s: nine digits, more evenly."""
     base = normal_100()
     return replace(
         base, preset="long", train=replace(base.train, kimg=720, log_every=12, sample_every=60)
@@ -119,7 +122,7 @@ def long() -> Config:
 
 
 def conditional() -> Config:
-    """As long, with the label given to both networks: the digit that is asked for."""
+    """As long, with the label given to both networks. 90 s: the digit that is asked for."""
     base = long()
     return replace(base, preset="conditional", network=replace(base.network, conditional=True))
 

@@ -42,7 +42,8 @@ class Workers:
     cpus: int
 
     def __str__(self) -> str:
-        where = "one GPU each (nccl)" if self.gpu else f"CPU, {self.cpus} core each (gloo)"
+        cores = f"{self.cpus} core{'' if self.cpus == 1 else 's'}"
+        where = "one GPU each (nccl)" if self.gpu else f"CPU, {cores} each (gloo)"
         return f"{self.count} DDP worker{'' if self.count == 1 else 's'}, {where}"
 
 
@@ -67,7 +68,9 @@ def resolve(config: Config, cluster: Cluster) -> Workers:
         need = f"{cpus} CPU{'' if cpus == 1 else 's'}" + (" and 1 GPU" if gpu else "")
         raise ValueError(
             f"ray.workers={max(count, 1)} need {need} each, but the cluster has {cluster};"
-            f" try --ray.workers {max(fits, 1)}" + (" --ray.gpu false" if gpu and not fits else "")
+            f" try --ray.workers {max(fits, 1)}"
+            + (f" --ray.cpus_per_worker {max(cluster.cpus, 1)}" if cpus > cluster.cpus else "")
+            + (" --ray.gpu false" if gpu and not fits else "")
         )
     if config.train.batch_size < count:
         raise ValueError(

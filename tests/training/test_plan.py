@@ -45,6 +45,7 @@ def test_all_gpus_else_two_cpu_workers(cluster, ray, expected):
         (LAPTOP, {"gpu": True}, "--ray.gpu false"),
         (SERVER, {"workers": 9}, "try --ray.workers 8"),
         (LAPTOP, {"cpus_per_worker": 4}, "need 4 CPUs each"),
+        (LAPTOP, {"cpus_per_worker": 4}, "try --ray.workers 1 --ray.cpus_per_worker 2"),
     ],
 )
 def test_more_than_the_cluster_has_is_refused_with_what_it_has(cluster, ray, message):

@@ -1,0 +1,1 @@
+"""How much of the data a generator covers. Takes arrays, never a trainer."""

@@ -1,0 +1,273 @@
+"""How different the samples are from each other: numbers that need no labels.
+
+All but `duplicate_threshold` look at the generated samples alone, so each means little without
+the same number of as many real images beside it. `confidence.half_samples` gives the intervals
+of Vendi score and effective rank; the birthday test brings its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.special import gammaincinv
+
+from ganray.metrics.confidence import Estimate
+from ganray.metrics.frechet import Moments
+from ganray.metrics.matrices import TIE, blocks, refuse_features, squared_distances
+
+_ROUNDING = 1e-12
+"""Squares below this share of the squared length are float32's rounding, not differences."""
+_CLOSEST = 10
+"""Nearest pairs to show."""
+
+
+def unit_rows(features: torch.Tensor) -> torch.Tensor:
+    """Each row of floating (n, d) scaled to length 1, float64; rows of zeros stay zero.
+
+    Raises:
+        ValueError: The features are not finite floating (n, d), n at least 1.
+    """
+    refuse_features("features", features, rows=1)
+    rows = features.double()
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-150)
+
+
+def vendi_score(features: torch.Tensor) -> float:
+    """Effective number of different samples: 1 if all are alike, n if all are orthogonal.
+
+    exp of the entropy of the eigenvalues of K / n, K the cosine similarities (Friedman and Dieng
+    2023, definition 3.1). X X^T / n and X^T X / n share their eigenvalues, so the smaller of them
+    is decomposed. Higher is more diverse; in [1, min(n, d)].
+
+    Traps: it grows with n, so only equal n compare. It depends on the features: after a ReLU no
+    cosine is negative and the score is low. Noise scores high: this is variety, not quality.
+    Samples whose features are all zero have no angle; they count as alike each other and unlike
+    the rest, as one direction more.
+
+    Args:
+        features: float32 or float64 (n, d), n at least 1.
+
+    Raises:
+        ValueError: As `unit_rows`.
+    """
+    rows = unit_rows(features)
+    n, d = rows.shape
+    return _vendi((rows.T @ rows if d < n else rows @ rows.T) / n)
+
+
+def vendi_of_moments(moments: Moments) -> float:
+    """`vendi_score` from `Moments.of(unit_rows(features))`, merged over batches and ranks.
+
+    Raises:
+        ValueError: There are no rows, or they were not of length 1.
+    """
+    if moments.count < 1:
+        raise ValueError("moments of 0 rows; must be of at least 1; add images")
+    mean_square = moments.scatter / moments.count + torch.outer(moments.mean, moments.mean)
+    if (length := mean_square.trace().item()) > 1 + 1e-6:
+        raise ValueError(
+            f"moments: mean squared length {length:.4g} of the rows; must be at most 1; "
+            "take Moments.of(unit_rows(features))"
+        )
+    return _vendi(mean_square)
+
+
+def vendi_of_kernel(kernel: torch.Tensor) -> float:
+    """Vendi score of given similarities (n, n), symmetric, positive semidefinite, 1 with itself.
+
+    Raises:
+        ValueError: It is not square, not symmetric, or its diagonal is not 1.
+    """
+    refuse_features("kernel", kernel, rows=1)
+    k = kernel.double()
+    square = k.shape[0] == k.shape[1]
+    if not square or not torch.allclose(k, k.T) or not torch.allclose(k.diag(), k.new_ones(len(k))):
+        raise ValueError(
+            f"kernel {tuple(k.shape)}: must be square and symmetric with ones on its diagonal; "
+            "divide k(x, y) by sqrt(k(x, x) k(y, y))"
+        )
+    return _vendi(k / len(k))
+
+
+def effective_rank(moments: Moments) -> float:
+    """How many directions the features of G(z) spread over: the "latent size used".
+
+    Participation ratio of the covariance's eigenvalues l, (sum l)^2 / sum l^2, which is
+    (tr C)^2 / |C|^2 (not the exp of an entropy that Roy and Vetterli 2007 call by the same
+    name, and which is never smaller). In [1, min(n - 1, d)]: d for an isotropic cloud, 1 on a
+    line; 0 if all samples are alike. Higher is more diverse.
+
+    Traps: n samples of an isotropic cloud measure about d n / (d + n), so take n far above d. Few
+    large directions hide many small ones; one feature on a larger scale pulls it to 1. Two tight
+    clumps lie on a line: it sees spread, not modes.
+
+    Args:
+        moments: Of the features as they are, not of unit rows; of at least 2.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if moments.count < 2:
+        raise ValueError(f"moments of {moments.count} rows; must be of at least 2; add images")
+    trace = moments.scatter.trace()
+    if trace <= _ROUNDING * (trace + moments.count * moments.mean.square().sum()):
+        return 0.0
+    return (trace**2 / moments.scatter.square().sum()).item()
+
+
+@dataclass(frozen=True)
+class Birthday:
+    """What the birthday test saw."""
+
+    support: Estimate
+    """How many equally likely items would give as many duplicates; its n is the samples seen.
+
+    inf, with a finite lower end, if there was no duplicate: too few samples to tell more.
+    """
+    duplicates: int
+    """Pairs not farther apart than the threshold; three alike are three pairs."""
+    closest: torch.Tensor
+    """int64 (up to 10, 2), on the CPU: the nearest pairs, nearest first, for a person to judge."""
+
+
+def duplicate_threshold(real_features: torch.Tensor, share: float = 0.01) -> float:
+    """Distance up to which two samples count as the same: real images hardly ever come so near.
+
+    The `share` quantile of the distances of each real sample to its nearest other. Real
+    samples are taken to be all different, so about one in 1 / share of them pairs up by error:
+    the birthday test of those n says n / share or somewhat less, the largest support that can be
+    told. Show that row too.
+
+    Traps: it shrinks as the number of real samples grows, so all that is compared needs one
+    threshold. It is 0 where more than `share` of the real images have an exact copy; then only
+    exact copies count.
+
+    Args:
+        real_features: float32 or float64 (n, d), n at least 2.
+        share: In [0, 1]; 0 gives the distance of the nearest pair of all.
+
+    Returns:
+        A distance in the units of the features, not negative.
+
+    Raises:
+        ValueError: The arguments break the rules above.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share}; must be in [0, 1]; 0.01 lets one real image in 100 pair")
+    squares, _, _ = _nearest(real_features, 0.0)
+    return squares.sqrt().quantile(share).item()
+
+
+def birthday(features: torch.Tensor, threshold: float, *, level: float = 0.95) -> Birthday:
+    """Support size from duplicates among s samples (Arora, Risteski and Zhang 2018).
+
+    Two draws from M equally likely items are equal with probability 1 / M: among 37 draws from
+    1000, a duplicate is as likely as not. The paper looks for the s at which half of the batches
+    hold one; counting pairs uses them all: support = s (s - 1) / 2 / pairs, up to s^2 / 2. If items
+    differ in probability it estimates 1 / sum p^2, the effective number, which is at most
+    the number of items: the rare ones go unseen. In [1, inf]; lower is more collapsed.
+
+    The interval is Garwood's for a Poisson count, widened where unequal probabilities show, in
+    duplicates that share a sample. It needs no `half_samples`. In simulations 93 % to 100 % of the
+    intervals held, 85 % with 20 draws of very unequal items.
+
+    Trap: duplicates are what the features cannot tell apart; look at `closest`.
+
+    Args:
+        features: float32 or float64 (s, d), s at least 2, of samples drawn independently.
+        threshold: Of `duplicate_threshold`, from the same network's features; not negative.
+        level: Probability that the interval means to hold, in (0, 1).
+
+    Raises:
+        ValueError: The arguments break the rules above.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold={threshold}; must not be negative; take duplicate_threshold")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}; must be between 0 and 1, both excluded; try 0.95")
+    squares, partners, copies = _nearest(features, threshold)
+    # Two that are each other's nearest are found from both ends.
+    ends = squares.argsort()[: 2 * _CLOSEST]
+    pairs = torch.stack([ends, partners[ends]], dim=1).sort(dim=1).values
+    closest = list(dict.fromkeys(map(tuple, pairs.tolist())))[:_CLOSEST]
+    return Birthday(
+        support=_support(copies.double(), level),
+        duplicates=int(copies.sum()) // 2,
+        closest=torch.tensor(closest),
+    )
+
+
+def interpolation_jump(paths: torch.Tensor) -> torch.Tensor:
+    """Largest over mean step along each path, float64 (p,): how G jumps between what it knows.
+
+    1 if the image changes evenly, k - 1 if all change is in one step, 0 if nothing moves. A
+    generator that holds few images switches between them, so higher is more collapsed; but 0 is
+    collapse as well.
+
+    Trap: it grows with k, as finer steps resolve the jump; compare equal k only.
+
+    Args:
+        paths: Any dtype (p, k, ...), k at least 2: features or images of G along p paths
+            of latents, in order.
+
+    Raises:
+        ValueError: There is no step.
+    """
+    if paths.ndim < 3 or paths.shape[1] < 2:
+        raise ValueError(
+            f"paths: {tuple(paths.shape)}; must be (p, k, ...), k at least 2; stack paths"
+        )
+    points = paths.double().flatten(2)  # bytes would wrap around when subtracted
+    steps = points.diff(dim=1).norm(dim=2)
+    length = points.norm(dim=2).amax(1, keepdim=True)
+    steps = torch.where(steps <= math.sqrt(_ROUNDING) * length, 0.0, steps)
+    return steps.amax(1) / steps.mean(1).clamp_min(1e-300)
+
+
+def _vendi(weights: torch.Tensor) -> float:
+    """Exp of the entropy of a matrix's eigenvalues; rows of zeros are what lacks to a sum of 1."""
+    eigenvalues = torch.linalg.eigvalsh(weights).clamp_min(0)
+    lacking = (1 - weights.trace()).clamp_min(0)
+    spectrum = torch.cat([eigenvalues, lacking[None]])
+    return (-torch.xlogy(spectrum, spectrum).sum()).exp().item()
+
+
+def _nearest(
+    features: torch.Tensor, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Squared distance of each row to its nearest other, which that is, how many are as near.
+
+    Each (n,): float64, int64, int64; "as near" is not farther than the threshold.
+    """
+    refuse_features("features", features, rows=2)
+    points = features.double()
+    points = points - points.mean(0)
+    found = []
+    for rows in blocks(len(points), len(points)):
+        squares = squared_distances(points[rows], points)
+        squares.diagonal(rows.start).fill_(math.inf)
+        least, partner = squares.min(dim=1)
+        found.append((least, partner, (squares <= threshold**2 * (1 + TIE)).sum(1)))
+    least, partner, copies = (torch.cat(part) for part in zip(*found, strict=True))
+    return least, partner, copies
+
+
+def _support(copies: torch.Tensor, level: float) -> Estimate:
+    """Support from how many copies each of s samples has among the others, (s,)."""
+    s, tail = len(copies), (1 - level) / 2
+    every, pairs = s * (s - 1) / 2, copies.sum().item() / 2
+    if not pairs:
+        return Estimate(math.inf, every / float(gammaincinv(1, 1 - tail)), math.inf, s)
+    share = pairs / every
+    # Pairs with a sample in common are independent if all items are equally likely; as many twos
+    # of duplicates as there are beyond that add to the variance of the count.
+    twos = (copies * (copies - 1)).sum().item() / 2
+    excess = twos - s * (s - 1) * (s - 2) / 2 * share**2
+    variance = max(pairs, pairs * (1 - share) + 2 * excess)
+    counted = pairs**2 / variance  # a Poisson count as sure as this one
+    low = counted / float(gammaincinv(counted + 1, 1 - tail)) / share
+    least = float(gammaincinv(counted, tail))
+    high = counted / least / share if least else math.inf
+    return Estimate(1 / share, max(1.0, low), high, s)

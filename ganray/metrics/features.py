@@ -1,0 +1,287 @@
+"""The reference classifier: says which mode an image belongs to, how surely, and where it lies.
+
+It is trained here, on the labels of the real images, so no weights are fetched. Everything that
+counts modes or measures distances between images looks through it, and states its ``hash``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from ganray.metrics.recipe import Recipe, orders, shifted, spoilt
+from ganray.progress import Progress
+
+Images = NDArray[np.uint8] | torch.Tensor
+"""uint8 (n, H, W, C) in [0, 255], C being 1 or 3."""
+Labels = NDArray[np.int64] | torch.Tensor
+"""int64 (n,) in [0, K)."""
+
+Shape = tuple[int, int, int]
+
+FEATURES = 128
+"""Width of the penultimate layer."""
+PIXELS_AT_ONCE = 256 * 28 * 28
+"""Pixels of one batch of images to look at; their activations take about 100 MB."""
+
+
+UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
+"""What torch.load and load_state_dict raise of a file that was cut, spoilt or is another."""
+
+
+class Classifier(nn.Module):
+    """A small CNN from images (H, W, C) to K classes. Made by ``reference_classifier``."""
+
+    mean: torch.Tensor
+    """Of each channel of the training images, float32 (C, 1, 1) in [0, 255]; ``std`` likewise."""
+    std: torch.Tensor
+
+    def __init__(self, image_shape: Shape, classes: int, rng_seed: int) -> None:
+        super().__init__()
+        self.image_shape, self.classes = image_shape, classes
+        self.accuracy = float("nan")
+        """Share of the held-out images whose class is recognised, in [0, 1]."""
+        self.hash = ""
+        """16 hex digits: names the data and the recipe."""
+        channels = image_shape[2]
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed CUDA's generators too.
+            torch.default_generator.manual_seed(rng_seed)
+            self.body = _body(image_shape)
+            self.head = nn.Linear(FEATURES, classes)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore # trains in half the time
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 (n, C, H, W) in [0, 255] -> logits, float32 (n, K)."""
+        return self.head(self._embed(pixels))
+
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.body((pixels - self.mean) / self.std)
+
+    def features(self, images: Images) -> torch.Tensor:
+        """The penultimate layer, float32 (n, 128), not negative, on the classifier's device.
+
+        Raises:
+            ValueError: The images have another shape or dtype than those it was trained on.
+        """
+        _refuse_images("images", images)
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"images: {tuple(images.shape)}; this classifier was trained on (n, "
+                f"{', '.join(map(str, self.image_shape))}); train another on images of that shape"
+            )
+        step = max(1, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+        device = self.mean.device
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    self._embed(_pixels(images[start : start + step], device))
+                    for start in range(0, max(len(images), 1), step)  # none at all is one batch
+                ]
+            )
+
+    def predict(self, images: Images) -> torch.Tensor:
+        """Logits, float32 (n, K), on the classifier's device; ``head`` of ``features``.
+
+        Softmax gives probabilities that can be gated: see ``Recipe.blends`` and ``Recipe.noise``.
+
+        Raises:
+            ValueError: As ``features``.
+        """
+        with torch.no_grad():
+            return self.head(self.features(images))
+
+
+def reference_classifier(
+    train_images: Images,
+    train_labels: Labels,
+    test_images: Images,
+    test_labels: Labels,
+    *,
+    data_digest: str,
+    cache: Path,
+    device: torch.device,
+    recipe: Recipe | None = None,
+) -> Classifier:
+    """The classifier of this data, trained once and then read from ``cache/<hash>.pt``.
+
+    On one machine and number of threads the same call ends in the same weights; elsewhere sums
+    are rounded otherwise, and weights with them: to compare runs to the last digit, share the
+    cache. The global random state is neither used nor changed.
+
+    Args:
+        train_images: uint8 (n, H, W, C), H and W at least 8, C 1 or 3.
+        train_labels: int64 (n,) in [0, K); K is the largest of them and one.
+        test_images: uint8 (m, H, W, C) held out, m at least 1: they measure the accuracy.
+        test_labels: int64 (m,) in [0, K).
+        data_digest: Names images and labels, for example a manifest's digest; not empty.
+        cache: Folder of trained classifiers; made if absent. A file there that cannot be read is
+            replaced, as it can be made again.
+        device: Where it is trained and stays.
+        recipe: How to train; ``Recipe()`` if None.
+
+    Raises:
+        ValueError: Images and labels do not fit each other or the above.
+    """
+    recipe = recipe or Recipe()
+    shape, classes = _check(train_images, train_labels, test_images, test_labels)
+    if not data_digest:
+        raise ValueError("data_digest='': must name the data, or the cache would mix up two sets")
+    counts = [len(train_images), len(test_images)]
+    made_of = {"data": data_digest, "shape": shape, "classes": classes, "counts": counts}
+    text = json.dumps(made_of | asdict(recipe), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    path = cache / f"{digest}.pt"
+    classifier = _load(path, Classifier(shape, classes, recipe.rng_seed))
+    if classifier is None:
+        classifier = Classifier(shape, classes, recipe.rng_seed).to(device)
+        _train(classifier, _tensor(train_images), _tensor(train_labels), recipe)
+        guesses = classifier.predict(test_images).argmax(1).cpu()
+        classifier.accuracy = (guesses == _tensor(test_labels).cpu()).double().mean().item()
+        _save(path, classifier)
+    classifier.hash = digest
+    return classifier.to(device).eval().requires_grad_(False)
+
+
+def _body(image_shape: Shape) -> nn.Sequential:
+    """Convolutions down to 8x8 or less, at least two, and the layer of features."""
+    height, width, inputs = image_shape
+    # Images below 16 pixels cost little, and gain from more channels.
+    outputs = 64 if min(height, width) < 16 else 16
+    stages: list[nn.Module] = []
+    while len(stages) < 2 or (max(height, width) > 8 and min(height, width) > 1):
+        # Pooled first: normalised and rectified at a quarter of the work.
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        stages.append(nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.ReLU()))
+        height, width, inputs, outputs = height // 2, width // 2, outputs, min(2 * outputs, 128)
+    return nn.Sequential(
+        *stages,
+        nn.Flatten(),
+        nn.Linear(inputs * height * width, FEATURES, bias=False),
+        nn.BatchNorm1d(FEATURES),
+        nn.ReLU(),
+    )
+
+
+def _train(
+    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe
+) -> None:
+    """Train in place, and leave in eval mode."""
+    device = classifier.mean.device
+    _measure(classifier, images)
+    size = min(recipe.batch_size, len(images))
+    steps = max(1, round(max(recipe.epochs * len(images), recipe.min_images) / size))
+    parameters = list(classifier.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=steps, pct_start=0.25, cycle_momentum=False
+    )
+    # On the CPU, so that the draws are the same on every device.
+    generator = torch.Generator().manual_seed(recipe.rng_seed)
+    classifier.train()
+    with Progress(steps * size, "train the reference classifier", "images") as progress:
+        for rows in orders(len(images), size, steps, generator):
+            x = shifted(_pixels(images[rows.to(images.device)], device), recipe, generator)
+            y = one_hot(labels[rows.to(labels.device)], classifier.classes).float().to(device)
+            x, y = spoilt(x, y, recipe, generator)
+            optimizer.zero_grad()
+            cross_entropy(classifier(x), y).backward()
+            optimizer.step()
+            schedule.step()
+            progress.add(size)
+    classifier.eval()
+
+
+def _measure(classifier: Classifier, images: torch.Tensor) -> None:
+    """Set the mean and the deviation of each channel, of at most some 10,000 images."""
+    sample = _pixels(images[:: max(1, len(images) // 10_000)], classifier.mean.device)
+    std, mean = torch.std_mean(sample, dim=(0, 2, 3), keepdim=True)
+    classifier.mean.copy_(mean[0])
+    classifier.std.copy_(std[0].clamp(min=1.0))  # a channel may be all of one level
+
+
+def _load(path: Path, classifier: Classifier) -> Classifier | None:
+    """The classifier with the weights of the cache, None without; never unpickles code."""
+    if not path.exists():
+        return None
+    try:
+        held: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        classifier.load_state_dict(held["weights"])
+        classifier.accuracy = float(held["accuracy"])
+    except UNREADABLE as error:
+        print(f"{path}: cannot be read ({type(error).__name__}); trained anew", flush=True)
+        return None
+    return classifier
+
+
+def _save(path: Path, classifier: Classifier) -> None:
+    """Write all or nothing, also where several processes write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
+    torch.save({"accuracy": classifier.accuracy, "weights": weights}, part)
+    os.replace(part, path)
+
+
+def _tensor(array: Images | Labels) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # copies if it has to
+
+
+def _pixels(images: Images, device: torch.device) -> torch.Tensor:
+    """uint8 (n, H, W, C) -> float32 (n, C, H, W) in [0, 255]."""
+    return _tensor(images).to(device).permute(0, 3, 1, 2).float()
+
+
+def _check(
+    train_images: Images, train_labels: Labels, test_images: Images, test_labels: Labels
+) -> tuple[Shape, int]:
+    """(image shape, classes) of a set that can be learned."""
+    _refuse_set("train", train_images, train_labels)
+    _refuse_set("test", test_images, test_labels)
+    classes, tested = int(train_labels.max()) + 1, int(test_labels.max()) + 1
+    if train_images.shape[1:] != test_images.shape[1:] or not max(2, tested) <= classes:
+        raise ValueError(
+            f"train_images {tuple(train_images.shape)} of {classes} classes, test_images "
+            f"{tuple(test_images.shape)} of {tested}: must be of one shape and of the same "
+            "classes, at least 2; take both from one set"
+        )
+    height, width, channels = train_images.shape[1:]
+    return (height, width, channels), classes
+
+
+def _refuse_images(name: str, images: Images) -> None:
+    shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    if dtype != "uint8" or len(shape) != 4 or shape[3] not in (1, 3) or min(shape[1:3]) < 8:
+        raise ValueError(
+            f"{name}: {dtype} {shape}; must be uint8 (n, H, W, C), H and W at least 8 and C 1 or "
+            "3; hand over the bytes as they are stored, with an axis for the channel"
+        )
+
+
+def _refuse_set(name: str, images: Images, labels: Labels) -> None:
+    _refuse_images(f"{name}_images", images)
+    shape, dtype = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
+    least = 2 if name == "train" else 1  # BatchNorm cannot learn from one
+    if dtype != "int64" or shape != (len(images),) or len(images) < least or labels.min() < 0:
+        raise ValueError(
+            f"{name}_labels: {dtype} {shape} for {len(images)} images; must be int64 of at least "
+            f"0, one for each image, of at least {least}; leave out images without a label"
+        )

@@ -1,0 +1,182 @@
+"""Counts and divergences against scipy, closed forms and the figures known of real MNIST."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import binom, entropy
+
+from ganray.metrics import modes
+
+MNIST_TRAIN = np.array([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
+
+
+def stacked_mnist() -> np.ndarray:
+    """Chances of the 1,000 classes, three digits being drawn from MNIST's training part."""
+    chance = MNIST_TRAIN / MNIST_TRAIN.sum()
+    return np.einsum("a,b,c->abc", chance, chance, chance).ravel()
+
+
+def test_counts_are_of_every_class_and_of_nothing_else():
+    assert modes.count([0, 2, 2], 4).tolist() == [1, 0, 2, 0]
+    assert modes.count(np.array([], np.int64), 2).tolist() == [0, 0]
+    assert modes.count([], 2).tolist() == [0, 0]
+
+
+def test_the_gate_keeps_what_is_sure():
+    labels, confidences = [0, 0, 1, 2], [0.89, 0.9, 1.0, 0.2]
+    assert modes.count_sure(labels, confidences, 3).tolist() == [1, 1, 0]
+    assert modes.count_sure(labels, confidences, 3, at_least=0.2).tolist() == [2, 1, 1]
+    assert modes.count_sure([1], [math.nan], 3).sum() == 0
+
+
+def test_a_mode_is_captured_from_a_number_or_a_share_on():
+    counts = [0, 1, 9, 90]
+    assert modes.captured(counts) == 3
+    assert modes.captured(counts, at_least=9) == 2
+    assert modes.captured(counts, share=0.09) == 2
+    assert modes.captured(counts, share=0.09, samples=1000) == 1  # most were not sure
+    assert modes.captured([7, 93], share=0.07) == 2  # 0.07 * 100 > 7 in floating point
+    assert modes.captured([0, 0], share=0.0) == 0
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 1000])
+def test_all_in_one_class_is_ln_k(classes):
+    counts = np.zeros(classes, np.int64)
+    counts[-1] = 500
+    assert modes.kl(counts) == pytest.approx(math.log(classes), abs=1e-12)
+    assert modes.kl_corrected(counts) == pytest.approx(math.log(classes), abs=1e-12)
+
+
+def test_even_counts_diverge_from_nothing():
+    assert modes.kl([5] * 8) == 0
+    assert modes.js([5] * 8) == 0
+    assert modes.kl([1, 2, 3], [10, 20, 30]) == pytest.approx(0, abs=1e-15)
+
+
+def test_divergences_are_scipys():
+    rng = np.random.default_rng(0)
+    for classes in (2, 10, 1000):
+        counts = rng.integers(0, 4, classes) + (np.arange(classes) == 0)
+        weights = rng.random(classes) + 0.01
+        uniform = np.full(classes, 1 / classes)
+        assert modes.kl(counts) == pytest.approx(entropy(counts, uniform), abs=1e-12)
+        assert modes.kl(counts, weights) == pytest.approx(entropy(counts, weights), abs=1e-12)
+        for q, reference in ((uniform, None), (weights, weights)):
+            root = jensenshannon(counts, q)
+            assert modes.js(counts, reference) == pytest.approx(root**2, abs=1e-12)
+
+
+def test_js_of_all_in_one_of_k_and_of_disjoint_halves():
+    k = 10
+    expected = 0.5 * math.log(2 / (1 + 1 / k))
+    expected += 0.5 * (math.log(2 / (k + 1)) / k + (k - 1) / k * math.log(2))
+    assert modes.js([7] + [0] * (k - 1)) == pytest.approx(expected, abs=1e-12)
+    assert modes.js([3, 0], [0, 1]) == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_samples_where_there_should_be_none_are_infinitely_far():
+    assert modes.kl([1, 1], [1, 0]) == math.inf
+    assert math.isfinite(modes.kl([1, 0], [1, 1]))
+
+
+def test_no_samples_say_nothing():
+    for divergence in (modes.kl, modes.kl_corrected, modes.js):
+        assert math.isnan(divergence([0, 0]))
+
+
+def test_the_correction_takes_the_bias_off():
+    """A fair sampler of 1,000 classes scores 0.0193 at 26,000 samples, and 0 corrected."""
+    rng = np.random.default_rng(1)
+    draws = rng.multinomial(26_000, np.full(1000, 1e-3), size=100)
+    assert np.mean([modes.kl(c) for c in draws]) == pytest.approx(0.0193, abs=3e-4)
+    assert np.mean([modes.kl_corrected(c) for c in draws]) == pytest.approx(0, abs=3e-4)
+
+
+def test_the_correction_counts_the_classes_that_were_hit():
+    counts = [30, 10, 0, 0]
+    assert modes.kl_corrected(counts) == modes.kl(counts) - 1 / 80
+
+
+def test_the_exact_floor_by_going_through_all_outcomes():
+    p, q, n = np.array([0.2, 0.8]), np.array([0.5, 0.5]), 7
+    expected = sum(binom.pmf(hits, n, p[0]) * entropy([hits, n - hits], q) for hits in range(n + 1))
+    assert modes.kl_floor(n, p, q, repeats=1).mean == pytest.approx(expected, abs=1e-12)
+    assert modes.kl_floor(1, np.ones(10), repeats=1).mean == pytest.approx(math.log(10))
+    assert modes.kl_floor(9, [1, 0], repeats=1).mean == pytest.approx(math.log(2))
+
+
+def test_the_floor_of_ten_even_classes_is_half_a_class_a_sample():
+    n = 10_000
+    floor = modes.kl_floor(n, np.ones(10))
+    assert floor.mean == pytest.approx(9 / (2 * n), rel=1e-3)
+    # 2N KL is chi-squared with 9 degrees of freedom: 2.70 and 19.02.
+    assert floor.low == pytest.approx(2.70 / (2 * n), rel=0.08)
+    assert floor.high == pytest.approx(19.02 / (2 * n), rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("samples", "floor"),
+    [(100, 0.047), (1000, 0.0060), (2500, 0.0033), (10_000, 0.0019), (60_000, 0.0015)],
+)
+def test_the_floor_of_mnist_is_what_simulations_gave(samples, floor):
+    assert modes.kl_floor(samples, MNIST_TRAIN, repeats=1).mean == pytest.approx(floor, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("samples", "floor", "hit"),
+    [
+        (1000, 0.576, 631),
+        (2500, 0.228, 915),
+        (10_000, 0.0553, 999.9),
+        (25_600, 0.0241, 1000),
+        (26_000, 0.0236, 1000),
+        (50_000, 0.0143, 1000),
+        (260_000, 0.0062, 1000),
+    ],
+)
+def test_the_floor_of_stacked_mnist_is_what_simulations_gave(samples, floor, hit):
+    chances = stacked_mnist()
+    assert modes.kl_floor(samples, chances, repeats=1).mean == pytest.approx(floor, rel=0.01)
+    assert modes.captured_ceiling(samples, chances) == pytest.approx(hit, abs=1)
+
+
+def test_the_simulation_agrees_with_the_exact_mean_and_repeats():
+    floor = modes.kl_floor(500, MNIST_TRAIN, repeats=400)
+    assert floor.low < floor.mean < floor.high
+    assert floor == modes.kl_floor(500, MNIST_TRAIN, repeats=400)
+    assert floor.high != modes.kl_floor(500, MNIST_TRAIN, repeats=400, rng_seed=1).high
+    rng = np.random.default_rng(2)
+    draws = rng.multinomial(500, MNIST_TRAIN / MNIST_TRAIN.sum(), size=4000)
+    assert np.mean([modes.kl(c) for c in draws]) == pytest.approx(floor.mean, rel=0.02)
+
+
+def test_a_perfect_sampler_measured_against_its_own_weights_has_no_offset():
+    own = modes.kl_floor(10**6, MNIST_TRAIN, MNIST_TRAIN, repeats=1)
+    assert own.mean == pytest.approx(9 / 2e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: modes.count([0, 10], 10), r"labels: from 0 to 10; must lie in \[0, 10\)"),
+        (lambda: modes.count([-1], 10), "labels: from -1 to -1"),
+        (lambda: modes.count([0.5], 10), r"labels: float64 \(1,\); must be integers"),
+        (lambda: modes.count([[1]], 10), r"labels: int64 \(1, 1\)"),
+        (lambda: modes.count_sure([1, 1], [0.5], 2), r"confidences: \(1,\) for labels \(2,\)"),
+        (lambda: modes.kl([1, -1]), r"counts: int64 \(2,\); must be integers \(K,\) of at least 0"),
+        (lambda: modes.kl([0.5, 0.5]), "counts: float64"),
+        (lambda: modes.kl([1, 1], [1, 1, 1]), r"reference: \(3,\) for counts \(2,\)"),
+        (lambda: modes.js([1, 1], [0, 0]), "reference: .* adding up to 0.0"),
+        (lambda: modes.js([1, 1], [1, math.nan]), "reference: .* adding up to nan"),
+        (lambda: modes.kl_floor(0, [1, 1]), "samples=0"),
+        (lambda: modes.kl_floor(5, [1, 1], [1, 1, 1]), r"reference \(3,\) for a sampler of \(2,\)"),
+        (lambda: modes.kl_floor(5, [2, -1]), "sampler: "),
+        (lambda: modes.captured_ceiling(5, []), "sampler: "),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
