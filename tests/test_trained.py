@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,9 @@ def no_store_in_the_environment(monkeypatch):
 
 @pytest.fixture(scope="module")
 def registered(known: KnownRun):
-    client = MlflowClient(tracking_uri=f"sqlite:///{known.config.home}/mlflow.db")
+    uri = f"sqlite:///{known.config.home}/mlflow.db"
+    mlflow.set_tracking_uri(uri)  # where MLflow looks for a model, whatever its client was told
+    client = MlflowClient(tracking_uri=uri)
     client.create_registered_model("squares")
     client.create_model_version("squares", known.model_uri, known.run_id)
     client.set_registered_model_alias("squares", "best", "1")

@@ -35,7 +35,6 @@ FEATURES = 128
 PIXELS_AT_ONCE = 256 * 28 * 28
 """Pixels of one batch of images to look at; their activations take about 100 MB."""
 
-
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
 """What torch.load and load_state_dict raise of a file that was cut, spoilt or is another."""
 
@@ -144,7 +143,6 @@ def reference_classifier(
     made_of = {"data": data_digest, "shape": shape, "classes": classes, "counts": counts}
     text = json.dumps(made_of | asdict(recipe), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-
     path = cache / f"{digest}.pt"
     classifier = _load(path, Classifier(shape, classes, recipe.rng_seed))
     if classifier is None:
@@ -177,6 +175,7 @@ def _body(image_shape: Shape) -> nn.Sequential:
     )
 
 
+@torch.enable_grad()  # who measures has often turned gradients off
 def _train(
     classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, recipe: Recipe
 ) -> None:
@@ -209,8 +208,8 @@ def _train(
 
 
 def _measure(classifier: Classifier, images: torch.Tensor) -> None:
-    """Set the mean and the deviation of each channel, of at most some 10,000 images."""
-    sample = _pixels(images[:: max(1, len(images) // 10_000)], classifier.mean.device)
+    """Set the mean and the deviation of each channel, of some 10 to 20 million pixels."""
+    sample = _pixels(images[:: max(1, images.numel() // 10_000_000)], classifier.mean.device)
     std, mean = torch.std_mean(sample, dim=(0, 2, 3), keepdim=True)
     classifier.mean.copy_(mean[0])
     classifier.std.copy_(std[0].clamp(min=1.0))  # a channel may be all of one level
