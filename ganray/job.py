@@ -36,6 +36,11 @@ def run(config: Config) -> None:
     with torchrun_group():
         config = from_leader(config)  # a default name holds the time of one process
         if config.check_discriminator:
+            if world_size() > 1:
+                raise ValueError(
+                    f"check_discriminator=True is for one process, not {world_size()}; leave"
+                    " torchrun out"
+                )
             config = replace(config, launcher="torch")  # it is over before Ray has started
         with leader_first() as leads:
             if leads and not config.dry_run:

@@ -1,8 +1,10 @@
 """Shards that take no time to make, and a home that is thrown away."""
 
+import importlib.util
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -115,6 +117,26 @@ def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
         run = mlflow_tracker.open_run(config, dataset, {})
     uri = mlflow_tracker.log_generator(run, load_generator(checkpoint), 8, (16, 16, 3))
     return KnownRun(config, checkpoint, run.run_id, uri)
+
+
+def load_job(name: str) -> ModuleType:
+    """One of jobs/*.py, which are no package, as a module."""
+    path = Path(__file__).parents[1] / "jobs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_job", path)
+    assert spec is not None
+    assert spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    return job
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that jobs find by themselves, and no server that they would."""
+    monkeypatch.setenv("GANRAY_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path / "home"
 
 
 @pytest.fixture

@@ -1,19 +1,17 @@
 """The job as a user starts it: a dry run, bad input, and a whole run without Ray."""
 
-import importlib.util
 import json
 import re
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from ganray import cli
 from ganray.training import journal
+from tests.conftest import load_job
 
-ROOT = Path(__file__).parents[1]
 TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
 TINY += ["--train.log_every", "0.06", "--train.sample_every", "0.06", "--launcher", "torch"]
@@ -21,18 +19,7 @@ TINY += ["--train.log_every", "0.06", "--train.sample_every", "0.06", "--launche
 
 @pytest.fixture(scope="module")
 def celeba():
-    spec = importlib.util.spec_from_file_location("celeba_job", ROOT / "jobs" / "celeba.py")
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
-    return job
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("GANRAY_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return tmp_path / "home"
+    return load_job("celeba")
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """jobs/mnist.py as a user starts it, on scikit-learn's digits: no network is touched."""
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -11,25 +9,15 @@ from mlflow import MlflowClient
 from ganray import cli, presets
 from ganray.data import prepare
 from ganray.training import journal
+from tests.conftest import load_job
 
-ROOT = Path(__file__).parents[1]
 SHORT = ["--launcher", "torch", "--train.batch_size", "20", "--train.kimg", "0.2"]
 SHORT += ["--train.log_every", "0.1", "--train.sample_every", "0.1"]
 
 
 @pytest.fixture(scope="module")
 def mnist():
-    spec = importlib.util.spec_from_file_location("mnist_job", ROOT / "jobs" / "mnist.py")
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
-    return job
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("GANRAY_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path / "home"
+    return load_job("mnist")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,8 @@ class ShardReader:
 
     The pictures stay on disk and in the page cache, shared by all processes of a machine. Do not
     change or delete the files while a reader is open: memory that has lost its file raises SIGBUS.
-    One thread at a time may gather. It survives a fork, and is pickled by its path.
+    One thread at a time may gather, and another ask for rows. It survives a fork, and is pickled
+    by its path.
 
     Args:
         folder: A folder made by ``write_shards``, or shards that come to this node as needed.
@@ -90,6 +92,9 @@ class ShardReader:
         refuses an id that is out of range, and a look of our own would cost 3 % at 64x64."""
         self._last_used: dict[int, None] = {}
         """Shards that came from elsewhere, the one used longest ago first."""
+        self._turn = threading.Lock()
+        """Fetching, checking and dropping shards change what is mapped, and labels are asked for
+        by another thread than the one that gathers."""
         self._threads, self._pid = threads, os.getpid()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         if not self.remote:
@@ -122,6 +127,10 @@ class ShardReader:
             )
         if self._joined is not None and self._is_here:
             return self._select(self._joined, ids, out)
+        with self._turn:
+            self._gather_sound(ids, out)
+
+    def _gather_sound(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         sound = self._sound(ids)
         if sound is not ids:
             self.replaced += int((sound != ids).sum())
@@ -141,7 +150,10 @@ class ShardReader:
         Args:
             ids: int64 (n,) in ``[0, len(self))``.
         """
-        sound = self._sound(ids)
+        with self._turn:
+            return self._rows_of(self._sound(ids))
+
+    def _rows_of(self, sound: NDArray[np.int64]) -> Rows:
         found = {}
         for number, which in self._by_shard(sound):
             contents = self._contents[number]
@@ -149,7 +161,7 @@ class ShardReader:
             local = sound[which] - self._first_rows[number]
             for name in Rows.__annotations__:
                 part = getattr(contents, name)[local]
-                whole = found.setdefault(name, np.empty((len(ids), *part.shape[1:]), part.dtype))
+                whole = found.setdefault(name, np.empty((len(sound), *part.shape[1:]), part.dtype))
                 whole[which] = part
         return Rows(**found)
 

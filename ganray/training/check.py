@@ -14,13 +14,20 @@ from torch import nn
 
 from ganray.config import Config
 from ganray.data.loader import Images, to_float
-from ganray.distributed import Means, world_size
+from ganray.distributed import Means
 from ganray.figures import Judged, separation_chart
 from ganray.gan import latents
 from ganray.gan.step import discriminator_step
 from ganray.training import journal
 from ganray.training.context import local_device
-from ganray.training.loop import Pace, check_finite, my_augmented, my_labels, stream
+from ganray.training.loop import (
+    Pace,
+    check_finite,
+    first_state,
+    my_augmented,
+    my_labels,
+    stream,
+)
 from ganray.training.state import TrainState, to_uint8
 
 REAL_ABOVE, NOISE_BELOW = 0.99, 0.01
@@ -62,18 +69,10 @@ class Verdict:
 def check_discriminator(config: Config, images: Images, log: journal.Journal) -> Verdict:
     """Train D alone, real images against uniform noise, until it separates them or `train.kimg`.
 
-    Runs in this process, with the run's own network, loss, optimizer and batches.
-
-    Raises:
-        ValueError: this is one of several processes.
+    Runs in this process alone, with the run's own network, loss, optimizer and batches.
     """
-    if world_size() > 1:
-        raise ValueError(
-            f"check_discriminator=True is for one process, not {world_size()}; leave torchrun out"
-        )
-    device, classes = local_device(), len(images.class_names) if config.network.conditional else 0
-    state = TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
-    with contextlib.closing(stream(config, images, device, 0)) as pixels:
+    state = first_state(config, images, local_device())
+    with contextlib.closing(stream(config, images, state.device, 0)) as pixels:
         batches = _batches(state, images, pixels)
         held = _joined(itertools.islice(batches, math.ceil(HELD_BACK / config.train.batch_size)))
         learned = _train_until_separated(state, batches, held, log)

@@ -41,8 +41,7 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
     """
     # Wake up: the same weights on every rank, then each its own slice of the global batch.
     device, size = context.device, config.train.batch_size
-    classes = len(images.class_names) if config.network.conditional else 0
-    state = TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
+    state = first_state(config, images, device)
     if checkpoint := context.latest_checkpoint():
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
@@ -79,6 +78,12 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
             if state.due(config.train.checkpoint_every):
                 checkpoint_now(state, context)
     return state
+
+
+def first_state(config: Config, images: Images, device: torch.device) -> TrainState:
+    """Networks and optimizers for these images, before the first step."""
+    classes = len(images.class_names) if config.network.conditional else 0
+    return TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
 
 
 def stream(

@@ -4,6 +4,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -119,3 +121,25 @@ def test_verify_notices_a_changed_label(folder: Path):
         attributes[0, 0] ^= 1
     with pytest.raises(ValueError, match=r"shard-00001\.h5 is damaged in its header or labels"):
         verify_shards(folder)
+
+
+def test_labels_can_be_asked_for_while_another_thread_gathers(squares, monkeypatch):
+    """A conditional run does so; both may fetch, check and drop shards."""
+    reader = ShardReader(squares, verify="first-touch")
+    inside, sound = [], reader._sound
+
+    def slow(ids):
+        inside.append(ids)
+        assert len(inside) == 1
+        time.sleep(0.02)
+        inside.pop()
+        return sound(ids)
+
+    monkeypatch.setattr(reader, "_sound", slow)
+    ids, out = np.arange(10), torch.empty(10, *reader.image_shape, dtype=torch.uint8)
+    with ThreadPoolExecutor(1) as pool:
+        gathered = [pool.submit(reader.gather, ids, out) for _ in range(5)]
+        labels = [reader.rows(ids).labels for _ in range(5)]
+        for done in gathered:
+            done.result()
+    np.testing.assert_array_equal(labels, [ids % 2] * 5)
