@@ -28,7 +28,7 @@ Sample = NDArray[Any] | torch.Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval; `str` shows the digits that the interval can bear out."""
+    """A number with its interval; `str` shows the digits, up to 4, that the interval can bear."""
 
     value: float
     low: float
@@ -39,16 +39,22 @@ class Estimate:
     """How many independent things it rests on: samples, or replicates."""
 
     def __str__(self) -> str:
+        return f"{self.brief()}, n={self.n:,}"
+
+    def brief(self) -> str:
+        """As `str`, without n."""
         width = self.high - self.low
         if 0 < width < math.inf:
             # The last digit moves at least 5 times within the interval, and at most 50.
             digits = max(0, math.ceil(math.log10(5 / width)))
+            if self.value:
+                digits = min(digits, max(0, 3 - math.floor(math.log10(abs(self.value)))))
         elif self.value and math.isfinite(self.value):
             digits = max(0, 2 - math.floor(math.log10(abs(self.value))))  # 3 figures
         else:
             digits = 0
         value, low, high = (f"{x:,.{digits}f}" for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}], n={self.n:,}"
+        return f"{value} [{low}, {high}]"
 
 
 def bootstrap_counts(
@@ -97,7 +103,7 @@ def bootstrap_counts(
     n = int(held.sum())
     drawn = np.random.default_rng(rng_seed).multinomial(n, held / n, size=resamples)
     value = float(statistic(held))
-    return _interval(value, np.asarray(statistic(drawn)), n, level, centred)
+    return interval_of(value, np.asarray(statistic(drawn)), n, level, centred)
 
 
 def bootstrap(
@@ -138,7 +144,7 @@ def bootstrap(
         for _ in range(resamples)
     ]
     value = float(statistic(*samples))
-    return _interval(value, np.array(replicates), len(samples[0]), level, centred)
+    return interval_of(value, np.array(replicates), len(samples[0]), level, centred)
 
 
 def half_samples(
@@ -179,7 +185,7 @@ def half_samples(
         float(statistic(*(sample[rng.permutation(len(sample))[::2]] for sample in samples)))
         for _ in range(resamples)
     ]
-    return _interval(float(statistic(*samples)), np.array(replicates), len(samples[0]), level)
+    return interval_of(float(statistic(*samples)), np.array(replicates), len(samples[0]), level)
 
 
 def replicate_interval(values: Sequence[float], *, level: float = 0.95) -> Estimate:
@@ -230,9 +236,14 @@ def share_interval(hits: int, n: int, *, level: float = 0.95) -> Estimate:
     return Estimate(hits / n, low, high, n)
 
 
-def _interval(
-    value: float, replicates: NDArray[np.float64], n: int, level: float, centred: bool = True
+def interval_of(
+    value: float,
+    replicates: NDArray[np.float64],
+    n: int,
+    level: float = 0.95,
+    centred: bool = True,
 ) -> Estimate:
+    """The interval of a value by replicates (R,) of the caller's own; the rest as `bootstrap`."""
     tail = (1 - level) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     moved = value - replicates.mean() if centred else 0.0

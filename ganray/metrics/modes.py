@@ -63,7 +63,7 @@ def count_sure(
 
 
 def captured(
-    counts: ArrayLike, *, at_least: int = 1, share: float = 0.0, samples: int | None = None
+    counts: ArrayLike, *, at_least: int = 1, share: ArrayLike = 0.0, samples: int | None = None
 ) -> int:
     """Modes with `at_least` so many samples and this `share` of all.
 
@@ -73,14 +73,15 @@ def captured(
     Args:
         counts: int (K,).
         at_least: Samples, from 1.
-        share: Of `samples`, in [0, 1].
+        share: Of `samples`, in [0, 1]; one for all modes, or (K,) of each its own.
         samples: How many were drawn; the sum of `counts` if None. Counts that were gated add up
             to less: then give it.
     """
     counts = _counts(counts)
     drawn = counts.sum() if samples is None else samples
     # A share of 0.07 of 100 is 7.000000000000001 to a computer.
-    return int((counts >= max(at_least, share * drawn * (1 - 1e-12))).sum())
+    needed = np.asarray(share) * drawn * (1 - 1e-12)
+    return int((counts >= np.maximum(at_least, needed)).sum())
 
 
 def captured_ceiling(samples: int, sampler: ArrayLike) -> float:

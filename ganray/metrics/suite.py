@@ -1,0 +1,374 @@
+"""The named suite: all collapse metrics of one set of fakes against one set of reals.
+
+A `Reference` is made of the reals once. `measure` is quick, for use while training goes on; `report`
+adds to each number its interval, what real images score, and what a perfect generator would.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ganray.metrics import halves, modes
+from ganray.metrics.bins import Bins, bin_scores
+from ganray.metrics.confidence import (
+    Estimate,
+    bootstrap_counts,
+    interval_of,
+    share_interval,
+)
+from ganray.metrics.diversity import (
+    birthday,
+    duplicate_threshold,
+    effective_rank,
+    unit_rows,
+    vendi_of_moments,
+    vendi_score,
+)
+from ganray.metrics.extractors import Extractor, Seen
+from ganray.metrics.features import Images
+from ganray.metrics.frechet import Moments, frechet_distance, kid
+from ganray.metrics.manifold import Manifold, ideal_coverage, manifold_scores
+
+FEWEST = 80
+"""Images that anything can be said of."""
+SURE = 0.9
+"""Confidence from which on a sample counts as its mode."""
+HELD = 0.1
+"""A mode is held from this part of its share of the real images on."""
+_BIN = 20
+"""Reals a bin, at least; 100 bins at most."""
+
+Better = Literal["higher", "lower", "neither"]
+
+METRICS: dict[str, tuple[Better, str]] = {
+    "modes": ("higher", "modes with one sample or more"),
+    "modes_held": ("higher", "modes with a tenth or more of their real share"),
+    "modes_sure": ("higher", "the same, of samples the classifier is sure of"),
+    "sure_share": ("higher", f"samples it is sure of (above {SURE:g})"),
+    "kl": ("lower", "KL to the real modes, nats"),
+    "kl_corrected": ("lower", "the same, less its bias (Miller-Madow)"),
+    "js": ("lower", "Jensen-Shannon to the real modes, nats"),
+    "recall": ("higher", "reals within the fakes' balls (k=3)"),
+    "coverage": ("higher", "reals' balls that hold a fake (k=5)"),
+    "precision": ("neither", "fakes within the reals' balls (k=3); 1 in collapse"),
+    "density": ("neither", "real balls around a fake (k=5); high in collapse"),
+    "ndb_share": ("lower", "bins of wrong weight (|z| > 3)"),
+    "ndb_js": ("lower", "Jensen-Shannon of the bins, nats"),
+    "vendi": ("higher", "effective number of different samples (Vendi score)"),
+    "vendi_share": ("higher", "the same, as a share of the reals'"),
+    "effective_rank": ("higher", "directions that the features spread over"),
+    "support": ("higher", "different images (birthday test)"),
+    "frechet": ("lower", "Frechet distance of the features"),
+    "kid": ("lower", "kernel distance of the features"),
+}
+"""Direction and meaning, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images as an extractor sees them. Fakes are compared with it, as many as it holds."""
+
+    seen: Seen
+    mode_names: tuple[str, ...]
+    hash: str
+    """Of the extractor."""
+    manifold: Manifold
+    bins: Bins
+    moments: Moments
+    vendi: float
+    threshold: float
+    """Distance up to which two samples count as the same image."""
+
+    @classmethod
+    def of(cls, extractor: Extractor, images: Images) -> Reference:
+        """Look at reals, uint8 (n, H, W, C), n at least 80.
+
+        Raises:
+            ValueError: There are fewer, or they are all alike.
+        """
+        if len(images) < FEWEST:
+            raise ValueError(
+                f"{len(images)} real images to compare with; must be at least {FEWEST}; use a"
+                " larger set"
+            )
+        seen = extractor.look(images)
+        features = seen.features
+        return cls(
+            seen=seen,
+            mode_names=extractor.mode_names,
+            hash=extractor.hash,
+            manifold=Manifold.fit(features, 5),
+            bins=Bins.fit(features, max(2, min(100, len(features) // _BIN))),
+            moments=Moments.of(features),
+            vendi=vendi_score(features),
+            threshold=duplicate_threshold(features),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of reals."""
+        return len(self.seen.features)
+
+    def counts(self) -> modes.Counts:
+        """Reals of each mode, int64 (K,)."""
+        return mode_counts(self.seen, len(self.mode_names))
+
+
+def mode_counts(seen: Seen, classes: int, at_least: float = 0.0) -> modes.Counts:
+    """Images of each mode, int64 (K,), of those with a confidence of `at_least`."""
+    assert seen.modes is not None
+    assert seen.confidences is not None
+    labels, confidences = seen.modes.cpu().numpy(), seen.confidences.cpu().numpy()
+    return modes.count_sure(labels, confidences, classes, at_least=at_least)
+
+
+def measure(reference: Reference, fake: Seen, *, quick: bool = False) -> dict[str, float]:
+    """All metrics of the fakes by their names in ``METRICS``, those that need modes where known.
+
+    Args:
+        reference: Of n reals.
+        fake: n fakes, seen by the same extractor.
+        quick: Leave out `support` and `kid`, which take as long as all others together.
+
+    Returns:
+        Plain numbers; `support` may be inf.
+
+    Raises:
+        ValueError: There are not n fakes, or their features are not finite.
+    """
+    features = fake.features
+    if len(features) != len(reference):
+        raise ValueError(
+            f"{len(features)} fakes beside {len(reference)} reals; must be as many, as most metrics"
+            " depend on both numbers"
+        )
+    balls = manifold_scores(reference.manifold, Manifold.fit(features, 3))
+    binned = bin_scores(reference.bins.counts, reference.bins.count(features))
+    moments, vendi = Moments.of(features), vendi_score(features)
+    values = {
+        "recall": balls.recall,
+        "coverage": balls.coverage,
+        "precision": balls.precision,
+        "density": balls.density,
+        "ndb_share": binned.share,
+        "ndb_js": binned.js,
+        "vendi": vendi,
+        "vendi_share": vendi / reference.vendi,
+        "effective_rank": effective_rank(moments),
+        "frechet": frechet_distance(reference.moments, moments),
+    }
+    if fake.modes is not None:
+        values |= _mode_metrics(reference, fake)
+    if not quick:
+        values["kid"] = kid(reference.seen.features, features)
+        values["support"] = birthday(features, reference.threshold).support.value
+    return {name: values[name] for name in METRICS if name in values}
+
+
+def _mode_metrics(reference: Reference, fake: Seen) -> dict[str, float]:
+    real, n = reference.counts(), len(fake.features)
+    counts = mode_counts(fake, len(real))
+    sure = mode_counts(fake, len(real), at_least=SURE)
+    shares = HELD * real / real.sum()
+    # Where a sample fell into a mode that no real did, the divergence to the reals would be inf.
+    expected = np.maximum(real, 0.5)
+    return {
+        "modes": modes.captured(counts),
+        "modes_held": modes.captured(counts, share=shares),
+        "modes_sure": modes.captured(sure, share=shares, samples=n),
+        "sure_share": float(sure.sum() / n),
+        "kl": modes.kl(counts, expected),
+        "kl_corrected": modes.kl_corrected(counts, expected),
+        "js": modes.js(counts, expected),
+    }
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of a report."""
+
+    name: str
+    fake: Estimate
+    """With its 95 % interval over other samples of the same generator, the reals held fixed."""
+    real: float
+    """The same metric of as many other real images."""
+    perfect: float | None
+    """What a perfect generator scores with this many samples, on average; None: no theory."""
+
+    @property
+    def better(self) -> Better:
+        """Which way is better."""
+        return METRICS[self.name][0]
+
+    @property
+    def about(self) -> str:
+        """What it says."""
+        return METRICS[self.name][1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is known of one generator's collapse."""
+
+    lines: dict[str, Line]
+    """By name, in the order of ``METRICS``."""
+    samples: int
+    """Fakes, and reals on either side."""
+    extractor: str
+    """Its hash."""
+    mode_names: tuple[str, ...]
+    fake_counts: list[int]
+    """Of each mode; empty where none are known."""
+    real_counts: list[int]
+    """Of the reference, in the same order."""
+
+    def __getitem__(self, name: str) -> float:
+        """Return a metric's value."""
+        return self.lines[name].fake.value
+
+    def missing(self) -> list[str]:
+        """Names of the modes that are not held, those of most reals first."""
+        fake, real = np.array(self.fake_counts), np.array(self.real_counts)
+        if not len(fake):
+            return []
+        lost = np.flatnonzero((real > 0) & (fake < np.maximum(1, HELD * real)))
+        return [self.mode_names[i] for i in lost[np.argsort(-real[lost], kind="stable")]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values; infinities as None."""
+        finite = {name: _finite(asdict(line)) for name, line in self.lines.items()}
+        return asdict(self) | {"lines": finite, "missing": self.missing()}
+
+
+def report(
+    reference: Reference, fake: Seen, control: Seen, *, resamples: int = 200, rng_seed: int = 0
+) -> Report:
+    """Measure the fakes, with intervals, beside other reals and a perfect generator.
+
+    Args:
+        reference: Of n reals.
+        fake: n fakes.
+        control: n reals that are not in the reference.
+        resamples: Replicates behind an interval.
+        rng_seed: Of the replicates.
+
+    Raises:
+        ValueError: As ``measure``.
+    """
+    found, real = measure(reference, fake), measure(reference, control)
+    intervals = _intervals(reference, fake, found, resamples, rng_seed)
+    ideal = perfect(reference, len(reference))
+    known = fake.modes is not None
+    return Report(
+        lines={n: Line(n, intervals[n], real[n], ideal.get(n)) for n in found},
+        samples=len(reference),
+        extractor=reference.hash,
+        mode_names=reference.mode_names,
+        fake_counts=mode_counts(fake, len(reference.mode_names)).tolist() if known else [],
+        real_counts=reference.counts().tolist() if known else [],
+    )
+
+
+def perfect(reference: Reference, samples: int) -> dict[str, float]:
+    """Means of a perfect generator's metrics at so many samples, where theory has them."""
+    bins = bin_scores(reference.bins.counts, reference.bins.counts)
+    ideal = {
+        "coverage": ideal_coverage(len(reference), samples),
+        "density": 1.0,
+        "ndb_share": bins.different_by_chance / bins.bins,
+        "ndb_js": bins.js_by_chance,
+        "vendi_share": 1.0,
+        "kid": 0.0,
+    }
+    if reference.seen.modes is not None:
+        real = reference.counts()
+        ideal |= {
+            "modes": modes.captured_ceiling(samples, real),
+            "kl": modes.kl_floor(samples, real, real, repeats=1).mean,
+            "kl_corrected": 0.0,
+        }
+    return ideal
+
+
+def _intervals(
+    reference: Reference, fake: Seen, found: dict[str, float], resamples: int, rng_seed: int
+) -> dict[str, Estimate]:
+    features, n = fake.features, len(fake.features)
+    how: dict[str, Any] = {"rng_seed": rng_seed}
+    vendis = halves.moments_halves(vendi_of_moments, unit_rows(features), resamples, **how)
+    replicates = halves.manifold_halves(reference.manifold, features, resamples, **how) | {
+        "vendi": vendis,
+        "vendi_share": vendis / reference.vendi,
+        "effective_rank": halves.moments_halves(effective_rank, features, resamples, **how),
+        "frechet": halves.moments_halves(
+            lambda part: frechet_distance(reference.moments, part), features, resamples, **how
+        ),
+        "kid": halves.kid_halves(reference.seen.features, features, resamples, **how),
+    }
+    estimates = {name: interval_of(found[name], values, n) for name, values in replicates.items()}
+    binned = reference.bins.count(features)
+    for name, field in {"ndb_share": "share", "ndb_js": "js"}.items():
+        estimates[name] = _counted(
+            lambda counts, field=field: getattr(bin_scores(reference.bins.counts, counts), field),
+            binned,
+            resamples,
+            rng_seed,
+        )
+    estimates["support"] = birthday(features, reference.threshold).support
+    if fake.modes is not None:
+        estimates |= _mode_intervals(reference, fake, resamples, rng_seed)
+    return {name: _clipped(name, estimates[name]) for name in found}
+
+
+def _mode_intervals(
+    reference: Reference, fake: Seen, resamples: int, rng_seed: int
+) -> dict[str, Estimate]:
+    real, n = reference.counts(), len(fake.features)
+    counts = mode_counts(fake, len(real))
+    sure = mode_counts(fake, len(real), at_least=SURE)
+    shares, expected = HELD * real / real.sum(), np.maximum(real, 0.5)
+
+    def of(statistic: Any, drawn: Any = counts) -> Estimate:
+        return _counted(statistic, drawn, resamples, rng_seed)
+
+    # One class more, of those that are not sure: they are drawn again, too.
+    gated = np.append(sure, n - sure.sum())
+    return {
+        "modes": of(modes.captured),
+        "modes_held": of(lambda drawn: modes.captured(drawn, share=shares)),
+        "modes_sure": of(
+            lambda drawn: modes.captured(drawn[:-1], share=shares, samples=n), drawn=gated
+        ),
+        "sure_share": share_interval(int(sure.sum()), n),
+        "kl": of(lambda drawn: modes.kl(drawn, expected)),
+        "kl_corrected": of(lambda drawn: modes.kl_corrected(drawn, expected)),
+        "js": of(lambda drawn: modes.js(drawn, expected)),
+    }
+
+
+def _counted(statistic: Any, counts: modes.Counts, resamples: int, rng_seed: int) -> Estimate:
+    """`bootstrap_counts` of a statistic of one row of counts."""
+    return bootstrap_counts(
+        lambda rows: np.apply_along_axis(statistic, -1, rows),
+        counts,
+        rng_seed=rng_seed,
+        resamples=resamples,
+    )
+
+
+def _clipped(name: str, estimate: Estimate) -> Estimate:
+    """Without the part of a centred interval that no value of the metric could have."""
+    least = -math.inf if name in ("kid", "kl_corrected") else 0.0
+    most = 1.0 if name in ("recall", "coverage", "precision", "ndb_share") else math.inf
+    low, high = max(least, estimate.low), min(most, estimate.high)
+    return Estimate(estimate.value, min(low, estimate.value), max(high, estimate.value), estimate.n)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
