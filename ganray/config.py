@@ -225,6 +225,30 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """How much of the data G covers, measured as it trains, and once more when it has."""
+
+    samples: int = 1_000
+    """Samples of G_ema, and real images, that are compared at a time; 0: nothing is measured."""
+    every: float | None = None
+    """kimg between two evaluations. None: one with every sample grid."""
+    max_share: float = 0.05
+    """Of the training time, at most: an evaluation that would take more is left out."""
+    report_samples: int = 5_000
+    """The same of the report at the end, which has intervals; 0: no report."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "report_samples"):
+            value = getattr(self, name)
+            rule = "be 0, or at least 80: less says nothing"
+            require(f"evaluation.{name}", value, rule, value == 0 or value >= 80)
+        every = self.every
+        require("evaluation.every", every, "be positive", every is None or every > 0)
+        share = self.max_share
+        require("evaluation.max_share", share, "lie in (0, 1]", 0 < share <= 1)
+
+
+@dataclass(frozen=True)
 class RayConfig:
     """Where the workers run."""
 
@@ -281,6 +305,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -358,6 +383,7 @@ SECTIONS: dict[str, type] = {
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
+    "evaluation": EvaluationConfig,
     "ray": RayConfig,
     "tracking": TrackingConfig,
 }
@@ -366,7 +392,7 @@ SECTIONS: dict[str, type] = {
 _FREE_TO_CHANGE = ("home", "launcher", "dry_run", "preset", "ray.", "tracking.", "train.kimg")
 _FREE_TO_CHANGE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
 _FREE_TO_CHANGE += ("train.keep_checkpoints", "data.root", "data.download", "data.cache")
-_FREE_TO_CHANGE += ("data.residence", "data.threads", "data.verify")
+_FREE_TO_CHANGE += ("data.residence", "data.threads", "data.verify", "evaluation.")
 
 
 def check_resumes(before: Config, now: Config) -> None:

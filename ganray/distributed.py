@@ -44,6 +44,23 @@ def from_leader(value: T) -> T:
     return box[0]
 
 
+def all_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Collective: the rows of all ranks, in the order of ranks, on every rank.
+
+    Args:
+        rows: (n_rank, ...), n_rank being this rank's entry of `counts`; 0 will do.
+        counts: Of each rank, the same list on all of them.
+    """
+    if world_size() == 1:
+        return rows
+    # Padded to one size, for that is what an all_gather of any backend takes.
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 class Means:
     """Means of per-image statistics over all steps and ranks since the last ``sync``.
 

@@ -21,8 +21,9 @@ from ganray.distributed import from_leader, rank, world_size
 from ganray.integrations import mlflow_tracker, ray_train
 from ganray.training import launch, report
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
-from ganray.training.context import leader_first, torchrun_group
+from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
+from ganray.training.judge import prepare_judge
 from ganray.training.plan import Workers, classes_of, describe, resolve
 from ganray.training.state import CONFIG_FILE, load_generator
 
@@ -56,15 +57,17 @@ def run(config: Config) -> None:
             if leads:
                 claim(config)
             digest = prepare.prepare(config.data, images)
+            judge = _judge(config, images, digest) if leads else ""
+        judge = from_leader(judge)
         if config.check_discriminator:
             _check_discriminator(config, images, digest, workers)
             return
         if config.launcher == "ray":
             ray_train.connect(config.ray)
         if rank() == 0:
-            _train_and_report(config, images, digest, workers)
+            _train_and_report(config, images, digest, judge, workers)
         else:
-            launch.launch(config, images.where)
+            launch.launch(config, images.where, judge)
 
 
 def claim(config: Config) -> None:
@@ -132,13 +135,23 @@ def _dataset(config: Config, images: DataPlan, digest: str) -> dict[str, str]:
     return {"name": name, "digest": digest, "path": images.where}
 
 
-def _train_and_report(config: Config, images: DataPlan, digest: str, workers: Workers) -> None:
+def _judge(config: Config, images: DataPlan, digest: str) -> str:
+    """Train the classifier that samples are judged by, before a worker is held."""
+    if config.check_discriminator:
+        return ""
+    with closing(prepare.open_images(config.data, config.home, images.where)) as opened:
+        return prepare_judge(config, opened, digest, local_device())
+
+
+def _train_and_report(
+    config: Config, images: DataPlan, digest: str, judge: str, workers: Workers
+) -> None:
     run = mlflow_tracker.open_run(config, _dataset(config, images, digest), _tags(config, workers))
     with mlflow_tracker.followed(run), narrated(config):
         if config.launcher == "ray":
-            checkpoint = ray_train.launch(config, images.where, workers)
+            checkpoint = ray_train.launch(config, images.where, judge, workers)
         else:
-            checkpoint = launch.launch(config, images.where)
+            checkpoint = launch.launch(config, images.where, judge)
         pictures = {
             "losses": report.draw_losses(config),
             "samples": report.last_samples(config),

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from ganray.config import (
     Config,
     DataConfig,
+    EvaluationConfig,
     LatentConfig,
     LossConfig,
     NetworkConfig,
@@ -87,6 +88,7 @@ def tiny_config(home: Path, *, name: str = "tiny", kimg: float = 0.24, **train: 
         loss=LossConfig(r1_gamma=0.1),
         optimizer=OptimizerConfig(lr_G=1e-3, lr_D=1e-3),
         train=replace(TrainConfig(kimg=kimg, ema_kimg=0.05), **(settings | train)),
+        evaluation=EvaluationConfig(samples=0, report_samples=0),
     )
 
 

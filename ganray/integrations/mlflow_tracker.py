@@ -35,6 +35,8 @@ from ganray.config import Config, flatten
 from ganray.training import journal
 
 _NAME_TAG = "ganray.name"
+ALARM_TAG = "ganray.alarm"
+"""Why the last evaluation that gave alarm did."""
 _BATCH = 1000  # MLflow's limit of metrics in one request
 
 
@@ -164,7 +166,7 @@ class Follower:
         self._client = MlflowClient(tracking_uri=run.uri)
         self._bookmark = run.folder / "mlflow-sent.json"
         self._offset = _read_offset(self._bookmark)
-        self._known: int | None = None
+        self._known: dict[str, int] = {}
         self._sending = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
@@ -197,7 +199,7 @@ class Follower:
             try:
                 self._send_new_events()
             except (MlflowException, OSError) as error:
-                self._known = None  # the answer may be what got lost: ask again what has arrived
+                self._known = {}  # the answer may be what got lost: ask again what has arrived
                 print(f"MLflow at {self._run.uri}: {first_line(error)}; trying again", flush=True)
                 return False
             return True
@@ -206,21 +208,29 @@ class Follower:
         events = list(journal.read(self._run.folder, self._offset))
         if not events:
             return
-        if self._known is None:
-            self._known = _last_step(self._client, self._run.run_id)
         points: list[Metric] = []
         for event, after in events:
-            if event["name"] == "metrics":
-                if event["images"] > self._known:
-                    points += _points(event)
-            else:
+            is_picture = "values" not in event  # sent: must not be sent again
+            if is_picture:
                 self._send_image(event)
-            is_picture = event["name"] != "metrics"  # sent: must not be sent again
+            elif event["images"] > self._sent_until(event):
+                points += _points(event)
+                if event.get("alarm"):
+                    self._client.set_tag(self._run.run_id, ALARM_TAG, event["alarm"])
             if is_picture or len(points) >= _BATCH // 2 or after == events[-1][1]:
                 self._client.log_batch(self._run.run_id, metrics=points)
                 points = []
                 self._offset = after
                 self._bookmark.write_text(json.dumps({"offset": after}))
+
+    def _sent_until(self, event: journal.Event) -> int:
+        """Images up to which MLflow had this kind of event, when first asked; -1 for none."""
+        kind = event["name"]
+        if kind not in self._known:
+            one = next(iter(event["values"]))
+            history = self._client.get_metric_history(self._run.run_id, one)
+            self._known[kind] = max((metric.step for metric in history), default=-1)
+        return self._known[kind]
 
     def _send_image(self, event: journal.Event) -> None:
         image = np.asarray(Image.open(self._run.folder / event["path"]))
@@ -232,11 +242,6 @@ class Follower:
 def _points(event: journal.Event) -> list[Metric]:
     at = int(event["time"] * 1000)
     return [Metric(k, v, at, event["images"]) for k, v in event["values"].items()]
-
-
-def _last_step(client: MlflowClient, run_id: str) -> int:
-    history = client.get_metric_history(run_id, "D/loss")
-    return max((metric.step for metric in history), default=-1)
 
 
 def _read_offset(bookmark: Path) -> int:

@@ -101,12 +101,13 @@ def check_nodes_see(folder: Path) -> None:
         )
 
 
-def launch(config: Config, images: str, workers: Workers) -> Path:
+def launch(config: Config, images: str, judge: str, workers: Workers) -> Path:
     """Run the loop on the workers until it is done; returns the last checkpoint's folder.
 
     Args:
         config: of the whole run.
         images: where the shards are: a URL, or a path that every node must see.
+        judge: the classifier's file: see `judge.prepare_judge`.
         workers: as `resolve` chose them.
 
     Raises:
@@ -117,7 +118,7 @@ def launch(config: Config, images: str, workers: Workers) -> Path:
         check_nodes_see(Path(images))
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "images": images},
+        train_loop_config={"config": config, "images": images, "judge": judge},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
@@ -172,7 +173,7 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
     Divergence would, and all ranks meet it at the same step, so none is left waiting.
     """
     try:
-        work(job["config"], job["images"], RayContext())
+        work(job["config"], job["images"], job["judge"], RayContext())
     except Diverged as error:
         return {"diverged": str(error)}
     return {}

@@ -155,6 +155,27 @@ def reference_classifier(
     return classifier.to(device).eval().requires_grad_(False)
 
 
+def load_classifier(path: Path, device: torch.device) -> Classifier:
+    """The classifier that ``reference_classifier`` left at ``cache/<hash>.pt``.
+
+    Raises:
+        ValueError: The file is missing, or damaged, or another.
+    """
+    try:
+        held: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        height, width, channels = held["shape"]
+        classifier = Classifier((height, width, channels), held["classes"], rng_seed=0)
+        classifier.load_state_dict(held["weights"])
+        classifier.accuracy = float(held["accuracy"])
+    except UNREADABLE as error:
+        raise ValueError(
+            f"classifier {path} cannot be read ({type(error).__name__}): delete it, and the next"
+            " run trains it anew"
+        ) from error
+    classifier.hash = path.stem
+    return classifier.to(device).eval().requires_grad_(False)
+
+
 def _body(image_shape: Shape) -> nn.Sequential:
     """Convolutions down to 8x8 or less, at least two, and the layer of features."""
     height, width, inputs = image_shape
@@ -234,7 +255,8 @@ def _save(path: Path, classifier: Classifier) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
-    torch.save({"accuracy": classifier.accuracy, "weights": weights}, part)
+    described = {"shape": list(classifier.image_shape), "classes": classifier.classes}
+    torch.save(described | {"accuracy": classifier.accuracy, "weights": weights}, part)
     os.replace(part, path)
 
 

@@ -121,7 +121,7 @@ def kid_halves(real: torch.Tensor, fake: torch.Tensor, halves: int, *, rng_seed:
 def _random_halves(
     count: int, halves: int, rng_seed: int, device: torch.device | None = None
 ) -> torch.Tensor:
-    """bool (halves, count), count // 2 of each row true."""
+    """Bool (halves, count), count // 2 of each row true."""
     rng = np.random.default_rng(rng_seed)
     chosen = np.zeros((halves, count), np.bool_)
     for row in chosen:

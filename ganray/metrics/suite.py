@@ -1,17 +1,16 @@
 """The named suite: all collapse metrics of one set of fakes against one set of reals.
 
-A `Reference` is made of the reals once. `measure` is quick, for use while training goes on; `report`
-adds to each number its interval, what real images score, and what a perfect generator would.
+A `Reference` is made of the reals once. `measure` is quick, for use while training goes on;
+`report` adds to each number its interval, what real images score, and a perfect generator's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from ganray.metrics import halves, modes
 from ganray.metrics.bins import Bins, bin_scores
@@ -65,6 +64,8 @@ METRICS: dict[str, tuple[Better, str]] = {
     "support": ("higher", "different images (birthday test)"),
     "frechet": ("lower", "Frechet distance of the features"),
     "kid": ("lower", "kernel distance of the features"),
+    "ms_ssim": ("lower", "likeness of pairs of samples (MS-SSIM)"),
+    "interpolation_jump": ("lower", "largest over mean step between two latents"),
 }
 """Direction and meaning, in the order in which they are shown."""
 
@@ -194,8 +195,8 @@ class Line:
     name: str
     fake: Estimate
     """With its 95 % interval over other samples of the same generator, the reals held fixed."""
-    real: float
-    """The same metric of as many other real images."""
+    real: float | None
+    """The same metric of as many other real images; None where it is of generators only."""
     perfect: float | None
     """What a perfect generator scores with this many samples, on average; None: no theory."""
 
@@ -225,6 +226,11 @@ class Report:
     """Of each mode; empty where none are known."""
     real_counts: list[int]
     """Of the reference, in the same order."""
+
+    def with_lines(self, more: dict[str, Line]) -> Report:
+        """The same report with more metrics, in the order of ``METRICS``."""
+        lines = self.lines | more
+        return replace(self, lines={name: lines[name] for name in METRICS if name in lines})
 
     def __getitem__(self, name: str) -> float:
         """Return a metric's value."""

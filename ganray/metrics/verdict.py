@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ganray.metrics.suite import SURE, Report
+from ganray.metrics.suite import Report
 
 Kind = Literal[
     "one image", "noise", "blends", "repeats", "few modes", "lost modes", "narrow", "none"
 ]
-"""Of the collapse that is seen, from total to none; noise and blends are failures of another kind."""
+"""From total collapse to none; noise and blends are failures of another kind."""
 
 _ONE = 0.01
 """Vendi score above 1, as a share of the reals': below this there is but one image."""
@@ -48,7 +47,8 @@ class Verdict:
 def judge(report: Report) -> Verdict:
     """Name what is wrong with the samples, the gravest first. Blind to what the extractor is."""
     kinds: list[tuple[Kind, str]] = []
-    fake, real = report, {name: line.real for name, line in report.lines.items()}
+    fake = report
+    real = {name: line.real for name, line in report.lines.items() if line.real is not None}
     real_vendi = real["vendi"]
     if fake["vendi"] - 1 < _ONE * (real_vendi - 1):
         said = (
@@ -74,7 +74,8 @@ def judge(report: Report) -> Verdict:
         kinds.append(("narrow", f"much of the data's variety is missing: {said}"))
     if not kinds:
         return Verdict("none", f"no collapse to be seen in {report.samples:,} samples")
-    words = "; ".join(said for _, said in kinds)
+    # Where all is one image, what follows from that need not be said.
+    words = "; ".join(said for _, said in kinds[: 1 if kinds[0][0] == "one image" else None])
     return Verdict(kinds[0][0], words[0].upper() + words[1:])
 
 
@@ -137,9 +138,3 @@ def alarm(series: Mapping[str, Series], saturation: float, progress: float) -> s
     if saturation > _SATURATED:
         reasons.append(f"D is surely right about {saturation:.0%} of all images")
     return "; ".join(reasons)
-
-
-def tag_of(report: Report) -> dict[str, str]:
-    """What a report is found by in a list of runs."""
-    verdict = judge(report)
-    return {"collapse": verdict.kind, "collapse.verdict": verdict.words}

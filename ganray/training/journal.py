@@ -51,6 +51,10 @@ class Journal:
         """Numbers by name at a point in training, counted in images."""
         self._append("metrics", images_seen, values=dict(values))
 
+    def collapse(self, images_seen: int, values: Mapping[str, float], alarm: str) -> None:
+        """What an evaluation came to, and why it gives alarm; '' if it does not."""
+        self._append("collapse", images_seen, values=dict(values), alarm=alarm)
+
     def image(self, name: str, images_seen: int, image: np.ndarray) -> None:
         """A picture, uint8 (H, W, 3), e.g. a sample grid; kept as PNG, each step its own file."""
         if self._folder is None or self._is_old(name, images_seen):
@@ -100,7 +104,7 @@ def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     points = [
         (event["images"], event["values"][name])
         for event, _ in read(folder)
-        if event["name"] == "metrics" and name in event["values"]
+        if name in event.get("values", {})
     ]
     images, values = zip(*points, strict=True) if points else ((), ())
     return np.array(images, dtype=np.int64), np.array(values, dtype=np.float64)
@@ -123,6 +127,20 @@ def line(event: Event, total_images: int) -> str:
     )
 
 
+def collapse_line(event: Event) -> str:
+    """An evaluation as a line for people, and another where it gives alarm."""
+    values = event["values"]
+    parts = [f"{event['images'] / 1000:8.1f} kimg    "]
+    if "collapse/modes_held" in values:
+        parts.append(f"modes {values['collapse/modes_held']:g}")
+        parts.append(f"KL {values['collapse/kl']:.2f}")
+    parts.append(f"recall {values['collapse/recall']:.2f}")
+    parts.append(f"coverage {values['collapse/coverage']:.2f}")
+    parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of the reals'")
+    parts.append(f"({values['time/evaluation_share']:.1%} of the time)")
+    return "  ".join(parts) + (f"\n{'ALARM':>13}    {event['alarm']}" if event["alarm"] else "")
+
+
 @contextmanager
 def narrated(config: Config) -> Iterator[None]:
     """Print the metrics of the run's journal as they come, one line a tick, from now on."""
@@ -138,6 +156,8 @@ def narrated(config: Config) -> Iterator[None]:
                 offset, heard = after, time.monotonic()
                 if event["name"] == "metrics":
                     print(line(event, total), flush=True)
+                if event["name"] == "collapse":
+                    print(collapse_line(event), flush=True)
             if time.monotonic() - heard > _SILENCE_S:
                 heard = time.monotonic()
                 print("nothing new yet: workers are starting, or wait for room", flush=True)

@@ -13,24 +13,25 @@ from ganray.training.journal import Journal
 from ganray.training.loop import train
 
 
-def launch(config: Config, images: str) -> Path:
+def launch(config: Config, images: str, judge: str = "") -> Path:
     """Collective over the process group, if there is one. Returns the last checkpoint's folder.
 
     Args:
         config: The run.
         images: Where the shards are: `DataPlan.where`.
+        judge: The classifier's file: see `judge.prepare_judge`.
     """
     context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
-    work(config, images, context)
+    work(config, images, judge, context)
     checkpoint = context.latest_checkpoint()
     assert checkpoint is not None, "the loop ends with a checkpoint"
     return checkpoint
 
 
-def work(config: Config, images: str, context: WorkerContext) -> None:
+def work(config: Config, images: str, judge: str, context: WorkerContext) -> None:
     """One rank's life, the same under every launcher."""
     with (
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
         closing(open_images(config.data, config.home, images)) as opened,
     ):
-        train(config, opened, context, journal)
+        train(config, opened, judge, context, journal)

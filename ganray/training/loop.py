@@ -24,6 +24,7 @@ from ganray.figures import sample_grid
 from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import WorkerContext
+from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
 from ganray.training.state import TrainState
 
@@ -32,8 +33,17 @@ class Diverged(ValueError):
     """A loss is no longer finite: raised on every rank at the same step, and final."""
 
 
-def train(config: Config, images: Images, context: WorkerContext, journal: Journal) -> TrainState:
+def train(
+    config: Config, images: Images, judge: str, context: WorkerContext, journal: Journal
+) -> TrainState:
     """Train until `train.kimg`, from the latest checkpoint if there is one.
+
+    Args:
+        config: of the run.
+        images: what D is shown.
+        judge: the classifier's file: see `judge.prepare_judge`.
+        context: where this rank runs.
+        journal: keeps silent on ranks other than 0.
 
     Raises:
         Diverged: a loss is no longer finite.
@@ -46,6 +56,7 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
     weight = (mine.stop - mine.start) * world_size() / size
+    evaluator = Evaluator(config, images, judge, device)
     means, pace = Means(device), Pace(state.images_seen)
     autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
 
@@ -74,6 +85,9 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
             if state.due(config.train.sample_every) and rank() == 0:
                 picture = sample_grid(state.samples().numpy(), state.columns)
                 journal.image("samples", state.images_seen, picture)
+            # Judge: how much of the data does G cover?
+            if state.due(config.evaluation.every or config.train.sample_every):
+                evaluator.evaluate(state, journal)
             # Remember: every rank takes part.
             if state.due(config.train.checkpoint_every):
                 checkpoint_now(state, context)

@@ -23,6 +23,8 @@ STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
 ROWS, COLUMNS = 8, 8
 """Of a sample grid; a conditional one has a column for each class, where there are few."""
+_AT_ONCE = 256
+"""Images that G_ema makes at a time."""
 
 
 class TrainState:
@@ -80,21 +82,26 @@ class TrainState:
         return self.classes if 0 < self.classes <= 2 * COLUMNS else COLUMNS
 
     def samples(self) -> torch.Tensor:
-        """G_ema at the same latents every time: uint8 (ROWS * columns, H, W, C) on the CPU."""
-        config, count = self.config, ROWS * self.columns
-        z = latents.sample(
-            config.latent,
-            count,
-            rng_seed=config.train.rng_seed,
-            stream="samples",
-            step=0,
-            device=self.device,
-        )
-        if self.classes:
-            labels = torch.arange(count, device=self.device) % self.classes
-            z = torch.cat([z, networks.one_hot_labels(labels, self.classes)], 1)
+        """The sample grid: uint8 (ROWS * columns, H, W, C) on the CPU."""
+        return self.images_of("samples", ROWS * self.columns).cpu()
+
+    def images_of(self, stream: str, count: int, mine: slice = slice(None)) -> torch.Tensor:
+        """G_ema at the same latents every time; where conditional, of each class in turn.
+
+        Args:
+            stream: names the latents.
+            count: how many latents there are.
+            mine: which of them are wanted here.
+
+        Returns:
+            uint8 (n, H, W, C), n of the slice, on the device.
+        """
+        z = fixed_latents(self.config, stream, count, self.classes, self.device)[mine]
+        low = self.config.pixel_low()
+        # All at once, full-size images would need gigabytes.
         with torch.no_grad():
-            return to_uint8(self.G_ema(z), config.pixel_low()).cpu()
+            parts = [to_uint8(self.G_ema(part), low) for part in z.split(_AT_ONCE)]
+        return torch.cat(parts)
 
     def save(self, folder: Path) -> None:
         """Write the state and the config; any world size can load them."""
@@ -126,6 +133,27 @@ class TrainState:
             "G_optimizer": self.G_optimizer,
             "D_optimizer": self.D_optimizer,
         }
+
+
+def fixed_latents(
+    config: Config, stream: str, count: int, classes: int, device: torch.device
+) -> torch.Tensor:
+    """Latents that are no step's: float32 (count, latent.size + classes), labels in turn.
+
+    They depend on train.rng_seed, or seeds that are compared would share luck.
+    """
+    z = latents.sample(
+        config.latent,
+        count,
+        rng_seed=config.train.rng_seed,
+        stream=stream,
+        step=0,
+        device=device,
+    )
+    if not classes:
+        return z
+    labels = torch.arange(count, device=device) % classes
+    return torch.cat([z, networks.one_hot_labels(labels, classes)], 1)
 
 
 def build_networks(

@@ -1,4 +1,4 @@
-"""The report calls garbage what it is. Features and modes here are of a stand-in for a classifier."""
+"""The report calls garbage what it is, through a stand-in for a trained classifier."""
 
 import json
 import math
