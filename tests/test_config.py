@@ -21,11 +21,11 @@ from ganray.config import (
     from_dict,
     to_dict,
 )
-from ganray.presets import ABOUT, CELEBA
+from ganray.presets import ABOUT, CELEBA, MNIST, STACKED
 
 
 def test_every_preset_goes_through_json_unchanged():
-    for preset in CELEBA.values():
+    for preset in (CELEBA | STACKED).values():
         with_path = replace(preset, data=replace(preset.data, cache=Path("/local")))
         for config in (preset, with_path):
             assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
@@ -52,7 +52,12 @@ def test_flat_names():
         (lambda: TrainConfig(rng_seed=-1), "train.rng_seed=-1 must lie in"),
         (lambda: DataConfig(size=3), "data.size=3 must be 0 or at least 8"),
         (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divide by 4"),
-        (lambda: Config(data=DataConfig(size=48)), "power of two from 16, not 48; try --data.size"),
+        (
+            lambda: Config(data=DataConfig(size=12)),
+            "data.size to be 16 or more, not 12; try --data",
+        ),
+        (lambda: Config(data=DataConfig(size=0)), "data.size to be 16 or more, not 0; try --data"),
+        (lambda: NetworkConfig(kind="metz", width_D=0), "network.width_D=0 must be positive"),
         (lambda: Config(name="a/b"), "name='a/b' may hold letters"),
         (lambda: Config(name="../up"), "name='../up' may hold letters"),
     ],
@@ -90,7 +95,7 @@ def test_every_field_has_a_docstring():
 
 
 def test_every_preset_says_what_it_is():
-    for name, preset in CELEBA.items():
+    for name, preset in (CELEBA | MNIST | STACKED).items():
         assert preset.preset == name
         assert len(ABOUT[name]) > 40
 
