@@ -135,6 +135,14 @@ class NetworkConfig:
     """mlp: normalise the hidden units of each image."""
     conditional: bool = False
     """Give G and D the one-hot label of each image too; then G makes the class it is asked for."""
+    pack: int = 1
+    """Images that D judges together, by one logit for them all; PacGAN uses 2 to 4. 1: each alone.
+    Packs of fakes that are too much alike give a collapsed G away."""
+    minibatch_stddev: int = 0
+    """Images whose spread D is told, as one more feature before its last layer; Karras et al. use
+    4. 0: D is not told. With `pack`, packs instead of images."""
+    spectral_norm: bool = False
+    """Divide each weight matrix of D by its largest singular value: D's slope stays small."""
 
     def __post_init__(self) -> None:
         for name in ("width_G", "width_D"):
@@ -145,23 +153,45 @@ class NetworkConfig:
                 rule = "be positive and divide by 4"
                 require(f"network.{name}", value, rule, value > 0 == value % 4)
         require("network.leak", self.leak, "lie in [0, 1)", 0 <= self.leak < 1)
+        require("network.pack", self.pack, "lie in 1 .. 8", 1 <= self.pack <= 8)
+        group = self.minibatch_stddev
+        require("network.minibatch_stddev", group, "be 0 or at least 2", group == 0 or group >= 2)
+        if self.conditional and self.pack > 1:
+            raise ValueError(
+                f"network.pack={self.pack} joins images, of which each would have a label of its"
+                " own with network.conditional=True; use one of the two"
+            )
+
+    def together(self) -> int:
+        """How many consecutive images of a batch D looks at together: no rank may part them."""
+        return self.pack * max(1, self.minibatch_stddev)
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The adversarial game and its gradient penalties."""
 
-    name: Literal["bce", "mse", "hinge", "relativistic"] = "bce"
-    """bce: non-saturating, ideal ln 2. mse: on probabilities, ideal 0.25, as in the source text."""
+    name: Literal["bce", "mse", "lsgan", "hinge", "wgan", "relativistic"] = "bce"
+    """bce: non-saturating, ideal ln 2. mse: on probabilities, ideal 0.25, as in the source text.
+    lsgan: on raw logits. wgan: wants `gp_weight` (or spectral_norm), or its logits grow for ever.
+    """
     r1_gamma: float = 0.0
     """Weight of half the squared gradient of D at the reals. Keeps D's slope small there."""
     r2_gamma: float = 0.0
     """The same at the fakes."""
+    gp_weight: float = 0.0
+    """WGAN-GP's lambda, published as 10: holds D's slope at 1 between reals and fakes. 0: off."""
+    unroll: int = 0
+    """Steps of D that G looks ahead; Metz et al. use 5 to 10. 0: off. For one worker only."""
+    unroll_lr: float = 0.1
+    """Length of those steps, which are plain gradient descent. Where `optimizer` is sgd, its lr_D.
+    Adam goes lr_D however small the gradient is: what goes as far is lr_D / gradient, far more."""
 
     def __post_init__(self) -> None:
-        for name in ("r1_gamma", "r2_gamma"):
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "unroll"):
             value = getattr(self, name)
             require(f"loss.{name}", value, "not be negative", value >= 0)
+        require("loss.unroll_lr", self.unroll_lr, "be positive", 0 < self.unroll_lr < math.inf)
 
 
 @dataclass(frozen=True)
@@ -196,6 +226,10 @@ class TrainConfig:
     """Real images shown to D in all, in thousands."""
     batch_size: int = 128
     """Images per optimizer step, summed over ranks. Ranks may get unequal slices."""
+    G_every: int = 1
+    """Steps of D for each turn of G. 1: they take turns. WGAN-GP gives D five."""
+    G_steps: int = 1
+    """Updates of G in its turn, each by latents of its own. PacGAN makes two on stacked MNIST."""
     rng_seed: int = 0
     """Makes the run repeatable: order, latents and first weights follow from it and the step."""
     ema_kimg: float = 10
@@ -219,10 +253,22 @@ class TrainConfig:
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)
         keep = self.keep_checkpoints
         require("train.keep_checkpoints", keep, "be at least 1", keep >= 1)
+        for name in ("G_every", "G_steps"):
+            value = getattr(self, name)
+            require(f"train.{name}", value, "be at least 1", value >= 1)
 
     def steps(self) -> int:
-        """Optimizer steps of D (and of G) in the whole run."""
+        """Optimizer steps of D in the whole run."""
         return self.every(self.kimg)
+
+    def G_turn(self, step: int) -> list[str]:
+        """The streams of latents of G's updates in this step of D; none where it is not G's turn.
+
+        A turn ends a round of `G_every` steps, so that G meets a D that has learned.
+        """
+        if (step + 1) % self.G_every:
+            return []
+        return ["G", *(f"G{again}" for again in range(1, self.G_steps))]
 
     def every(self, kimg: float) -> int:
         """A duration in kimg as a number of whole steps, at least one."""

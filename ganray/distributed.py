@@ -27,12 +27,15 @@ def wrap(objective: nn.Module, device: torch.device) -> nn.Module:
     """Average the gradients of the objective's trainable parameters over all ranks.
 
     Parameters that are frozen now are left out for good: neither reduced nor sent. In a world
-    of one the objective is returned as it is.
+    of one the objective is returned as it is. Buffers are not sent: they must follow from what is
+    alike on all ranks.
     """
     if world_size() == 1:
         return objective
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # set here, as the argument's name depends on the version
+    return wrapped
 
 
 def from_leader(value: T) -> T:

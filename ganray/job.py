@@ -23,7 +23,7 @@ from ganray.training import launch, report
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, torchrun_group
 from ganray.training.journal import Journal, narrated
-from ganray.training.plan import Workers, classes_of, describe, resolve
+from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
 from ganray.training.state import CONFIG_FILE, load_generator
 
 
@@ -100,11 +100,7 @@ def _workers(config: Config) -> Workers:
     if config.launcher == "ray":
         return resolve(config, ray_train.look(config.ray))
     workers = Workers(world_size(), torch.cuda.is_available(), torch.get_num_threads())
-    if config.train.batch_size < workers.count:
-        raise ValueError(
-            f"train.batch_size={config.train.batch_size} cannot be split over {workers.count}"
-            " processes; give at least as many"
-        )
+    check_world(config, workers.count)
     return workers
 
 

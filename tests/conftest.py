@@ -90,6 +90,13 @@ def tiny_config(home: Path, *, name: str = "tiny", kimg: float = 0.24, **train: 
     )
 
 
+def cured_config(home: Path, **train: object) -> Config:
+    """The tiny config with all that helps against collapse and allows several ranks, at once."""
+    config = tiny_config(home, name="cured", **({"batch_size": 16, "G_every": 2} | train))
+    network = replace(config.network, pack=2, minibatch_stddev=2, spectral_norm=True)
+    return replace(config, network=network, loss=replace(config.loss, gp_weight=10.0))
+
+
 @dataclass(frozen=True)
 class KnownRun:
     """A trained run by each of its names."""

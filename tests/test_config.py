@@ -14,6 +14,7 @@ from ganray.config import (
     SECTIONS,
     Config,
     DataConfig,
+    LossConfig,
     NetworkConfig,
     TrainConfig,
     check_resumes,
@@ -51,6 +52,11 @@ def test_flat_names():
         (lambda: TrainConfig(kimg=float("nan")), "train.kimg=nan must be positive"),
         (lambda: TrainConfig(rng_seed=-1), "train.rng_seed=-1 must lie in"),
         (lambda: DataConfig(size=3), "data.size=3 must be 0 or at least 8"),
+        (lambda: TrainConfig(G_every=0), "train.G_every=0 must be at least 1"),
+        (lambda: LossConfig(gp_weight=-1), "loss.gp_weight=-1 must not be negative"),
+        (lambda: NetworkConfig(pack=9), "network.pack=9 must lie in 1 .. 8"),
+        (lambda: NetworkConfig(minibatch_stddev=1), "network.minibatch_stddev=1 must be 0 or at"),
+        (lambda: NetworkConfig(pack=2, conditional=True), "network.conditional=True; use one of"),
         (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divide by 4"),
         (
             lambda: Config(data=DataConfig(size=12)),
@@ -81,6 +87,23 @@ def test_resuming_may_change_where_and_how_long_but_not_what():
     check_resumes(before, replace(before, ray=replace(before.ray, workers=8)))
     with pytest.raises(ValueError, match=r"train.rng_seed=7 \(was 0\); use another --name"):
         check_resumes(before, replace(before, train=TrainConfig(rng_seed=7)))
+
+
+def test_a_run_from_before_a_field_was_there_has_its_default_and_may_go_on():
+    config = Config(name="a")
+    old = to_dict(config)
+    for section, name in (("network", "pack"), ("loss", "unroll"), ("train", "G_every")):
+        del old[section][name]
+    assert from_dict(old) == config
+    packed = replace(config, network=replace(config.network, pack=2))
+    with pytest.raises(ValueError, match=r"network.pack=2 \(was 1\); use another --name"):
+        check_resumes(from_dict(old), packed)
+
+
+def test_G_takes_its_turn_after_D_has_learned():
+    assert [TrainConfig().G_turn(step) for step in range(2)] == [["G"], ["G"]]
+    turns = [TrainConfig(G_every=3, G_steps=2).G_turn(step) for step in range(6)]
+    assert turns == [[], [], ["G", "G1"], [], [], ["G", "G1"]]
 
 
 def test_every_field_has_a_docstring():

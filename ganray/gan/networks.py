@@ -4,7 +4,8 @@ A conditional pair is told the class as one-hot labels, float (n, classes): G ta
 classes), the label beside z; D takes (images, labels).
 
 No net here mixes the images of a batch (GroupNorm and LayerNorm, never BatchNorm). So a step is
-the same on any number of ranks, gradient penalties are exact, and DDP has no buffers to sync.
+the same on any number of ranks, and gradient penalties are exact. `cures` has what may be added to
+a discriminator.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from ganray.config import LatentConfig, NetworkConfig
+from ganray.gan.cures import cured
 
 Shape = tuple[int, int, int]
 
@@ -24,10 +26,19 @@ def build(
     network: NetworkConfig, latent: LatentConfig, image_shape: Shape, classes: int = 0
 ) -> tuple[nn.Module, nn.Module]:
     """The pair (G, D) for images of shape (H, W, C); conditional where there are `classes`."""
+    G, D = _pair(network, latent, image_shape, classes)
+    return G, cured(D, network)
+
+
+def _pair(
+    network: NetworkConfig, latent: LatentConfig, image_shape: Shape, classes: int
+) -> tuple[nn.Module, nn.Module]:
+    """(G, D), where D takes images of `pack` times the channels."""
     height, width, channels = image_shape
     shape = (channels, height, width)
+    seen = network.pack * channels
     if network.kind == "mlp":
-        pixels = math.prod(shape)
+        pixels = seen * height * width
         return (
             MlpGenerator(network, latent.size + classes, shape),
             Labelled(MlpDiscriminator(network, pixels + classes))
@@ -38,7 +49,7 @@ def build(
     make_G, make_D = (
         (MetzGenerator, MetzDiscriminator) if metz else (DcganGenerator, DcganDiscriminator)
     )
-    D = make_D(network.width_D, (channels + classes, height, width))
+    D = make_D(network.width_D, (seen + classes, height, width))
     return (
         make_G(latent.size + classes, network.width_G, shape),
         LabelledMaps(D) if classes else D,

@@ -5,10 +5,13 @@ objective does inside, and only the trained network's gradients on the wire.
 
 `labels` is empty, or for a conditional pair holds the one-hot labels (n, classes) of the real
 images. The fakes are of the same classes, so that D learns nothing from the labels alone.
+
+Statistics have a number for each logit: one an image, (n,), or one a pack of images, (n / pack,).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,12 +20,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ganray.config import LossConfig
-from ganray.gan.losses import LOSSES, gradient_penalty
+from ganray.gan.cures import Judge, looked_ahead
+from ganray.gan.losses import LOSSES, between, gradient_penalty, slope_penalty
 
 Stats = dict[str, torch.Tensor]
 Labels = Sequence[torch.Tensor]
 
 _FULL_PRECISION = nullcontext()
+_SURE = math.log(99)
+"""The logit of a probability of 0.99."""
 
 
 class DiscriminatorObjective(nn.Module):
@@ -33,9 +39,16 @@ class DiscriminatorObjective(nn.Module):
         self.D, self.loss = D, loss
 
     def forward(
-        self, real: torch.Tensor, fake: torch.Tensor, *labels: torch.Tensor
+        self,
+        real: torch.Tensor,
+        fake: torch.Tensor,
+        *labels: torch.Tensor,
+        share: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Stats]:
-        """Real and fake (n, C, H, W) -> mean loss and per-image statistics (n,)."""
+        """Real and fake (n, C, H, W) -> mean loss and statistics.
+
+        `share` (n,), in [0, 1) and alike in a pack, is where between fake and real WGAN-GP looks.
+        """
         real = real.requires_grad_(self.loss.r1_gamma > 0)
         fake = fake.requires_grad_(self.loss.r2_gamma > 0)
         real_logits, fake_logits = self.D(real, *labels).float(), self.D(fake, *labels).float()
@@ -44,6 +57,8 @@ class DiscriminatorObjective(nn.Module):
             "D/loss": adversarial,
             "D/real_prob": real_logits.sigmoid(),
             "D/fake_prob": fake_logits.sigmoid(),
+            # Of images that D is right about, and more than 99 % sure: near 1, G learns nothing.
+            "D/saturation": ((real_logits > _SURE).float() + (fake_logits < -_SURE).float()) / 2,
         }
         total = adversarial
         if self.loss.r1_gamma:
@@ -52,11 +67,21 @@ class DiscriminatorObjective(nn.Module):
         if self.loss.r2_gamma:
             stats["D/r2"] = gradient_penalty(fake, fake_logits)
             total = total + 0.5 * self.loss.r2_gamma * stats["D/r2"]
+        if self.loss.gp_weight:
+            assert share is not None, "drawn by the caller, for all ranks"
+            middle = between(real, fake, share)
+            stats["D/gp"] = slope_penalty(middle, self.D(middle, *labels).float())
+            total = total + self.loss.gp_weight * stats["D/gp"]
         return total.mean(), {name: value.detach() for name, value in stats.items()}
 
 
 class GeneratorObjective(nn.Module):
-    """(z, real) -> (loss, statistics): make D call the fakes real. D is frozen by the caller."""
+    """(z, real) -> (loss, statistics): make D call the fakes real. D is frozen by the caller.
+
+    With `unroll`, a D some steps ahead, which has learned from these very images. Each rank would
+    look ahead by its own share of the batch, so that the run would depend on how many there are:
+    `plan.check_world` allows one. The steps go down D's adversarial loss, without its penalties.
+    """
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: LossConfig) -> None:
         super().__init__()
@@ -65,13 +90,21 @@ class GeneratorObjective(nn.Module):
     def forward(
         self, z: torch.Tensor, real: torch.Tensor, *labels: torch.Tensor
     ) -> tuple[torch.Tensor, Stats]:
-        """Latents (n, size) -> mean loss, statistics (n,). Only pairwise losses look at `real`."""
-        fake_logits = self.D(self.G(z), *labels).float()
+        """Latents (n, size) -> mean loss, statistics. Only pairwise losses look at `real`."""
+        loss, fake, D = LOSSES[self.loss.name], self.G(z), self.D
+        real = real.detach()  # the D step's penalties may have left it asking for gradients
+        if steps := self.loss.unroll:
+
+            def D_loss(D: Judge) -> torch.Tensor:
+                return loss.D(D(real, *labels).float(), D(fake, *labels).float()).mean()
+
+            D = looked_ahead(D, steps, self.loss.unroll_lr, D_loss)
+        fake_logits = D(fake, *labels).float()
         real_logits = fake_logits.detach()
         if self.loss.name == "relativistic":
-            with torch.no_grad():  # G does not move the reals
-                real_logits = self.D(real, *labels).float()
-        adversarial = LOSSES[self.loss.name].G(real_logits, fake_logits)
+            with torch.set_grad_enabled(steps > 0):  # G moves no reals, but a D that looks ahead
+                real_logits = D(real, *labels).float()
+        adversarial = loss.G(real_logits, fake_logits)
         return adversarial.mean(), {"G/loss": adversarial.detach()}
 
 
@@ -84,6 +117,7 @@ def discriminator_step(
     labels: Labels = (),
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
+    share: torch.Tensor | None = None,
 ) -> Stats:
     """Update D once. `weight` is this rank's share of the global batch times the world size.
 
@@ -92,7 +126,7 @@ def discriminator_step(
     with autocast:
         with torch.no_grad():
             fake = G(z)
-        loss, stats = objective(real, fake, *labels)
+        loss, stats = objective(real, fake, *labels, share=share)
     optimizer.zero_grad(set_to_none=True)
     (loss * weight).backward()
     optimizer.step()

@@ -26,6 +26,7 @@ from ganray.training.loop import (
     first_state,
     my_augmented,
     my_labels,
+    my_shares,
     stream,
 )
 from ganray.training.state import TrainState, to_uint8
@@ -107,11 +108,13 @@ def _train_until_separated(
     """Returns the number of real images that D learned from."""
     size, steps = state.config.train.batch_size, state.config.train.steps()
     means, pace, G = Means(state.device), Pace(0), nn.Identity()
+    everything = slice(0, size)
     due = 1
     for step, (real, noise, labels) in enumerate(batches, start=1):
         # The noise stands where a step has its latents, before a G that changes nothing.
-        optimizer = state.D_optimizer
-        means.add(discriminator_step(state.D_objective, G, optimizer, real, noise, labels))
+        how = state.D_optimizer, real, noise, labels
+        shares = my_shares(state, everything)
+        means.add(discriminator_step(state.D_objective, G, *how, share=shares))
         if step < due and step < steps:
             continue
         due = math.ceil(1.2 * step)  # some nets need a thousand times as many images as others
@@ -127,15 +130,19 @@ def _train_until_separated(
 
 @torch.no_grad()
 def _judge(state: TrainState, held: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """D's probabilities, (n,) of the real images and (n,) of the noise."""
+    """D's probabilities, (n / pack,) of the real images and (n / pack,) of the noise."""
     real, noise, labels = held
-    return state.D(real, *labels).sigmoid(), state.D(noise, *labels).sigmoid()
+    state.D.eval()  # a look leaves D as it is: spectral norm's buffers move in training mode
+    probs = state.D(real, *labels).sigmoid(), state.D(noise, *labels).sigmoid()
+    state.D.train()
+    return probs
 
 
 def _verdict(state: TrainState, held: Batch, learned: int) -> Verdict:
     folder, low = state.config.run_folder(), state.config.pixel_low()
     real_probs, noise_probs = (probs.cpu().numpy() for probs in _judge(state, held))
-    real, noise = (to_uint8(images, low).cpu().numpy() for images in (held[0], held[1]))
+    pack = state.config.network.pack  # one picture for each of D's words
+    real, noise = (to_uint8(images[::pack], low).cpu().numpy() for images in (held[0], held[1]))
     real_curve, noise_curve = (
         journal.history(folder, f"check/{kind}_prob") for kind in ("real", "noise")
     )

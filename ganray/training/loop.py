@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ganray.config import Config
+from ganray.config import Config, LatentConfig
 from ganray.data.augment import augment
 from ganray.data.loader import Images, Loader, to_float
 from ganray.data.order import Order, rank_slice
@@ -53,16 +53,18 @@ def train(config: Config, images: Images, context: WorkerContext, journal: Journ
         while state.step < config.train.steps():
             real = to_float(my_augmented(state, next(batches), mine), config.pixel_low())
             labels = my_labels(state, images)
-            z_D, z_G = (my_latents(state, stream, mine, labels) for stream in ("D", "G"))
             how = labels, weight, autocast
             # Discriminator.
+            z, shares = my_latents(state, "D", mine, labels), my_shares(state, mine)
             stats = discriminator_step(
-                state.D_objective, state.G, state.D_optimizer, real, z_D, *how
+                state.D_objective, state.G, state.D_optimizer, real, z, *how, shares
             )
             means.add(stats)
-            # Generator, then its moving average.
-            stats = generator_step(state.G_objective, state.D, state.G_optimizer, real, z_G, *how)
-            means.add(stats)
+            # Generator, where it is its turn; then its moving average.
+            for draw in config.train.G_turn(state.step):
+                z = my_latents(state, draw, mine, labels)
+                stats = generator_step(state.G_objective, state.D, state.G_optimizer, real, z, *how)
+                means.add(stats)
             state.advance()
             # Log: the only place where the host waits for the device.
             if state.due(config.train.log_every):
@@ -156,6 +158,25 @@ def my_latents(
         device=state.device,
     )
     return torch.cat([z[mine], *labels], 1)
+
+
+def my_shares(state: TrainState, mine: slice) -> torch.Tensor | None:
+    """Where between fake and real this rank's slopes are held at 1; float32 (n_rank,) in [0, 1).
+
+    One number for each pack, which is what a logit depends on. None where there is no such penalty.
+    """
+    train, pack = state.config.train, state.config.network.pack
+    if not state.config.loss.gp_weight:
+        return None
+    shares = latents.sample(
+        LatentConfig("uniform", 1),
+        train.batch_size // pack,
+        rng_seed=train.rng_seed,
+        stream="penalty",
+        step=state.step,
+        device=state.device,
+    )
+    return shares.flatten().repeat_interleave(pack)[mine]
 
 
 def check_finite(scores: dict[str, float], step: int) -> None:

@@ -72,22 +72,42 @@ def resolve(config: Config, cluster: Cluster) -> Workers:
             + (f" --ray.cpus_per_worker {max(cluster.cpus, 1)}" if cpus > cluster.cpus else "")
             + (" --ray.gpu false" if gpu and not fits else "")
         )
-    if config.train.batch_size < count:
-        raise ValueError(
-            f"train.batch_size={config.train.batch_size} cannot be split over ray.workers={count};"
-            f" give at least {count}"
-        )
+    check_world(config, count)
     return Workers(count, gpu, cpus)
+
+
+def check_world(config: Config, count: int) -> None:
+    """Refuse what cannot be learned by so many workers.
+
+    Raises:
+        ValueError: the batch has fewer images, or parts what D looks at together; or G looks ahead.
+    """
+    size, together = config.train.batch_size, config.network.together()
+    if size < count:
+        raise ValueError(
+            f"train.batch_size={size} cannot be split over {count} workers; give at least {count}"
+        )
+    if together > 1 and size % (whole := together * count):
+        network = config.network
+        raise ValueError(
+            f"train.batch_size={size} over {count} worker{'' if count == 1 else 's'} must be a"
+            f" multiple of {whole}, as D looks at {together} images together"
+            f" (network.pack={network.pack}, network.minibatch_stddev={network.minibatch_stddev});"
+            f" try {max(1, round(size / whole)) * whole}"
+        )
+    if config.loss.unroll and count > 1:
+        raise ValueError(
+            f"loss.unroll={config.loss.unroll} must be 0 with {count} workers, each of which would"
+            " look ahead by its own share of the batch; try --ray.workers 1, or one process"
+        )
 
 
 def describe(config: Config, images: DataPlan, workers: Workers, results: str) -> str:
     """The resolved plan, a line for each thing a person decides on."""
-    train, loss = config.train, config.loss
+    train = config.train
     classes = classes_of(config, images)
     G, D = _meta_networks(config, images.image_shape, classes)
     height, width, channels = images.stored_shape
-    gammas = (("R1", loss.r1_gamma), ("R2", loss.r2_gamma))
-    penalties = "".join(f" + {name} {gamma:g}" for name, gamma in gammas if gamma)
     share = math.ceil(train.batch_size / workers.count)
     memory = step_bytes(config, images.image_shape, share, classes)
     label = f" beside one of {classes} labels" if classes else ""
@@ -100,12 +120,29 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
         "networks": f"{config.network.kind}: G {_count(G):,} and D {_count(D):,} parameters,"
         f" z {config.latent.distribution} of size {config.latent.size}{label}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
-        f" {loss.name}{penalties}, {config.optimizer.name}, {train.precision}",
+        f" {_game(config)}, {config.optimizer.name}, {train.precision}",
         "workers": str(workers),
         "memory": f"about {memory / 2**20:,.0f} MiB of tensors in each worker",
         "results": f"{config.run_folder()} and {results}",
     }
     return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
+
+
+def _game(config: Config) -> str:
+    """The loss and all that is added to it, e.g. "relativistic + R1 0.1 + pack 2"."""
+    loss, network, train = config.loss, config.network, config.train
+    added = {
+        f"R1 {loss.r1_gamma:g}": loss.r1_gamma,
+        f"R2 {loss.r2_gamma:g}": loss.r2_gamma,
+        f"GP {loss.gp_weight:g}": loss.gp_weight,
+        f"unroll {loss.unroll} by {loss.unroll_lr:g}": loss.unroll,
+        f"pack {network.pack}": network.pack > 1,
+        f"minibatch stddev {network.minibatch_stddev}": network.minibatch_stddev,
+        "spectral norm": network.spectral_norm,
+        f"G every {train.G_every} steps": train.G_every > 1,
+        f"{train.G_steps} G steps": train.G_steps > 1,
+    }
+    return " + ".join([loss.name, *(text for text, on in added.items() if on)])
 
 
 def classes_of(config: Config, images: DataPlan) -> int:
@@ -141,7 +178,8 @@ def step_bytes(config: Config, image_shape: Shape, images: int, classes: int = 0
     counted = [*G.parameters(), *D.parameters()]
     D_objective = DiscriminatorObjective(D, config.loss)
     G_objective = GeneratorObjective(G, D, config.loss)
-    D_kept = _kept_bytes(lambda: D_objective(real, fake, *labels), counted)
+    share = torch.empty(images, device="meta")
+    D_kept = _kept_bytes(lambda: D_objective(real, fake, *labels, share=share), counted)
     G_kept = _kept_bytes(lambda: G_objective(z, real, *labels), counted)
     return weights + max(D_kept, G_kept)
 

@@ -37,7 +37,7 @@ class TrainState:
         self.G, self.D = build_networks(config, image_shape, device, classes)
         averages = config.train.ema_kimg > 0  # otherwise a copy would only cost memory and time
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False) if averages else self.G
-        # No network here has buffers (tested), so the weights are all there is to average.
+        # No G here has buffers (tested), so the weights are all there is to average.
         self._averaged, self._latest = (
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
         )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ganray.config import LossConfig
+from ganray.gan.losses import LOSSES
 from ganray.gan.step import (
     DiscriminatorObjective,
     GeneratorObjective,
@@ -30,7 +31,7 @@ def equal(before, network):
     return all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["bce", "mse", "hinge", "relativistic"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_discriminator_step_moves_D_alone(name):
     G, D = tiny()
     loss = LossConfig(name=name, r1_gamma=1.0, r2_gamma=1.0)
@@ -42,11 +43,11 @@ def test_the_discriminator_step_moves_D_alone(name):
     assert not equal(before[1], D)
     assert all(p.grad is None for p in G.parameters())
     assert {name: value.shape for name, value in stats.items()} == dict.fromkeys(
-        ["D/loss", "D/real_prob", "D/fake_prob", "D/r1", "D/r2"], (4,)
+        ["D/loss", "D/real_prob", "D/fake_prob", "D/saturation", "D/r1", "D/r2"], (4,)
     )
 
 
-@pytest.mark.parametrize("name", ["bce", "mse", "hinge", "relativistic"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_generator_step_moves_G_alone_and_leaves_D_trainable(name):
     G, D = tiny()
     before = weights(G), weights(D)
@@ -91,6 +92,28 @@ def test_labels_reach_D_with_the_real_images_and_with_the_fakes():
     generator_step(GeneratorObjective(G, D, loss), D, optimizer, real, z, labels)
     assert len(D.seen) == 4
     assert all(seen is labels[0] for seen in D.seen)
+
+
+def test_saturation_is_the_share_of_images_that_D_is_sure_about():
+    """Of these logits 5 and -5 have a probability beyond 0.99; 4.5 has 0.989."""
+    D = nn.Sequential(nn.Flatten(0))
+    objective = DiscriminatorObjective(D, LossConfig())
+    _, stats = objective(torch.tensor([[5.0], [4.5], [-9]]), torch.tensor([[-5.0], [5], [-9]]))
+    assert stats["D/saturation"].tolist() == [1, 0, 0.5]
+
+
+def test_wgan_gp_is_10_times_the_penalty_where_the_shares_say():
+    """D(x) = x^2 / 2 has the slope x: between fake 0 and real 8, at the quarter, 2."""
+
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.flatten() ** 2 / 2
+
+    objective = DiscriminatorObjective(Square(), LossConfig(name="wgan", gp_weight=10))
+    real, fake, share = torch.tensor([[8.0]]), torch.tensor([[0.0]]), torch.tensor([0.25])
+    loss, stats = objective(real, fake, share=share)
+    assert stats["D/gp"].tolist() == [(2 - 1) ** 2]
+    assert loss.item() == (0 - 32) + 10 * 1
 
 
 def test_shares_of_a_batch_weighed_by_their_size_add_up_to_the_whole():

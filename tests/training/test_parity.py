@@ -13,18 +13,19 @@ import torch
 from ganray.training import journal
 from ganray.training.launch import launch
 from ganray.training.state import read_state
-from tests.conftest import tiny_config
+from tests.conftest import cured_config, tiny_config
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def alone(squares, tmp_path_factory):
-    """One process: an even batch, an odd one, and a conditional pair."""
+    """One process: an even batch, an odd one, a conditional pair, and one with all the cures."""
     home = tmp_path_factory.mktemp("alone")
     torch.set_num_threads(1)
     launch(tiny_config(home, name="two"), squares)
     launch(tiny_config(home, name="odd", batch_size=13), squares)
+    launch(cured_config(home), squares)
     labelled = tiny_config(home, name="labels")
     launch(replace(labelled, network=replace(labelled.network, conditional=True)), squares)
     return home
@@ -45,7 +46,7 @@ def facts(home, rank=0):
     return json.loads((home / f"facts-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["two", "odd", "labels"])
+@pytest.mark.parametrize("name", ["two", "odd", "labels", "cured"])
 def test_two_ranks_learn_what_one_learns(alone, together, name):
     for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob"):
         one, two = (journal.history(home / "runs" / name, metric) for home in (alone, together))

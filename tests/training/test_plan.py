@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ganray import presets
-from ganray.config import Config, RayConfig, TrainConfig
+from ganray.config import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DataPlan
 from ganray.training.plan import Cluster, Workers, describe, resolve, step_bytes
 
@@ -55,13 +55,43 @@ def test_more_than_the_cluster_has_is_refused_with_what_it_has(cluster, ray, mes
 
 
 def test_a_batch_smaller_than_the_world_is_refused():
-    with pytest.raises(ValueError, match=r"train.batch_size=4 cannot be split over ray.workers=8"):
+    with pytest.raises(ValueError, match=r"train.batch_size=4 cannot be split over 8 workers"):
         resolve(config(batch_size=4, workers=8), SERVER)
 
 
 def test_no_more_workers_are_chosen_than_a_batch_has_images():
     assert resolve(config(batch_size=4), SERVER).count == 4
     assert resolve(config(batch_size=1), LAPTOP).count == 1
+
+
+def cured(batch_size=128, workers=1, unroll=0, **network):
+    base = config(batch_size, workers=workers)
+    loss = replace(base.loss, unroll=unroll)
+    return replace(base, network=replace(base.network, **network), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            cured(100, 3, pack=4),
+            "train.batch_size=100 over 3 workers must be a multiple of 12, as D looks at 4 images"
+            " together (network.pack=4, network.minibatch_stddev=0); try 96",
+        ),
+        (cured(2, pack=2, minibatch_stddev=2), "over 1 worker must be a multiple of 4"),
+        (cured(unroll=5, workers=2), "loss.unroll=5 must be 0 with 2 workers"),
+    ],
+)
+def test_what_the_workers_would_part_is_refused_with_a_way_out(asked, message):
+    with pytest.raises(ValueError, match=r".") as error:
+        resolve(asked, SERVER)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_no_worker_parts_goes_through():
+    assert resolve(cured(96, 3, pack=4, minibatch_stddev=4), SERVER).count == 3
+    assert resolve(cured(unroll=5), SERVER).count == 1
 
 
 def test_the_plan_names_every_decision(tmp_path):
@@ -80,6 +110,17 @@ def test_the_plan_names_every_decision(tmp_path):
     ):
         assert part in text
     assert f"{preset.train.steps():,} steps" in text
+    assert "32 images, bce, adam" in text
+    many = replace(
+        preset,
+        network=replace(preset.network, pack=2, minibatch_stddev=4, spectral_norm=True),
+        loss=LossConfig("wgan", r1_gamma=0.1, gp_weight=10, unroll=5),
+        train=replace(preset.train, G_every=5, G_steps=2),
+    )
+    assert (
+        "wgan + R1 0.1 + GP 10 + unroll 5 by 0.1 + pack 2 + minibatch stddev 4 + spectral norm"
+        " + G every 5 steps + 2 G steps, adam"
+    ) in describe(many, images, Workers(1, False, 1), "sqlite:///x")
 
 
 def test_the_memory_estimate_follows_batch_and_weights(tmp_path):

@@ -20,7 +20,7 @@ from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import torchrun_group
 from ganray.training.launch import launch
 from ganray.training.state import TrainState
-from tests.conftest import tiny_config
+from tests.conftest import cured_config, tiny_config
 
 
 def bytes_on_the_wire(shards: str, home: Path) -> dict[str, int]:
@@ -76,6 +76,7 @@ def main() -> None:
         launch(tiny_config(home, name="two"), shards)
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
+        launch(cured_config(home), shards)
         # 12 images over 5 and 7: unequal slices must weigh right.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))
