@@ -184,8 +184,9 @@ class LossConfig:
     unroll: int = 0
     """Steps of D that G looks ahead; Metz et al. use 5 to 10. 0: off. For one worker only."""
     unroll_lr: float = 0.1
-    """Length of those steps, which are plain gradient descent. Where `optimizer` is sgd, its lr_D.
-    Adam goes lr_D however small the gradient is: what goes as far is lr_D / gradient, far more."""
+    """Rate of those steps, which are plain gradient descent. Where `optimizer` is sgd, give its
+    lr_D. Adam goes lr_D however small the gradient; this goes as far with lr_D / gradient: about
+    0.04 for cpu32 and 0.8 for normal-100."""
 
     def __post_init__(self) -> None:
         for name in ("r1_gamma", "r2_gamma", "gp_weight", "unroll"):

@@ -94,7 +94,7 @@ def cured_config(home: Path, **train: object) -> Config:
     """The tiny config with all that helps against collapse and allows several ranks, at once."""
     config = tiny_config(home, name="cured", **({"batch_size": 16, "G_every": 2} | train))
     network = replace(config.network, pack=2, minibatch_stddev=2, spectral_norm=True)
-    return replace(config, network=network, loss=replace(config.loss, gp_weight=10.0))
+    return replace(config, network=network, loss=replace(config.loss, gp_weight=1.0))
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,12 @@ def test_a_batch_that_the_world_cannot_split(fails):
     assert "train.batch_size=1" in fails("--train.batch_size", "1", "--ray.workers", "2")
 
 
+def test_without_ray_a_batch_must_hold_whole_packs_too(fails):
+    line = fails(*TINY, "--network.pack", "8", "--dry-run")
+    assert "train.batch_size=12 over 1 worker must be a multiple of 8" in line
+    assert "try 16" in line
+
+
 def test_a_home_that_cannot_be_written(fails, tmp_path):
     (tmp_path / "file").write_text("")  # root may write anywhere, but not below a file
     line = fails(*TINY, "--home", tmp_path / "file" / "home")

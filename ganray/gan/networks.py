@@ -4,8 +4,8 @@ A conditional pair is told the class as one-hot labels, float (n, classes): G ta
 classes), the label beside z; D takes (images, labels).
 
 No net here mixes the images of a batch (GroupNorm and LayerNorm, never BatchNorm). So a step is
-the same on any number of ranks, and gradient penalties are exact. `cures` has what may be added to
-a discriminator.
+the same on any number of ranks, and gradient penalties are exact. `cures` adds to D what looks at
+several images, and keeps to the first of these.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Shapes, the source text's sizes, and the independence that DDP and R1 rest on."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -133,24 +134,30 @@ def test_dcgan64_has_the_published_widths():
     assert [m.in_channels for m in convolutions] == [3, 64, 128, 256, 512]
 
 
-SHAPES = {"cpu32": (32, 32, 3), "dcgan64": (64, 64, 3), "mlp": (218, 178, 3)}
+SHAPES = {"cpu32": (32, 32, 3), "dcgan64": (64, 64, 3), "mlp": (218, 178, 3), "cured": (32, 32, 3)}
+CURES = {"pack": 2, "minibatch_stddev": 3, "spectral_norm": True}
+CONFIGS = presets.CELEBA | presets.MNIST | presets.STACKED
+SHAPES |= dict.fromkeys([*presets.STACKED, "cured-metz"], (28, 28, 3))
+for name, preset in (("cured", presets.cpu32()), ("cured-metz", presets.stacked_t3_quarter())):
+    CONFIGS[name] = replace(preset, network=replace(preset.network, **CURES))
 
 
-ALL = presets.CELEBA | presets.MNIST | presets.STACKED
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_no_net_mixes_the_images_of_a_batch_or_keeps_buffers(name):
-    config = ALL[name]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_net_mixes_images_but_those_that_D_looks_at_together_or_keeps_other_buffers(name):
+    config = CONFIGS[name]
     classes = 10 if config.network.conditional else 0
-    shape = (28, 28, 3) if name in presets.STACKED else SHAPES.get(name, (28, 28, 1))
+    shape = SHAPES.get(name, (28, 28, 1))
     G, D = networks.build(config.network, config.latent, shape, classes)
     assert not list(G.buffers())
-    assert not list(D.buffers())
-    z = torch.randn(3, config.latent.size + classes)
-    labels = [networks.one_hot_labels(torch.arange(3), classes)] if classes else []
+    followed = {"_u", "_v"} if config.network.spectral_norm else set()
+    assert {name.split(".")[-1] for name, _ in D.named_buffers()} == followed
+    size = config.network.together()
+    z = torch.randn(3 * size, config.latent.size + classes)
+    labels = [networks.one_hot_labels(torch.arange(3 * size), classes)] if classes else []
+    mine, judged = slice(size, 2 * size), slice(*(k * size // config.network.pack for k in (1, 2)))
+    D.eval()  # in training mode each look moves the buffers
     with torch.no_grad():
         images, logits = G(z), D(G(z), *labels)
-        torch.testing.assert_close(G(z[1:2]), images[1:2])
-        alone = D(images[1:2], *(label[1:2] for label in labels))
-        torch.testing.assert_close(alone, logits[1:2], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(G(z[mine]), images[mine])
+        alone = D(images[mine], *(label[mine] for label in labels))
+        torch.testing.assert_close(alone, logits[judged], rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from ganray.config import LossConfig, NetworkConfig, OptimizerConfig
 from ganray.data.reader import ShardReader
 from ganray.training import journal
 from ganray.training.check import check_discriminator
-from tests.conftest import tiny_config
+from tests.conftest import cured_config, tiny_config
 
 
 def mlp(home, lr=1e-3, conditional=False, **train):
@@ -50,3 +50,9 @@ def test_a_D_that_hardly_learns_fails(squares, tmp_path):
     assert not verdict.separates
     assert verdict.images_seen == 240
     assert "after 240 images" in str(verdict)
+
+
+def test_a_D_that_sees_packs_is_judged_by_packs(squares, tmp_path):
+    verdict = check(cured_config(tmp_path, kimg=0.08), squares)
+    assert verdict.images_seen == 80
+    assert 0 < verdict.noise_prob < verdict.real_prob < 1
