@@ -199,14 +199,14 @@ def steps_of(folder: Path) -> int:
 def train(variant: Variant, seed: int, iterations: int, root: Path, home: Path) -> None:
     """Run one preset with one seed up to so many steps, from where it stopped."""
     folder = run_folder(variant, seed, home)
-    done = steps_of(folder)
-    if done > iterations:
+    more = steps_of(folder) - iterations
+    if more in (0, 1):  # a number of kimg may be rounded up to one step more
+        return
+    if more > 0:
         raise ValueError(
-            f"{folder} has made {done} steps, more than --iterations {iterations}; ask for as many,"
+            f"{folder} has made {more} steps more than --iterations {iterations}; ask for as many,"
             " or give another --home"
         )
-    if done == iterations:
-        return
     kimg = iterations * variant.batch_size / 1000
     command = [sys.executable, str(ROOT / "jobs" / "mnist.py"), variant.preset, *variant.options]
     command += ["--launcher", "torch", "--name", folder.name, "--train.rng_seed", str(seed)]
