@@ -156,7 +156,7 @@ def stacked_t3_half() -> Config:
 def stacked_t2() -> Config:
     """The same images by a DCGAN of 64 channels (PacGAN, table 2; published: 79 modes): for GPUs.
 
-    50 epochs; one core makes some 130 images/s, all 6,400 kimg in 14 hours. The published latents
+    50 epochs; one core makes 136 images/s, all 6,400 kimg in 13 hours. The published latents
     are uniform in (-1, 1) where these are normal, and the pixels from 0.
     """
     base = stacked_t3_quarter()
