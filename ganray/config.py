@@ -120,8 +120,9 @@ class LatentConfig:
 class NetworkConfig:
     """Which generator and discriminator."""
 
-    kind: Literal["mlp", "dcgan"] = "dcgan"
-    """mlp: the source text's (any image shape). dcgan: convolutions (a square power of two)."""
+    kind: Literal["mlp", "dcgan", "metz"] = "dcgan"
+    """mlp: the source text's (any image shape). dcgan: convolutions (squares from 16 pixels on).
+    metz: the small ones with which stacked MNIST is made to collapse (squares likewise)."""
     width_G: int = 64
     """Channels of G's last hidden layer, doubled per halving of the side (mlp: hidden units)."""
     width_D: int = 64
@@ -146,7 +147,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name in ("width_G", "width_D"):
             value = getattr(self, name)
-            require(f"network.{name}", value, "be positive and divide by 4", value > 0 == value % 4)
+            if self.kind == "metz":  # in one group each, where the others are normalised in four
+                require(f"network.{name}", value, "be positive", value > 0)
+            else:
+                rule = "be positive and divide by 4"
+                require(f"network.{name}", value, rule, value > 0 == value % 4)
         require("network.leak", self.leak, "lie in [0, 1)", 0 <= self.leak < 1)
         require("network.pack", self.pack, "lie in 1 .. 8", 1 <= self.pack <= 8)
         group = self.minibatch_stddev
@@ -361,11 +366,10 @@ class Config:
         if bad or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")
         size = self.data.crop or self.data.size
-        square = size >= 16 and size & (size - 1) == 0
-        if self.network.kind == "dcgan" and not square:
+        if self.network.kind != "mlp" and size < 16:
             name = "data.crop" if self.data.crop else "data.size"
             raise ValueError(
-                f"network.kind=dcgan needs {name} to be a power of two from 16, not {size};"
+                f"network.kind={self.network.kind} needs {name} to be 16 or more, not {size};"
                 f" try --{name} 64, or --network.kind mlp, which takes any size"
             )
 

@@ -127,8 +127,53 @@ def conditional() -> Config:
     return replace(base, preset="conditional", network=replace(base.network, conditional=True))
 
 
+def stacked_t3_quarter() -> Config:
+    """Three digits an image, 1,000 modes, D 1/4 of G (PacGAN, table 3; published: 79 modes).
+
+    20,000 steps = 2,560 kimg, 24 minutes on one core (1,780 images/s); --train.kimg 64000 are the
+    500,000 steps published, 10 hours. Outcome: tests/benchmarks/stacked.py.
+    """
+    return Config(
+        preset="stacked-t3-quarter",
+        data=DataConfig(source="stacked-mnist", download=True, size=28, split="train"),
+        latent=LatentConfig("normal", 256),
+        network=NetworkConfig(kind="metz", width_G=8, width_D=2),
+        optimizer=OptimizerConfig("adam", lr_G=1e-4, lr_D=2e-4, beta1=0.5, beta2=0.99),
+        train=TrainConfig(
+            kimg=2_560, batch_size=128, log_every=32, sample_every=256, checkpoint_every=512
+        ),
+        ray=RayConfig(workers=1),  # as first
+        tracking=TrackingConfig(experiment="stacked-mnist"),
+    )
+
+
+def stacked_t3_half() -> Config:
+    """As stacked-t3-quarter, and as fast, with D half of G (published: 488 modes)."""
+    base = stacked_t3_quarter()
+    return replace(base, preset="stacked-t3-half", network=replace(base.network, width_D=4))
+
+
+def stacked_t2() -> Config:
+    """The same images by a DCGAN of 64 channels (PacGAN, table 2; published: 79 modes): for GPUs.
+
+    50 epochs; one core makes 136 images/s, all 6,400 kimg in 13 hours. The published latents
+    are uniform in (-1, 1) where these are normal, and the pixels from 0.
+    """
+    base = stacked_t3_quarter()
+    return replace(
+        base,
+        preset="stacked-t2",
+        latent=LatentConfig("normal", 100),
+        network=NetworkConfig(width_G=64, width_D=64),
+        optimizer=OptimizerConfig(beta1=0.5),
+        train=replace(base.train, kimg=6_400, batch_size=64, G_steps=2),
+        ray=RayConfig(),
+    )
+
+
 _CELEBA = (cpu32, dcgan64, mlp)
 _MNIST = (first, refined, latent_100, normal_100, long, conditional)
+_STACKED = (stacked_t3_quarter, stacked_t3_half, stacked_t2)
 
 
 def _name(make: Callable[[], Config]) -> str:
@@ -141,5 +186,8 @@ CELEBA: dict[str, Config] = {_name(make): make() for make in _CELEBA}
 MNIST: dict[str, Config] = {_name(make): make() for make in _MNIST}
 """The presets of jobs/mnist.py, in the order in which the source text comes to them."""
 
-ABOUT: dict[str, str] = {_name(make): make.__doc__ or "" for make in (*_CELEBA, *_MNIST)}
+STACKED: dict[str, Config] = {_name(make): make() for make in _STACKED}
+"""Presets of jobs/mnist.py too: stacked MNIST, on which mode collapse is counted."""
+
+ABOUT: dict[str, str] = {_name(make): make.__doc__ or "" for make in (*_CELEBA, *_MNIST, *_STACKED)}
 """What each preset costs and gives, for --help."""

@@ -22,11 +22,11 @@ from ganray.config import (
     from_dict,
     to_dict,
 )
-from ganray.presets import ABOUT, CELEBA
+from ganray.presets import ABOUT, CELEBA, MNIST, STACKED
 
 
 def test_every_preset_goes_through_json_unchanged():
-    for preset in CELEBA.values():
+    for preset in (CELEBA | STACKED).values():
         with_path = replace(preset, data=replace(preset.data, cache=Path("/local")))
         for config in (preset, with_path):
             assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
@@ -58,7 +58,12 @@ def test_flat_names():
         (lambda: NetworkConfig(minibatch_stddev=1), "network.minibatch_stddev=1 must be 0 or at"),
         (lambda: NetworkConfig(pack=2, conditional=True), "network.conditional=True; use one of"),
         (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divide by 4"),
-        (lambda: Config(data=DataConfig(size=48)), "power of two from 16, not 48; try --data.size"),
+        (
+            lambda: Config(data=DataConfig(size=12)),
+            "data.size to be 16 or more, not 12; try --data",
+        ),
+        (lambda: Config(data=DataConfig(size=0)), "data.size to be 16 or more, not 0; try --data"),
+        (lambda: NetworkConfig(kind="metz", width_D=0), "network.width_D=0 must be positive"),
         (lambda: Config(name="a/b"), "name='a/b' may hold letters"),
         (lambda: Config(name="../up"), "name='../up' may hold letters"),
     ],
@@ -113,7 +118,7 @@ def test_every_field_has_a_docstring():
 
 
 def test_every_preset_says_what_it_is():
-    for name, preset in CELEBA.items():
+    for name, preset in (CELEBA | MNIST | STACKED).items():
         assert preset.preset == name
         assert len(ABOUT[name]) > 40
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
@@ -103,3 +104,19 @@ def test_each_preset_changes_what_the_source_text_changes_and_nothing_else():
     }
     assert steps("conditional", "long") == {"network.conditional": True}
     assert all(key.startswith("train.") for key in steps("long", "normal-100"))
+
+
+def test_stacked_mnist_is_not_stood_in_for(mnist, home, offline, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "stacked-t3-quarter", *SHORT])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(mnist.main)
+    assert stop.value.code == 2
+    assert "stacked-mnist could not be downloaded" in capsys.readouterr().err
+
+
+def test_the_half_discriminator_differs_in_its_width_alone():
+    quarter, half = (presets.STACKED[f"stacked-t3-{size}"] for size in ("quarter", "half"))
+    assert half.network.width_D == 2 * quarter.network.width_D
+    same = replace(half, preset=quarter.preset, network=quarter.network)
+    assert same == quarter
+    assert quarter.train.steps() == 20_000

@@ -45,9 +45,13 @@ def _pair(
             if classes
             else MlpDiscriminator(network, pixels),
         )
-    D = DcganDiscriminator(network.width_D, (seen + classes, height, width))
+    metz = network.kind == "metz"
+    make_G, make_D = (
+        (MetzGenerator, MetzDiscriminator) if metz else (DcganGenerator, DcganDiscriminator)
+    )
+    D = make_D(network.width_D, (seen + classes, height, width))
     return (
-        DcganGenerator(latent.size + classes, network.width_G, shape),
+        make_G(latent.size + classes, network.width_G, shape),
         LabelledMaps(D) if classes else D,
     )
 
@@ -109,22 +113,27 @@ class LabelledMaps(nn.Module):
 
 
 class DcganGenerator(nn.Sequential):
-    """Radford et al. 2015 with GroupNorm: z -> 4x4, then doubled until the side is reached."""
+    """Radford et al. 2015 with GroupNorm: z -> 4x4, then doubled until the side is reached.
+
+    A side that is no power of two is halved upwards on the way down (28, 14, 7, 4), and the last
+    square may be one of 3x3.
+    """
 
     def __init__(self, latent_size: int, width: int, shape: Shape) -> None:
         channels, side, _ = shape
-        doublings = int(math.log2(side)) - 2
-        wide = width * 2 ** (doublings - 1)
+        *sides, smallest = halvings(side)
+        wide = width * 2 ** (len(sides) - 1)
         layers: list[nn.Module] = [
             nn.Unflatten(1, (latent_size, 1, 1)),
-            nn.ConvTranspose2d(latent_size, wide, 4, bias=False),
+            nn.ConvTranspose2d(latent_size, wide, smallest, bias=False),
             *_normalised(wide, nn.ReLU()),
         ]
-        for _ in range(doublings - 1):
-            layers.append(nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False))
+        for to in sides[:0:-1]:
+            doubled = nn.ConvTranspose2d(wide, wide // 2, _kernel(to), 2, 1, bias=False)
             wide //= 2
-            layers += _normalised(wide, nn.ReLU())
-        super().__init__(*layers, nn.ConvTranspose2d(wide, channels, 4, 2, 1), nn.Tanh())
+            layers += [doubled, *_normalised(wide, nn.ReLU())]
+        last = nn.ConvTranspose2d(wide, channels, _kernel(side), 2, 1)
+        super().__init__(*layers, last, nn.Tanh())
         self.apply(_dcgan_weights)
 
 
@@ -133,13 +142,73 @@ class DcganDiscriminator(nn.Sequential):
 
     def __init__(self, width: int, shape: Shape) -> None:
         channels, side, _ = shape
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for _ in range(int(math.log2(side)) - 3):
-            layers.append(nn.Conv2d(width, width * 2, 4, 2, 1, bias=False))
+        *sides, smallest = halvings(side)
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, _kernel(side), 2, 1),
+            nn.LeakyReLU(0.2),
+        ]
+        for to_halve in sides[1:]:
+            layers.append(nn.Conv2d(width, width * 2, _kernel(to_halve), 2, 1, bias=False))
             width *= 2
             layers += _normalised(width, nn.LeakyReLU(0.2))
-        super().__init__(*layers, nn.Conv2d(width, 1, 4), nn.Flatten(0))
+        super().__init__(*layers, nn.Conv2d(width, 1, smallest), nn.Flatten(0))
         self.apply(_dcgan_weights)
+
+
+class MetzGenerator(nn.Sequential):
+    """Of Metz et al. 2017, appendix C: Linear to 4x4x64, doubled to 7, 14 and 28, a convolution.
+
+    They and PacGAN (table 3) had BatchNorm where this has GroupNorm in one group, and PacGAN
+    sampled with the statistics of the batch. Their first weights are these: N(0, 0.02).
+    """
+
+    def __init__(self, latent_size: int, width: int, shape: Shape) -> None:
+        channels, side, _ = shape
+        sides = halvings(side, 3)
+        wide = width * 8
+        layers: list[nn.Module] = [
+            nn.Linear(latent_size, wide * sides[-1] ** 2),
+            nn.Unflatten(1, (wide, sides[-1], sides[-1])),
+            *_normalised(wide, nn.ReLU(), groups=1),
+        ]
+        for to in sides[-2::-1]:
+            layers.append(nn.ConvTranspose2d(wide, wide // 2, 3, 2, 1, output_padding=1 - to % 2))
+            wide //= 2
+            layers += _normalised(wide, nn.ReLU(), groups=1)
+        super().__init__(*layers, nn.Conv2d(wide, channels, 3, 1, 1), nn.Tanh())
+        self.apply(_dcgan_weights)
+
+
+class MetzDiscriminator(nn.Sequential):
+    """Three convolutions and one logit; so few channels (2, 4, 8) that generators collapse.
+
+    With BatchNorm's successor as in ``MetzGenerator``, on all layers, the first included: 585
+    parameters at width 2, the published number.
+    """
+
+    def __init__(self, width: int, shape: Shape) -> None:
+        channels, side, _ = shape
+        layers: list[nn.Module] = []
+        for _ in range(3):
+            layers.append(nn.Conv2d(channels, width, 3, 2, 1))
+            layers += _normalised(width, nn.LeakyReLU(0.3), groups=1)
+            channels, width = width, width * 2
+        pixels = halvings(side, 3)[-1] ** 2
+        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * pixels, 1), nn.Flatten(0))
+        self.apply(_dcgan_weights)
+
+
+def halvings(side: int, times: int | None = None) -> list[int]:
+    """A side and its halves, rounded up: 28, 14, 7, 4. So many `times`, or down to 4 or less."""
+    sides = [side]
+    while len(sides) <= times if times is not None else sides[-1] > 4:
+        sides.append((sides[-1] + 1) // 2)
+    return sides
+
+
+def _kernel(side: int) -> int:
+    """Of a stride of 2 between `side` and its half rounded up, padded by 1, both ways."""
+    return 3 if side % 2 else 4
 
 
 def _hidden(network: NetworkConfig, units: int) -> list[nn.Module]:
@@ -149,16 +218,16 @@ def _hidden(network: NetworkConfig, units: int) -> list[nn.Module]:
     return [activation, nn.LayerNorm(units)] if network.layer_norm else [activation]
 
 
-def _normalised(channels: int, activation: nn.Module) -> list[nn.Module]:
-    return [nn.GroupNorm(4, channels), activation]
+def _normalised(channels: int, activation: nn.Module, groups: int = 4) -> list[nn.Module]:
+    return [nn.GroupNorm(groups, channels), activation]
 
 
 def _dcgan_weights(module: nn.Module) -> None:
     """Radford et al. 2015, section 4: N(0, 0.02), without which the game starts unbalanced."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
 
 
 def memory_format(network: NetworkConfig) -> torch.memory_format:
     """channels_last for convolutions, which is how shards store images; else torch's default."""
-    return torch.channels_last if network.kind == "dcgan" else torch.contiguous_format
+    return torch.contiguous_format if network.kind == "mlp" else torch.channels_last

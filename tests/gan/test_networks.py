@@ -1,6 +1,7 @@
 """Shapes, the source text's sizes, and the independence that DDP and R1 rest on."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_refined_adds_what_the_source_text_adds():
         assert norm.normalized_shape == (200,)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "dcgan"])
+@pytest.mark.parametrize("kind", ["mlp", "dcgan", "metz"])
 def test_a_conditional_pair_listens_to_the_label(kind):
     torch.manual_seed(0)
     network = NetworkConfig(kind=kind, width_G=8, width_D=8, conditional=True)
@@ -80,6 +81,49 @@ def test_dcgan_shapes(size):
     assert D(images).shape == (2,)
 
 
+@pytest.mark.parametrize("kind", ["dcgan", "metz"])
+@pytest.mark.parametrize("size", [17, 20, 28, 45])
+def test_sides_that_are_no_power_of_two(kind, size):
+    network = NetworkConfig(kind=kind, width_G=8, width_D=8)
+    G, D = networks.build(network, LatentConfig(size=10), (size, size, 3))
+    images = G(torch.randn(2, 10))
+    assert images.shape == (2, 3, size, size)
+    assert D(images).shape == (2,)
+
+
+def test_sides_are_halved_upwards():
+    assert networks.halvings(28) == [28, 14, 7, 4]
+    assert networks.halvings(64) == [64, 32, 16, 8, 4]
+    assert networks.halvings(45) == [45, 23, 12, 6, 3]
+    assert networks.halvings(64, 3) == [64, 32, 16, 8]
+
+
+def test_powers_of_two_are_made_of_the_layers_they_always_were():
+    """Kernels of 4 throughout: checkpoints from before other sides were allowed still load."""
+    G, D = networks.build(NetworkConfig(width_G=8, width_D=8), LatentConfig(size=10), (32, 32, 3))
+    weights = [[tuple(p.shape) for p in net.parameters() if p.ndim == 4] for net in (G, D)]
+    widths = [10, 32, 16, 8, 3]  # G's from the latent on, D's from the pixels on
+    assert weights[0] == [(*pair, 4, 4) for pair in pairwise(widths)]
+    widths = [3, 8, 16, 32, 1]
+    assert weights[1] == [(out, into, 4, 4) for into, out in pairwise(widths)]
+    assert list(D.state_dict())[:4] == ["0.weight", "0.bias", "2.weight", "3.weight"]
+
+
+def test_the_small_nets_of_metz_have_the_published_sizes():
+    """PacGAN, table 3: D has 585 parameters, three norms among them, where it is 1/4 of G."""
+    config = presets.stacked_t3_quarter()
+    G, D = networks.build(config.network, config.latent, (28, 28, 3))
+    a, b, c = 2, 4, 8
+    weights = 9 * (3 * a + a * b + b * c) + (a + b + c) + 2 * (a + b + c) + (c * 4 * 4 + 1)
+    assert count(D) == weights == 585
+    widths = [64, 32, 16, 8, 3]
+    weights = sum(9 * i * o + o for i, o in pairwise(widths)) + 2 * (64 + 32 + 16 + 8)
+    assert count(G) == (256 * 1024 + 1024) + weights == 287_875
+    config = presets.stacked_t3_half()
+    _, D = networks.build(config.network, config.latent, (28, 28, 3))
+    assert [m.out_channels for m in D if isinstance(m, torch.nn.Conv2d)] == [4, 8, 16]
+
+
 def test_dcgan64_has_the_published_widths():
     """Radford et al. 2015, figure 1: 1024 was 512 in the code everybody uses; 100 -> 512 -> 64."""
     config = presets.dcgan64()
@@ -92,8 +136,10 @@ def test_dcgan64_has_the_published_widths():
 
 SHAPES = {"cpu32": (32, 32, 3), "dcgan64": (64, 64, 3), "mlp": (218, 178, 3), "cured": (32, 32, 3)}
 CURES = {"pack": 2, "minibatch_stddev": 3, "spectral_norm": True}
-CONFIGS = presets.CELEBA | presets.MNIST
-CONFIGS["cured"] = replace(presets.cpu32(), network=replace(presets.cpu32().network, **CURES))
+CONFIGS = presets.CELEBA | presets.MNIST | presets.STACKED
+SHAPES |= dict.fromkeys([*presets.STACKED, "cured-metz"], (28, 28, 3))
+for name, preset in (("cured", presets.cpu32()), ("cured-metz", presets.stacked_t3_quarter())):
+    CONFIGS[name] = replace(preset, network=replace(preset.network, **CURES))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
