@@ -39,6 +39,8 @@ class Images(Protocol):
     """Images of one shard."""
     class_names: tuple[str, ...]
     """Names of the labels; () where there are none."""
+    attribute_names: tuple[str, ...]
+    """Names of the attributes; () where there are none."""
 
     def __len__(self) -> int:
         """Return the number of images."""

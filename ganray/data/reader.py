@@ -74,6 +74,7 @@ class ShardReader:
         self.shard_rows = self.manifest.shards[0].rows
         """Images of one shard; the last may have fewer."""
         self.class_names = self.manifest.class_names
+        self.attribute_names = self.manifest.attribute_names
         self.counts_replaced = on_damage == "skip"
         self.replaced = 0
         """Damaged images that others stood in for, so far."""

@@ -2,6 +2,9 @@
 
 It is trained here, on the labels of the real images, so no weights are fetched. Everything that
 counts modes or measures distances between images looks through it, and states its ``hash``.
+
+Labels are either classes, of which each image has one, or attributes, each of which it has or has
+not; only the loss, what noise is called and the accuracy differ.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,15 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from ganray.metrics.recipe import Recipe, orders, shifted, spoilt
+from ganray.metrics.recipe import ATTRIBUTES_RECIPE, Recipe, orders, shifted, spoilt
 from ganray.progress import Progress
 
 Images = NDArray[np.uint8] | torch.Tensor
 """uint8 (n, H, W, C) in [0, 255], C being 1 or 3."""
-Labels = NDArray[np.int64] | torch.Tensor
-"""int64 (n,) in [0, K)."""
+Labels = NDArray[np.int64] | NDArray[np.uint8] | torch.Tensor
+"""Classes, int64 (n,) in [0, K); or attributes, uint8 (n, K) of 0 and 1, as shards hold them."""
 
 Shape = tuple[int, int, int]
 
@@ -40,7 +44,10 @@ UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.Un
 
 
 class Classifier(nn.Module):
-    """A small CNN from images (H, W, C) to K classes. Made by ``reference_classifier``."""
+    """A small CNN from images (H, W, C) to K classes or attributes.
+
+    Made by ``reference_classifier``.
+    """
 
     mean: torch.Tensor
     """Of each channel of the training images, float32 (C, 1, 1) in [0, 255]; ``std`` likewise."""
@@ -50,7 +57,12 @@ class Classifier(nn.Module):
         super().__init__()
         self.image_shape, self.classes = image_shape, classes
         self.accuracy = float("nan")
-        """Share of the held-out images whose class is recognised, in [0, 1]."""
+        """Share of the held-out images whose class is recognised, in [0, 1]; the mean of these
+        shares over attributes."""
+        self.balanced: tuple[float, ...] = ()
+        """Of each attribute, the mean of the shares recognised of the held-out images that have
+        it and of those that have not, in [0, 1]: 1/2 is a guess. nan where all have or none has.
+        () where classes are told apart."""
         self.hash = ""
         """16 hex digits: names the data and the recipe."""
         channels = image_shape[2]
@@ -76,26 +88,20 @@ class Classifier(nn.Module):
         Raises:
             ValueError: The images have another shape or dtype than those it was trained on.
         """
-        _refuse_images("images", images)
+        refuse_images("images", images)
         if tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"images: {tuple(images.shape)}; this classifier was trained on (n, "
                 f"{', '.join(map(str, self.image_shape))}); train another on images of that shape"
             )
-        step = max(1, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
-        device = self.mean.device
         with torch.no_grad():
-            return torch.cat(
-                [
-                    self._embed(_pixels(images[start : start + step], device))
-                    for start in range(0, max(len(images), 1), step)  # none at all is one batch
-                ]
-            )
+            return torch.cat([self._embed(x) for x in batches(images, self.mean.device)])
 
     def predict(self, images: Images) -> torch.Tensor:
         """Logits, float32 (n, K), on the classifier's device; ``head`` of ``features``.
 
-        Softmax gives probabilities that can be gated: see ``Recipe.blends`` and ``Recipe.noise``.
+        Softmax, of attributes sigmoid, gives probabilities that can be gated: see
+        ``Recipe.blends`` and ``Recipe.noise``.
 
         Raises:
             ValueError: As ``features``.
@@ -123,33 +129,35 @@ def reference_classifier(
 
     Args:
         train_images: uint8 (n, H, W, C), H and W at least 8, C 1 or 3.
-        train_labels: int64 (n,) in [0, K); K is the largest of them and one.
+        train_labels: Classes, int64 (n,) in [0, K), K being the largest of them and one; or
+            attributes, uint8 (n, K) of 0 and 1.
         test_images: uint8 (m, H, W, C) held out, m at least 1: they measure the accuracy.
-        test_labels: int64 (m,) in [0, K).
+        test_labels: As ``train_labels``, of m images.
         data_digest: Names images and labels, for example a manifest's digest; not empty.
         cache: Folder of trained classifiers; made if absent. A file there that cannot be read is
             replaced, as it can be made again.
         device: Where it is trained and stays.
-        recipe: How to train; ``Recipe()`` if None.
+        recipe: How to train; if None ``Recipe()``, for attributes ``ATTRIBUTES_RECIPE``.
 
     Raises:
         ValueError: Images and labels do not fit each other or the above.
     """
-    recipe = recipe or Recipe()
+    attributes = train_labels.ndim == 2
+    recipe = recipe or (ATTRIBUTES_RECIPE if attributes else Recipe())
     shape, classes = _check(train_images, train_labels, test_images, test_labels)
     if not data_digest:
         raise ValueError("data_digest='': must name the data, or the cache would mix up two sets")
     counts = [len(train_images), len(test_images)]
-    made_of = {"data": data_digest, "shape": shape, "classes": classes, "counts": counts}
+    kind = "attributes" if attributes else "classes"
+    made_of = {"data": data_digest, "shape": shape, kind: classes, "counts": counts}
     text = json.dumps(made_of | asdict(recipe), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache / f"{digest}.pt"
     classifier = _load(path, Classifier(shape, classes, recipe.rng_seed))
     if classifier is None:
         classifier = Classifier(shape, classes, recipe.rng_seed).to(device)
-        _train(classifier, _tensor(train_images), _tensor(train_labels), recipe)
-        guesses = classifier.predict(test_images).argmax(1).cpu()
-        classifier.accuracy = (guesses == _tensor(test_labels).cpu()).double().mean().item()
+        _train(classifier, as_tensor(train_images), as_tensor(train_labels), recipe)
+        _examine(classifier, test_images, as_tensor(test_labels).cpu())
         _save(path, classifier)
     classifier.hash = digest
     return classifier.to(device).eval().requires_grad_(False)
@@ -167,6 +175,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         classifier = Classifier((height, width, channels), held["classes"], rng_seed=0)
         classifier.load_state_dict(held["weights"])
         classifier.accuracy = float(held["accuracy"])
+        classifier.balanced = tuple(held["balanced"])
     except UNREADABLE as error:
         raise ValueError(
             f"classifier {path} cannot be read ({type(error).__name__}): delete it, and the next"
@@ -212,20 +221,36 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.lr, total_steps=steps, pct_start=0.25, cycle_momentum=False
     )
+    attributes = labels.ndim == 2
+    loss = binary_cross_entropy_with_logits if attributes else cross_entropy
+    unknown = 1 / 2 if attributes else 1 / classifier.classes
     # On the CPU, so that the draws are the same on every device.
     generator = torch.Generator().manual_seed(recipe.rng_seed)
     classifier.train()
     with Progress(steps * size, "train the reference classifier", "images") as progress:
         for rows in orders(len(images), size, steps, generator):
             x = shifted(_pixels(images[rows.to(images.device)], device), recipe, generator)
-            y = one_hot(labels[rows.to(labels.device)], classifier.classes).float().to(device)
-            x, y = spoilt(x, y, recipe, generator)
+            y = labels[rows.to(labels.device)]
+            y = (y if attributes else one_hot(y, classifier.classes)).float().to(device)
+            x, y = spoilt(x, y, unknown, recipe, generator)
             optimizer.zero_grad()
-            cross_entropy(classifier(x), y).backward()
+            loss(classifier(x), y).backward()
             optimizer.step()
             schedule.step()
             progress.add(size)
     classifier.eval()
+
+
+def _examine(classifier: Classifier, images: Images, labels: torch.Tensor) -> None:
+    """Set what it recognises of held-out images."""
+    logits = classifier.predict(images).cpu()
+    if labels.ndim == 1:
+        classifier.accuracy = (logits.argmax(1) == labels).double().mean().item()
+        return
+    right, has = (logits > 0) == labels, labels.bool()
+    classifier.accuracy = right.double().mean().item()
+    of_either = torch.stack([(right & part).sum(0) / part.sum(0) for part in (has, ~has)])
+    classifier.balanced = tuple(of_either.mean(0).tolist())
 
 
 def _measure(classifier: Classifier, images: torch.Tensor) -> None:
@@ -244,6 +269,7 @@ def _load(path: Path, classifier: Classifier) -> Classifier | None:
         held: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         classifier.load_state_dict(held["weights"])
         classifier.accuracy = float(held["accuracy"])
+        classifier.balanced = tuple(held.get("balanced", ()))
     except UNREADABLE as error:
         print(f"{path}: cannot be read ({type(error).__name__}); trained anew", flush=True)
         return None
@@ -256,39 +282,44 @@ def _save(path: Path, classifier: Classifier) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     weights = {name: value.cpu() for name, value in classifier.state_dict().items()}
     described = {"shape": list(classifier.image_shape), "classes": classifier.classes}
-    torch.save(described | {"accuracy": classifier.accuracy, "weights": weights}, part)
+    figures = {"accuracy": classifier.accuracy, "balanced": classifier.balanced}
+    torch.save(described | figures | {"weights": weights}, part)
     os.replace(part, path)
 
 
-def _tensor(array: Images | Labels) -> torch.Tensor:
+def as_tensor(array: Images | Labels) -> torch.Tensor:
+    """The same numbers as a tensor; copied only where torch cannot share them."""
     if isinstance(array, torch.Tensor):
         return array
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # copies if it has to
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def batches(
+    images: Images, device: torch.device, at_once: int | None = None
+) -> Iterator[torch.Tensor]:
+    """The images in order, at least one batch of them: float32 (n, C, H, W) in [0, 255].
+
+    Args:
+        images: uint8 (N, H, W, C) in [0, 255], N from 0.
+        device: Where the batches are to be.
+        at_once: Images of a batch; as many as make ``PIXELS_AT_ONCE`` if None.
+    """
+    step = at_once or max(1, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+    for start in range(0, max(len(images), 1), step):
+        yield _pixels(images[start : start + step], device)
 
 
 def _pixels(images: Images, device: torch.device) -> torch.Tensor:
     """uint8 (n, H, W, C) -> float32 (n, C, H, W) in [0, 255]."""
-    return _tensor(images).to(device).permute(0, 3, 1, 2).float()
+    return as_tensor(images).to(device).permute(0, 3, 1, 2).float()
 
 
-def _check(
-    train_images: Images, train_labels: Labels, test_images: Images, test_labels: Labels
-) -> tuple[Shape, int]:
-    """(image shape, classes) of a set that can be learned."""
-    _refuse_set("train", train_images, train_labels)
-    _refuse_set("test", test_images, test_labels)
-    classes, tested = int(train_labels.max()) + 1, int(test_labels.max()) + 1
-    if train_images.shape[1:] != test_images.shape[1:] or not max(2, tested) <= classes:
-        raise ValueError(
-            f"train_images {tuple(train_images.shape)} of {classes} classes, test_images "
-            f"{tuple(test_images.shape)} of {tested}: must be of one shape and of the same "
-            "classes, at least 2; take both from one set"
-        )
-    height, width, channels = train_images.shape[1:]
-    return (height, width, channels), classes
+def refuse_images(name: str, images: Images) -> None:
+    """Refuse what is not uint8 (n, H, W, C), H and W at least 8 and C 1 or 3.
 
-
-def _refuse_images(name: str, images: Images) -> None:
+    Raises:
+        ValueError: It is not.
+    """
     shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
     if dtype != "uint8" or len(shape) != 4 or shape[3] not in (1, 3) or min(shape[1:3]) < 8:
         raise ValueError(
@@ -297,12 +328,42 @@ def _refuse_images(name: str, images: Images) -> None:
         )
 
 
+def _check(
+    train_images: Images, train_labels: Labels, test_images: Images, test_labels: Labels
+) -> tuple[Shape, int]:
+    """(image shape, classes or attributes) of a set that can be learned."""
+    _refuse_set("train", train_images, train_labels)
+    _refuse_set("test", test_images, test_labels)
+    kind = "attributes" if train_labels.ndim == 2 else "classes"
+    classes, tested = _outputs(train_labels), _outputs(test_labels)
+    # A class may be rare enough for no test image to show it; attributes come in columns.
+    enough = tested == classes if kind == "attributes" else max(2, tested) <= classes
+    alike = (train_images.shape[1:], train_labels.ndim) == (test_images.shape[1:], test_labels.ndim)
+    if not alike or not enough:
+        raise ValueError(
+            f"train_images {tuple(train_images.shape)} of {classes} {kind}, test_images "
+            f"{tuple(test_images.shape)} of {tested}: must be of one shape and of the same "
+            f"{kind}{', at least 2' if kind == 'classes' else ''}; take both from one set"
+        )
+    height, width, channels = train_images.shape[1:]
+    return (height, width, channels), classes
+
+
+def _outputs(labels: Labels) -> int:
+    return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+
+
 def _refuse_set(name: str, images: Images, labels: Labels) -> None:
-    _refuse_images(f"{name}_images", images)
+    refuse_images(f"{name}_images", images)
     shape, dtype = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
     least = 2 if name == "train" else 1  # BatchNorm cannot learn from one
-    if dtype != "int64" or shape != (len(images),) or len(images) < least or labels.min() < 0:
+    if len(shape) == 2:
+        sound = dtype == "uint8" and 0 not in shape and labels.max() <= 1
+    else:
+        sound = dtype == "int64" and len(shape) == 1 and len(labels) and labels.min() >= 0
+    if not sound or len(labels) != len(images) or len(images) < least:
         raise ValueError(
-            f"{name}_labels: {dtype} {shape} for {len(images)} images; must be int64 of at least "
-            f"0, one for each image, of at least {least}; leave out images without a label"
+            f"{name}_labels: {dtype} {shape} for {len(images)} images; must be classes, int64 of "
+            "at least 0, one for each image, or attributes, uint8 of 0 and 1, a row for each, of "
+            f"at least {least}; leave out images without a label"
         )

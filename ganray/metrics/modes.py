@@ -7,6 +7,7 @@ A divergence means little without the number of samples behind it: a perfect sam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,17 @@ def captured(
     # A share of 0.07 of 100 is 7.000000000000001 to a computer.
     needed = np.asarray(share) * drawn * (1 - 1e-12)
     return int((counts >= np.maximum(at_least, needed)).sum())
+
+
+def missing(counts: ArrayLike, names: Sequence[str], *, at_least: int = 1) -> tuple[str, ...]:
+    """Names of the modes with fewer than `at_least` samples, in order.
+
+    Args:
+        counts: int (K,).
+        names: Of the K modes.
+        at_least: Samples, from 1.
+    """
+    return tuple(name for name, hits in zip(names, _counts(counts), strict=True) if hits < at_least)
 
 
 def captured_ceiling(samples: int, sampler: ArrayLike) -> float:

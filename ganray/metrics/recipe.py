@@ -35,6 +35,12 @@ class Recipe:
     """Of the first weights, the order, the shifts, the blends and the noise."""
 
 
+ATTRIBUTES_RECIPE = Recipe(epochs=0, min_images=100_000)
+"""For attributes, at a cost that does not grow with the set: 36 s on one CPU core at 32x32. From
+4,000 drawn faces it learns to tell 95 % of the attributes of others, of which 80 % are told by
+always guessing what is commoner."""
+
+
 def orders(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """`steps` batches of `size` rows; each pass in a new order, its rest left out."""
     order = torch.randperm(count, generator=generator)
@@ -60,17 +66,24 @@ def shifted(pixels: torch.Tensor, recipe: Recipe, generator: torch.Generator) ->
 
 
 def spoilt(
-    x: torch.Tensor, y: torch.Tensor, recipe: Recipe, generator: torch.Generator
+    x: torch.Tensor,
+    y: torch.Tensor,
+    unknown: float,
+    recipe: Recipe,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Some images blended and some made noise, in place, so that confidence can be gated.
 
     Trained on MNIST alone, the classifier is sure (p > 0.9) of all uniform noise and of a third of
     the averages of two digits; with both of these, of none and of 1 in 100. Blends have the blend
-    of both labels (Zhang et al. 2018), noise all classes alike (Hendrycks et al. 2019).
+    of both labels (Zhang et al. 2018), noise all classes alike (Hendrycks et al. 2019). Of
+    attributes a blend is as sure as before where both images agree, and noise has each by half:
+    its share among the images would make noise a sure instance of "no hat".
 
     Args:
         x: float32 (n, C, H, W) in [0, 255], in random order.
-        y: float32 (n, K), probabilities.
+        y: float32 (n, K), probabilities; of classes they add up to 1.
+        unknown: What noise has in all of y: 1 / K for classes, 1 / 2 for attributes.
         recipe: How many.
         generator: On the CPU.
     """
@@ -89,5 +102,5 @@ def spoilt(
     level, contrast = 255 * torch.rand(2, len(x[normal]), 1, 1, 1, generator=generator)
     drawn = level + contrast * torch.randn(x[normal].shape, generator=generator)
     x[normal] = drawn.clamp(0, 255).to(device)
-    y[n - noise :] = 1 / y.shape[1]
+    y[n - noise :] = unknown
     return x.contiguous(memory_format=torch.channels_last), y

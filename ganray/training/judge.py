@@ -10,7 +10,15 @@ import torch
 from ganray.config import Config
 from ganray.data.augment import augment
 from ganray.data.loader import Images
-from ganray.metrics.extractors import ByClass, Extractor
+from ganray.metrics.extractors import (
+    ByAttributes,
+    ByChannel,
+    ByClass,
+    Extractor,
+    Features,
+    Pixels,
+    split_channels,
+)
 from ganray.metrics.features import load_classifier, reference_classifier
 from ganray.metrics.suite import FEWEST
 
@@ -18,6 +26,7 @@ from ganray.metrics.suite import FEWEST
 # each other must be compared with the same images.
 _SEED = 0
 _LEARNED = 60_000
+_TRIPLES = 20_000
 _LEARNED_BYTES = 2**30
 """Of the classifier's training images, at most."""
 _HELD_OUT = 10
@@ -34,17 +43,25 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
         device: where to train.
 
     Returns:
-        Its file in the home; '' where images have no labels, or nothing is to be evaluated.
+        Its file in the home; '' where nothing is known of images, or nothing is to be evaluated.
     """
     evaluation = config.evaluation
-    if not (evaluation.samples or evaluation.report_samples) or not images.class_names:
+    told = images.class_names or images.attribute_names
+    if not (evaluation.samples or evaluation.report_samples) or not told:
         return ""
     height, width, channels = images.image_shape
-    count = min(len(images), _LEARNED, _LEARNED_BYTES // (height * width * channels))
+    most = _TRIPLES if _stacked(images) else _LEARNED
+    count = min(len(images), most, _LEARNED_BYTES // (height * width * channels))
     ids = _shuffled_ids(images)[:count]
-    ids = ids[images.rows(ids).labels >= 0]
-    pixels, labels = _read(config, images, ids), images.rows(ids).labels
-    held = max(1, count // _HELD_OUT)
+    rows = images.rows(ids)
+    if images.class_names:
+        ids, labels = ids[rows.labels >= 0], rows.labels[rows.labels >= 0]
+    else:
+        labels = rows.attributes
+    pixels = _read(config, images, ids)
+    if _stacked(images):
+        pixels, labels = split_channels(pixels, labels)
+    held = max(1, len(pixels) // _HELD_OUT)
     cache = config.home / "classifiers"
     classifier = reference_classifier(
         pixels[held:],
@@ -66,8 +83,19 @@ def open_extractor(judge: str, images: Images, device: torch.device) -> Extracto
         images: those the run trains on.
         device: where to look.
     """
-    assert judge, "images without labels"
-    return ByClass(load_classifier(Path(judge), device), images.class_names)
+    if not judge:
+        return Pixels(device)
+    classifier = load_classifier(Path(judge), device)
+    if _stacked(images):
+        return ByChannel(classifier)
+    if images.class_names:
+        return ByClass(classifier, images.class_names)
+    known = images.rows(_shuffled_ids(images)[:_LEARNED]).attributes
+    try:
+        return ByAttributes(classifier, images.attribute_names, known)
+    except ValueError as error:  # attributes that cannot be told apart: still its features are
+        print(f"no modes: {error}", flush=True)
+        return Features(classifier)
 
 
 def reals(config: Config, images: Images, samples: int, part: int = 0) -> torch.Tensor:
@@ -90,6 +118,11 @@ def comparable(images: Images, samples: int, parts: int = 1) -> int:
     """How many reals there are to compare with, at most `samples`; 0 where they are too few."""
     found = min(samples, len(images) // parts)
     return found if found >= FEWEST else 0
+
+
+def _stacked(images: Images) -> bool:
+    """Whether each channel is a digit of its own: stacked MNIST."""
+    return len(images.class_names) == 1000 and images.image_shape[2] == 3
 
 
 def _shuffled_ids(images: Images) -> np.ndarray:

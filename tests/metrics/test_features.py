@@ -124,6 +124,51 @@ def test_the_hash_names_the_data_and_every_field_of_the_recipe(tmp_path, monkeyp
     assert all(len(name) == 16 and int(name, 16) >= 0 for name in hashes)
 
 
+def test_cached_classifiers_keep_their_name(classifier):
+    assert classifier.hash == "770828025cfce333"  # as before there were attributes
+
+
+def attributes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Of ``squares``: whether it is in the first place, whether in the last, and never."""
+    images, labels = squares(count, seed=seed)
+    return images, np.stack([labels == 0, labels == 2, labels == 3], 1).astype(np.uint8)
+
+
+def test_attributes_are_learned_each_by_itself_and_once(tmp_path, monkeypatch):
+    def learn_attributes() -> Classifier:
+        return reference_classifier(
+            *attributes(300),
+            *attributes(60, seed=1),
+            data_digest="squares",
+            cache=tmp_path,
+            device=CPU,
+            recipe=replace(QUICK, min_images=1280),
+        )
+
+    trained = learn_attributes()
+    assert trained.accuracy == 1.0
+    assert trained.balanced[:2] == (1.0, 1.0)
+    assert np.isnan(trained.balanced[2])  # has it never: nothing to tell
+    logits = trained.predict(attributes(30, seed=2)[0])
+    assert ((logits > 0).numpy() == attributes(30)[1]).all()
+    monkeypatch.setattr(features, "_train", None)
+    again = learn_attributes()
+    assert (again.hash, again.balanced[:2]) == (trained.hash, trained.balanced[:2])
+    noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
+    assert trained.predict(noise)[:, :2].sigmoid().sub(0.5).abs().mean() < 0.2  # not a sure "no"
+
+
+def test_balanced_accuracy_is_the_mean_over_those_with_and_those_without():
+    classifier = Classifier((8, 8, 1), 2, rng_seed=0)
+    logits = torch.tensor([[1.0, -1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])
+    classifier.predict = lambda _: logits  # says yes to 4 of 5, and to 1 of 5
+    labels = torch.tensor([[1, 0], [1, 0], [0, 0], [1, 0], [1, 0]], dtype=torch.uint8)
+    features._examine(classifier, IMAGES, labels)
+    assert classifier.accuracy == pytest.approx((3 + 4) / 10)
+    assert classifier.balanced[0] == pytest.approx((3 / 4 + 0 / 1) / 2)
+    assert np.isnan(classifier.balanced[1])
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -176,7 +221,11 @@ def test_blends_share_their_labels_and_noise_has_none():
     y = torch.nn.functional.one_hot(labels, 4).float()
     x = (10.0 * labels).view(32, 1, 1, 1).expand(32, 3, 8, 8).clone()  # flat, at a level each
     spoilt_x, spoilt_y = spoilt(
-        x.clone(), y.clone(), Recipe(blends=0.25, noise=0.25), torch.Generator().manual_seed(0)
+        x.clone(),
+        y.clone(),
+        1 / 4,
+        Recipe(blends=0.25, noise=0.25),
+        torch.Generator().manual_seed(0),
     )
     torch.testing.assert_close(spoilt_y.sum(1), torch.ones(32))
     means = (spoilt_y * torch.tensor([0.0, 10.0, 20.0, 30.0])).sum(1)
@@ -187,6 +236,16 @@ def test_blends_share_their_labels_and_noise_has_none():
     assert spoilt_x[24:28].std() > 10
     assert 0 <= spoilt_x.min() <= spoilt_x.max() <= 255
     assert torch.equal(spoilt_x[28:], x[28:])  # a flat image is the same in any order
+
+
+def test_attributes_stay_sure_in_a_blend_of_two_that_agree_and_are_even_in_noise():
+    y = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).repeat(4, 1)  # alternately
+    recipe = Recipe(blends=0.125, noise=0.25)
+    _, y = spoilt(torch.zeros(8, 1, 8, 8), y, 1 / 2, recipe, torch.Generator().manual_seed(0))
+    assert y[0, 0] == 1
+    assert 0 < y[0, 1] < 1
+    assert y[1:6].tolist() == [[1, 1], [1, 0], [1, 1], [1, 0], [1, 1]]
+    assert (y[6:] == 0.5).all()
 
 
 def small(**changes: object) -> dict[str, object]:
@@ -201,6 +260,7 @@ def small(**changes: object) -> dict[str, object]:
 
 
 IMAGES, LABELS = squares(6)
+COLUMNS = np.eye(3, dtype=np.uint8)[LABELS]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +276,15 @@ IMAGES, LABELS = squares(6)
         ({"train_labels": LABELS - 1}, "train_labels: .* at least 0"),
         ({"train_labels": LABELS * 0}, "of 1 classes, .* at least 2"),
         ({"test_labels": LABELS + 1}, "of 3 classes, .* of 4: must be"),
+        ({"train_labels": COLUMNS}, "of 3 attributes, .* of the same attributes; take"),
+        (
+            {"train_labels": COLUMNS, "test_labels": COLUMNS[:, :2]},
+            "of 3 attributes, .* of 2: must",
+        ),
+        ({"train_labels": 2 * COLUMNS}, r"train_labels: uint8 \(6, 3\) .* uint8 of 0 and 1"),
+        ({"train_labels": COLUMNS.astype(int)}, r"train_labels: int64 \(6, 3\) for 6 images"),
+        ({"train_labels": COLUMNS[:5]}, r"train_labels: uint8 \(5, 3\) for 6 images"),
+        ({"train_labels": COLUMNS[:, :0]}, r"train_labels: uint8 \(6, 0\) for 6 images"),
         ({"test_images": IMAGES[:0], "test_labels": LABELS[:0]}, "test_labels: .* for 0 images"),
         ({"data_digest": ""}, "data_digest='': must name the data"),
     ],
