@@ -20,12 +20,13 @@ from ganray.data.prepare import DataPlan
 from ganray.distributed import from_leader, rank, world_size
 from ganray.integrations import mlflow_tracker, ray_train
 from ganray.training import launch, report
+from ganray.training.assess import PAGE, Assessment, assess, table
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
-from ganray.training.judge import prepare_judge
+from ganray.training.judge import open_extractor, prepare_judge
 from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
-from ganray.training.state import CONFIG_FILE, load_generator
+from ganray.training.state import CONFIG_FILE, load_generator, to_uint8
 
 
 def run(config: Config) -> None:
@@ -156,13 +157,49 @@ def _train_and_report(
         for picture in pictures.values():
             mlflow_tracker.log_file(run, picture)
         generator = load_generator(checkpoint)
+        assessment = _assess(config, images, judge, generator)
+        if assessment is not None:
+            about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
+            for file in assessment.write(config.run_folder() / "evaluation", about):
+                mlflow_tracker.log_file(run, file, "evaluation")
+            mlflow_tracker.log_report(run, assessment.summary(), assessment.tags())
         inputs = config.latent.size + classes_of(config, images)
         model = mlflow_tracker.log_generator(run, generator, inputs, images.image_shape)
+    if assessment is not None:
+        print(f"{table(assessment.report)}\nverdict     {assessment.verdict}")
+        print(f"page        {config.run_folder() / 'evaluation' / PAGE}")
     print(f"checkpoint  {checkpoint}")
     print(f"generator   {model}  (mlflow.pytorch.load_model)")
     for name, picture in pictures.items():
         print(f"{name:11s} {picture}")
     print(f"look        mlflow ui --backend-store-uri {run.uri}", flush=True)
+
+
+def _assess(
+    config: Config, images: DataPlan, judge: str, generator: torch.nn.Module
+) -> Assessment | None:
+    """The report at the end of the run; None where none is wanted, or images are too few."""
+    if not config.evaluation.report_samples:
+        return None
+    device = local_device()
+    generator = generator.to(device)
+
+    def generate(z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return to_uint8(generator(z.to(device)), config.pixel_low())
+
+    with closing(prepare.open_images(config.data, config.home, images.where)) as opened:
+        found = assess(
+            config,
+            generate,
+            classes_of(config, images),
+            opened,
+            open_extractor(judge, opened, device),
+            samples=config.evaluation.report_samples,
+            title=config.name,
+        )
+    generator.cpu()
+    return found
 
 
 def _tags(config: Config, workers: Workers) -> dict[str, str]:

@@ -100,3 +100,34 @@ class ExploreConfig:
     def frames(self) -> int:
         """Images of the animation."""
         return max(2, round(self.fps * self.seconds))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What jobs/evaluate.py is asked to do."""
+
+    run: str = ""
+    """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
+    against: str | None = None
+    """Another run, to compare with: both are measured against the data of the first."""
+    samples: int = 5_000
+    """Generated images, and real ones on either side; fewer where there are fewer real ones."""
+    resamples: int = 200
+    """Replicates behind an interval."""
+    out: Path | None = None
+    """Folder of the report. None: `evaluation` in the run folder, or evaluation/NAME at home."""
+    home: Path | None = None
+    """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
+    tracking_uri: str | None = None
+    """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
+    data_root: str | None = None
+    """Where the data are, if not where the run found them."""
+
+    def __post_init__(self) -> None:
+        require("--samples", self.samples, "be at least 80", self.samples >= 80)
+        require("--resamples", self.resamples, "be at least 20", self.resamples >= 20)
+
+    def home_folder(self) -> Path:
+        """Absolute; where a training job without --home leaves its runs, too."""
+        home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
+        return home.expanduser().resolve()

@@ -15,6 +15,7 @@ from tests.conftest import load_job
 TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
 TINY += ["--train.log_every", "0.06", "--train.sample_every", "0.06", "--launcher", "torch"]
+TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
 
 
 @pytest.fixture(scope="module")

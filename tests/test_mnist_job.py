@@ -13,6 +13,7 @@ from ganray.training import journal
 from tests.conftest import load_job
 
 SHORT = ["--launcher", "torch", "--train.batch_size", "20", "--train.kimg", "0.2"]
+SHORT += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
 SHORT += ["--train.log_every", "0.1", "--train.sample_every", "0.1"]
 
 

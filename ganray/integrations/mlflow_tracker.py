@@ -119,9 +119,17 @@ def _finish(run: Run, follower: Follower, status: str, timeout_s: float = 30.0) 
         )
 
 
-def log_file(run: Run, path: Path) -> None:
+def log_file(run: Run, path: Path, folder: str | None = None) -> None:
     """Put a file among the run's artifacts."""
-    MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(path))
+    MlflowClient(tracking_uri=run.uri).log_artifact(run.run_id, str(path), folder)
+
+
+def log_report(run: Run, values: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """The figures that a finished run is compared by, and what they come to in words."""
+    at = int(time.time() * 1000)
+    points = [Metric(name, value, at, 0) for name, value in values.items()]
+    named = [RunTag(name, value[:5000]) for name, value in tags.items()]
+    MlflowClient(tracking_uri=run.uri).log_batch(run.run_id, metrics=points, tags=named)
 
 
 def log_generator(run: Run, generator: Any, inputs: int, image_shape: tuple[int, ...]) -> str:

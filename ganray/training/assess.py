@@ -48,6 +48,22 @@ class Assessment:
     verdict: Verdict
     page: Page
 
+    def summary(self) -> dict[str, float]:
+        """Each metric as `report/NAME`, and the ends of its interval; infinite ones left out."""
+        values = {}
+        for name, line in self.report.lines.items():
+            ends = {"": line.fake.value, "_low": line.fake.low, "_high": line.fake.high}
+            values |= {f"report/{name}{end}": float(x) for end, x in ends.items() if np.isfinite(x)}
+        return values
+
+    def tags(self) -> dict[str, str]:
+        """What the run is found by in a list of runs."""
+        return {
+            "ganray.verdict": self.verdict.words,
+            "ganray.collapse": self.verdict.kind,
+            "ganray.extractor": self.report.extractor,
+        }
+
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
         """Write the report as JSON, with what it is about, and the page; returns both files."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +206,7 @@ def differences(a: Report, b: Report) -> dict[str, Estimate]:
     return {
         name: difference(a.lines[name].fake, b.lines[name].fake)
         for name in a.lines
-        if name in b.lines
+        if name in b.lines and np.isfinite(a[name]) and np.isfinite(b[name])
     }
 
 

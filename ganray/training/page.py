@@ -50,7 +50,7 @@ def draw(page: Page, report: Report, verdict: Verdict, path: Path) -> None:
     color = "tab:red" if verdict.collapsed else "black"
     figure.suptitle(f"{page.title}\n{words}", fontsize=13, color=color)
     figure.supxlabel(f"{note}; bars and whiskers are 95 % intervals", fontsize=9, color="0.4")
-    rows = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    rows: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     numbers = rows[0].subplots(1, 3, width_ratios=(1.5, 1, 1.2))
     _modes(numbers[0], report)
     _precision_recall(numbers[1], report)

@@ -27,6 +27,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TORCHRUN += [JOB[1]]
 TINY = ["--data.size", "16", "--data.drawn", "200", "--latent.size", "8", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.log_every", "0.06"]
+TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
 TINY += [
     "--train.sample_every",
     "0.12",

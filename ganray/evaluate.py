@@ -1,0 +1,112 @@
+"""What jobs/evaluate.py does: report on a trained generator, or on two side by side."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ganray import trained
+from ganray.config import Config
+from ganray.data import prepare
+from ganray.data.loader import Images
+from ganray.integrations import mlflow_runs
+from ganray.metrics.extractors import Extractor
+from ganray.options import EvaluateConfig
+from ganray.trained import Trained
+from ganray.training.assess import Assessment, assess, differences, table
+from ganray.training.context import local_device
+from ganray.training.judge import open_extractor, prepare_judge
+
+
+def evaluate(options: EvaluateConfig) -> None:
+    """Find the generators, measure them, print, write, log.
+
+    Raises:
+        ValueError: bad input, found before anything is measured.
+    """
+    names = [options.run] + ([options.against] if options.against else [])
+    found = [trained.find(name, options.home_folder(), options.tracking_uri) for name in names]
+    config = _config(found[0], options)
+    made = prepare.plan(config.data, config.home)
+    digest = prepare.prepare(config.data, made)
+    device = local_device()
+    with closing(prepare.open_images(config.data, config.home, made.where)) as images:
+        judge = prepare_judge(config, images, digest, device)
+        extractor = open_extractor(judge, images, device)
+        assessed = [_assess(each, config, images, extractor, options) for each in found]
+    for each, assessment in zip(found, assessed, strict=True):
+        print(f"\n{each.source}\n{table(assessment.report)}\nverdict     {assessment.verdict}")
+        _keep(each, assessment, digest, options)
+    if options.against:
+        print(f"\n{found[0].config.name} less {found[1].config.name}, with 95 % intervals")
+        for name, value in differences(assessed[0].report, assessed[1].report).items():
+            apart = "differ" if value.low > 0 or value.high < 0 else ""
+            print(f"{name:20s} {value.brief():>30s}  {apart}".rstrip())
+
+
+def _config(found: Trained, options: EvaluateConfig) -> Config:
+    """The run's own, with this machine's home and the samples that are asked for."""
+    evaluation = replace(found.config.evaluation, report_samples=options.samples)
+    config = replace(found.config, evaluation=evaluation)
+    if found.folder is None:  # its home may be another machine's
+        config = replace(config, home=options.home_folder())
+    root = options.data_root
+    return replace(config, data=replace(config.data, root=root)) if root else config
+
+
+def _assess(
+    found: Trained, config: Config, images: Images, extractor: Extractor, options: EvaluateConfig
+) -> Assessment:
+    def generate(z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return trained.to_uint8(found.G(z), found.config.pixel_low())
+
+    own = replace(config, latent=found.config.latent, train=found.config.train)
+    shape = config.data.seen_shape(images.image_shape)
+    one = generate(torch.zeros(1, found.config.latent.size + found.classes))
+    if tuple(one.shape[1:]) != shape:
+        raise ValueError(
+            f"{found.source} makes images of {tuple(one.shape[1:])}, and is compared with {shape};"
+            " compare runs on the same data"
+        )
+    title = found.config.name
+    result = assess(
+        own, generate, found.classes, images, extractor, samples=options.samples,
+        resamples=options.resamples, title=title,
+    )  # fmt: skip
+    if result is None:
+        raise ValueError(
+            f"{len(images)} real images are too few to compare with; 160 are the least: half of"
+            " them stand for the data, half for a perfect generator"
+        )
+    return result
+
+
+def _keep(found: Trained, assessment: Assessment, digest: str, options: EvaluateConfig) -> None:
+    """Write the report, and put it into the run's artifacts, or say why not."""
+    folder = _folder(found, options)
+    about = {"run": found.config.name, "source": found.source, "data": digest}
+    files = assessment.write(folder, about)
+    print(f"report      {files[0]}\npage        {files[1]}")
+    try:
+        run = found.run or mlflow_runs.by_name(found.config)
+        if run is None:
+            print(f"MLflow      knows no run {found.config.name!r}; the report is kept")
+            return
+        mlflow_runs.add(run, files, "evaluation")
+        print(f"artifacts   evaluation/ of MLflow run {run.run_id} at {run.uri}", flush=True)
+    except ValueError as error:
+        print(f"MLflow      has not got the report, it is kept: {error}")
+
+
+def _folder(found: Trained, options: EvaluateConfig) -> Path:
+    """--out, or `evaluation` in the run folder, or a folder in the home; by name where two."""
+    if options.out:
+        out = options.out.expanduser()
+        return out / found.config.name if options.against else out
+    if found.folder:
+        return found.folder / "evaluation"
+    return options.home_folder() / "evaluation" / found.config.name

@@ -1,0 +1,95 @@
+"""Evaluation as training goes on: it changes nothing that is learned, and keeps the best."""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganray.config import EvaluationConfig
+from ganray.data.convert import write_shards
+from ganray.distributed import all_rows
+from ganray.metrics.features import reference_classifier
+from ganray.metrics.recipe import Recipe
+from ganray.training import evaluation, journal, judge
+from ganray.training.launch import launch
+from ganray.training.state import read_state
+from tests.conftest import Squares, load_job, tiny_config
+
+
+def evaluated(home: Path, max_share: float = 1.0, **train: object):
+    settings = EvaluationConfig(samples=90, max_share=max_share, report_samples=0)
+    return replace(tiny_config(home, **train), evaluation=settings)
+
+
+def test_it_writes_its_series_keeps_the_best_and_changes_nothing(squares, tmp_path):
+    config = evaluated(tmp_path / "on")
+    weights = read_state(launch(config, str(squares)))
+    plain = read_state(launch(tiny_config(tmp_path / "off"), str(squares)))
+    assert all(torch.equal(weights["G"][name], plain["G"][name]) for name in plain["G"])
+    folder = config.run_folder()
+    events = [e for e, _ in journal.read(folder) if e["name"] == "collapse"]
+    assert [event["images"] for event in events] == [120, 240]
+    values = events[-1]["values"]
+    assert {"collapse/recall", "collapse/coverage", "collapse/vendi_share"} < set(values)
+    assert 0 < values["time/evaluation_share"] < 1
+    assert "coverage" in journal.collapse_line(events[-1])
+    best = max(event["values"]["collapse/coverage"] for event in events)
+    assert evaluation.best_coverage(folder) == best
+    if best:
+        score = json.loads((folder / evaluation.BEST / "score.json").read_text())
+        assert read_state(folder / evaluation.BEST)["step"] * 12 == score["images_seen"]
+
+
+def test_one_that_would_take_too_long_is_left_out_but_never_the_last(squares, tmp_path):
+    config = evaluated(tmp_path, max_share=1e-9)
+    launch(config, str(squares))
+    images, _ = journal.history(config.run_folder(), "collapse/recall")
+    assert images.tolist() == [240]
+
+
+def test_only_a_better_state_takes_the_place_of_the_best(squares, tmp_path):
+    class State:
+        images_seen = 12
+
+        def save(self, folder: Path) -> None:
+            folder.mkdir()
+
+    for coverage, kept in ((0.2, 0.2), (0.1, 0.2), (0.3, 0.3), (0.0, 0.3)):
+        evaluation.keep_best(State(), tmp_path, coverage)  # pyright: ignore
+        assert evaluation.best_coverage(tmp_path) == kept
+
+
+def test_rows_of_a_world_of_one():
+    rows = torch.arange(6).reshape(3, 2)
+    assert all_rows(rows, [3]) is rows
+
+
+def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch, capsys):
+    quick = functools.partial(reference_classifier, recipe=Recipe(min_images=640))
+    monkeypatch.setattr(judge, "reference_classifier", quick)
+    shards = tmp_path / "squares"
+    write_shards(Squares(400), shards, rows_per_shard=128, processes=1)
+    argv = [str(known.checkpoint), "--data-root", str(shards), "--out", str(tmp_path / "report")]
+    argv += ["--samples", "200", "--resamples", "20"]
+    job = load_job("evaluate")
+    job.main(argv)
+    out = capsys.readouterr().out
+    assert "recall +" in out
+    assert "verdict" in out
+    held = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert held["mode_names"] == ["small", "large"]
+    assert held["samples"] == 200
+    assert held["lines"]["coverage"]["perfect"] == pytest.approx(0.969, abs=0.01)
+    assert (tmp_path / "report" / "report.png").stat().st_size > 10_000
+    job.main([*argv, "--against", str(known.checkpoint)])
+    out = capsys.readouterr().out
+    assert "with 95 % intervals" in out
+    assert "differ" not in out.split("with 95 % intervals")[1]  # it is the same run twice
+
+
+def test_too_few_reals_are_not_compared_with():
+    for count, parts, expected in ((100, 1, 90), (79, 1, 0), (100, 2, 0), (200, 2, 90)):
+        assert judge.comparable(Squares(count), 90, parts) == expected  # pyright: ignore
