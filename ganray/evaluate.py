@@ -13,12 +13,11 @@ from ganray.config import Config
 from ganray.data import prepare
 from ganray.data.loader import Images
 from ganray.integrations import mlflow_runs
-from ganray.metrics.extractors import Extractor
 from ganray.options import EvaluateConfig
 from ganray.trained import Trained
 from ganray.training.assess import Assessment, assess, differences, table
 from ganray.training.context import local_device
-from ganray.training.judge import open_extractor, prepare_judge
+from ganray.training.judge import prepare_judge
 
 
 def evaluate(options: EvaluateConfig) -> None:
@@ -35,8 +34,7 @@ def evaluate(options: EvaluateConfig) -> None:
     device = local_device()
     with closing(prepare.open_images(config.data, config.home, made.where)) as images:
         judge = prepare_judge(config, images, digest, device)
-        extractor = open_extractor(judge, images, device)
-        assessed = [_assess(each, config, images, extractor, options) for each in found]
+        assessed = [_assess(each, config, images, judge, options) for each in found]
     for each, assessment in zip(found, assessed, strict=True):
         print(f"\n{each.source}\n{table(assessment.report)}\nverdict     {assessment.verdict}")
         _keep(each, assessment, digest, options)
@@ -58,7 +56,7 @@ def _config(found: Trained, options: EvaluateConfig) -> Config:
 
 
 def _assess(
-    found: Trained, config: Config, images: Images, extractor: Extractor, options: EvaluateConfig
+    found: Trained, config: Config, images: Images, judge: str, options: EvaluateConfig
 ) -> Assessment:
     def generate(z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -74,13 +72,13 @@ def _assess(
         )
     title = found.config.name
     result = assess(
-        own, generate, found.classes, images, extractor, samples=options.samples,
+        own, generate, found.classes, images, judge, samples=options.samples,
         resamples=options.resamples, title=title,
     )  # fmt: skip
     if result is None:
         raise ValueError(
-            f"{len(images)} real images are too few to compare with; 160 are the least: half of"
-            " them stand for the data, half for a perfect generator"
+            f"{len(images)} real images are too few to compare with; 320 are the least: a"
+            " classifier learns half of them, others stand for the data and a perfect generator"
         )
     return result
 

@@ -24,7 +24,7 @@ from ganray.training.assess import PAGE, Assessment, assess, table
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
-from ganray.training.judge import open_extractor, prepare_judge
+from ganray.training.judge import prepare_judge
 from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
 from ganray.training.state import CONFIG_FILE, load_generator, to_uint8
 
@@ -194,7 +194,7 @@ def _assess(
             generate,
             classes_of(config, images),
             opened,
-            open_extractor(judge, opened, device),
+            judge,
             samples=config.evaluation.report_samples,
             title=config.name,
         )

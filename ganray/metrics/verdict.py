@@ -44,7 +44,7 @@ class Verdict:
         return self.words
 
 
-def judge(report: Report) -> Verdict:
+def verdict_on(report: Report) -> Verdict:
     """Name what is wrong with the samples, the gravest first. Blind to what the extractor is."""
     kinds: list[tuple[Kind, str]] = []
     fake = report
@@ -86,7 +86,8 @@ def _of_modes(report: Report, real: Mapping[str, float]) -> list[tuple[Kind, str
     missing = report.missing()
     if not missing or held >= all_of:
         return []
-    shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if missing[10:] else "")
+    mark = " / " if any("," in name for name in missing) else ", "
+    shown = mark.join(missing[:10]) + (f" and {len(missing) - 10} more" if missing[10:] else "")
     kind: Kind = "few modes" if held <= _HALF * all_of else "lost modes"
     return [(kind, f"{held} of {all_of} modes; missing: {shown}")]
 

@@ -19,9 +19,10 @@ from ganray.metrics.diversity import interpolation_jump
 from ganray.metrics.extractors import Extractor, Seen
 from ganray.metrics.similarity import pair_similarity
 from ganray.metrics.suite import Line, Reference, Report, report
-from ganray.metrics.verdict import Verdict, judge
+from ganray.metrics.verdict import Verdict, verdict_on
 from ganray.progress import Progress
-from ganray.training.judge import comparable, reals
+from ganray.training.context import local_device
+from ganray.training.judge import comparable, open_extractor, reals
 from ganray.training.page import Page, draw
 from ganray.training.state import fixed_latents
 
@@ -80,7 +81,7 @@ def assess(
     generate: Generate,
     classes: int,
     images: Images,
-    extractor: Extractor,
+    judge: str,
     *,
     samples: int,
     resamples: int = 200,
@@ -93,7 +94,7 @@ def assess(
         generate: the generator.
         classes: that it can be asked for; 0 where it takes no label.
         images: those it learned from.
-        extractor: what both are looked at through.
+        judge: what `prepare_judge` returned for them.
         samples: how many of each; fewer where there are too few images.
         resamples: behind an interval.
         title: of the page.
@@ -101,9 +102,10 @@ def assess(
     Returns:
         None where there are too few images to say anything.
     """
-    count = comparable(images, samples, parts=2)
+    count = comparable(judge, images, samples, parts=2)
     if not count:
         return None
+    extractor = open_extractor(judge, images, local_device())
     real, others = (reals(config, images, count, part) for part in (0, 1))
     z = fixed_latents(config, "report", count, classes, torch.device("cpu"))
     looked, shown = [], []
@@ -123,7 +125,7 @@ def assess(
     if min(shown.shape[1:3]) > _LARGE:
         more["ms_ssim"] = _alike(shown, others[: len(shown)])
     found = found.with_lines(more)
-    verdict = judge(found)
+    verdict = verdict_on(found)
     nearest = _nearest(reference, seen, len(shown))
     page = Page(title, shown.numpy(), _modes(seen, shown), real[nearest].numpy())
     return Assessment(found, verdict, page)

@@ -36,7 +36,7 @@ class Evaluator:
 
     def __init__(self, config: Config, images: Images, judge: str, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._samples = comparable(images, config.evaluation.samples)
+        self._samples = comparable(judge, images, config.evaluation.samples)
         if not self._samples:
             return
         self._extractor: Extractor = open_extractor(judge, images, device)

@@ -29,8 +29,11 @@ _LEARNED = 60_000
 _TRIPLES = 20_000
 _LEARNED_BYTES = 2**30
 """Of the classifier's training images, at most."""
-_HELD_OUT = 10
-"""One image in so many says how good the classifier is."""
+_HELD_OUT = 10_000
+"""Images, or half of a smaller set, that the classifier does not learn: it is surer of those that
+it has learned than of any sample, however good. They are what samples are compared with."""
+_TESTED = 5_000
+"""Of these, those that say how good it is."""
 
 
 def prepare_judge(config: Config, images: Images, digest: str, device: torch.device) -> str:
@@ -51,28 +54,31 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
         return ""
     height, width, channels = images.image_shape
     most = _TRIPLES if _stacked(images) else _LEARNED
-    count = min(len(images), most, _LEARNED_BYTES // (height * width * channels))
-    ids = _shuffled_ids(images)[:count]
-    rows = images.rows(ids)
-    if images.class_names:
-        ids, labels = ids[rows.labels >= 0], rows.labels[rows.labels >= 0]
-    else:
-        labels = rows.attributes
-    pixels = _read(config, images, ids)
-    if _stacked(images):
-        pixels, labels = split_channels(pixels, labels)
-    held = max(1, len(pixels) // _HELD_OUT)
+    count = min(most, _LEARNED_BYTES // (height * width * channels))
+    ids, held = _shuffled_ids(images), _held_out(images)
     cache = config.home / "classifiers"
     classifier = reference_classifier(
-        pixels[held:],
-        labels[held:],
-        pixels[:held],
-        labels[:held],
+        *_labelled(config, images, ids[held:][:count]),
+        *_labelled(config, images, ids[:held][:_TESTED]),
         data_digest=f"{digest}/{config.data.crop}/{count}",
         cache=cache,
         device=device,
     )
     return str(cache / f"{classifier.hash}.pt")
+
+
+def _labelled(config: Config, images: Images, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels, and classes or attributes, of those ids that have any."""
+    rows = images.rows(ids)
+    if not images.class_names:
+        return _read(config, images, ids), torch.from_numpy(rows.attributes)
+    known = rows.labels >= 0
+    pixels, labels = _read(config, images, ids[known]), torch.from_numpy(rows.labels[known])
+    return split_channels(pixels, labels) if _stacked(images) else (pixels, labels)
+
+
+def _held_out(images: Images) -> int:
+    return min(_HELD_OUT, len(images) // 2)
 
 
 def open_extractor(judge: str, images: Images, device: torch.device) -> Extractor:
@@ -114,9 +120,17 @@ def reals(config: Config, images: Images, samples: int, part: int = 0) -> torch.
     return _read(config, images, ids)
 
 
-def comparable(images: Images, samples: int, parts: int = 1) -> int:
-    """How many reals there are to compare with, at most `samples`; 0 where they are too few."""
-    found = min(samples, len(images) // parts)
+def comparable(judge: str, images: Images, samples: int, parts: int = 1) -> int:
+    """How many reals there are to compare with, at most `samples`; 0 where they are too few.
+
+    Args:
+        judge: what `prepare_judge` returned: what its classifier learned is left out.
+        images: those the run trains on.
+        samples: how many are wanted.
+        parts: how many sets of them.
+    """
+    known = _held_out(images) if judge else len(images)
+    found = min(samples, known // parts)
     return found if found >= FEWEST else 0
 
 

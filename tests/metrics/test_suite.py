@@ -9,7 +9,7 @@ import torch
 
 from ganray.metrics import suite
 from ganray.metrics.extractors import Seen
-from ganray.metrics.verdict import alarm, half_life, judge
+from ganray.metrics.verdict import alarm, half_life, verdict_on
 
 CLASSES, N = 5, 300
 
@@ -74,7 +74,7 @@ GARBAGE = {
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_the_report_calls_garbage_what_it_is(kind):
     report = report_of(GARBAGE[kind])
-    verdict = judge(report)
+    verdict = verdict_on(report)
     assert verdict.kind == kind.strip(), verdict.words
     assert verdict.collapsed == (kind in ("one image", "few modes", "repeats"))
     if kind == "few modes":
@@ -130,7 +130,7 @@ def test_without_modes_the_rest_is_measured():
     assert "kl" not in report.lines
     assert "recall" in report.lines
     assert report.missing() == []
-    assert judge(report).kind == "none"
+    assert verdict_on(report).kind == "none"
 
 
 def test_half_life_is_the_first_fall_below_half_of_the_best():

@@ -73,7 +73,7 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     shards = tmp_path / "squares"
     write_shards(Squares(400), shards, rows_per_shard=128, processes=1)
     argv = [str(known.checkpoint), "--data-root", str(shards), "--out", str(tmp_path / "report")]
-    argv += ["--samples", "200", "--resamples", "20"]
+    argv += ["--samples", "200", "--resamples", "20"]  # of 400, half are learned
     job = load_job("evaluate")
     job.main(argv)
     out = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     assert "verdict" in out
     held = json.loads((tmp_path / "report" / "report.json").read_text())
     assert held["mode_names"] == ["small", "large"]
-    assert held["samples"] == 200
+    assert held["samples"] == 100
     assert held["lines"]["coverage"]["perfect"] == pytest.approx(0.969, abs=0.01)
     assert (tmp_path / "report" / "report.png").stat().st_size > 10_000
     job.main([*argv, "--against", str(known.checkpoint)])
@@ -92,4 +92,7 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
 
 def test_too_few_reals_are_not_compared_with():
     for count, parts, expected in ((100, 1, 90), (79, 1, 0), (100, 2, 0), (200, 2, 90)):
-        assert judge.comparable(Squares(count), 90, parts) == expected  # pyright: ignore
+        assert judge.comparable("", Squares(count), 90, parts) == expected  # pyright: ignore
+    # What the classifier has learned is not compared with.
+    assert judge.comparable("file", Squares(170), 90) == 85  # pyright: ignore
+    assert judge.comparable("file", Squares(30_000), 90_000) == 10_000  # pyright: ignore
