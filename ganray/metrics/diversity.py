@@ -15,7 +15,7 @@ from scipy.special import gammaincinv
 
 from ganray.metrics.confidence import Estimate
 from ganray.metrics.frechet import Moments
-from ganray.metrics.matrices import TIE, blocks, refuse_features, squared_distances
+from ganray.metrics.matrices import TIE, blocks, eigh, refuse_features, squared_distances
 
 _ROUNDING = 1e-12
 """Squares below this share of the squared length are float32's rounding, not differences."""
@@ -228,7 +228,7 @@ def interpolation_jump(paths: torch.Tensor) -> torch.Tensor:
 
 def _vendi(weights: torch.Tensor) -> float:
     """Exp of the entropy of a matrix's eigenvalues; rows of zeros are what lacks to a sum of 1."""
-    eigenvalues = torch.linalg.eigvalsh(weights).clamp_min(0)
+    eigenvalues = eigh(weights)[0].clamp_min(0)
     lacking = (1 - weights.trace()).clamp_min(0)
     spectrum = torch.cat([eigenvalues, lacking[None]])
     return (-torch.xlogy(spectrum, spectrum).sum()).exp().item()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ganray.metrics.matrices import blocks, refuse_features
+from ganray.metrics.matrices import blocks, eigh, refuse_features
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def kid_subsets(
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:
     """The symmetric square root, float64 (d, d)."""
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = eigh(covariance)
     # An eigenvalue of 0 comes out as some 1e-16 of the largest, whose root would be 1e-8 of its.
     floor = len(values) * torch.finfo(values.dtype).eps * values[-1]
     return vectors * values.where(values > floor, 0).sqrt() @ vectors.T

@@ -5,6 +5,9 @@ A feature matrix is a tensor on any device, float32 or float64 (n, d), finite, o
 
 from __future__ import annotations
 
+from typing import Any
+
+import scipy.linalg
 import torch
 
 BLOCK_BYTES = 16 * 2**20
@@ -52,6 +55,20 @@ def blocks(rows: int, columns: int, block_rows: int | None = None) -> list[slice
     """
     step = block_rows or max(1, BLOCK_BYTES // (8 * max(columns, 1)))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues (d,), ascending, and vectors (d, d) of a symmetric float64 (d, d).
+
+    The fast way does not converge for some matrices of nearly equal eigenvalues, which are what
+    collapsed samples have; then the slow one does, QR iteration.
+    """
+    try:
+        return torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:
+        found: Any = scipy.linalg.eigh(symmetric.cpu().numpy(), driver="ev")
+        values, vectors = found
+        return torch.from_numpy(values).to(symmetric), torch.from_numpy(vectors).to(symmetric)
 
 
 def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -191,3 +191,14 @@ def test_refuses_what_does_not_fit():
         kid_subsets(rows, normal(30, 3), size=20)
     with pytest.raises(ValueError, match="subsets=0, size=1; must be at least 1 and 2"):
         kid_subsets(rows, rows, subsets=0, size=1)
+
+
+def test_where_the_fast_decomposition_fails_the_slow_one_serves(monkeypatch):
+    def fail(matrix):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    real, fake = torch.randn(50, 6), 2 * torch.randn(50, 6)
+    moments = Moments.of(real), Moments.of(fake)
+    expected = frechet_distance(*moments)
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    assert frechet_distance(*moments) == pytest.approx(expected)
