@@ -65,7 +65,7 @@ def eigh(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     try:
         return torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         found: Any = scipy.linalg.eigh(symmetric.cpu().numpy(), driver="ev")
         values, vectors = found
         return torch.from_numpy(values).to(symmetric), torch.from_numpy(vectors).to(symmetric)
