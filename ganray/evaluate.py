@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,6 @@ from ganray import trained
 from ganray.config import Config
 from ganray.data import prepare
 from ganray.data.loader import Images
-from ganray.integrations import mlflow_runs
 from ganray.options import EvaluateConfig
 from ganray.trained import Trained
 from ganray.training.assess import Assessment, assess, differences, table
@@ -62,7 +60,6 @@ def _assess(
         with torch.no_grad():
             return trained.to_uint8(found.G(z), found.config.pixel_low())
 
-    own = replace(config, latent=found.config.latent, train=found.config.train)
     shape = config.data.seen_shape(images.image_shape)
     one = generate(torch.zeros(1, found.config.latent.size + found.classes))
     if tuple(one.shape[1:]) != shape:
@@ -70,11 +67,16 @@ def _assess(
             f"{found.source} makes images of {tuple(one.shape[1:])}, and is compared with {shape};"
             " compare runs on the same data"
         )
-    title = found.config.name
     result = assess(
-        own, generate, found.classes, images, judge, samples=options.samples,
-        resamples=options.resamples, title=title,
-    )  # fmt: skip
+        replace(found.config, data=config.data),
+        generate,
+        found.classes,
+        images,
+        judge,
+        samples=options.samples,
+        resamples=options.resamples,
+        title=found.config.name,
+    )
     if result is None:
         raise ValueError(
             f"{len(images)} real images are too few to compare with; 320 are the least: a"
@@ -85,26 +87,11 @@ def _assess(
 
 def _keep(found: Trained, assessment: Assessment, digest: str, options: EvaluateConfig) -> None:
     """Write the report, and put it into the run's artifacts, or say why not."""
-    folder = _folder(found, options)
+    out = options.out
+    if out and options.against:
+        out = out / found.config.name
+    folder = found.output_folder("evaluation", out, options.home_folder())
     about = {"run": found.config.name, "source": found.source, "data": digest}
     files = assessment.write(folder, about)
     print(f"report      {files[0]}\npage        {files[1]}")
-    try:
-        run = found.run or mlflow_runs.by_name(found.config)
-        if run is None:
-            print(f"MLflow      knows no run {found.config.name!r}; the report is kept")
-            return
-        mlflow_runs.add(run, files, "evaluation")
-        print(f"artifacts   evaluation/ of MLflow run {run.run_id} at {run.uri}", flush=True)
-    except ValueError as error:
-        print(f"MLflow      has not got the report, it is kept: {error}")
-
-
-def _folder(found: Trained, options: EvaluateConfig) -> Path:
-    """--out, or `evaluation` in the run folder, or a folder in the home; by name where two."""
-    if options.out:
-        out = options.out.expanduser()
-        return out / found.config.name if options.against else out
-    if found.folder:
-        return found.folder / "evaluation"
-    return options.home_folder() / "evaluation" / found.config.name
+    found.log(files, "evaluation")

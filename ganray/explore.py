@@ -23,7 +23,6 @@ from ganray.gan.latent_paths import (
     shell_radius,
     slerp,
 )
-from ganray.integrations import mlflow_runs
 from ganray.options import ExploreConfig
 from ganray.pictures import (
     Row,
@@ -54,11 +53,11 @@ def explore(options: ExploreConfig) -> None:
     found = trained.find(options.run, options.home_folder(), options.tracking_uri)
     _check_label(found, options.label)
     print(f"generator   {found.source}; {_in_words(found)}", flush=True)
-    folder = _output_folder(found, options)
+    folder = found.output_folder("explore", options.out, options.home_folder())
     folder.mkdir(parents=True, exist_ok=True)
     files = [*write_pictures(found, options, folder), *write_walk(found, options, folder)]
     print(f"pictures    {folder}: {', '.join(file.name for file in files)}", flush=True)
-    _log(found, files)
+    found.log(files, "explore", "pictures")
 
 
 def _check_label(found: Trained, label: int | None) -> None:
@@ -77,15 +76,6 @@ def _check_label(found: Trained, label: int | None) -> None:
             f"--label={label} must lie in [0, {found.classes}), the classes that the generator"
             " learned"
         )
-
-
-def _output_folder(found: Trained, options: ExploreConfig) -> Path:
-    """--out, or `explore` in the run folder, or a folder in the home."""
-    if options.out:
-        return options.out.expanduser()
-    if found.folder:
-        return found.folder / "explore"
-    return options.home_folder() / "explore" / found.config.name
 
 
 def write_pictures(found: Trained, options: ExploreConfig, folder: Path) -> Iterator[Path]:
@@ -220,16 +210,3 @@ def _in_words(found: Trained) -> str:
 def _shell(found: Trained) -> str:
     """Where the trained latents lie, in words."""
     return f"which is about {shell_radius(found.config.latent):#.3g} where G has learned"
-
-
-def _log(found: Trained, files: list[Path]) -> None:
-    """Put the pictures into the run's artifacts, or say why not."""
-    try:
-        run = found.run or mlflow_runs.by_name(found.config)
-        if run is None:
-            print(f"MLflow      knows no run {found.config.name!r}; the pictures are kept")
-            return
-        mlflow_runs.add(run, files, "explore")
-        print(f"artifacts   explore/ of MLflow run {run.run_id} at {run.uri}")
-    except ValueError as error:
-        print(f"MLflow      has not got the pictures, they are kept: {error}")

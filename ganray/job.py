@@ -157,14 +157,14 @@ def _train_and_report(
         for picture in pictures.values():
             mlflow_tracker.log_file(run, picture)
         generator = load_generator(checkpoint)
+        inputs = config.latent.size + classes_of(config, images)
+        model = mlflow_tracker.log_generator(run, generator, inputs, images.image_shape)
         assessment = _assess(config, images, judge, generator)
         if assessment is not None:
             about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
             for file in assessment.write(config.run_folder() / "evaluation", about):
                 mlflow_tracker.log_file(run, file, "evaluation")
             mlflow_tracker.log_report(run, assessment.summary(), assessment.tags())
-        inputs = config.latent.size + classes_of(config, images)
-        model = mlflow_tracker.log_generator(run, generator, inputs, images.image_shape)
     if assessment is not None:
         print(f"{table(assessment.report)}\nverdict     {assessment.verdict}")
         print(f"page        {config.run_folder() / 'evaluation' / PAGE}")
@@ -189,7 +189,7 @@ def _assess(
             return to_uint8(generator(z.to(device)), config.pixel_low())
 
     with closing(prepare.open_images(config.data, config.home, images.where)) as opened:
-        found = assess(
+        return assess(
             config,
             generate,
             classes_of(config, images),
@@ -198,8 +198,6 @@ def _assess(
             samples=config.evaluation.report_samples,
             title=config.name,
         )
-    generator.cpu()
-    return found
 
 
 def _tags(config: Config, workers: Workers) -> dict[str, str]:

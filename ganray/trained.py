@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +57,24 @@ class Trained:
         with torch.no_grad():
             parts = [to_uint8(self.G(part), self.config.pixel_low()) for part in z.split(_BATCH)]
         return torch.cat(parts).numpy()
+
+    def output_folder(self, name: str, out: Path | None, home: Path) -> Path:
+        """`out` if given, or `name` in the run folder, or a folder in the home."""
+        if out:
+            return out.expanduser()
+        return self.folder / name if self.folder else home / name / self.config.name
+
+    def log(self, files: Sequence[Path], folder: str, what: str = "files") -> None:
+        """Put files into a folder of the run's artifacts, or say why not; `what` names them."""
+        try:
+            run = self.run or mlflow_runs.by_name(self.config)
+            if run is None:
+                print(f"MLflow      knows no run {self.config.name!r}; the {what} are kept")
+                return
+            mlflow_runs.add(run, files, folder)
+            print(f"artifacts   {folder}/ of MLflow run {run.run_id} at {run.uri}", flush=True)
+        except ValueError as error:
+            print(f"MLflow      has not got the {what}, they are kept: {error}")
 
 
 def find(name: str, home: Path, tracking_uri: str | None = None) -> Trained:

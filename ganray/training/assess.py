@@ -127,7 +127,8 @@ def assess(
     found = found.with_lines(more)
     verdict = verdict_on(found)
     nearest = _nearest(reference, seen, len(shown))
-    page = Page(title, shown.numpy(), _modes(seen, shown), real[nearest].numpy())
+    modes = None if seen.modes is None else seen.modes[: len(shown)].cpu().numpy()
+    page = Page(title, shown.numpy(), modes, real[nearest].numpy())
     return Assessment(found, verdict, page)
 
 
@@ -139,10 +140,6 @@ def _joined(parts: list[Seen]) -> Seen:
     features = whole("features")
     assert features is not None
     return Seen(features, whole("modes"), whole("confidences"))
-
-
-def _modes(seen: Seen, shown: torch.Tensor) -> np.ndarray | None:
-    return None if seen.modes is None else seen.modes[: len(shown)].cpu().numpy()
 
 
 def _nearest(reference: Reference, seen: Seen, count: int) -> torch.Tensor:
@@ -164,7 +161,7 @@ def _jump(config: Config, generate: Generate, classes: int, extractor: Extractor
     images = [generate(part) for part in torch.cat(ways).split(_AT_ONCE)]
     features = torch.cat([extractor.look(part).features for part in images])
     jumps = interpolation_jump(features.unflatten(0, (_PATHS, _STOPS)))
-    value = bootstrap(lambda rows: float(rows.mean()), jumps.cpu(), rng_seed=0, resamples=200)
+    value = bootstrap(_mean, jumps.cpu(), rng_seed=0, resamples=200)
     return Line("interpolation_jump", value, None, None)
 
 
@@ -172,9 +169,12 @@ def _alike(fakes: torch.Tensor, others: torch.Tensor) -> Line:
     def of(images: torch.Tensor) -> torch.Tensor:
         return pair_similarity(images, min(_PAIRS, len(images) // 2), rng_seed=0)
 
-    mean: Callable[[torch.Tensor], float] = lambda rows: float(rows.mean())  # noqa: E731
-    value = bootstrap(mean, of(fakes), rng_seed=0, resamples=200)
-    return Line("ms_ssim", value, mean(of(others)), None)
+    value = bootstrap(_mean, of(fakes), rng_seed=0, resamples=200)
+    return Line("ms_ssim", value, _mean(of(others)), None)
+
+
+def _mean(rows: torch.Tensor) -> float:
+    return float(rows.mean())
 
 
 def table(found: Report) -> str:

@@ -41,7 +41,8 @@ class Evaluator:
             return
         self._extractor: Extractor = open_extractor(judge, images, device)
         start = time.perf_counter()
-        self._reference = Reference.of(self._extractor, reals(config, images, self._samples))
+        if rank() == 0:  # which alone does the sums
+            self._reference = Reference.of(self._extractor, reals(config, images, self._samples))
         # As long as an evaluation will take, about: it also looks at as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()
