@@ -107,13 +107,39 @@ class DataConfig:
 class LatentConfig:
     """The generator's random input z, called the seed in the text this project grew from."""
 
-    distribution: Literal["normal", "uniform"] = "normal"
-    """normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not zero)."""
+    distribution: Literal[
+        "normal",
+        "uniform",
+        "signed-uniform",
+        "truncated-normal",
+        "sphere",
+        "bernoulli",
+        "laplace",
+        "student-t",
+        "mixture",
+    ] = "normal"
+    """normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not zero).
+    signed-uniform: U[-1, 1). truncated-normal: N(0, 1) within 2 of 0. sphere: of radius 1.
+    bernoulli: -1 or 1. laplace: of scale 1. student-t: of 3 degrees of freedom. mixture: of ten
+    normals with a standard deviation of 0.5, their centres drawn once from N(0, 1)."""
     size: int = 100
     """Numbers in one z."""
+    scaling: Literal["raw", "centred", "standardised"] = "raw"
+    """raw: as written above. centred: less its mean. standardised: and over its deviation, so that
+    only the shape differs from that of other distributions."""
+    offset: float = 0.0
+    """Added to every number of z, last: a mean that is not zero, whatever the distribution."""
 
     def __post_init__(self) -> None:
         require("latent.size", self.size, "be positive", self.size > 0)
+        offset = self.offset
+        require("latent.offset", offset, "be finite", math.isfinite(offset))
+
+    def __str__(self) -> str:
+        """E.g. "uniform standardised + 0.5 of size 100"."""
+        scaled = "" if self.scaling == "raw" else f" {self.scaling}"
+        moved = f" {'+' if self.offset > 0 else '-'} {abs(self.offset):g}" if self.offset else ""
+        return f"{self.distribution}{scaled}{moved} of size {self.size}"
 
 
 @dataclass(frozen=True)
@@ -199,8 +225,9 @@ class LossConfig:
 class OptimizerConfig:
     """One optimizer for each network, of the same kind."""
 
-    name: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
-    """The torch.optim class."""
+    name: Literal["adam", "adamw", "rmsprop", "sgd", "lion"] = "adam"
+    """The torch.optim class; lion (Chen et al. 2023) moves each weight by lr whatever its gradient,
+    and wants a fifth of Adam's rate or less."""
     lr_G: float = 2e-4
     """Learning rate of the generator."""
     lr_D: float = 2e-4
@@ -208,7 +235,7 @@ class OptimizerConfig:
     beta1: float = 0.5
     """Adam's decay of the mean gradient (sgd: the momentum). 0.9 is torch's own default."""
     beta2: float = 0.999
-    """Adam's decay of the squared gradient."""
+    """Adam's decay of the squared gradient (lion: of the mean gradient; 0.99 is its default)."""
 
     def __post_init__(self) -> None:
         for name in ("lr_G", "lr_D"):

@@ -1,4 +1,4 @@
-"""What the small jobs are asked to do: flat dataclasses, checked when made.
+"""What jobs other than a training run are asked to do: flat dataclasses, checked when made.
 
 Standard library only. What a training run is asked to do is in ``ganray.config``.
 """
@@ -131,3 +131,44 @@ class EvaluateConfig:
         """Absolute; where a training job without --home leaves its runs, too."""
         home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
         return home.expanduser().resolve()
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What jobs/sweep.py varies, and how."""
+
+    axis: tuple[str, ...] = ()
+    """What is varied, e.g. latent.size=1,10,100; give it once for each axis. FIELD+FIELD=A+B,C+D
+    varies fields together. `optimizer` names optimizers with rates of their own, `rate` factors on
+    both learning rates; searches also take a range, rate=0.1..10. None given: the study of latents.
+    """
+    seeds: int = 5
+    """Replicates of each cell, which differ in train.rng_seed alone. The intervals rest on them."""
+    design: Literal["grid", "random", "sobol", "tpe", "asha", "pbt"] = "grid"
+    """grid: every cell. random, sobol: `cells` of them. tpe, asha, pbt look for one good setting:
+    they stop or choose runs by their results, so nothing general follows from their statistics."""
+    cells: int | None = None
+    """random, sobol: cells to run. tpe, asha, pbt: runs in all. None: 20 runs."""
+    metric: Literal["recall", "coverage", "vendi_share"] = "coverage"
+    """What tpe, asha and pbt make as high as they can."""
+    concurrent: int | None = None
+    """Runs at a time. None: as many as the cluster has room for."""
+    trials_per_gpu: int = 1
+    """Runs that share a GPU, of one worker each."""
+    retries: int = 2
+    """Crashes that a run survives, going on from its last checkpoint; then it counts as failed."""
+    resume: bool = False
+    """Go on with the study called --name; without one, with the newest."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "trials_per_gpu"):
+            require(f"sweep.{name}", getattr(self, name), "be positive", getattr(self, name) > 0)
+        for name in ("cells", "concurrent"):
+            value = getattr(self, name)
+            require(f"sweep.{name}", value, "be positive", value is None or value > 0)
+        require("sweep.retries", self.retries, "not be negative", self.retries >= 0)
+
+    @property
+    def searches(self) -> bool:
+        """Whether runs are chosen, or stopped, by their results."""
+        return self.design in ("tpe", "asha", "pbt")

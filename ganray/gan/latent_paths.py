@@ -13,6 +13,7 @@ import math
 import torch
 
 from ganray.config import LatentConfig
+from ganray.gan.latents import moments
 
 _PARALLEL = 1e-3
 """Radians. Closer to 0 or pi, two latents span no plane that float32 could tell."""
@@ -81,8 +82,12 @@ def closed_walk(stops: torch.Tensor, steps: int) -> torch.Tensor:
 
 def shell_radius(latent: LatentConfig) -> float:
     """sqrt(E|z|^2), the length that latents of this distribution have, nearly."""
-    mean_square = 1.0 if latent.distribution == "normal" else 1 / 3
-    return math.sqrt(latent.size * mean_square)
+    mean, std = (torch.as_tensor(moment).expand(latent.size) for moment in moments(latent))
+    if latent.scaling != "raw":
+        mean = torch.zeros(latent.size)
+    if latent.scaling == "standardised":
+        std = torch.ones(latent.size)
+    return math.sqrt(float(((mean + latent.offset).square() + std.square()).double().sum()))
 
 
 def onto_shell(z: torch.Tensor, radius: float) -> torch.Tensor:

@@ -118,7 +118,7 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
         f" {images.bytes / 2**20:,.0f} MiB,"
         f" {'ready' if images.ready else 'to be made'}: {images.where}",
         "networks": f"{config.network.kind}: G {_count(G):,} and D {_count(D):,} parameters,"
-        f" z {config.latent.distribution} of size {config.latent.size}{label}",
+        f" z {config.latent}{label}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
         f" {_game(config)}, {config.optimizer.name}, {train.precision}",
         "workers": str(workers),
@@ -166,7 +166,7 @@ def step_bytes(config: Config, image_shape: Shape, images: int, classes: int = 0
     (on the meta device: nothing is computed), not what the process or CUDA need for themselves.
     """
     G, D = _meta_networks(config, image_shape, classes)
-    slots = {"adam": 4, "adamw": 4, "rmsprop": 3, "sgd": 3}[config.optimizer.name]
+    slots = {"adam": 4, "adamw": 4, "rmsprop": 3, "sgd": 3, "lion": 3}[config.optimizer.name]
     averaged = _count(G) if config.train.ema_kimg else 0
     weights = 4 * (slots * (_count(G) + _count(D)) + averaged)
     height, width, channels = image_shape

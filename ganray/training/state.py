@@ -180,6 +180,10 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module, lr: float) -> O
             return torch.optim.RMSprop(parameters, lr)
         case "sgd":
             return torch.optim.SGD(parameters, lr, momentum=config.beta1, fused=True)
+        case "lion":
+            from lion_pytorch import Lion
+
+            return Lion(parameters, lr, betas)
 
 
 def read_config(folder: Path) -> Config:

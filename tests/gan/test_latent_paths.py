@@ -104,7 +104,7 @@ def test_a_closed_walk_visits_every_stop_and_closes_without_a_jump(steps):
     torch.testing.assert_close(walk[0], stops[0])
 
 
-@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "sphere", "mixture"])
 def test_the_shell_is_where_latents_lie(distribution):
     radius = shell_radius(LatentConfig(distribution, 100))
     z = draw(2000, distribution=distribution)
@@ -112,6 +112,13 @@ def test_the_shell_is_where_latents_lie(distribution):
     scaled = onto_shell(z, radius)
     torch.testing.assert_close(scaled.norm(dim=1), torch.full((2000,), radius))
     torch.testing.assert_close(scaled / radius, z / z.norm(dim=1, keepdim=True))
+
+
+def test_the_shell_moves_with_scaling_and_offset():
+    assert shell_radius(LatentConfig("uniform", 48)) == pytest.approx(4)  # E u^2 = 1/3
+    assert shell_radius(LatentConfig("uniform", 48, "centred")) == pytest.approx(2)  # 1/12
+    assert shell_radius(LatentConfig("uniform", 49, "standardised")) == pytest.approx(7)
+    assert shell_radius(LatentConfig("normal", 20, offset=2.0)) == pytest.approx(10)
 
 
 def test_zero_has_no_place_on_the_shell_and_stays():

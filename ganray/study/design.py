@@ -1,0 +1,306 @@
+"""Which runs a study consists of: axes, their levels, cells and replicates. Pure; nothing runs.
+
+A *cell* is one level of each axis; its *replicates* differ in `train.rng_seed` alone. Replicates
+are the outermost loop and the cells of each are shuffled, so that a study that is stopped early
+has run all levels about as often.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import qmc
+
+from ganray.config import SECTIONS, Config, flatten, require
+
+OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
+"""Names of axes that are no single field, and the field that replicates differ in."""
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"name": "sgd", "beta1": 0.0, "lr": 100.0},
+    "momentum": {"name": "sgd", "beta1": 0.9, "lr": 10.0},
+    "rmsprop": {"name": "rmsprop", "lr": 1.0},
+    "adam": {"name": "adam", "beta1": 0.9, "beta2": 0.999, "lr": 1.0},
+    "adam-0.5": {"name": "adam", "beta1": 0.5, "beta2": 0.999, "lr": 1.0},
+    "adam-0": {"name": "adam", "beta1": 0.0, "beta2": 0.999, "lr": 1.0},
+    "adamw": {"name": "adamw", "beta1": 0.9, "beta2": 0.999, "lr": 1.0},
+    "lion": {"name": "lion", "beta1": 0.9, "beta2": 0.99, "lr": 0.1},
+}
+"""Levels of the axis `optimizer`; `lr` is a factor on the preset's rates, which are Adam's."""
+
+Order = Literal["grid", "random", "sobol"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One setting that is compared with others."""
+
+    label: str
+    """What it is called in tables, e.g. "uniform centred"."""
+    settings: Mapping[str, Any]
+    """Fields of the config, by dotted names, or `rate`, a factor on both learning rates."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is varied: one field, several at once, or the optimizer."""
+
+    name: str
+    """E.g. "latent.size", or "latent.distribution+latent.scaling"."""
+    levels: tuple[Level, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of its levels."""
+        return tuple(level.label for level in self.levels)
+
+    @property
+    def title(self) -> str:
+        """The name for people: without the section, "distribution scaling"."""
+        return " ".join(part.rpartition(".")[2] for part in self.name.split("+"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the study."""
+
+    name: str
+    """Of the run: its folder and its MLflow run."""
+    label: str
+    """The name without the study's, for legends."""
+    levels: tuple[str, ...]
+    """A label for each axis."""
+    rng_seed: int
+    settings: Mapping[str, Any]
+    """Fields of the config that differ from the base, by dotted names."""
+
+    def config(self, base: Config) -> Config:
+        """The whole config of this run.
+
+        Raises:
+            ValueError: these settings do not go together.
+        """
+        return with_settings(replace(base, name=self.name), self.settings)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Axes and the runs that fill them."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    trials: tuple[Trial, ...]
+    """In the order in which they are run."""
+
+    @property
+    def cells(self) -> list[tuple[str, ...]]:
+        """Those that have runs, as labels, in the order of the axes' levels."""
+        wanted = {trial.levels for trial in self.trials}
+        return [
+            cell for cell in itertools.product(*(a.labels for a in self.axes)) if cell in wanted
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write `study.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_text(json.dumps(asdict(self), indent=1))
+
+
+FILE = "study.json"
+
+
+def load(folder: Path) -> Study:
+    """Read what `Study.save` wrote."""
+    values = json.loads((folder / FILE).read_text())
+    axes = [
+        Axis(a["name"], tuple(Level(level["label"], level["settings"]) for level in a["levels"]))
+        for a in values["axes"]
+    ]
+    trials = [Trial(**trial | {"levels": tuple(trial["levels"])}) for trial in values["trials"]]
+    return Study(values["name"], tuple(axes), tuple(trials))
+
+
+def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis:
+    """An axis from "FIELD=VALUE,VALUE,..." or "FIELD+FIELD=VALUE+VALUE,...".
+
+    Args:
+        text: as typed. `optimizer` stands for named optimizers with rates of their own, and
+            `rate` for factors on both learning rates.
+        base: the config whose fields are varied.
+        read: (field, text) -> the value, checked.
+
+    Raises:
+        ValueError: no such field or level, a level twice, or none.
+    """
+    name, equals, values = text.partition("=")
+    fields, known = name.split("+"), set(flatten(base))
+    for field in fields:
+        if field == SEED:
+            raise ValueError(f"sweep.axis={text}: {SEED} makes the replicates; use --sweep.seeds")
+        if field not in known | {OPTIMIZER, RATE} or field.partition(".")[0] not in VARIED:
+            raise ValueError(
+                f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
+                f" {', '.join(f'{section}.*' for section in VARIED[:-1])}, {OPTIMIZER} or {RATE}"
+            )
+    levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
+    labels = [level.label for level in levels]
+    if not equals or len(set(labels)) < len(labels) or not labels:
+        raise ValueError(
+            f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with values that differ;"
+            " for example --sweep.axis latent.size=1,10,100"
+        )
+    return Axis(name, tuple(levels))
+
+
+VARIED = (*(s for s in SECTIONS if s not in ("ray", "tracking", "evaluation")), RATE)
+
+
+def _level(
+    text: str, fields: Sequence[str], value: str, base: Config, read: Callable[[str, str], Any]
+) -> Level:
+    values = value.split("+")
+    if len(values) != len(fields):
+        raise ValueError(
+            f"sweep.axis={text}: {value!r} must hold {len(fields)} values joined by +, one for each"
+            f" of {', '.join(fields)}"
+        )
+    settings: dict[str, Any] = {}
+    for field, one in zip(fields, values, strict=True):
+        if field == OPTIMIZER:
+            settings |= _optimizer(one, base)
+        elif field == RATE:
+            settings[RATE] = _rate(one)
+        else:
+            settings[field] = read(field, one)
+    shown = [v for f, v in zip(fields, values, strict=True) if (f, v) != ("latent.scaling", "raw")]
+    return Level(" ".join(shown), settings)
+
+
+def _optimizer(name: str, base: Config) -> dict[str, Any]:
+    if name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"sweep.axis: optimizer={name!r} is not one of {known}")
+    recipe = dict(OPTIMIZERS[name])
+    factor = recipe.pop("lr")
+    rates = {f"lr_{net}": getattr(base.optimizer, f"lr_{net}") * factor for net in "GD"}
+    return {f"optimizer.{field}": value for field, value in (recipe | rates).items()}
+
+
+def _rate(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    require("sweep.axis: rate", text, "be a positive number", 0 < factor < math.inf)
+    return factor
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The config with these fields, by dotted names, and `rate` on its learning rates.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, field = name.partition(".")
+        if field:
+            sections.setdefault(section, {})[field] = value
+    parts = {s: replace(getattr(config, s), **values) for s, values in sections.items()}
+    if factor := settings.get(RATE):
+        optimizer = parts.get("optimizer", config.optimizer)
+        parts["optimizer"] = replace(
+            optimizer, lr_G=optimizer.lr_G * factor, lr_D=optimizer.lr_D * factor
+        )
+    return replace(config, **parts)
+
+
+def plan(
+    name: str,
+    axes: Sequence[Axis],
+    seeds: int,
+    *,
+    order: Order = "grid",
+    cells: int | None = None,
+    first_seed: int = 0,
+) -> Study:
+    """All runs of a study, in the order in which they are to be run.
+
+    Args:
+        name: of the study.
+        axes: what is varied.
+        seeds: replicates of each cell.
+        order: grid: all cells. random, sobol: some of them, drawn evenly; Sobol's sequence also
+            takes each level about as often.
+        cells: how many, of random and sobol.
+        first_seed: `train.rng_seed` of the first replicate.
+
+    Raises:
+        ValueError: two axes set one field, or there are fewer cells than are wanted.
+    """
+    _check_axes(axes)
+    chosen = [list(cell) for cell in itertools.product(*(axis.levels for axis in axes))]
+    if order != "grid":
+        if cells is None or not 0 < cells <= len(chosen):
+            raise ValueError(
+                f"sweep.cells={cells} must lie in 1 .. {len(chosen)}, the number of cells of the"
+                f" whole grid, with sweep.design={order}"
+            )
+        chosen = _some(axes, cells, order, first_seed)
+    trials = []
+    for seed in range(first_seed, first_seed + seeds):
+        shuffled = np.random.default_rng([first_seed, seed]).permutation(len(chosen))
+        trials += [trial(name, chosen[i], seed) for i in shuffled]
+    return Study(name, tuple(axes), tuple(trials))
+
+
+def _check_axes(axes: Sequence[Axis]) -> None:
+    seen: dict[str, str] = {}
+    for axis in axes:
+        for field in {field for level in axis.levels for field in level.settings}:
+            if field in seen:
+                raise ValueError(
+                    f"sweep.axis: {field} is set by both {seen[field]} and {axis.name}; leave one"
+                    " out, or join their fields by +"
+                )
+            seen[field] = axis.name
+
+
+def _some(axes: Sequence[Axis], count: int, order: Order, seed: int) -> list[list[Level]]:
+    sizes = [len(axis.levels) for axis in axes]
+    if order == "random":
+        picked = np.random.default_rng(seed).permutation(math.prod(sizes))[:count]
+        indices = np.array(np.unravel_index(picked, sizes)).T
+    else:
+        indices = _sobol(sizes, count, seed)
+    return [[axis.levels[i] for axis, i in zip(axes, row, strict=True)] for row in indices]
+
+
+def _sobol(sizes: Sequence[int], count: int, seed: int) -> np.ndarray:
+    """The first `count` different cells that the sequence comes to: int64 (count, axes)."""
+    sequence, found = qmc.Sobol(len(sizes), rng=seed), {}
+    while len(found) < count:
+        for point in sequence.random(256):
+            found.setdefault(tuple((point * sizes).astype(int)), None)
+    return np.array(list(found))[:count]
+
+
+def trial(study: str, levels: Sequence[Level], seed: int) -> Trial:
+    """One run: these levels with this seed."""
+    settings = {key: value for level in levels for key, value in level.settings.items()}
+    label = "-".join(_plain(level.label) for level in levels)
+    label = f"{label}-s{seed}" if label else f"s{seed}"
+    names = tuple(level.label for level in levels)
+    return Trial(f"{study}.{label}", label, names, seed, settings | {SEED: seed})
+
+
+def _plain(label: str) -> str:
+    """A label as part of a run's name, which allows few characters."""
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in label)

@@ -1,0 +1,130 @@
+"""Axes as people type them; cells and replicates in a balanced order."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from ganray.config import Config, OptimizerConfig
+from ganray.study import design
+from ganray.study.design import Axis, Level, parse_axis, plan
+
+BASE = Config(optimizer=OptimizerConfig("adam", 1e-3, 2e-3))
+
+
+def axis(text, base=BASE):
+    def read(field, value):
+        return int(value) if field == "latent.size" else value
+
+    return parse_axis(text, base, read)
+
+
+def test_an_axis_of_one_field():
+    sizes = axis("latent.size=1,10,100")
+    assert sizes.labels == ("1", "10", "100")
+    assert sizes.levels[1].settings == {"latent.size": 10}
+    assert sizes.title == "size"
+
+
+def test_fields_that_move_together_are_one_axis():
+    shapes = axis("latent.distribution+latent.scaling=uniform+raw,uniform+centred")
+    assert shapes.labels == ("uniform", "uniform centred")
+    assert shapes.levels[1].settings == {
+        "latent.distribution": "uniform",
+        "latent.scaling": "centred",
+    }
+    assert shapes.title == "distribution scaling"
+
+
+def test_an_optimizer_brings_a_rate_of_its_own_and_rate_multiplies_it():
+    sgd = axis("optimizer=sgd").levels[0]
+    assert sgd.settings["optimizer.lr_G"] == pytest.approx(0.1)
+    assert sgd.settings["optimizer.lr_D"] == pytest.approx(0.2)
+    study = plan("s", [axis("optimizer=sgd,lion"), axis("rate=0.5,2")], 1)
+    configs = {trial.levels: trial.config(BASE).optimizer for trial in study.trials}
+    assert configs["sgd", "2"] == OptimizerConfig("sgd", 0.2, 0.4, beta1=0.0)
+    assert configs["lion", "0.5"].lr_G == pytest.approx(5e-5)
+
+
+@pytest.mark.parametrize("name", design.OPTIMIZERS)
+def test_every_named_optimizer_is_a_valid_one(name):
+    config = plan("s", [axis(f"optimizer={name}")], 1).trials[0].config(BASE)
+    assert config.optimizer.lr_D == pytest.approx(2 * config.optimizer.lr_G)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("latent.sise=1", "'latent.sise' is not a field that can be varied"),
+        ("tracking.uri=a,b", "'tracking.uri' is not a field that can be varied"),
+        ("latent.size", "must be FIELD=VALUE"),
+        ("latent.size=1,1", "values that differ"),
+        ("latent.size+latent.scaling=1,10", "'1' must hold 2 values joined by +"),
+        ("optimizer=sdg", "optimizer='sdg' is not one of sgd, momentum"),
+        ("rate=fast", "rate=fast must be a positive number"),
+        ("train.rng_seed=1,2", "use --sweep.seeds"),
+    ],
+)
+def test_a_mistyped_axis_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=r"sweep\.axis") as error:
+        axis(text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_two_axes_of_one_field_are_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.name is set by both"):
+        plan("s", [axis("optimizer=sgd,adam"), axis("optimizer.name=adam,sgd")], 1)
+
+
+def test_a_grid_runs_every_cell_with_every_seed_replicates_outermost():
+    study = plan("s", [axis("latent.size=1,10,100"), axis("optimizer=sgd,adam")], 5)
+    assert len(study.trials) == len({trial.name for trial in study.trials}) == 30
+    assert len(study.cells) == 6
+    for seed in range(5):
+        replicate = study.trials[6 * seed : 6 * seed + 6]
+        assert {trial.levels for trial in replicate} == set(study.cells)
+        assert {trial.rng_seed for trial in replicate} == {seed}
+    assert [t.levels for t in study.trials[:6]] != [t.levels for t in study.trials[6:12]]
+
+
+def test_a_sobol_subset_takes_each_level_about_as_often():
+    axes = [axis("latent.size=1,2,4,8,16,32,64,128"), axis("optimizer=sgd,adam,lion,rmsprop")]
+    study = plan("s", axes, 1, order="sobol", cells=16)
+    assert len(study.cells) == 16
+    for place, most in ((0, 3), (1, 5)):
+        counts = Counter(cell[place] for cell in study.cells)
+        assert max(counts.values()) <= most
+        assert min(counts.values()) >= 1
+
+
+def test_a_random_subset_is_of_different_cells_and_repeatable():
+    axes = [axis("latent.size=1,2,4,8"), axis("optimizer=sgd,adam,lion")]
+    study, again = (plan("s", axes, 2, order="random", cells=7) for _ in range(2))
+    assert len(study.cells) == 7
+    assert len(study.trials) == 14
+    assert study == again
+    with pytest.raises(ValueError, match=r"sweep\.cells=13 must lie in 1 \.\. 12"):
+        plan("s", axes, 1, order="random", cells=13)
+
+
+def test_a_trial_is_a_run_with_a_name_that_tells():
+    study = plan("mine", [axis("latent.distribution+latent.scaling=normal+centred")], 1)
+    (trial,) = study.trials
+    config = trial.config(replace(BASE, name="other"))
+    assert config.name == trial.name == "mine.normal-centred-s0"
+    assert trial.label == "normal-centred-s0"
+    assert config.latent.scaling == "centred"
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    pack = Axis("network.pack", (Level("2", {"network.pack": 2}),))
+    told = Axis("network.conditional", (Level("true", {"network.conditional": True}),))
+    with pytest.raises(ValueError, match=r"network\.pack=2"):
+        plan("s", [pack, told], 1).trials[0].config(BASE)
+
+
+def test_a_study_is_read_as_it_was_written(tmp_path):
+    study = plan("s", [axis("latent.size=1,10"), axis("optimizer=sgd,adam")], 2)
+    study.save(tmp_path)
+    assert design.load(tmp_path) == study
