@@ -27,6 +27,7 @@ from jsonargparse import (
 )
 
 from ganray.config import SECTIONS, Config
+from ganray.options import SweepConfig
 
 T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
@@ -53,18 +54,68 @@ def parse(
     Raises:
         ValueError: one line about the option, its value and the rule.
     """
-    words = _normalise(argv)
+    values = _values(_normalise(argv), presets, auto, description, {})
+    return _build(values)
+
+
+def parse_sweep(
+    argv: Sequence[str], presets: Mapping[str, Config], default: str, description: str
+) -> tuple[Config, SweepConfig]:
+    """What the runs of a study have in common, and how they differ.
+
+    Args:
+        argv: as `parse`; `--resume` stands for `--sweep.resume`, `--sweep.axis` adds an axis.
+        presets: as `parse`.
+        default: the preset where none is named.
+        description: as `parse`.
+
+    Raises:
+        ValueError: one line about the option, its value and the rule.
+    """
+    more = {"sweep": SweepConfig}
+    words = [{"--resume": "--sweep.resume"}.get(word, word) for word in argv]
+    words = ["--sweep.axis+" + w[len("--sweep.axis") :] if _adds_axis(w) else w for w in words]
+    values = _values(_normalise(words), presets, lambda _: default, description, more)
+    config = _build(values)
+    if values["sweep"].resume and not values["name"]:
+        config = dataclasses.replace(config, name="")  # the newest study's
+    return config, values["sweep"]
+
+
+def _adds_axis(word: str) -> bool:
+    return word == "--sweep.axis" or word.startswith("--sweep.axis=")
+
+
+def value_of(field: str, text: str) -> Any:
+    """A field's value from what was typed, e.g. 10 from ("latent.size", "10").
+
+    Raises:
+        ValueError: it breaks the field's rules.
+    """
+    section, _, name = field.partition(".")
+    value = _parse([f"--{field}={text}"], Config(), "", {})[section]
+    return getattr(value, name) if name else value
+
+
+def _values(
+    words: Sequence[str],
+    presets: Mapping[str, Config],
+    auto: Callable[[Config], str],
+    description: str,
+    more: Mapping[str, type],
+) -> dict[str, Any]:
+    """The config's parts, and those of `more`: sections of this job alone."""
     asks = {"--help", "-h"} & set(words) or any(w.startswith("--print_config") for w in words)
     early = [w for w in words if not w.startswith("--print_config") and w not in ("--help", "-h")]
-    config = _parse(early, Config(), description)
-    name = config["preset"]
+    first = _parse(early, Config(), description, more)
+    name = first["preset"]
     if name == "auto":
-        name = "auto" if asks else auto(_build(config))
+        name = "auto" if asks else auto(_build(first))
     if name != "auto" and name not in presets:
         raise ValueError(f"preset={name!r} is not one of {', '.join(presets)}")
     base = presets.get(name, Config())
-    values = _parse(words, base, f"{description}\n\n{_table(presets)}") | {"preset": name}
-    return _build(values)
+    about = f"{description}\n\n{_table(presets)}"
+    return _parse(words, base, about, more) | {"preset": name}
 
 
 def parse_words(
@@ -130,14 +181,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _build(values: dict[str, Any]) -> Config:
-    config = Config(**values)
+    config = Config(**{name: values[name] for name in _FIELDS})
     home = config.home.expanduser().resolve()
     what = f"{config.preset}-check" if config.check_discriminator else config.preset
     name = config.name or f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, home=home, name=name)
 
 
-def _parse(words: Sequence[str], base: Config, description: str) -> dict[str, Any]:
+def _parse(
+    words: Sequence[str], base: Config, description: str, more: Mapping[str, type]
+) -> dict[str, Any]:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         description=description,
@@ -151,11 +204,13 @@ def _parse(words: Sequence[str], base: Config, description: str) -> dict[str, An
     for name, kind in _FIELDS.items():
         help_text = None if name in SECTIONS else _field_help(name)
         parser.add_argument(f"--{name}", type=kind, default=getattr(base, name), help=help_text)
+    for name, kind in more.items():
+        parser.add_argument(f"--{name}", type=kind, default=kind())
     try:
         values = vars(parser.instantiate(parser.parse_args(list(words))))
     except ArgumentError as error:
         raise ValueError(_readable(str(error), parser)) from error
-    return {name: values[name] for name in _FIELDS}
+    return {name: values[name] for name in (*_FIELDS, *more)}
 
 
 def _normalise(argv: Sequence[str]) -> list[str]:
@@ -185,7 +240,7 @@ def _flags() -> list[str]:
     for section, kind in SECTIONS.items():
         hints = typing.get_type_hints(kind)
         names += [f"{section}.{k}" for k, v in hints.items() if v in (bool, bool | None)]
-    return names
+    return [*names, "sweep.resume"]
 
 
 def _readable(message: str, parser: ArgumentParser) -> str:

@@ -5,7 +5,6 @@ Sits above the vendors: here Ray meets MLflow, neither of which knows the other.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from contextlib import closing
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ganray.config import Config, check_resumes, from_dict, to_dict
+from ganray.config import Config
 from ganray.data import prepare
 from ganray.data.prepare import DataPlan
 from ganray.distributed import from_leader, rank, world_size
@@ -26,7 +25,7 @@ from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
 from ganray.training.judge import prepare_judge
 from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
-from ganray.training.state import CONFIG_FILE, load_generator, to_uint8
+from ganray.training.state import load_generator, to_uint8
 
 
 def run(config: Config) -> None:
@@ -51,14 +50,15 @@ def run(config: Config) -> None:
         images = prepare.plan(config.data, config.home)
         workers = _workers(config)
         if rank() == 0:
-            _show(config, images, workers)
+            say_what_is_learned(images)
+            print(describe(config, images, workers, mlflow_tracker.store_uri(config)), flush=True)
         if config.dry_run:
             return
         with leader_first() as leads:
             if leads:
-                claim(config)
+                launch.claim(config)
             digest = prepare.prepare(config.data, images)
-            judge = _judge(config, images, digest) if leads else ""
+            judge = judge_of(config, images, digest) if leads else ""
         judge = from_leader(judge)
         if config.check_discriminator:
             _check_discriminator(config, images, digest, workers)
@@ -71,33 +71,14 @@ def run(config: Config) -> None:
             launch.launch(config, images.where, judge)
 
 
-def claim(config: Config) -> None:
-    """Make the run folder, or go on with the one that has this name.
-
-    Raises:
-        ValueError: it holds a run that learns something else, or cannot be written.
-    """
-    folder, path = config.run_folder(), config.run_folder() / CONFIG_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            check_resumes(from_dict(json.loads(path.read_text())), config)
-        path.write_text(json.dumps(to_dict(config), indent=2))
-    except OSError as error:
-        raise ValueError(
-            f"home={config.home} cannot be written ({error.strerror}); give another --home"
-            " or set GANRAY_HOME"
-        ) from error
-
-
-def _show(config: Config, images: DataPlan, workers: Workers) -> None:
+def say_what_is_learned(images: DataPlan) -> None:
+    """Loudly, where it is not what was asked for."""
     if images.drawn:
         print(
             "NO CELEBA WAS GIVEN: this run learns procedural faces, a stand-in in CelebA's layout."
             " For real ones: --data.root FOLDER, or --data.download",
             flush=True,
         )
-    print(describe(config, images, workers, mlflow_tracker.store_uri(config)), flush=True)
 
 
 def _workers(config: Config) -> Workers:
@@ -109,7 +90,9 @@ def _workers(config: Config) -> Workers:
 
 
 def _check_discriminator(config: Config, images: DataPlan, digest: str, workers: Workers) -> None:
-    run = mlflow_tracker.open_run(config, _dataset(config, images, digest), _tags(config, workers))
+    run = mlflow_tracker.open_run(
+        config, dataset_of(config, images, digest), tags_of(config, workers)
+    )
     with (
         mlflow_tracker.followed(run),
         narrated(config),
@@ -127,12 +110,13 @@ def _check_discriminator(config: Config, images: DataPlan, digest: str, workers:
         )
 
 
-def _dataset(config: Config, images: DataPlan, digest: str) -> dict[str, str]:
+def dataset_of(config: Config, images: DataPlan, digest: str) -> dict[str, str]:
+    """What was trained on, for the lineage: name, digest and path."""
     name = "procedural faces" if images.drawn else config.data.source
     return {"name": name, "digest": digest, "path": images.where}
 
 
-def _judge(config: Config, images: DataPlan, digest: str) -> str:
+def judge_of(config: Config, images: DataPlan, digest: str) -> str:
     """Train the classifier that samples are judged by, before a worker is held."""
     if config.check_discriminator:
         return ""
@@ -143,7 +127,9 @@ def _judge(config: Config, images: DataPlan, digest: str) -> str:
 def _train_and_report(
     config: Config, images: DataPlan, digest: str, judge: str, workers: Workers
 ) -> None:
-    run = mlflow_tracker.open_run(config, _dataset(config, images, digest), _tags(config, workers))
+    run = mlflow_tracker.open_run(
+        config, dataset_of(config, images, digest), tags_of(config, workers)
+    )
     with mlflow_tracker.followed(run), narrated(config):
         if config.launcher == "ray":
             checkpoint = ray_train.launch(config, images.where, judge, workers)
@@ -200,7 +186,7 @@ def _assess(
         )
 
 
-def _tags(config: Config, workers: Workers) -> dict[str, str]:
+def tags_of(config: Config, workers: Workers) -> dict[str, str]:
     """What the config does not say about a run; one that tells runs apart in MLflow."""
     tags = {
         "world_size": str(workers.count),

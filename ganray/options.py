@@ -6,7 +6,7 @@ Standard library only. What a training run is asked to do is in ``ganray.config`
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -137,7 +137,7 @@ class EvaluateConfig:
 class SweepConfig:
     """What jobs/sweep.py varies, and how."""
 
-    axis: tuple[str, ...] = ()
+    axis: list[str] = field(default_factory=list)
     """What is varied, e.g. latent.size=1,10,100; give it once for each axis. FIELD+FIELD=A+B,C+D
     varies fields together. `optimizer` names optimizers with rates of their own, `rate` factors on
     both learning rates; searches also take a range, rate=0.1..10. None given: the study of latents.

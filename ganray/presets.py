@@ -8,6 +8,7 @@ from dataclasses import replace
 from ganray.config import (
     Config,
     DataConfig,
+    EvaluationConfig,
     LatentConfig,
     LossConfig,
     NetworkConfig,
@@ -171,8 +172,21 @@ def stacked_t2() -> Config:
     )
 
 
+def latents() -> Config:
+    """As normal-100, for 2 epochs: what jobs/sweep.py compares latents with. 15 s on one core."""
+    base = normal_100()
+    return replace(
+        base,
+        preset="latents",
+        train=replace(base.train, kimg=120, log_every=5, checkpoint_every=60),
+        evaluation=EvaluationConfig(samples=2_000, report_samples=0),
+        tracking=TrackingConfig(experiment="latents"),
+    )
+
+
 _CELEBA = (cpu32, dcgan64, mlp)
 _MNIST = (first, refined, latent_100, normal_100, long, conditional)
+_SWEEPS = (latents,)
 _STACKED = (stacked_t3_quarter, stacked_t3_half, stacked_t2)
 
 
@@ -189,5 +203,10 @@ MNIST: dict[str, Config] = {_name(make): make() for make in _MNIST}
 STACKED: dict[str, Config] = {_name(make): make() for make in _STACKED}
 """Presets of jobs/mnist.py too: stacked MNIST, on which mode collapse is counted."""
 
-ABOUT: dict[str, str] = {_name(make): make.__doc__ or "" for make in (*_CELEBA, *_MNIST, *_STACKED)}
+SWEEPS: dict[str, Config] = {_name(make): make() for make in _SWEEPS}
+"""Presets of jobs/sweep.py alone; it takes all others too."""
+
+ABOUT: dict[str, str] = {
+    _name(make): make.__doc__ or "" for make in (*_SWEEPS, *_CELEBA, *_MNIST, *_STACKED)
+}
 """What each preset costs and gives, for --help."""

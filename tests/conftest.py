@@ -112,13 +112,12 @@ class KnownRun:
 @pytest.fixture(scope="session")
 def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     """The tiny config trained on the squares, logged to MLflow in its home. Not to be changed."""
-    from ganray import job
     from ganray.integrations import mlflow_tracker
-    from ganray.training.launch import launch
+    from ganray.training.launch import claim, launch
     from ganray.training.state import load_generator
 
     config = tiny_config(tmp_path_factory.mktemp("known"))
-    job.claim(config)
+    claim(config)
     checkpoint = launch(config, str(squares))
     dataset = {"name": "squares", "digest": "0" * 16, "path": str(squares)}
     with pytest.MonkeyPatch.context() as patch:

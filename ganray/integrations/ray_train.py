@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
 
 import ray
 import ray.train
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -101,7 +102,13 @@ def check_nodes_see(folder: Path) -> None:
         )
 
 
-def launch(config: Config, images: str, judge: str, workers: Workers) -> Path:
+def launch(
+    config: Config,
+    images: str,
+    judge: str,
+    workers: Workers,
+    callbacks: Sequence[UserCallback] = (),
+) -> Path:
     """Run the loop on the workers until it is done; returns the last checkpoint's folder.
 
     Args:
@@ -109,9 +116,11 @@ def launch(config: Config, images: str, judge: str, workers: Workers) -> Path:
         images: where the shards are: a URL, or a path that every node must see.
         judge: the classifier's file: see `judge.prepare_judge`.
         workers: as `resolve` chose them.
+        callbacks: of Ray Train.
 
     Raises:
-        ValueError: training diverged, or workers failed more often than ray.max_failures.
+        Diverged: a loss is no longer finite.
+        ValueError: workers failed more often than ray.max_failures.
     """
     connect(config.ray)
     if not config.data.is_remote():
@@ -131,6 +140,7 @@ def launch(config: Config, images: str, judge: str, workers: Workers) -> Path:
                 max_failures=config.ray.max_failures, controller_failure_limit=3
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -140,7 +150,7 @@ def launch(config: Config, images: str, judge: str, workers: Workers) -> Path:
             f"{_cause(error)}; the same --name goes on from the last checkpoint"
         ) from error
     if diverged := (result.return_value or {}).get("diverged"):
-        raise ValueError(diverged)
+        raise Diverged(diverged)
     if result.checkpoint is None:
         raise ValueError(f"run {config.name!r} ended without a checkpoint; see {config.home}")
     return Path(result.checkpoint.path)

@@ -55,6 +55,11 @@ class Axis:
     name: str
     """E.g. "latent.size", or "latent.distribution+latent.scaling"."""
     levels: tuple[Level, ...]
+    """Of a range, those that were tried."""
+    range: tuple[float, float] | None = None
+    """Of a number that a search may choose: least and most; drawn evenly in its logarithm."""
+    whole: bool = False
+    """Whether the numbers of the range are whole."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -65,6 +70,18 @@ class Axis:
     def title(self) -> str:
         """The name for people: without the section, "distribution scaling"."""
         return " ".join(part.rpartition(".")[2] for part in self.name.split("+"))
+
+    def level(self, value: str | float) -> Level:
+        """The level of this label, or of this number in the range."""
+        if self.range is None:
+            return next(level for level in self.levels if level.label == value)
+        label = f"{value:g}" if self.whole else f"{value:.3g}"
+        return Level(label, {self.name: int(label) if self.whole else float(label)})
+
+    def with_level(self, level: Level) -> Axis:
+        """The axis with a level that a search has tried, in the order of the numbers."""
+        known = {one.label: one for one in (*self.levels, level)}
+        return replace(self, levels=tuple(sorted(known.values(), key=lambda one: float(one.label))))
 
 
 @dataclass(frozen=True)
@@ -107,10 +124,21 @@ class Study:
             cell for cell in itertools.product(*(a.labels for a in self.axes)) if cell in wanted
         ]
 
+    def with_trial(self, trial: Trial, levels: Sequence[Level]) -> Study:
+        """The study with a run that a search has begun, or a member that changed its levels."""
+        axes = [
+            axis.with_level(level) if axis.range else axis
+            for axis, level in zip(self.axes, levels, strict=True)
+        ]
+        trials = {one.name: one for one in (*self.trials, trial)}
+        return replace(self, axes=tuple(axes), trials=tuple(trials.values()))
+
     def save(self, folder: Path) -> None:
         """Write `study.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1))
+        part = folder / f"{FILE}.part"
+        part.write_text(json.dumps(asdict(self), indent=1))
+        part.replace(folder / FILE)
 
 
 FILE = "study.json"
@@ -120,8 +148,14 @@ def load(folder: Path) -> Study:
     """Read what `Study.save` wrote."""
     values = json.loads((folder / FILE).read_text())
     axes = [
-        Axis(a["name"], tuple(Level(level["label"], level["settings"]) for level in a["levels"]))
-        for a in values["axes"]
+        Axis(
+            **axis
+            | {
+                "levels": tuple(Level(**level) for level in axis["levels"]),
+                "range": axis["range"] and tuple(axis["range"]),
+            }
+        )
+        for axis in values["axes"]
     ]
     trials = [Trial(**trial | {"levels": tuple(trial["levels"])}) for trial in values["trials"]]
     return Study(values["name"], tuple(axes), tuple(trials))
@@ -132,7 +166,7 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
 
     Args:
         text: as typed. `optimizer` stands for named optimizers with rates of their own, and
-            `rate` for factors on both learning rates.
+            `rate` for factors on both learning rates. "FIELD=LEAST..MOST" is a range.
         base: the config whose fields are varied.
         read: (field, text) -> the value, checked.
 
@@ -149,6 +183,8 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
                 f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
                 f" {', '.join(f'{section}.*' for section in VARIED[:-1])}, {OPTIMIZER} or {RATE}"
             )
+    if ".." in values:
+        return _range(text, name, values, read)
     levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
     labels = [level.label for level in levels]
     if not equals or len(set(labels)) < len(labels) or not labels:
@@ -160,6 +196,17 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
 
 
 VARIED = (*(s for s in SECTIONS if s not in ("ray", "tracking", "evaluation")), RATE)
+
+
+def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -> Axis:
+    ends = [_rate(v) if name == RATE else read(name, v) for v in values.split("..")]
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+    if len(ends) != 2 or not numbers or not 0 < ends[0] < ends[1]:
+        raise ValueError(
+            f"sweep.axis={text} must be FIELD=LEAST..MOST with two positive numbers, the first one"
+            " smaller; for example --sweep.axis rate=0.1..10"
+        )
+    return Axis(name, (), (ends[0], ends[1]), all(isinstance(end, int) for end in ends))
 
 
 def _level(
@@ -246,6 +293,12 @@ def plan(
         ValueError: two axes set one field, or there are fewer cells than are wanted.
     """
     _check_axes(axes)
+    for axis in axes:
+        if axis.range:
+            raise ValueError(
+                f"sweep.axis: the range of {axis.name} is for searches; name its values, or use"
+                " --sweep.design tpe or pbt"
+            )
     chosen = [list(cell) for cell in itertools.product(*(axis.levels for axis in axes))]
     if order != "grid":
         if cells is None or not 0 < cells <= len(chosen):

@@ -37,6 +37,8 @@ class Evaluator:
     def __init__(self, config: Config, images: Images, judge: str, device: torch.device) -> None:
         self._config, self._device = config, device
         self._samples = comparable(judge, images, config.evaluation.samples)
+        self.last: dict[str, float] = {}
+        """What rank 0 found last, as `collapse/NAME`; empty before, and on other ranks."""
         if not self._samples:
             return
         self._extractor: Extractor = open_extractor(judge, images, device)
@@ -105,6 +107,7 @@ class Evaluator:
             values["collapse/half_life_kimg"] = lived / 1000
         values["time/evaluation_share"] = spent / (time.perf_counter() - self._started)
         log.collapse(now, values, why)
+        self.last = values
 
 
 def keep_best(state: TrainState, folder: Path, coverage: float) -> None:

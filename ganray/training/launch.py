@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 
-from ganray.config import Config
+from ganray.config import Config, check_resumes, from_dict, to_dict
 from ganray.data.prepare import open_images
 from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.loop import train
+from ganray.training.state import CONFIG_FILE
+
+
+def claim(config: Config, changed: bool = False) -> None:
+    """Make the run folder, or go on with the one that has this name.
+
+    Args:
+        config: of the run.
+        changed: it may learn something else from now on.
+
+    Raises:
+        ValueError: it holds a run that learns something else, or cannot be written.
+    """
+    folder, path = config.run_folder(), config.run_folder() / CONFIG_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not changed:
+            check_resumes(from_dict(json.loads(path.read_text())), config)
+        path.write_text(json.dumps(to_dict(config), indent=2))
+    except OSError as error:
+        raise ValueError(
+            f"home={config.home} cannot be written ({error.strerror}); give another --home"
+            " or set GANRAY_HOME"
+        ) from error
 
 
 def launch(config: Config, images: str, judge: str = "") -> Path:

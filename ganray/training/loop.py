@@ -8,7 +8,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -92,7 +92,7 @@ def train(
                 evaluator.evaluate(state, journal)
             # Remember: every rank takes part.
             if state.due(config.train.checkpoint_every):
-                checkpoint_now(state, context)
+                checkpoint_now(state, context, evaluator.last)
     return state
 
 
@@ -203,9 +203,9 @@ def check_finite(scores: dict[str, float], step: int) -> None:
         )
 
 
-def checkpoint_now(state: TrainState, context: WorkerContext) -> None:
-    """Collective: rank 0 writes the state, all report."""
-    metrics = {"kimg": state.images_seen / 1000}
+def checkpoint_now(state: TrainState, context: WorkerContext, found: Mapping[str, float]) -> None:
+    """Collective: rank 0 writes the state, all report, with what the last evaluation found."""
+    metrics = {"kimg": state.images_seen / 1000, **found}
     if rank() != 0:
         context.report(metrics, state.step, None)
         return

@@ -122,7 +122,12 @@ class TrainState:
         check_resumes(read_config(folder), self.config)
         state = read_state(folder)
         for name, part in self._parts().items():
+            rules = _rules(part)
             part.load_state_dict(state[name])
+            # An optimizer's state brings the rates it was saved with; the config's hold, which
+            # differ where a population takes over the weights of its best.
+            for group, rule in zip(getattr(part, "param_groups", ()), rules, strict=True):
+                group.update(rule)
         self.step = state["step"]
 
     def _parts(self) -> dict[str, nn.Module | Optimizer]:
@@ -133,6 +138,12 @@ class TrainState:
             "G_optimizer": self.G_optimizer,
             "D_optimizer": self.D_optimizer,
         }
+
+
+def _rules(part: nn.Module | Optimizer) -> list[dict[str, Any]]:
+    """The rates of an optimizer's groups of weights; [] for a network."""
+    groups = part.param_groups if isinstance(part, Optimizer) else []
+    return [{name: value for name, value in g.items() if name != "params"} for g in groups]
 
 
 def fixed_latents(

@@ -1,0 +1,310 @@
+"""Ray Tune: many runs at a time, as many as the cluster has room for.
+
+The only importer of ray.tune. A run of one worker is a function in an actor that the next run
+takes over, so only the first waits for torch to be imported; a run of several workers starts a
+Ray Train of its own (some 18 CPU-seconds). Either way it is a normal run in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+# Before ray is imported. Tune writes a log of each run in three formats, which the journal has
+# already; changes the directory of its actors; and would take Ctrl-C for itself.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from ganray.config import Config, to_dict
+from ganray.integrations import ray_train
+from ganray.options import SweepConfig
+from ganray.study import outcomes
+from ganray.study.design import Axis, Level, Study, Trial, trial
+from ganray.training.context import LocalContext
+from ganray.training.launch import work
+from ganray.training.loop import Diverged
+from ganray.training.plan import Cluster, Workers
+from ganray.training.state import CONFIG_FILE
+
+_TUNE = "tune"
+"""Folder of Tune's own state, in the study's."""
+_HEAD = "node:__internal_head__"
+"""A resource that each head node has one of."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all runs of a study have in common."""
+
+    base: Config
+    images: str
+    """Where the shards are."""
+    judge: str
+    """The classifier's file: see `judge.prepare_judge`."""
+    workers: Workers
+    """Of each run."""
+    classes: int
+    """Of the images."""
+
+
+class Watcher(Protocol):
+    """Who is told on the driver how the study goes. Quick: Tune waits meanwhile."""
+
+    def begin(self, trial: Trial, config: Config, levels: Sequence[Level]) -> None:
+        """A run begins, or goes on; with the levels that a search chose for it, else none."""
+        ...
+
+    def end(self, trial: Trial, outcome: outcomes.Outcome) -> None:
+        """A run is over."""
+        ...
+
+
+def room(options: SweepConfig, workers: Workers, cluster: Cluster) -> int:
+    """How many runs there is room for at a time, at least one."""
+    if workers.gpu:
+        share = options.trials_per_gpu if workers.count == 1 else 1
+        most = min(cluster.gpus * share, cluster.cpus // workers.cpus) // workers.count
+    else:
+        most = cluster.cpus // (workers.cpus * workers.count)
+    return max(1, min(most, options.concurrent or most))
+
+
+def run(
+    job: Job, study: Study, options: SweepConfig, folder: Path, at_a_time: int, watcher: Watcher
+) -> None:
+    """Run what is left of the study, until all is done; goes on with one that was interrupted.
+
+    Args:
+        job: what its runs have in common.
+        study: what differs between them; of tpe only the axes.
+        options: how to go through it.
+        folder: of the study. Tune's own state in it is unpickled: it must be the user's own.
+        at_a_time: runs, as `room` has it.
+        watcher: is told on this process.
+
+    Raises:
+        ValueError: the search's library is not installed.
+    """
+    _driver.job, _driver.study, _driver.options, _driver.watcher = job, study, options, watcher
+
+    def ganray_trial(values: dict[str, Any]) -> None:  # its name is that of Tune's own records
+        _run(job, study, options, values)
+
+    trainable = tune.with_resources(ganray_trial, _resources(job.workers, options))
+    path = folder / _TUNE
+    if tune.Tuner.can_restore(str(path)):
+        tuner = tune.Tuner.restore(str(path), trainable, resume_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=_space(study, options),
+            tune_config=_tune_config(job, study, options, at_a_time),
+            run_config=tune.RunConfig(
+                name=_TUNE,
+                storage_path=str(folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=options.retries),
+                callbacks=[_Callback()],
+            ),
+        )
+    tuner.fit()
+
+
+def _resources(workers: Workers, options: SweepConfig) -> Any:
+    """What Tune holds for one run. Of several workers, Ray Train holds their own."""
+    if workers.count > 1:
+        return {_HEAD: 0.001}
+    gpu = {"GPU": 1 / options.trials_per_gpu} if workers.gpu else {}
+    return {"CPU": workers.cpus} | gpu
+
+
+def _space(study: Study, options: SweepConfig) -> dict[str, Any]:
+    if options.design in ("tpe", "pbt"):
+        return {"levels": {axis.name: _choice(axis) for axis in study.axes}}
+    return {"trial": tune.grid_search([_plain(trial) for trial in study.trials])}
+
+
+def _choice(axis: Axis) -> Any:
+    if axis.range is None:
+        return tune.choice(list(axis.labels))
+    low, high = axis.range
+    return tune.lograndint(int(low), int(high) + 1) if axis.whole else tune.loguniform(low, high)
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(trial)))
+
+
+def _tune_config(job: Job, study: Study, options: SweepConfig, at_a_time: int) -> tune.TuneConfig:
+    metric = f"collapse/{options.metric}"
+    chosen = options.design in ("tpe", "pbt")
+    return tune.TuneConfig(
+        metric=metric if options.searches else None,
+        mode="max" if options.searches else None,
+        num_samples=(options.cells or 20) if chosen else 1,
+        search_alg=_tpe(metric, at_a_time) if options.design == "tpe" else None,
+        scheduler=_scheduler(job, study, options),
+        # Tune's own limit breaks the searchers', and is not needed where a run's resources are
+        # all that it takes.
+        max_concurrent_trials=at_a_time if options.design != "tpe" else None,
+        reuse_actors=job.workers.count == 1,
+    )
+
+
+def _tpe(metric: str, at_a_time: int) -> Any:
+    try:
+        import optuna
+        from ray.tune.search import ConcurrencyLimiter
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise ValueError(
+            'sweep.design=tpe needs Optuna: pip install -e ".[search]", or use another design'
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search: Searcher = OptunaSearch(
+        metric=metric, mode="max", sampler=optuna.samplers.TPESampler(seed=0)
+    )
+    return ConcurrencyLimiter(search, max_concurrent=at_a_time)
+
+
+def _scheduler(job: Job, study: Study, options: SweepConfig) -> TrialScheduler | None:
+    kimg, rung = job.base.train.kimg, job.base.train.checkpoint_every
+    if options.design == "asha":
+        return ASHAScheduler(time_attr="kimg", max_t=kimg, grace_period=rung, reduction_factor=2)  # pyright: ignore[reportArgumentType]
+    if options.design == "pbt":
+        return PopulationBasedTraining(
+            time_attr="kimg",
+            perturbation_interval=rung,
+            hyperparam_mutations={"levels": {axis.name: _choice(axis) for axis in study.axes}},
+        )
+    return None
+
+
+class _Driver:
+    """Where Tune's callback finds who watches: Tune pickles callbacks; watchers hold threads."""
+
+    job: Job
+    study: Study
+    options: SweepConfig
+    watcher: Watcher
+
+
+_driver = _Driver()
+
+
+class _Callback(tune.Callback):
+    def on_trial_start(self, *_: Any, **info: Any) -> None:
+        this, values = self._trial(info["trial"]), info["trial"].config
+        levels = levels_of(_driver.study, values) if "levels" in values else ()
+        _driver.watcher.begin(this, this.config(_driver.job.base), levels)
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        self._end(info["trial"], "stopped", "by the scheduler, before its end")
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """When no retry is left."""
+        self._end(info["trial"], "failed", _last_line(info["trial"].get_error()))
+
+    def _end(self, trial: Any, status: outcomes.Status, why: str) -> None:
+        this = self._trial(trial)
+        folder = this.config(_driver.job.base).run_folder()
+        outcome = outcomes.read(folder) or outcomes.record(folder, status, why)
+        _driver.watcher.end(this, outcome)
+
+    def _trial(self, trial: Any) -> Trial:
+        return trial_of(_driver.study, _driver.options, trial.config, trial.trial_id)
+
+
+def _last_line(error: object) -> str:
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "no word of it"
+
+
+def trial_of(study: Study, options: SweepConfig, values: Mapping[str, Any], trial_id: str) -> Trial:
+    """The run that Tune's values stand for.
+
+    One whose levels Tune chooses has a seed that follows from Tune's id for it, so that luck is
+    not what the search finds. A member of a population keeps its name as its levels change.
+    """
+    if "trial" in values:
+        given = values["trial"]
+        return Trial(**(given | {"levels": tuple(given["levels"])}))
+    levels = levels_of(study, values)
+    seed = int.from_bytes(hashlib.sha256(trial_id.encode()).digest()[:2], "little")
+    found = trial(study.name, levels, seed)
+    if options.design == "pbt":
+        return replace(found, name=f"{study.name}.member-{seed}", label=f"member-{seed}")
+    return found
+
+
+def levels_of(study: Study, values: Mapping[str, Any]) -> list[Level]:
+    """A level of each axis, as Tune chose them."""
+    return [axis.level(values["levels"][axis.name]) for axis in study.axes]
+
+
+def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]) -> None:
+    """One run, in Tune's actor. What it came to is written into its folder."""
+    this = trial_of(study, options, values, tune.get_context().get_trial_id() or "")
+    config = this.config(job.base)
+    folder = config.run_folder()
+    found = outcomes.read(folder)
+    if found is not None and found.counts:
+        return  # the driver was killed before it heard of it
+    try:
+        if job.workers.count > 1:
+            ray_train.launch(
+                config, job.images, job.judge, job.workers, callbacks=[TuneReportCallback()]
+            )
+        else:
+            _alone(config, job, options)
+    except Diverged as error:
+        outcomes.record(folder, "diverged", str(error), job.classes)
+        # To a search that is a result, and a bad one.
+        tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": 0.0})
+    else:
+        outcomes.record(folder, "finished")
+
+
+def _alone(config: Config, job: Job, options: SweepConfig) -> None:
+    torch.set_num_threads(job.workers.cpus)
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1 / options.trials_per_gpu)
+    population = options.design == "pbt"
+    work(config, job.images, job.judge, TuneContext(config, population))
+
+
+class TuneContext(LocalContext):
+    """A run of one worker as the loop sees it: checkpoints in its folder, figures to Tune."""
+
+    def __init__(self, config: Config, population: bool) -> None:
+        super().__init__(config.run_folder(), config.train.keep_checkpoints)
+        self._config, self._population = config, population
+
+    def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
+        """Keep the checkpoint and tell Tune, which may end the run here."""
+        super().report(metrics, step, checkpoint)
+        given = tune.Checkpoint.from_directory(str(checkpoint)) if self._population else None
+        tune.report(dict(metrics), checkpoint=given)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The run's own; in a population, the one that Tune hands over, under own settings."""
+        given = tune.get_checkpoint() if self._population else None
+        if given is None:
+            return super().latest_checkpoint()
+        folder = Path(given.to_directory(tempfile.mkdtemp()))
+        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(self._config), indent=2))
+        return folder

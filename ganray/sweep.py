@@ -1,0 +1,287 @@
+"""A study from its plan to its answer: what jobs/sweep.py does.
+
+Sits above the vendors, as `job` does: here Tune meets MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ganray import job
+from ganray.config import Config, check_resumes, from_dict, to_dict
+from ganray.data import prepare
+from ganray.data.prepare import DataPlan
+from ganray.integrations import mlflow_tracker, ray_train, ray_tune
+from ganray.integrations.mlflow_study import StudyRuns
+from ganray.options import SweepConfig
+from ganray.study import answer, design, outcomes
+from ganray.study.board import Board
+from ganray.study.design import Level, Study, Trial
+from ganray.study.outcomes import Outcome
+from ganray.training import launch
+from ganray.training.plan import Workers, check_world, describe, resolve
+from ganray.training.state import CONFIG_FILE
+
+LATENTS = (
+    "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
+    "latent.size=1,10,100",
+    "optimizer=sgd,rmsprop,adam",
+)
+"""What is varied where nothing is named. From each distribution to the next one thing changes: the
+mean, then the spread, then the shape."""
+_OPTIONS = "sweep.json"
+_RUNGS = 8
+"""Times at which asha and pbt look at a run."""
+_LIVE = ("rate", "optimizer.lr_G", "optimizer.lr_D", "optimizer.beta1", "optimizer.beta2")
+_LIVE += ("loss.r1_gamma", "loss.r2_gamma", "loss.gp_weight")
+_LIVE += ("latent.distribution", "latent.scaling", "latent.offset")
+"""What a run can change and still go on, as pbt asks of it."""
+
+Read = Callable[[str, str], Any]
+
+
+def sweep(config: Config, options: SweepConfig, read: Read) -> None:
+    """Run one study to its end, and answer it.
+
+    Args:
+        config: what all its runs have in common.
+        options: what differs, and how the study is gone through.
+        read: (field, text) -> the field's value, checked.
+
+    Raises:
+        ValueError: bad input, found before a worker is held.
+    """
+    if options.resume:
+        config, options = _left_behind(config, options)
+    config = _for_trials(config, options)
+    if not config.dry_run:
+        config = replace(config, data=prepare.fetch(config.data, config.home))
+    images = prepare.plan(config.data, config.home)
+    study = _planned(config, options, read)
+    cluster = ray_train.look(config.ray)
+    workers = resolve(config, cluster)
+    _check(study, config, options, workers)
+    at_a_time = ray_tune.room(options, workers, cluster)
+    job.say_what_is_learned(images)
+    _show(study, config, options, images, workers, at_a_time)
+    if config.dry_run:
+        return
+    _claim(study, config, options)
+    digest = prepare.prepare(config.data, images)
+    judge = job.judge_of(config, images, digest)
+    ray_train.connect(config.ray)
+    if not config.data.is_remote():
+        ray_train.check_nodes_see(Path(images.where))
+    runs = StudyRuns(
+        study, config, job.dataset_of(config, images, digest), job.tags_of(config, workers)
+    )
+    shared = ray_tune.Job(config, images.where, judge, workers, images.classes)
+    with _closed(runs):
+        watch = _Watch(study, config, options, runs, at_a_time)
+        if watch.left():
+            ray_tune.run(shared, study, options, study_folder(config), at_a_time, watch)
+        print(watch.board.table(), flush=True)
+        _answer(watch.study, config, options, runs)
+
+
+def study_folder(config: Config) -> Path:
+    """Plan, Tune's state and answer of the study; its runs are where all runs are."""
+    return config.home / "studies" / config.name
+
+
+def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepConfig]:
+    """The study to resume, as it was begun: that of the name, else the newest."""
+    begun = config.home.glob(f"studies/{config.name or '*'}/{_OPTIONS}")
+    newest = max(begun, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        named = f" called {config.name!r}" if config.name else ""
+        raise ValueError(f"sweep.resume: {config.home} holds no study{named} to go on with")
+    before = from_dict(json.loads((newest.parent / CONFIG_FILE).read_text()))
+    kept = SweepConfig(**json.loads(newest.read_text()))
+    return (
+        replace(before, home=config.home, ray=config.ray, dry_run=config.dry_run),
+        replace(kept, concurrent=options.concurrent, retries=options.retries),
+    )
+
+
+def _for_trials(config: Config, options: SweepConfig) -> Config:
+    """The config of a run that is one of many: no report of its own, one worker if none is said."""
+    if not config.evaluation.samples:
+        raise ValueError(
+            "evaluation.samples=0 measures nothing, and a study compares what is measured; give 80"
+            " or more"
+        )
+    if config.launcher != "ray" or config.check_discriminator:
+        raise ValueError(
+            "a study runs on Ray and trains both networks; leave out --launcher torch"
+            " and --check-discriminator"
+        )
+    evaluation, train = replace(config.evaluation, report_samples=0), config.train
+    if options.searches:  # which look at figures as they come
+        rung = train.kimg / _RUNGS
+        evaluation = replace(evaluation, every=rung, max_share=1.0)
+        train = replace(train, checkpoint_every=rung)
+    ray = replace(config.ray, workers=config.ray.workers or 1)
+    return replace(config, evaluation=evaluation, train=train, ray=ray)
+
+
+def _planned(config: Config, options: SweepConfig, read: Read) -> Study:
+    """The study by this name as it stands, or a new one."""
+    axes = [design.parse_axis(text, config, read) for text in options.axis or LATENTS]
+    if options.design in ("tpe", "pbt"):
+        study = Study(config.name, tuple(axes), ())
+    else:
+        some = options.design if options.design in ("random", "sobol") else "grid"
+        if options.design == "asha" and options.cells:
+            some = "random"
+        study = design.plan(
+            config.name,
+            axes,
+            options.seeds,
+            order=some,
+            cells=options.cells,
+            first_seed=config.train.rng_seed,
+        )
+    folder = study_folder(config)
+    if not (folder / design.FILE).exists():
+        return study
+    before = design.load(folder)
+    base = from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+    check_resumes(base, config)
+    if [axis.name for axis in before.axes] != [axis.name for axis in axes] or (
+        study.trials and study != before
+    ):
+        raise ValueError(
+            f"study {config.name!r} exists with other axes or runs; use another --name, or"
+            f" --resume --name {config.name} to go on with it as it was begun"
+        )
+    return before
+
+
+def _check(study: Study, config: Config, options: SweepConfig, workers: Workers) -> None:
+    """Refuse what would fail in a run."""
+    for axis in study.axes if options.design == "pbt" else ():
+        for field in axis.name.split("+"):
+            if field not in _LIVE:
+                raise ValueError(
+                    f"sweep.axis: {field} cannot change while a run goes on, as sweep.design=pbt"
+                    f" does it; name some of {', '.join(_LIVE)}"
+                )
+    for axis in study.axes:
+        for level in axis.levels:
+            design.with_settings(config, level.settings)
+    for trial in study.trials:
+        one = trial.config(config)
+        check_world(one, workers.count)
+        if (path := one.run_folder() / CONFIG_FILE).exists() and options.design != "pbt":
+            check_resumes(from_dict(json.loads(path.read_text())), one)
+    if options.trials_per_gpu > 1 and workers.gpu and workers.count > 1:
+        raise ValueError(
+            f"sweep.trials_per_gpu={options.trials_per_gpu} is for runs of one worker, and"
+            f" ray.workers={workers.count}; leave one of them out"
+        )
+
+
+def _show(
+    study: Study,
+    config: Config,
+    options: SweepConfig,
+    images: DataPlan,
+    workers: Workers,
+    at_a_time: int,
+) -> None:
+    if study.trials and options.design != "tpe":
+        seeds = len({trial.rng_seed for trial in study.trials})
+        count = f"{len(study.cells)} cells x {seeds} seeds = {len(study.trials)} runs"
+    else:
+        count = f"{options.cells or 20} runs"
+    rows = {"study": f"{config.name}: {count}, {options.design}, {at_a_time} at a time"}
+    for axis in study.axes:
+        levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
+        rows[axis.title] = levels
+    width = max(9, *map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:{width}s} {text}")
+    if options.searches:
+        print(
+            f"{options.design} looks for one good setting: it chooses or stops runs by their"
+            " results, so its means are censored and say nothing of effects"
+        )
+    results = f"{study_folder(config)} and {mlflow_tracker.store_uri(config)}"
+    print("each run, but for what is varied:")
+    print(describe(config, images, workers, results), flush=True)
+
+
+def _claim(study: Study, config: Config, options: SweepConfig) -> None:
+    """Make the study's folder."""
+    folder = study_folder(config)
+    try:
+        study.save(folder)
+        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
+        (folder / _OPTIONS).write_text(json.dumps(asdict(replace(options, resume=False)), indent=2))
+    except OSError as error:
+        raise ValueError(
+            f"home={config.home} cannot be written ({error.strerror}); give another --home"
+            " or set GANRAY_HOME"
+        ) from error
+
+
+@contextmanager
+def _closed(runs: StudyRuns) -> Iterator[None]:
+    """Around the study: whatever ends it, MLflow hears of it."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM from `ray job stop`
+        runs.close("KILLED")
+        raise
+    except BaseException:
+        runs.close("FAILED")
+        raise
+    runs.close("FINISHED")
+
+
+class _Watch:
+    """Hears from Tune how the study goes, and tells the terminal and MLflow."""
+
+    def __init__(
+        self, study: Study, base: Config, options: SweepConfig, runs: StudyRuns, at_a_time: int
+    ) -> None:
+        self.study, self._base, self._options, self._runs = study, base, options, runs
+        self._known = outcomes.collect(study, base.home / "runs")
+        self.board = Board(study, self._known, at_a_time)
+
+    def left(self) -> bool:
+        """Whether any run is still to be made, or to be tried again."""
+        if self._options.design in ("tpe", "pbt"):
+            return len(self._known.outcomes) < (self._options.cells or 20)
+        return self._known.count("waiting", "failed") > 0
+
+    def begin(self, trial: Trial, config: Config, levels: Sequence[Level]) -> None:
+        """A run begins, or goes on."""
+        if levels:
+            self.study = self.study.with_trial(trial, levels)
+            self.study.save(study_folder(self._base))
+            self.board.grow(self.study)
+        launch.claim(config, changed=self._options.design == "pbt")
+        self._runs.begin(trial, config)
+        self.board.begin(trial)
+
+    def end(self, trial: Trial, outcome: Outcome) -> None:
+        """A run is over."""
+        self._runs.end(trial, outcome)
+        self.board.end(trial, outcome)
+
+
+def _answer(study: Study, config: Config, options: SweepConfig, runs: StudyRuns) -> None:
+    results = outcomes.collect(study, config.home / "runs")
+    found = answer.write(results, config, study_folder(config), censored=options.searches)
+    print(found.text)
+    runs.log_answer(found.files, found.note, found.metrics)
+    print(f"answer      {found.page}")
+    print(f"look        mlflow ui --backend-store-uri {runs.parent.uri}")
+    print(f"            {runs.view()}", flush=True)
