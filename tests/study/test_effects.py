@@ -245,7 +245,7 @@ def test_intervals_of_shares_hold_the_truth_of_cells_that_collapsed():
 
 
 def test_noise_is_no_effect():
-    found = [anova(results_of(recall=noise(3, 3, 5, seed=i)), "recall") for i in range(40)]
+    found = [anova(results_of(recall=noise(3, 3, 5, seed=i)), "recall") for i in range(25)]
     assert np.mean([e.share.low > 0 for effects in found for e in effects[:3]]) < 0.05
     assert np.mean([e.eta2 for effects in found for e in effects[2:3]]) > 0.05  # which is biased
     assert np.mean([e.share.value for effects in found for e in effects[2:3]]) < 0.04
