@@ -88,7 +88,7 @@ class Effect:
     eta2: float
     """SS of the effect / SS in all, of these runs; too high, as noise explains things, too."""
     share: Estimate
-    """The same less that bias; n is in seeds. Nobody's to quote without its interval."""
+    """The same less that bias; n is in seeds. Never to be quoted without its interval."""
 
 
 def excludes_zero(difference: Estimate) -> bool:
@@ -105,7 +105,8 @@ def ranking(results: Results) -> list[Row]:
     interval over the seeds of both (Welch's, if they share fewer than 3) that excludes 0.
     Intervals are widened by Bonferroni over all metrics and all cells but one. This suffices
     although the first is picked by its results: a cell that in truth is as good as any, by each of
-    these metrics, falls to whichever of the others in 1 of 40 studies at most.
+    these metrics, falls to whichever of the others in 1 of 40 studies at most. (Simulated with 12
+    cells that are alike, 2 % or fewer fell; but of runs in two camps with 3 seeds, 8 %.)
     """
     tally = Counter((t.levels, results.of(t).status) for t in results.study.trials)
     cells = [
@@ -193,6 +194,9 @@ def compare(
     Differences are taken where both have a run of the same seed with the same levels of all other
     axes, averaged within each seed, and given Student's interval over seeds. Bonferroni over the
     pairs of the axis, so that 95 % of studies have all their intervals right.
+
+    Trap: runs that fall into two camps. Simulated with 4 levels that are alike, of one cell each,
+    14 % of studies of 3 seeds supported a difference, of 5 or 10 seeds 4 % or fewer.
 
     Args:
         results: of the study.

@@ -67,6 +67,7 @@ def summary(results: Results, rows: Sequence[Row], *, censored: bool = False) ->
         ]
     else:
         axes = [i for i, axis in enumerate(results.study.axes) if len(axis.levels) > 1]
+        said += ["Brackets hold 95 % intervals over seeds, of all pairs of levels together."]
         said += [_axis(results, i, [j for j in axes if j != i]) for i in axes]
         said += _variance(results, anova(results, "coverage"))
         said += [_best(results, rows)]

@@ -75,6 +75,7 @@ def test_recall_is_told_apart_where_it_says_something_else():
 def test_a_number_says_what_it_is_the_number_of():
     text = said(renamed(study([0.2, 0.6]), "10", "normal"))
     assert "normal covers" in text
+    assert "Brackets hold 95 % intervals over seeds" in text
     assert "more of the data than size 10." in text
 
 
