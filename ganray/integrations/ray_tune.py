@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import torch
 from ray import tune
@@ -189,7 +190,10 @@ def _scheduler(job: Job, study: Study, options: SweepConfig) -> TrialScheduler |
         return PopulationBasedTraining(
             time_attr="kimg",
             perturbation_interval=rung,
-            hyperparam_mutations={"levels": {axis.name: _choice(axis) for axis in study.axes}},
+            # A list is stepped through; what is drawn from would be multiplied by 0.8 or 1.2.
+            hyperparam_mutations={
+                "levels": {a.name: _choice(a) if a.range else list(a.labels) for a in study.axes}
+            },
         )
     return None
 
@@ -221,7 +225,10 @@ class _Callback(tune.Callback):
 
     def _end(self, trial: Any, status: outcomes.Status, why: str) -> None:
         this = self._trial(trial)
-        folder = this.config(_driver.job.base).run_folder()
+        config = this.config(_driver.job.base)
+        folder = config.run_folder()
+        if outcomes.images_seen(folder) >= config.train.steps() * config.train.batch_size:
+            status, why = "finished", ""  # stopped at its very end
         outcome = outcomes.read(folder) or outcomes.record(folder, status, why)
         _driver.watcher.end(this, outcome)
 

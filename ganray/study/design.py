@@ -26,14 +26,16 @@ OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "beta1": 0.0, "lr": 100.0},
     "momentum": {"name": "sgd", "beta1": 0.9, "lr": 10.0},
-    "rmsprop": {"name": "rmsprop", "lr": 1.0},
+    "rmsprop": {"name": "rmsprop", "lr": 3.0},
     "adam": {"name": "adam", "beta1": 0.9, "beta2": 0.999, "lr": 1.0},
-    "adam-0.5": {"name": "adam", "beta1": 0.5, "beta2": 0.999, "lr": 1.0},
-    "adam-0": {"name": "adam", "beta1": 0.0, "beta2": 0.999, "lr": 1.0},
+    "adam-0.5": {"name": "adam", "beta1": 0.5, "beta2": 0.999, "lr": 3.0},
+    "adam-0": {"name": "adam", "beta1": 0.0, "beta2": 0.999, "lr": 3.0},
     "adamw": {"name": "adamw", "beta1": 0.9, "beta2": 0.999, "lr": 1.0},
     "lion": {"name": "lion", "beta1": 0.9, "beta2": 0.99, "lr": 0.1},
 }
-"""Levels of the axis `optimizer`; `lr` is a factor on the preset's rates, which are Adam's."""
+"""Levels of the axis `optimizer`; `lr` is a factor on the preset's rates, which are those of Adam
+with its momentum of 0.9. Of 0.1, 0.3, 1 and 3 times the best for an MNIST MLP with normal latents
+(one run each): what has no momentum bears three times Adam's rate."""
 
 Order = Literal["grid", "random", "sobol"]
 

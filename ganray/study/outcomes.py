@@ -108,6 +108,11 @@ def read(folder: Path) -> Outcome | None:
     return Outcome(values["status"], values["values"], values["why"])
 
 
+def images_seen(folder: Path) -> int:
+    """How far a run's journal goes."""
+    return max((event["images"] for event, _ in journal.read(folder)), default=0)
+
+
 def collect(study: Study, runs: Path) -> Results:
     """The outcomes of all runs that have ended; `runs` is the folder that holds their folders."""
     found = {trial.name: read(runs / trial.name) for trial in study.trials}
