@@ -131,7 +131,7 @@ def title_of(metric: str) -> str:
 
 def direction(metric: str) -> str:
     """Which way is better: higher, lower or neither."""
-    return RANKED.get(metric) or METRICS.get(metric, ("higher", ""))[0]
+    return RANKED.get(metric) or METRICS.get(metric, ("neither", ""))[0]
 
 
 def digits(values: Sequence[float]) -> int:

@@ -291,6 +291,7 @@ def effects_chart(effects: Sequence[Effect], path: Path) -> None:
         axes.text(high + 0.015 * right, y, f"{value:.0%}", va="center", fontsize=9, color=_INK)
     axes.set_yticks(range(len(ordered)), [effect_name(e) for e in ordered], fontsize=9)
     axes.set(xlim=(0, 1.1 * right), ylim=(len(ordered) - 0.5, -0.5))
+    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])  # whole percents
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.set_xlabel("share of the variance between runs", fontsize=9, color=_INK)
     axes.tick_params(axis="x", labelsize=8, colors=_PALE)

@@ -29,10 +29,15 @@ COLUMNS = (
 """Metrics of the ranking table."""
 CHARTED = ("coverage", "recall", "kl_corrected")
 """Metrics that have a heat map."""
+_DECIMALS = {"modes_held": 1}
+"""Of whole numbers, whose means would have two."""
 _SHARES = ("coverage", "recall", "vendi_share")
 """Drawn as bars behind their numbers."""
 _MEANINGS = {
-    "half_life_kimg": ("neither", "thousand images from the peak of recall to half of it"),
+    "half_life_kimg": (
+        "neither",
+        "thousand images until recall was half its peak; of runs where it fell",
+    ),
     "images_per_s": ("neither", "images trained on each second, the median; of the machine"),
 }
 """Of metrics that the suite does not know."""
@@ -153,7 +158,8 @@ def page(
         study=results.study,
         facts=facts(results),
         paragraphs=[text for text in summary.split("\n\n") if text.strip()],
-        titles=[(title_of(name), direction(name), name in RANKED) for name in metrics],
+        heads=[head(name) for name in metrics],
+        ranked=[head(name).title for name in RANKED if name in metrics],
         rows=[table_row(row, place, metrics, rows) for place, row in enumerate(rows, 1)],
         any_failed=any(row.failed for row in rows),
         ties=sum(row.best_tied for row in rows),
@@ -169,6 +175,23 @@ def page(
         made=[(topic, told) for topic, told in (made or {}).items() if told],
         meanings=[(title_of(name), *_meaning(name)) for name in metrics],
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a metric's column."""
+
+    title: str
+    unit: str
+    arrow: str
+    """Which way is better."""
+
+
+def head(metric: str) -> Head:
+    """Its name without the unit, which stands below."""
+    title, _, unit = title_of(metric).removesuffix(")").partition(" (")
+    arrow = {"higher": "↑", "lower": "↓", "neither": ""}[direction(metric)]
+    return Head(title, unit, arrow)
 
 
 @dataclass(frozen=True)
@@ -200,7 +223,8 @@ def table_row(row: Row, place: int, metrics: Sequence[str], rows: Sequence[Row])
         if (mean := row.means.get(name)) is None:
             numbers.append(Number("", "", None, None))
             continue
-        decimals = digits([r.means[name].value for r in rows if name in r.means])
+        values = [r.means[name].value for r in rows if name in r.means]
+        decimals = _DECIMALS.get(name, digits(values))
         bar = min(100.0, max(0.0, 100 * mean.value)) if name in _SHARES else None
         numbers.append(Number(*short(mean, decimals), bar, mean.value))
     return TableRow(place, row, tuple(numbers))
