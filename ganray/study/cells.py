@@ -19,7 +19,7 @@ TITLES = {
     "modes_held": "modes held",
     "sure_share": "sure share",
     "half_life_kimg": "half-life (kimg)",
-    "images_per_s": "images / s",
+    "images_per_s": "pace (images/s)",
 }
 """Of metrics whose names are not words."""
 _NOTHING = Axis("", (Level("", {}),))

@@ -27,6 +27,8 @@ _BAR = 0.7
 """Inches of a colour bar with its numbers."""
 CHANCE = ((), ("seeds",), ("residual",))
 """Factors of the effect that no axis has."""
+HIGHER = ("higher interactions",)
+"""Factors of all interactions of more than two axes together."""
 
 Frames = list[tuple[Any, Panel]]
 """Axes, and what they show."""
@@ -37,7 +39,7 @@ class Effect(Protocol):
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """Names of axes, several for an interaction; or one of `CHANCE`."""
+        """Names of axes, several for an interaction; or `HIGHER`, or one of `CHANCE`."""
         ...
 
     @property
@@ -285,7 +287,8 @@ def effects_chart(effects: Sequence[Effect], path: Path) -> None:
     for y, (effect, (low, high)) in enumerate(zip(ordered, ends, strict=True)):
         value, name, color = max(0.0, effect.share.value), effect_name(effect), "0.7"
         if not is_residual(effect):
-            color = _HUES[4] if " × " in name else _HUES[0]  # noqa: RUF001
+            joint = len(effect.factors) > 1 or effect.factors == HIGHER
+            color = _HUES[4] if joint else _HUES[0]
         axes.barh(y, value, 0.66, color=color)
         axes.plot([low, high], [y, y], color=_INK, linewidth=1.2, marker="|", markersize=5)
         axes.text(high + 0.015 * right, y, f"{value:.0%}", va="center", fontsize=9, color=_INK)

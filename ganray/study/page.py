@@ -41,6 +41,8 @@ _MEANINGS = {
     "images_per_s": ("neither", "images trained on each second, the median; of the machine"),
 }
 """Of metrics that the suite does not know."""
+_TEMPTING = ("precision", "density")
+"""Told although the table lacks them: what they are is why."""
 _CSS_PER_INCH = 100
 """Pixels of a page to an inch of a picture: letters are then as large as the page's."""
 
@@ -173,7 +175,7 @@ def page(
         },
         sheet=picture(figures.sheet) if figures.sheet else None,
         made=[(topic, told) for topic, told in (made or {}).items() if told],
-        meanings=[(title_of(name), *_meaning(name)) for name in metrics],
+        meanings=[(title_of(name), *meaning(name)) for name in (*metrics, *_TEMPTING)],
     )
 
 
@@ -259,5 +261,12 @@ def picture(path: Path) -> Picture:
     return Picture(f"data:image/png;base64,{data}", width)
 
 
-def _meaning(metric: str) -> tuple[str, str]:
-    return _MEANINGS.get(metric) or METRICS[metric]
+def meaning(metric: str) -> tuple[str, str]:
+    """Which way is better, and what it is, in words that need no other metric beside it."""
+    better, about = _MEANINGS.get(metric) or METRICS[metric]
+    if about.startswith("the same"):
+        # In the suite's list it stands below the metric that it refines.
+        names = list(METRICS)
+        _, same = meaning(names[names.index(metric) - 1])
+        about = same + about.removeprefix("the same")
+    return better, about

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ganray.metrics.confidence import Estimate, replicate_interval
-from ganray.study.page import COLUMNS, Figures, draw, page, picture
+from ganray.study.page import COLUMNS, Figures, draw, meaning, page, picture
 from tests.study.small import KINDS, SIZES, axis, grid, results
 
 
@@ -128,3 +128,11 @@ def test_a_picture_is_as_wide_as_it_was_drawn_for(tmp_path, whole):
     figures = draw(found, {}, tmp_path, tmp_path)
     for path in (*figures.heat_maps.values(), *figures.strips.values()):
         assert 300 < picture(path).width < 1200
+
+
+def test_a_metric_is_explained_without_the_one_above_it():
+    assert meaning("kl_corrected") == (
+        "lower",
+        "KL to the real modes, nats, less its bias (Miller-Madow)",
+    )
+    assert all("the same" not in meaning(name)[1] for name in COLUMNS)
