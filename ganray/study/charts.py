@@ -184,7 +184,7 @@ def strip_chart(results: Results, metric: str, path: Path) -> None:
     lane = 0.13 if lanes > 1 else 0.3
     colors, span = _lane_colors(table.columns.labels), _span(table)
     size = (wide, len(table.rows.levels) * (lane * lanes + 0.1))
-    legend = _legend_rows(table, wide) if lanes > 1 else 0
+    legend = _legend_rows(table, wide * min(2, len(table.panels))) if lanes > 1 else 0
     above = 0.2 * legend + 0.15 * (legend > 0)
     figure, frames = _panels(table, size, ("", _strip_note(table)), 0.55, above=above)
     for axes, panel in frames:
@@ -251,7 +251,7 @@ def _is_number(label: str) -> bool:
 
 
 def _legend_rows(table: Table, wide: float) -> int:
-    """Lines that the names of the columns take over a panel of so many inches and its labels."""
+    """Lines that the names of the columns take over panels of so many inches and their labels."""
     labels = (table.columns.title, *table.columns.labels)
     longest = max(_inches(label, 9) for label in labels)
     return math.ceil(len(labels) * (longest + 0.4) / (wide + 1))
@@ -285,7 +285,7 @@ def effects_chart(effects: Sequence[Effect], path: Path) -> None:
     ends = [_ends(effect.share) for effect in ordered]
     right = max([high for _, high in ends] + [0.1])
     for y, (effect, (low, high)) in enumerate(zip(ordered, ends, strict=True)):
-        value, name, color = max(0.0, effect.share.value), effect_name(effect), "0.7"
+        value, color = max(0.0, effect.share.value), "0.7"
         if not is_residual(effect):
             joint = len(effect.factors) > 1 or effect.factors == HIGHER
             color = _HUES[4] if joint else _HUES[0]
