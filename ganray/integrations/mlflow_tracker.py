@@ -31,12 +31,15 @@ from mlflow.pytorch import log_model
 from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
-from ganray.config import Config, flatten
+from ganray.config import Config, flatten, to_dict
 from ganray.training import journal
 
-_NAME_TAG = "ganray.name"
+NAME_TAG = "ganray.name"
+"""What a run is found again by."""
 ALARM_TAG = "ganray.alarm"
 """Why the last evaluation that gave alarm did."""
+REFUSED = (MlflowException, OSError)
+"""What MLflow raises when it takes nothing, for now."""
 _BATCH = 1000  # MLflow's limit of metrics in one request
 
 
@@ -68,28 +71,72 @@ def open_run(config: Config, dataset: Mapping[str, str], tags: Mapping[str, str]
     Raises:
         ValueError: the store cannot be reached or made.
     """
+    with open_store(config) as (client, experiment_id):
+        run_id = find_run(client, experiment_id, config.name)
+        content = RunContent(config.name, config.name, flatten(config), tags)
+        run_id = write_run(client, experiment_id, run_id, content, dataset)
+        log_config(client, run_id, config)
+    return Run(store_uri(config), run_id, experiment_id, config.run_folder())
+
+
+@contextmanager
+def open_store(config: Config) -> Iterator[tuple[MlflowClient, str]]:
+    """A client, and the id of the config's experiment, which is made if need be.
+
+    Raises:
+        ValueError: the store cannot be reached or made.
+    """
     uri = store_uri(config)
-    client = MlflowClient(tracking_uri=uri)
     try:
+        client = MlflowClient(tracking_uri=uri)
         if uri.startswith("sqlite:///"):
             _prefer_wal(client, uri)
-        experiment_id = _experiment(client, config, uri)
-        run_id = find_run(client, experiment_id, config.name)
-        if run_id is None:
-            run_id = client.create_run(experiment_id, run_name=config.name).info.run_id
-            params = [Param(k, str(v)) for k, v in flatten(config).items()]
-            client.log_batch(run_id, params=params)
-            client.log_inputs(run_id, [_dataset_input(dataset)])
-        client.update_run(run_id, status="RUNNING")
-        all_tags = dict(tags) | {_NAME_TAG: config.name, "ganray.dataset": dataset["digest"]}
-        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
-        client.log_artifact(run_id, str(config.run_folder() / "config.json"))
-    except (MlflowException, OSError) as error:
+        yield client, _experiment(client, config, uri)
+    except REFUSED as error:
         raise ValueError(
             f"tracking.uri={uri}: {first_line(error)}; start the server, or give another"
             " --tracking.uri (or MLFLOW_TRACKING_URI)"
         ) from error
-    return Run(uri, run_id, experiment_id, config.run_folder())
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """What a run is opened with."""
+
+    name: str
+    """By which it is found again."""
+    label: str
+    """Its name in MLflow's tables and legends."""
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
+
+
+def write_run(
+    client: MlflowClient,
+    experiment_id: str,
+    run_id: str | None,
+    content: RunContent,
+    dataset: Mapping[str, str],
+) -> str:
+    """Create the run, or set the one of this id running again; returns its id."""
+    tags = dict(content.tags) | {NAME_TAG: content.name, "ganray.dataset": dataset["digest"]}
+    if run_id is None:
+        run_id = client.create_run(experiment_id, run_name=content.label, tags=tags).info.run_id
+        is_whole = False
+    else:
+        client.update_run(run_id, status="RUNNING")
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        is_whole = bool(client.get_run(run_id).data.params)
+    if not is_whole:  # params come last: a run that has some was not cut off here
+        client.log_inputs(run_id, [_dataset_input(dataset)])
+        params = [Param(name, str(value)) for name, value in content.params.items()]
+        client.log_batch(run_id, params=params)
+    return run_id
+
+
+def log_config(client: MlflowClient, run_id: str, config: Config) -> None:
+    """Put the config among the run's artifacts: with it a run by id is evaluated or explored."""
+    client.log_text(run_id, json.dumps(to_dict(config), indent=2), "config.json")
 
 
 @contextmanager
@@ -190,7 +237,7 @@ class Follower:
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Send what the journal holds now; False if MLflow would not take it in time."""
         deadline = time.monotonic() + timeout_s
-        while not self._send():
+        while not self._try():
             if time.monotonic() > deadline:
                 return False
             time.sleep(1.0)
@@ -200,17 +247,28 @@ class Follower:
         wait = self._poll_s
         while not self._stop.wait(wait):
             # A dead server is asked less and less often; the journal keeps everything meanwhile.
-            wait = self._poll_s if self._send() else min(2 * wait, 60.0)
+            wait = self._poll_s if self._try() else min(2 * wait, 60.0)
 
-    def _send(self) -> bool:
+    def send(self) -> None:
+        """Send what is new, once.
+
+        Raises:
+            MlflowException, OSError: MLflow would not take it; the next call begins with it.
+        """
         with self._sending:
             try:
                 self._send_new_events()
-            except (MlflowException, OSError) as error:
+            except REFUSED:
                 self._known = {}  # the answer may be what got lost: ask again what has arrived
-                print(f"MLflow at {self._run.uri}: {first_line(error)}; trying again", flush=True)
-                return False
-            return True
+                raise
+
+    def _try(self) -> bool:
+        try:
+            self.send()
+        except REFUSED as error:
+            print(f"MLflow at {self._run.uri}: {first_line(error)}; trying again", flush=True)
+            return False
+        return True
 
     def _send_new_events(self) -> None:
         events = list(journal.read(self._run.folder, self._offset))
@@ -278,7 +336,7 @@ def _experiment(client: MlflowClient, config: Config, uri: str) -> str:
 
 def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
     """The id of the experiment's run that has this name."""
-    found = client.search_runs([experiment_id], f"tags.`{_NAME_TAG}` = '{name}'", max_results=1)
+    found = client.search_runs([experiment_id], f"tags.`{NAME_TAG}` = '{name}'", max_results=1)
     return found[0].info.run_id if found else None
 
 

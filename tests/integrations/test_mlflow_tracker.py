@@ -19,14 +19,6 @@ from tests.conftest import tiny_config
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A store with its tables made, which takes seconds; tests get copies of the file."""
-    home = tmp_path_factory.mktemp("store")
-    MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db").search_experiments()
-    return home / "mlflow.db"
-
-
 @pytest.fixture
 def config(tmp_path, empty_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
