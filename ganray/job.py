@@ -195,7 +195,7 @@ def tags_of(config: Config, workers: Workers) -> dict[str, str]:
     }
     script = Path(sys.argv[0]).name
     tags |= {"mlflow.source.name": script, "mlflow.source.type": "JOB"}
-    if commit := _git_commit():
+    if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     if config.launcher == "ray":
         tags |= ray_train.job_tags()
@@ -209,7 +209,7 @@ def _device(workers: Workers) -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The checkout's commit; None where ganray came without one (an installed package)."""
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():

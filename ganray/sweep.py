@@ -6,6 +6,7 @@ Sits above the vendors, as `job` does: here Tune meets MLflow.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from ganray import job
 from ganray.config import Config, check_resumes, from_dict, to_dict
 from ganray.data import prepare
 from ganray.data.prepare import DataPlan
-from ganray.integrations import mlflow_tracker, ray_train, ray_tune
+from ganray.integrations import mlflow_tracker, mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_study import StudyRuns
 from ganray.options import SweepConfig
 from ganray.study import answer, design, outcomes
@@ -279,9 +280,26 @@ class _Watch:
 
 def _answer(study: Study, config: Config, options: SweepConfig, runs: StudyRuns) -> None:
     results = outcomes.collect(study, config.home / "runs")
-    found = answer.write(results, config, study_folder(config), censored=options.searches)
+    found = answer.write(
+        results,
+        config,
+        study_folder(config),
+        censored=options.searches,
+        commit=job.git_commit() or "",
+    )
     print(found.text)
     runs.log_answer(found.files, found.note, found.metrics)
     print(f"answer      {found.page}")
-    print(f"look        mlflow ui --backend-store-uri {runs.parent.uri}")
-    print(f"            {runs.view()}", flush=True)
+    _say_where_to_look(runs.parent, study)
+
+
+def _say_where_to_look(run: mlflow_tracker.Run, study: Study) -> None:
+    """The command that serves a local store, and the addresses of the study's ready views."""
+    server = run.uri if run.uri.startswith("http") else "http://127.0.0.1:5000"
+    if server != run.uri:
+        print(f"look        mlflow ui --backend-store-uri {run.uri}")
+    for view in mlflow_view.save_views(run, study):
+        print(
+            f"            {view.title}: {mlflow_view.view_url(server, run.experiment_id, view.key)}"
+        )
+    sys.stdout.flush()

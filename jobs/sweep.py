@@ -12,7 +12,7 @@ optimizers x 5 seeds. An axis is any field, several joined by +, `optimizer` or 
     python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam
     python jobs/sweep.py --sweep.axis latent.distribution+latent.scaling=uniform+raw,uniform+centred
     python jobs/sweep.py cpu32 --sweep.axis loss.name=bce,hinge,relativistic --sweep.seeds 3
-    python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.axis optimizer=sgd,lion
+    python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.cells 30
     python jobs/sweep.py --resume
     ray job submit --working-dir . -- python jobs/sweep.py --name latents --home /mnt/shared/ganray
 """
