@@ -1,0 +1,166 @@
+"""A study on a real Ray: grid, crash, kill and resume, searches, runs of several workers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from ganray.study import design, outcomes
+from ganray.training import journal
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ray
+TINY = ["--data.source", "digits", "--data.size", "0", "--network.kind", "mlp"]
+TINY += ["--network.width_G", "16", "--network.width_D", "16", "--train.batch_size", "12"]
+TINY += ["--train.kimg", "2.4", "--train.log_every", "0.6", "--train.sample_every", "0.6"]
+TINY += ["--train.checkpoint_every", "0.6"]
+TINY += ["--evaluation.samples", "80", "--evaluation.max_share", "1"]
+STUDY = ["--sweep.axis", "latent.size=1,8", "--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def start(home, *options):
+    env = os.environ | {"GANRAY_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "sweep.py"), *TINY, *options],
+        env={k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+class Driver:
+    """A started sweep, and what it has said so far."""
+
+    def __init__(self, home, *options):
+        self.process = start(home, *options)
+        self.lines: list[str] = []
+        threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
+
+    def wait_for(self, pattern, timeout=200):
+        deadline = time.monotonic() + timeout
+        while not any(re.search(pattern, line) for line in self.lines):
+            assert self.process.poll() is None or time.monotonic() < deadline - timeout + 5, (
+                self.text
+            )
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.05)
+
+    def end(self, timeout=250):
+        code = self.process.wait(timeout)
+        time.sleep(0.2)  # the reader's last lines
+        return code
+
+    @property
+    def text(self):
+        return "".join(self.lines[-60:])
+
+    def actors(self):
+        """The processes that train."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [p for p in children if "ImplicitFunc" in " ".join(p.cmdline())]
+
+
+def mlflow_runs(home, study):
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "latents")
+    ours = f"tags.`ganray.study` = '{study}'"
+    children = client.search_runs([experiment.experiment_id], ours)
+    parents = client.search_runs([experiment.experiment_id], f"tags.`ganray.name` = '{study}'")
+    return client, parents, children
+
+
+def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
+    """SIGKILL a run's process, then the driver; --resume ends the study, each run once."""
+    driver = Driver(home, *STUDY, "--name", "killed")
+    driver.wait_for(r"1 / 8 runs")
+    driver.actors()[0].kill()
+    driver.wait_for(r"3 / 8 runs")
+    os.killpg(driver.process.pid, signal.SIGKILL)
+    driver.process.wait()
+
+    driver = Driver(home, "--resume")
+    assert driver.end() == 0, driver.text
+    assert "8 runs: 4 finished, 4 diverged, 0 running, 0 left" in driver.text
+    study = design.load(home / "studies" / "killed")
+    results = outcomes.collect(study, home / "runs")
+    for trial in study.trials:
+        diverges = trial.levels[1] == "1e30"
+        assert results.of(trial).status == ("diverged" if diverges else "finished")
+        if not diverges:
+            images, _ = journal.history(home / "runs" / trial.name, "D/loss")
+            assert images.tolist() == [600, 1200, 1800, 2400]
+    answer = json.loads((home / "studies" / "killed" / "answer.json").read_text())
+    assert [row["diverged"] for row in answer["ranking"]] == [0, 0, 2, 2]
+    assert (home / "studies" / "killed" / "answer.html").stat().st_size > 50_000
+
+    client, parents, children = mlflow_runs(home, "killed")
+    (parent,) = parents
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"]
+    assert {file.path for file in client.list_artifacts(parent.info.run_id, "answer")} >= {
+        "answer/answer.html",
+        "answer/answer.json",
+    }
+    assert sorted(c.data.tags["ganray.name"] for c in children) == sorted(
+        trial.name for trial in study.trials
+    )
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        diverged = child.data.params["axis.rate"] == "1e30"
+        assert child.info.status == ("FAILED" if diverged else "FINISHED")
+        steps = [m.step for m in client.get_metric_history(child.info.run_id, "D/loss")]
+        assert sorted(steps) == ([] if diverged else [600, 1200, 1800, 2400])
+
+
+def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
+    driver = Driver(home, *STUDY, "--name", "stopped")
+    driver.wait_for(r"2 / 8 runs")
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.end(30) == 130
+    assert "Traceback" not in driver.text
+    _, (parent,), children = mlflow_runs(home, "stopped")
+    assert parent.info.status == "KILLED"
+    ended = [c for c in children if c.data.tags["ganray.outcome"] in ("finished", "diverged")]
+    assert len(ended) >= 2
+    assert {c.info.status for c in children} <= {"FINISHED", "FAILED", "KILLED"}
+
+
+def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(home):
+    options = ["--ray.workers", "2", "--sweep.design", "asha", "--sweep.seeds", "1"]
+    driver = Driver(home, "--sweep.axis", "latent.size=2,4,8", *options, "--name", "asha")
+    assert driver.end() == 0, driver.text
+    assert "its means are censored" in driver.text
+    assert "Runs were chosen or stopped by their results" in driver.text
+    results = outcomes.collect(design.load(home / "studies" / "asha"), home / "runs")
+    assert results.count("finished", "stopped") == 3
+    assert results.count("finished") >= 1
+
+
+@pytest.mark.parametrize("how", ["tpe", "pbt"])
+def test_searches_run_as_many_as_they_may_and_keep_their_choices(home, how):
+    options = ["--sweep.design", how, "--sweep.cells", "4", "--name", how]
+    driver = Driver(home, "--sweep.axis", "rate=0.1..10", *options)
+    assert driver.end() == 0, driver.text
+    study = design.load(home / "studies" / how)
+    assert len(study.trials) == 4
+    assert len({trial.rng_seed for trial in study.trials}) == 4
+    rates = [float(label) for label in study.axes[0].labels]
+    assert rates == sorted(rates)
+    assert {float(trial.levels[0]) for trial in study.trials} <= set(rates)
+    assert outcomes.collect(study, home / "runs").count("finished") == 4

@@ -1,0 +1,48 @@
+"""The answer's files agree with each other, and with the runs."""
+
+import json
+
+import pytest
+
+from ganray.config import Config
+from ganray.study.answer import write
+from tests.study.small import KINDS, OPTIMIZERS, SIZES, results
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return Config(home=tmp_path_factory.mktemp("home"), name="s")
+
+
+def test_all_parts_of_an_answer_tell_the_same(base, tmp_path):
+    study = results(KINDS, SIZES, diverged=["normal-1-s0"], failed=["uniform-10-s1"])
+    answer = write(study, base, tmp_path, censored=False, commit="abc123")
+    told = json.loads((tmp_path / "answer.json").read_text())
+    best, worst = told["ranking"][0], told["ranking"][-1]
+    assert best["levels"][0] == "uniform"
+    assert worst["levels"] == ["normal", "1"]
+    assert worst["diverged"] == 1
+    assert best["coverage"]["value"] == pytest.approx(0.22)
+    assert answer.metrics["study/best_coverage"] == pytest.approx(0.22)
+    assert answer.metrics["study/diverged"] == 1
+    assert told["runs"]["s.uniform-10-s1"] == {"status": "failed"}
+    shares = {tuple(e["of"]): e["value"] for e in told["share_of_variance"]["coverage"]}
+    assert max(shares, key=shares.get) == ("latent.distribution",)
+    assert answer.metrics["study/coverage_share_of_latent.distribution"] == pytest.approx(
+        shares["latent.distribution",]
+    )
+    html = answer.page.read_text()
+    for text in (told["summary"].split(".")[0], "abc123"):
+        assert text in html
+        assert answer.page in answer.files
+    assert told["summary"] in answer.text
+    assert told["summary"] in answer.note
+    assert all(file.exists() for file in answer.files)
+
+
+def test_of_a_search_no_effects_are_given(base, tmp_path):
+    answer = write(results(KINDS, OPTIMIZERS), base, tmp_path, censored=True)
+    told = json.loads((tmp_path / "answer.json").read_text())
+    assert told["share_of_variance"] == {}
+    assert "none are given" in told["summary"]
+    assert not [name for name in answer.metrics if "share_of" in name]

@@ -1,0 +1,126 @@
+"""jobs/sweep.py as far as it goes without Ray: options, the plan, and what it refuses."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from ganray import cli, sweep
+from ganray.options import SweepConfig
+from ganray.study import design
+from tests.conftest import load_job
+
+DIGITS = ["--data.source", "digits", "--dry-run"]
+
+
+@pytest.fixture
+def job(home):
+    return load_job("sweep")
+
+
+def test_the_default_study_changes_one_thing_from_latent_to_latent(job, capsys):
+    job.main([*DIGITS, "--name", "mine"])
+    said = capsys.readouterr().out
+    assert "mine: 36 cells x 5 seeds = 180 runs, grid, " in said
+    assert "uniform, uniform centred, uniform standardised, normal" in said
+    assert "optimizer" in said
+    assert "sgd, rmsprop, adam" in said
+
+
+def test_axes_add_up_and_any_preset_is_a_base(job, capsys):
+    job.main(
+        [
+            "first",
+            *DIGITS,
+            "--sweep.axis",
+            "latent.size=1,2",
+            "--sweep.axis=loss.name=bce,mse",
+            "--sweep.seeds",
+            "3",
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "4 cells x 3 seeds = 12 runs" in said
+    assert "60 kimg" in said
+
+
+def test_a_search_says_what_its_figures_are_worth(job, capsys):
+    job.main([*DIGITS, "--sweep.design", "tpe", "--sweep.axis", "rate=0.1..10"])
+    said = capsys.readouterr().out
+    assert "20 runs, tpe" in said
+    assert "0.1 .. 10" in said
+    assert "say nothing of effects" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep.axis", "latent.size=1,many"], "many"),
+        (["--sweep.axis", "latent.size=-1"], r"latent\.size=-1 must be positive"),
+        (["--sweep.axis", "network.pack=1,3"], r"train\.batch_size=64"),
+        (["--sweep.axis", "rate=1..2"], "the range of rate is for searches"),
+        (["--sweep.axis", "rate=2..1", "--sweep.design", "tpe"], r"must be FIELD=LEAST\.\.MOST"),
+        (["--sweep.design", "pbt", "--sweep.axis", "latent.size=1,2"], "while a run goes on"),
+        (["--sweep.design", "random", "--sweep.cells", "37"], r"must lie in 1 \.\. 36"),
+        (["--evaluation.samples", "0"], "a study compares what is measured"),
+        (["--launcher", "torch"], "a study runs on Ray"),
+        (["--resume"], "holds no study to go on with"),
+        (["--resume", "--name", "gone"], "holds no study called 'gone'"),
+        (["--sweep.seeds", "0"], r"sweep\.seeds=0 must be positive"),
+    ],
+)
+def test_bad_input_is_refused_on_the_driver_in_one_line(job, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        job.main([*DIGITS, *options])
+    assert "\n" not in str(error.value)
+
+
+def begun(home, *options):
+    """A study that was planned, and then left."""
+    config, sweeps = cli.parse_sweep(
+        ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
+    )
+    config = sweep._for_trials(config, sweeps)
+    sweep._claim(sweep._planned(config, sweeps, cli.value_of), config, sweeps)
+    return config
+
+
+def load_presets():
+    from ganray.presets import SWEEPS
+
+    return SWEEPS
+
+
+def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home, capsys):
+    begun(home, "--sweep.axis", "latent.size=1,2")
+    job.main([*DIGITS, "--name", "old", "--sweep.axis", "latent.size=1,2"])
+    assert "2 cells x 5 seeds" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"study 'old' exists with other axes or runs"):
+        job.main([*DIGITS, "--name", "old", "--sweep.axis", "latent.size=1,3"])
+    with pytest.raises(ValueError, match="exists with other settings"):
+        job.main(
+            [
+                *DIGITS,
+                "--name",
+                "old",
+                "--sweep.axis",
+                "latent.size=1,2",
+                "--train.kimg",
+                "9",
+                "--loss.name",
+                "mse",
+            ]
+        )
+
+
+def test_resume_takes_the_newest_study_as_it_was_begun(job, home, capsys):
+    config = begun(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
+    job.main(["--dry-run", "--resume"])
+    assert "old: 2 cells x 2 seeds = 4 runs" in capsys.readouterr().out
+    folder = sweep.study_folder(config)
+    assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
+    assert len(design.load(folder).trials) == 4
+
+
+def test_what_a_sweep_is_asked_is_written_as_plain_json():
+    assert SweepConfig(**json.loads(json.dumps(asdict(SweepConfig(["a=1,2"]))))).axis == ["a=1,2"]
