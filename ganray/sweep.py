@@ -25,7 +25,7 @@ from ganray.study.board import Board
 from ganray.study.design import Level, Study, Trial
 from ganray.study.outcomes import Outcome
 from ganray.training import launch
-from ganray.training.plan import Workers, check_world, describe, resolve
+from ganray.training.plan import Workers, aligned, check_world, decisions, resolve
 from ganray.training.state import CONFIG_FILE
 
 LATENTS = (
@@ -201,21 +201,21 @@ def _show(
         count = f"{len(study.cells)} cells x {seeds} seeds = {len(study.trials)} runs"
     else:
         count = f"{options.cells or 20} runs"
-    rows = {"study": f"{config.name}: {count}, {options.design}, {at_a_time} at a time"}
+    again = f"stopped? the same command with --resume --name {config.name} goes on"
+    rows = {"study": f"{config.name}: {count}, {options.design} ({again})"}
     for axis in study.axes:
         levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
         rows[axis.title] = levels
-    width = max(9, *map(len, rows))
-    for name, text in rows.items():
-        print(f"{name:{width}s} {text}")
+    rows["at once"] = f"{at_a_time} runs; each, but for what is varied:"
+    rows |= decisions(config, images, workers)
+    rows["results"] = f"{study_folder(config)} and {mlflow_tracker.store_uri(config)}"
+    print(aligned(rows))
     if options.searches:
         print(
             f"{options.design} looks for one good setting: it chooses or stops runs by their"
             " results, so its means are censored and say nothing of effects"
         )
-    results = f"{study_folder(config)} and {mlflow_tracker.store_uri(config)}"
-    print("each run, but for what is varied:")
-    print(describe(config, images, workers, results), flush=True)
+    sys.stdout.flush()
 
 
 def _claim(study: Study, config: Config, options: SweepConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,19 @@ def check_world(config: Config, count: int) -> None:
 
 def describe(config: Config, images: DataPlan, workers: Workers, results: str) -> str:
     """The resolved plan, a line for each thing a person decides on."""
+    again = f"{config.name} (stopped? the same command with --name {config.name} goes on)"
+    where = f"{config.run_folder()} and {results}"
+    return aligned({"run": again} | decisions(config, images, workers) | {"results": where})
+
+
+def aligned(rows: Mapping[str, str]) -> str:
+    """A line for each name and text."""
+    width = max(9, *map(len, rows))
+    return "\n".join(f"{name:{width}s} {text}" for name, text in rows.items())
+
+
+def decisions(config: Config, images: DataPlan, workers: Workers) -> dict[str, str]:
+    """What a run will do and take, by topic."""
     train = config.train
     classes = classes_of(config, images)
     G, D = _meta_networks(config, images.image_shape, classes)
@@ -111,8 +124,7 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
     share = math.ceil(train.batch_size / workers.count)
     memory = step_bytes(config, images.image_shape, share, classes)
     label = f" beside one of {classes} labels" if classes else ""
-    rows = {
-        "run": f"{config.name} (stopped? the same command with --name {config.name} goes on)",
+    return {
         "data": str(images),
         "shards": f"{height}x{width}x{channels} {config.data.encoding},"
         f" {images.bytes / 2**20:,.0f} MiB,"
@@ -123,9 +135,19 @@ def describe(config: Config, images: DataPlan, workers: Workers, results: str) -
         f" {_game(config)}, {config.optimizer.name}, {train.precision}",
         "workers": str(workers),
         "memory": f"about {memory / 2**20:,.0f} MiB of tensors in each worker",
-        "results": f"{config.run_folder()} and {results}",
+        "judged": _judged(config),
     }
-    return "\n".join(f"{name:9s} {text}" for name, text in rows.items())
+
+
+def _judged(config: Config) -> str:
+    """How much of G is looked at, and how often."""
+    evaluation = config.evaluation
+    every = evaluation.every or config.train.sample_every
+    said = [
+        f"{evaluation.samples:,} samples every {every:g} kimg" if evaluation.samples else "",
+        f"a report on {evaluation.report_samples:,}" if evaluation.report_samples else "",
+    ]
+    return ", ".join(filter(None, said)) or "not at all"
 
 
 def _game(config: Config) -> str:
