@@ -28,6 +28,8 @@ from ganray.study.outcomes import RANKED
 _VIEW_TAG = "mlflow.sharedViewState."
 _MOST_LINES = 24
 """More groups than this in one chart tell nothing."""
+_LOADED = 100
+"""Runs that the page loads before *Load more* is pressed; averages are over those it has."""
 _UNUSED = ("collapse", "D", "data", "time", "memory", "system", "final")
 """Prefixes of metrics without a chart here; MLflow adds a section for each, which stay closed."""
 _NOTE = """\
@@ -40,7 +42,8 @@ The x-axis counts images seen by D. `final/...` are the values at a run's end; a
 has the worst ones, a run that crashed or was stopped early has none.
 
 A *study* is a parent run with a child run for each trial. Under **Views** (above the charts) each \
-has a ready comparison: every run, and averages over runs by each thing that was varied. The \
+has a ready comparison: every run, and averages over runs by each thing that was varied. The page \
+loads 100 runs and averages over those alone until **Load more** (below the runs) is pressed. The \
 parent's artifacts hold the answer, with intervals over the replicates.
 """
 
@@ -72,7 +75,8 @@ def save_views(run: Run, study: Study) -> list[View]:
     client = MlflowClient(tracking_uri=run.uri)
     if NOTE_TAG not in client.get_experiment(run.experiment_id).tags:  # someone's own words stay
         client.set_experiment_tag(run.experiment_id, NOTE_TAG, _NOTE)
-    return [_save(client, run, study, page) for page in _pages(study)]
+    newest_first = reversed(_pages(study))  # as MLflow lists them
+    return [_save(client, run, study, page) for page in newest_first][::-1]
 
 
 def view_url(base_url: str, experiment_id: str, key: str) -> str:
@@ -188,10 +192,17 @@ def _state(study: Study, page: _Page, step: int) -> dict[str, Any]:
         [] if _SAMPLES in page.sections else [c | {"deleted": True} for c in charts[_SAMPLES]]
     )
     sections = [_section(name, *_LAYOUT[name]) for name in page.sections]
+    trials = [t for t in study.trials if page.rng_seed in (None, t.rng_seed)]
+    is_part = len(trials) > _LOADED
+    if is_part:
+        first = f"{sections[0]['name'].partition(' (')[0]}: {_LOADED} of {len(trials)} runs"
+        sections[0]["name"] = f"{first} (press Load more)"
     return {
         "searchFilter": wanted,
-        "orderByKey": "metrics.`final/coverage`",
-        "orderByAsc": False,
+        # The best come first, unless that left the others out: then one replicate after another,
+        # which have each level about as often. By start_time, MLflow would fetch the parent too.
+        "orderByKey": f"params.`{SEED}`" if is_part else "metrics.`final/coverage`",
+        "orderByAsc": is_part,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

@@ -1,8 +1,10 @@
 """MLflow: a study is one parent with one child a trial, whatever is started how often."""
 
+import base64
 import json
 import shutil
 import time
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -272,6 +274,22 @@ def test_studies_of_one_experiment_have_views_of_their_own_and_notes_are_kept(ho
         "one every run",
         "one samples of seed 0",
     ]
+
+
+def test_a_view_of_more_runs_than_the_page_loads_does_not_begin_with_the_best(home):
+    runs = start(small_study("large", seeds=26), home)
+    runs.close("FINISHED")
+    views = {v.title: v.key for v in save_views(runs.parent, small_study("large", seeds=26))}
+    tags = MlflowClient(runs.parent.uri).get_experiment(runs.parent.experiment_id).tags
+
+    def state(title):
+        packed = json.loads(tags[f"mlflow.sharedViewState.{views[title]}"])["state"]
+        return json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
+
+    averages, pictures = state("large by size"), state("large samples of seed 0")
+    assert (averages["orderByKey"], averages["orderByAsc"]) == ("params.`train.rng_seed`", True)
+    assert "100 of 104 runs" in averages["compareRunSections"][0]["name"]
+    assert pictures["orderByKey"] == "metrics.`final/coverage`"  # four runs, all of them loaded
 
 
 def test_addresses_of_pages():
