@@ -201,12 +201,14 @@ def _show(
         count = f"{len(study.cells)} cells x {seeds} seeds = {len(study.trials)} runs"
     else:
         count = f"{options.cells or 20} runs"
-    again = f"stopped? the same command with --resume --name {config.name} goes on"
-    rows = {"study": f"{config.name}: {count}, {options.design} ({again})"}
+    rows = {
+        "study": f"{config.name} (stopped? --resume --name {config.name} goes on)",
+        "runs": f"{count}, {options.design}, {at_a_time} at a time",
+    }
     for axis in study.axes:
         levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
         rows[axis.title] = levels
-    rows["at once"] = f"{at_a_time} runs; each, but for what is varied:"
+    rows["each run"] = "but for what is varied:"
     rows |= decisions(config, images, workers)
     rows["results"] = f"{study_folder(config)} and {mlflow_tracker.store_uri(config)}"
     print(aligned(rows))
@@ -298,8 +300,10 @@ def _say_where_to_look(run: mlflow_tracker.Run, study: Study) -> None:
     server = run.uri if run.uri.startswith("http") else "http://127.0.0.1:5000"
     if server != run.uri:
         print(f"look        mlflow ui --backend-store-uri {run.uri}")
-    for view in mlflow_view.save_views(run, study):
-        print(
-            f"            {view.title}: {mlflow_view.view_url(server, run.experiment_id, view.key)}"
-        )
+    try:
+        for view in mlflow_view.save_views(run, study):
+            address = mlflow_view.view_url(server, run.experiment_id, view.key)
+            print(f"            {view.title}: {address}")
+    except mlflow_tracker.REFUSED as error:
+        print(f"MLflow at {run.uri}: {mlflow_tracker.first_line(error)}; it has no ready views yet")
     sys.stdout.flush()

@@ -21,7 +21,7 @@ def job(home):
 def test_the_default_study_changes_one_thing_from_latent_to_latent(job, capsys):
     job.main([*DIGITS, "--name", "mine"])
     said = capsys.readouterr().out
-    assert "mine: 36 cells x 5 seeds = 180 runs, grid, " in said
+    assert "36 cells x 5 seeds = 180 runs, grid, " in said
     assert "uniform, uniform centred, uniform standardised, normal" in said
     assert "optimizer" in said
     assert "sgd, rmsprop, adam" in said
@@ -116,7 +116,7 @@ def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home,
 def test_resume_takes_the_newest_study_as_it_was_begun(job, home, capsys):
     config = begun(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
     job.main(["--dry-run", "--resume"])
-    assert "old: 2 cells x 2 seeds = 4 runs" in capsys.readouterr().out
+    assert "2 cells x 2 seeds = 4 runs" in capsys.readouterr().out
     folder = sweep.study_folder(config)
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
     assert len(design.load(folder).trials) == 4
