@@ -197,6 +197,8 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
     return Axis(name, tuple(levels))
 
 
+_PLAIN = {"latent.scaling": "raw", "latent.offset": "0"}
+"""Values that a label leaves out."""
 VARIED = (*(s for s in SECTIONS if s not in ("ray", "tracking", "evaluation")), RATE)
 
 
@@ -228,8 +230,9 @@ def _level(
             settings[RATE] = _rate(one)
         else:
             settings[field] = read(field, one)
-    shown = [v for f, v in zip(fields, values, strict=True) if (f, v) != ("latent.scaling", "raw")]
-    return Level(" ".join(shown), settings)
+    named = zip(fields, values, strict=True)
+    shown = [one for field, one in named if _PLAIN.get(field) != one]
+    return Level(" ".join(shown) or value, settings)
 
 
 def _optimizer(name: str, base: Config) -> dict[str, Any]:

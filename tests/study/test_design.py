@@ -36,6 +36,12 @@ def test_fields_that_move_together_are_one_axis():
     assert shapes.title == "distribution scaling"
 
 
+def test_a_label_leaves_out_what_is_plain():
+    moved = axis("latent.distribution+latent.scaling+latent.offset=normal+raw+0,normal+raw+2")
+    assert moved.labels == ("normal", "normal 2")
+    assert axis("latent.scaling=raw,centred").labels == ("raw", "centred")
+
+
 def test_an_optimizer_brings_a_rate_of_its_own_and_rate_multiplies_it():
     sgd = axis("optimizer=sgd").levels[0]
     assert sgd.settings["optimizer.lr_G"] == pytest.approx(0.1)
