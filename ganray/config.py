@@ -315,6 +315,11 @@ class EvaluationConfig:
     """Of the training time, at most: an evaluation that would take more is left out."""
     report_samples: int = 5_000
     """The same of the report at the end, which has intervals; 0: no report."""
+    features: Literal["classifier", "inception", "dinov2"] = "classifier"
+    """What images are compared by. inception, dinov2: networks of others, whose weights you have
+    in a file; slower by far, but their distances compare with published ones."""
+    weights: str | None = None
+    """inception, dinov2: that file, where every worker sees it. Nothing is fetched."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "report_samples"):
@@ -323,6 +328,11 @@ class EvaluationConfig:
             require(f"evaluation.{name}", value, rule, value == 0 or value >= 80)
         every = self.every
         require("evaluation.every", every, "be positive", every is None or every > 0)
+        if self.features != "classifier" and not self.weights:
+            raise ValueError(
+                f"evaluation.features={self.features} needs a file of its weights; give"
+                " --evaluation.weights FILE"
+            )
         share = self.max_share
         require("evaluation.max_share", share, "lie in (0, 1]", 0 < share <= 1)
 

@@ -105,7 +105,7 @@ def assess(
     count = comparable(judge, images, samples, parts=2)
     if not count:
         return None
-    extractor = open_extractor(judge, images, local_device())
+    extractor = open_extractor(judge, images, local_device(), config.evaluation)
     real, others = (reals(config, images, count, part) for part in (0, 1))
     z = fixed_latents(config, "report", count, classes, torch.device("cpu"))
     looked, shown = [], []

@@ -41,7 +41,7 @@ class Evaluator:
         """What rank 0 found last, as `collapse/NAME`; empty before, and on other ranks."""
         if not self._samples:
             return
-        self._extractor: Extractor = open_extractor(judge, images, device)
+        self._extractor: Extractor = open_extractor(judge, images, device, config.evaluation)
         start = time.perf_counter()
         if rank() == 0:  # which alone does the sums
             self._reference = Reference.of(self._extractor, reals(config, images, self._samples))

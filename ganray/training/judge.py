@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ganray.config import Config
+from ganray.config import Config, EvaluationConfig
 from ganray.data.augment import augment
 from ganray.data.loader import Images
 from ganray.metrics.extractors import (
@@ -16,10 +16,12 @@ from ganray.metrics.extractors import (
     ByClass,
     Extractor,
     Features,
+    Joined,
     Pixels,
     split_channels,
 )
 from ganray.metrics.features import load_classifier, reference_classifier
+from ganray.metrics.pretrained import DinoV2, Inception
 from ganray.metrics.suite import FEWEST
 
 # Which reals are compared with does not depend on a run's own seed: runs that are compared with
@@ -50,6 +52,8 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
     """
     evaluation = config.evaluation
     told = images.class_names or images.attribute_names
+    if evaluation.features != "classifier":
+        _pretrained(evaluation, device)  # a wrong file is told of here, before a worker is held
     if not (evaluation.samples or evaluation.report_samples) or not told:
         return ""
     height, width, channels = images.image_shape
@@ -81,14 +85,29 @@ def _held_out(images: Images) -> int:
     return min(_HELD_OUT, len(images) // 2)
 
 
-def open_extractor(judge: str, images: Images, device: torch.device) -> Extractor:
+def open_extractor(
+    judge: str, images: Images, device: torch.device, evaluation: EvaluationConfig
+) -> Extractor:
     """The extractor of these images, in the process that uses it.
 
     Args:
         judge: what `prepare_judge` returned.
         images: those the run trains on.
         device: where to look.
+        evaluation: whether features are another network's; modes are never.
     """
+    own = _own_extractor(judge, images, device)
+    if evaluation.features == "classifier":
+        return own
+    return Joined(_pretrained(evaluation, device), own)
+
+
+def _pretrained(evaluation: EvaluationConfig, device: torch.device) -> Extractor:
+    kind = Inception if evaluation.features == "inception" else DinoV2
+    return kind(Path(evaluation.weights or ""), device)
+
+
+def _own_extractor(judge: str, images: Images, device: torch.device) -> Extractor:
     if not judge:
         return Pixels(device)
     classifier = load_classifier(Path(judge), device)

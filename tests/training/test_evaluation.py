@@ -10,6 +10,7 @@ import torch
 
 from ganray.config import EvaluationConfig
 from ganray.data.convert import write_shards
+from ganray.data.prepare import open_images
 from ganray.distributed import all_rows
 from ganray.metrics.features import reference_classifier
 from ganray.metrics.recipe import Recipe
@@ -17,6 +18,9 @@ from ganray.training import evaluation, journal, judge
 from ganray.training.launch import launch
 from ganray.training.state import read_state
 from tests.conftest import Squares, load_job, tiny_config
+from tests.metrics.test_pretrained import WIDTH, dinov2_weights, saved
+
+CPU = torch.device("cpu")
 
 
 def evaluated(home: Path, max_share: float = 1.0, **train: object):
@@ -41,6 +45,30 @@ def test_it_writes_its_series_keeps_the_best_and_changes_nothing(squares, tmp_pa
     if best:
         score = json.loads((folder / evaluation.BEST / "score.json").read_text())
         assert read_state(folder / evaluation.BEST)["step"] * 12 == score["images_seen"]
+
+
+def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, tmp_path):
+    weights = str(saved(dinov2_weights(), tmp_path / "dinov2.pth"))
+    config = evaluated(tmp_path)
+    settings = replace(config.evaluation, every=1.0, features="dinov2", weights=weights)
+    config = replace(config, evaluation=settings)
+    opened = open_images(config.data, config.home, str(squares))
+    seen = judge.open_extractor("", opened, CPU, settings).look(torch.zeros(2, 16, 16, 3).byte())
+    assert seen.features.shape == (2, WIDTH)
+    opened.close()
+    launch(config, str(squares))
+    assert journal.history(config.run_folder(), "collapse/coverage")[0].tolist() == [240]
+
+
+def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares, tmp_path):
+    with pytest.raises(ValueError, match=r"features=inception needs a file"):
+        EvaluationConfig(features="inception")
+    config = evaluated(tmp_path)
+    settings = replace(config.evaluation, features="dinov2", weights=str(tmp_path / "none"))
+    opened = open_images(config.data, config.home, str(squares))
+    with pytest.raises(ValueError, match="dinov2_vits14_pretrain"):
+        judge.prepare_judge(replace(config, evaluation=settings), opened, "", CPU)
+    opened.close()
 
 
 def test_one_that_would_take_too_long_is_left_out_but_never_the_last(squares, tmp_path):
