@@ -66,6 +66,7 @@ METRICS: dict[str, tuple[Better, str]] = {
     "kid": ("lower", "kernel distance of the features"),
     "ms_ssim": ("lower", "likeness of pairs of samples (MS-SSIM)"),
     "interpolation_jump": ("lower", "largest over mean step between two latents"),
+    "D_saturation": ("lower", "images that D was surely right about, in the run's last tenth"),
 }
 """Direction and meaning, in the order in which they are shown."""
 

@@ -21,6 +21,7 @@ from ganray.metrics.similarity import pair_similarity
 from ganray.metrics.suite import Line, Reference, Report, report
 from ganray.metrics.verdict import Verdict, verdict_on
 from ganray.progress import Progress
+from ganray.training import journal
 from ganray.training.context import local_device
 from ganray.training.judge import comparable, open_extractor, reals
 from ganray.training.page import Page, draw
@@ -124,6 +125,8 @@ def assess(
     more = {"interpolation_jump": _jump(config, generate, classes, extractor)}
     if min(shown.shape[1:3]) > _LARGE:
         more["ms_ssim"] = _alike(shown, others[: len(shown)])
+    if (saturation := _saturation(config)) is not None:
+        more["D_saturation"] = saturation
     found = found.with_lines(more)
     verdict = verdict_on(found)
     nearest = _nearest(reference, seen, len(shown))
@@ -165,6 +168,15 @@ def _jump(config: Config, generate: Generate, classes: int, extractor: Extractor
     return Line("interpolation_jump", value, None, None)
 
 
+def _saturation(config: Config) -> Line | None:
+    """Of D, as the run's journal has it; None where the run's folder is not here."""
+    _, shares = journal.history(config.run_folder(), "D/saturation")
+    if not len(shares):
+        return None
+    last = shares[-max(1, len(shares) // 10) :]
+    return Line("D_saturation", bootstrap(_mean, last, rng_seed=0, resamples=200), None, None)
+
+
 def _alike(fakes: torch.Tensor, others: torch.Tensor) -> Line:
     def of(images: torch.Tensor) -> torch.Tensor:
         return pair_similarity(images, min(_PAIRS, len(images) // 2), rng_seed=0)
@@ -173,7 +185,7 @@ def _alike(fakes: torch.Tensor, others: torch.Tensor) -> Line:
     return Line("ms_ssim", value, _mean(of(others)), None)
 
 
-def _mean(rows: torch.Tensor) -> float:
+def _mean(rows: torch.Tensor | np.ndarray) -> float:
     return float(rows.mean())
 
 

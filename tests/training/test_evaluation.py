@@ -112,6 +112,8 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     assert held["samples"] == 100
     assert held["lines"]["coverage"]["perfect"] == pytest.approx(0.969, abs=0.01)
     assert (tmp_path / "report" / "report.png").stat().st_size > 10_000
+    _, saturation = journal.history(known.config.run_folder(), "D/saturation")
+    assert held["lines"]["D_saturation"]["fake"]["value"] == pytest.approx(saturation[-1])
     job.main([*argv, "--against", str(known.checkpoint)])
     out = capsys.readouterr().out
     assert "with 95 % intervals" in out
