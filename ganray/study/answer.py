@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ def write(
     files[1].write_text(json.dumps(_plain(results, rows, effects, words), indent=1))
     files += sorted((folder / "figures").glob("*.png"))
     axes = results.study.axes
+    wide = shutil.get_terminal_size((140, 0)).columns  # a job's log is no terminal
     return Answer(
-        text=f"{table(rows, axes)}\n\n{words}",
+        text=f"{table(rows, axes, wide)}\n\n{words}",
         note=f"{words}\n\n{markdown(rows, axes)}",
         metrics=_metrics(results, rows, effects),
         page=files[0],
