@@ -169,6 +169,16 @@ class SweepConfig:
         require("sweep.retries", self.retries, "not be negative", self.retries >= 0)
 
     @property
+    def runs(self) -> int:
+        """Of tpe and pbt, which choose the settings of their runs as they go."""
+        return self.cells or 20
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the settings of runs are chosen as the study goes, so that no plan holds them."""
+        return self.design in ("tpe", "pbt")
+
+    @property
     def searches(self) -> bool:
         """Whether runs are chosen, or stopped, by their results."""
         return self.design in ("tpe", "asha", "pbt")

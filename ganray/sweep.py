@@ -5,6 +5,7 @@ Sits above the vendors, as `job` does: here Tune meets MLflow.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -134,7 +135,7 @@ def _for_trials(config: Config, options: SweepConfig) -> Config:
 def _planned(config: Config, options: SweepConfig, read: Read) -> Study:
     """The study by this name as it stands, or a new one."""
     axes = [design.parse_axis(text, config, read) for text in options.axis or LATENTS]
-    if options.design in ("tpe", "pbt"):
+    if options.chooses:
         study = Study(config.name, tuple(axes), ())
     else:
         some = options.design if options.design in ("random", "sobol") else "grid"
@@ -166,6 +167,10 @@ def _planned(config: Config, options: SweepConfig, read: Read) -> Study:
 
 def _check(study: Study, config: Config, options: SweepConfig, workers: Workers) -> None:
     """Refuse what would fail in a run."""
+    if options.design == "tpe" and importlib.util.find_spec("optuna") is None:
+        raise ValueError(
+            'sweep.design=tpe needs Optuna: pip install -e ".[search]", or use another design'
+        )
     for axis in study.axes if options.design == "pbt" else ():
         for field in axis.name.split("+"):
             if field not in _LIVE:
@@ -196,11 +201,11 @@ def _show(
     workers: Workers,
     at_a_time: int,
 ) -> None:
-    if study.trials and options.design != "tpe":
+    if not options.chooses:
         seeds = len({trial.rng_seed for trial in study.trials})
         count = f"{len(study.cells)} cells x {seeds} seeds = {len(study.trials)} runs"
     else:
-        count = f"{options.cells or 20} runs"
+        count = f"{options.runs} runs"
     rows = {
         "study": f"{config.name} (stopped? --resume --name {config.name} goes on)",
         "runs": f"{count}, {options.design}, {at_a_time} at a time",
@@ -260,8 +265,8 @@ class _Watch:
 
     def left(self) -> bool:
         """Whether any run is still to be made, or to be tried again."""
-        if self._options.design in ("tpe", "pbt"):
-            return len(self._known.outcomes) < (self._options.cells or 20)
+        if self._options.chooses:
+            return len(self._known.outcomes) < self._options.runs
         return self._known.count("waiting", "failed") > 0
 
     def begin(self, trial: Trial, config: Config, levels: Sequence[Level]) -> None:

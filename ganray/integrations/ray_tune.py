@@ -96,9 +96,6 @@ def run(
         folder: of the study. Tune's own state in it is unpickled: it must be the user's own.
         at_a_time: runs, as `room` has it.
         watcher: is told on this process.
-
-    Raises:
-        ValueError: the search's library is not installed.
     """
     _driver.job, _driver.study, _driver.options, _driver.watcher = job, study, options, watcher
 
@@ -134,7 +131,7 @@ def _resources(workers: Workers, options: SweepConfig) -> Any:
 
 
 def _space(study: Study, options: SweepConfig) -> dict[str, Any]:
-    if options.design in ("tpe", "pbt"):
+    if options.chooses:
         return {"levels": {axis.name: _choice(axis) for axis in study.axes}}
     return {"trial": tune.grid_search([_plain(trial) for trial in study.trials])}
 
@@ -152,11 +149,10 @@ def _plain(trial: Trial) -> dict[str, Any]:
 
 def _tune_config(job: Job, study: Study, options: SweepConfig, at_a_time: int) -> tune.TuneConfig:
     metric = f"collapse/{options.metric}"
-    chosen = options.design in ("tpe", "pbt")
     return tune.TuneConfig(
         metric=metric if options.searches else None,
         mode="max" if options.searches else None,
-        num_samples=(options.cells or 20) if chosen else 1,
+        num_samples=options.runs if options.chooses else 1,
         search_alg=_tpe(metric, at_a_time) if options.design == "tpe" else None,
         scheduler=_scheduler(job, study, options),
         # Tune's own limit breaks the searchers', and is not needed where a run's resources are
@@ -167,14 +163,10 @@ def _tune_config(job: Job, study: Study, options: SweepConfig, at_a_time: int) -
 
 
 def _tpe(metric: str, at_a_time: int) -> Any:
-    try:
-        import optuna
-        from ray.tune.search import ConcurrencyLimiter
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError as error:
-        raise ValueError(
-            'sweep.design=tpe needs Optuna: pip install -e ".[search]", or use another design'
-        ) from error
+    import optuna  # which few need
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search: Searcher = OptunaSearch(
         metric=metric, mode="max", sampler=optuna.samplers.TPESampler(seed=0)
