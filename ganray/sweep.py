@@ -244,7 +244,10 @@ def _closed(runs: StudyRuns) -> Iterator[None]:
     """Around the study: whatever ends it, MLflow hears of it."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM from `ray job stop`
+    except KeyboardInterrupt:
+        runs.close("KILLED", seconds=20)
+        raise
+    except SystemExit:  # SIGTERM, as from `ray job stop`, which kills three seconds later
         runs.close("KILLED")
         raise
     except BaseException:

@@ -111,7 +111,7 @@ class StudyRuns:
         self._live: dict[str, _Child] = {}
         self._changed = threading.Lock()  # of _live and what its values want
         self._wake, self._stop = threading.Event(), threading.Event()
-        self._closing = _Closing("RUNNING", math.inf)
+        self._closing = _Closing("RUNNING", math.inf, hurried=False)
         self._closed = self._complained = False
         self._expect_missed(base, known)
         self._thread = threading.Thread(target=self._serve, name="mlflow-study", daemon=True)
@@ -131,14 +131,17 @@ class StudyRuns:
                 self._live[trial.name].outcome = outcome
         self._wake.set()
 
-    def close(self, status: str) -> None:
+    def close(self, status: str, seconds: float | None = None) -> None:
         """End the parent and, where it was killed, the children that are running.
 
-        Whatever `status`, this returns in time: after two seconds if it is KILLED, else within a
-        minute, even with MLflow down.
+        Args:
+            status: of the parent.
+            seconds: within which this returns, even with MLflow down. None: two if it was killed,
+                which leaves no time to send what is not there yet; else a minute.
         """
-        allowed = _KILLED_S if status == "KILLED" else _CLOSE_S
-        self._closing = _Closing(status, time.monotonic() + allowed)
+        allowed = seconds or (_KILLED_S if status == "KILLED" else _CLOSE_S)
+        hurried = allowed <= _KILLED_S
+        self._closing = _Closing(status, time.monotonic() + allowed, hurried)
         self._stop.set()
         self._wake.set()
         self._thread.join(allowed + 0.2)
@@ -308,10 +311,8 @@ class _Child:
 class _Closing:
     status: str
     deadline: float
-
-    @property
-    def hurried(self) -> bool:
-        return self.status == "KILLED"
+    hurried: bool
+    """Whether there is time for statuses alone."""
 
 
 def _common(study: Study, base: Config) -> dict[str, object]:

@@ -132,7 +132,7 @@ def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
     driver = Driver(home, *STUDY, "--name", "stopped")
     driver.wait_for(r"2 / 8 runs")
     driver.process.send_signal(signal.SIGINT)
-    assert driver.end(30) == 130
+    assert driver.end(90) == 130, driver.text
     assert "Traceback" not in driver.text
     _, (parent,), children = mlflow_runs(home, "stopped")
     assert parent.info.status == "KILLED"
