@@ -48,7 +48,8 @@ def parse(
     Args:
         argv: without the program's name. A first word without dashes names a preset.
         presets: what a preset may be called, and the config it stands for.
-        auto: picks a preset for the hardware; called only where none was named.
+        auto: picks a preset for the hardware, of which the config's `ray` tells; called only where
+            none was named.
         description: the first lines of --help.
 
     Raises:
@@ -110,7 +111,8 @@ def _values(
     first = _parse(early, Config(), description, more)
     name = first["preset"]
     if name == "auto":
-        name = "auto" if asks else auto(_build(first))
+        # Of the rest nothing is checked yet: it may go together only with the preset.
+        name = "auto" if asks else auto(Config(ray=first["ray"]))
     if name != "auto" and name not in presets:
         raise ValueError(f"preset={name!r} is not one of {', '.join(presets)}")
     base = presets.get(name, Config())

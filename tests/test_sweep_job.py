@@ -27,6 +27,11 @@ def test_the_default_study_changes_one_thing_from_latent_to_latent(job, capsys):
     assert "sgd, rmsprop, adam" in said
 
 
+def test_options_may_go_together_with_the_default_preset_alone(job, capsys):
+    job.main([*DIGITS, "--data.size", "0"])  # which no DCGAN takes
+    assert "8x8x1 raw" in capsys.readouterr().out
+
+
 def test_axes_add_up_and_any_preset_is_a_base(job, capsys):
     job.main(
         [
