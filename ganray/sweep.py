@@ -84,7 +84,7 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     )
     shared = ray_tune.Job(config, images.where, judge, workers, images.classes)
     with _closed(runs):
-        watch = _Watch(study, config, options, runs, at_a_time)
+        watch = _Watch(study, config, options, runs)
         if watch.left():
             ray_tune.run(shared, study, options, study_folder(config), at_a_time, watch)
         print(watch.board.table(), flush=True)
@@ -259,12 +259,10 @@ def _closed(runs: StudyRuns) -> Iterator[None]:
 class _Watch:
     """Hears from Tune how the study goes, and tells the terminal and MLflow."""
 
-    def __init__(
-        self, study: Study, base: Config, options: SweepConfig, runs: StudyRuns, at_a_time: int
-    ) -> None:
+    def __init__(self, study: Study, base: Config, options: SweepConfig, runs: StudyRuns) -> None:
         self.study, self._base, self._options, self._runs = study, base, options, runs
         self._known = outcomes.collect(study, base.home / "runs")
-        self.board = Board(study, self._known, at_a_time)
+        self.board = Board(study, self._known)
 
     def left(self) -> bool:
         """Whether any run is still to be made, or to be tried again."""

@@ -16,9 +16,10 @@ _BEST = 5
 class Board:
     """Keeps count, and prints. Nothing it shows is needed for the answer."""
 
-    def __init__(self, study: Study, known: Results, at_a_time: int) -> None:
-        self._study, self._at_a_time = study, at_a_time
-        self._outcomes = dict(known.outcomes)
+    def __init__(self, study: Study, known: Results) -> None:
+        self._study = study
+        # A run that failed is tried again by a study that goes on.
+        self._outcomes = {n: o for n, o in known.outcomes.items() if o.status != "failed"}
         self._before = len(self._outcomes)
         self._running: set[str] = set()
         self._started = self._table_at = time.monotonic()
