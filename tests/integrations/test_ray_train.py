@@ -5,11 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,10 +13,18 @@ from mlflow import MlflowClient
 
 from ganray.training import journal
 from ganray.training.state import read_state
+from tests.integrations.cluster import (
+    RAY,
+    ROOT,
+    cluster_environment,
+    environment,
+    lines_of,
+    submitted,
+    two_nodes,
+    wait_for,
+    wait_until_gone,
+)
 
-ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).parent / "ray")
-PORT, DASHBOARD = 6399, "http://127.0.0.1:8299"
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TORCHRUN += [JOB[1]]
@@ -43,11 +46,6 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
-
-
-def environment(home, **more):
-    env = os.environ | {"GANRAY_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
-    return {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
 
 
 def run(home, name, *options, command=JOB, timeout=280):
@@ -111,18 +109,18 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
         text=True,
         start_new_session=True,
     )
-    lines = _lines(driver)
-    _wait_for(lines, r" 0\.9 / 6 kimg", 200)
+    lines = lines_of(driver)
+    wait_for(lines, r" 0\.9 / 6 kimg", 200)
     worker = next(
         child
         for child in psutil.Process(driver.pid).children(recursive=True)
         if "RayTrainWorker" in " ".join(child.cmdline())
     )
     worker.kill()
-    _wait_for(lines, r" 3\.0 / 6 kimg", 200)
+    wait_for(lines, r" 3\.0 / 6 kimg", 200)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    _wait_until_gone(driver.pid)
+    wait_until_gone(driver.pid)
 
     run(home, "killed", *whole)
     _, found = mlflow_run(home, "killed")  # one run, found by its name
@@ -135,15 +133,17 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
 
 
 def test_ray_job_submit_to_a_cluster_of_two_nodes(home):
-    """The documented line, from the repository's root; each node has room for one worker."""
-    env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
-    env.pop("PYTHONPATH")
-    with _two_nodes(env):
-        submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--submission-id", "faces-1"]
-        submit += ["--", sys.executable, "jobs/celeba.py", "cpu32", *TINY, "--train.kimg", "0.24"]
-        submit += ["--name", "submitted", "--home", str(home)]
+    """The documented line; each node has room for one worker."""
+    env = cluster_environment(home)
+    options = ["cpu32", *TINY, "--train.kimg", "0.24", "--name", "submitted", "--home", str(home)]
+    with two_nodes(env):
         done = subprocess.run(
-            submit, env=env, capture_output=True, text=True, timeout=280, check=False
+            submitted("jobs/celeba.py", *options, submission_id="faces-1"),
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         assert "kimg (100%)" in done.stdout
@@ -155,62 +155,3 @@ def test_ray_job_submit_to_a_cluster_of_two_nodes(home):
     assert found.data.tags["ray.submission_id"] == "faces-1"
     assert found.data.tags["world_size"] == "2"
     assert found.info.status == "FINISHED"
-
-
-@contextmanager
-def _two_nodes(env):
-    """A head and a worker node of their own; `ray stop` would stop every Ray on the machine."""
-    start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
-    head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
-    # A folder each, as on two machines: they unpack the working directory to the same place in it.
-    # Directly under /tmp, since the path of a socket must be short.
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
-        _node([*start, *head, f"--temp-dir={one}"], env),
-        _node([*start, f"--address=127.0.0.1:{PORT}", f"--temp-dir={two}"], env),
-    ):
-        yield
-
-
-@contextmanager
-def _node(command, env):
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    node = subprocess.Popen(command, env=env, start_new_session=True, **output)
-    try:
-        _wait_for(_lines(node), "Ray runtime started", 120)
-        yield
-    finally:
-        os.killpg(node.pid, signal.SIGTERM)
-        node.wait(60)
-        _wait_until_gone(node.pid)
-
-
-def _lines(process):
-    """The process's output so far, as a list that grows."""
-    lines: list[str] = []
-
-    threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
-    return lines
-
-
-def _wait_for(lines, pattern, timeout):
-    deadline = time.monotonic() + timeout
-    while not any(re.search(pattern, text) for text in lines):
-        assert time.monotonic() < deadline, "".join(lines[-20:])
-        time.sleep(0.05)
-
-
-def _wait_until_gone(session):
-    """The killed driver's Ray notices and takes its own processes down."""
-    deadline = time.monotonic() + 60
-    while any(_session(process) == session for process in psutil.process_iter()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-
-
-def _session(process):
-    try:
-        return os.getsid(process.pid)
-    except ProcessLookupError:
-        return None

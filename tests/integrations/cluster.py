@@ -1,0 +1,96 @@
+"""A Ray cluster of two nodes on this machine, and jobs submitted to it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+PORT, DASHBOARD = 6399, "http://127.0.0.1:8299"
+
+
+def environment(home, **more):
+    """Of a job or its driver: the home is given, and no cluster or server of the developer's."""
+    env = os.environ | {"GANRAY_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
+    return {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+
+
+def cluster_environment(home):
+    """Of the nodes and of what is submitted to them; ganray is the submitted folder's."""
+    env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
+    env.pop("PYTHONPATH")
+    return env
+
+
+@contextmanager
+def two_nodes(env):
+    """A head and a worker node of their own; `ray stop` would stop every Ray on the machine."""
+    start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+    head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+    # A folder each, as on two machines: they unpack the working directory to the same place in it.
+    # Directly under /tmp, since the path of a socket must be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
+        _node([*start, *head, f"--temp-dir={one}"], env),
+        _node([*start, f"--address=127.0.0.1:{PORT}", f"--temp-dir={two}"], env),
+    ):
+        yield
+
+
+@contextmanager
+def _node(command, env):
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    node = subprocess.Popen(command, env=env, start_new_session=True, **output)
+    try:
+        wait_for(lines_of(node), "Ray runtime started", 120)
+        yield
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(60)
+        wait_until_gone(node.pid)
+
+
+def submitted(job, *options, submission_id):
+    """The documented line, from the repository's root."""
+    submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--submission-id", submission_id]
+    return [*submit, "--", sys.executable, job, *options]
+
+
+def lines_of(process):
+    """The process's output so far, as a list that grows."""
+    lines: list[str] = []
+
+    threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
+    return lines
+
+
+def wait_for(lines, pattern, timeout):
+    deadline = time.monotonic() + timeout
+    while not any(re.search(pattern, text) for text in lines):
+        assert time.monotonic() < deadline, "".join(lines[-20:])
+        time.sleep(0.05)
+
+
+def wait_until_gone(session):
+    """The killed driver's Ray notices and takes its own processes down."""
+    deadline = time.monotonic() + 60
+    while any(_session(process) == session for process in psutil.process_iter()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def _session(process):
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
