@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ganray.config import EvaluationConfig
 from ganray.data.convert import write_shards
@@ -45,6 +46,19 @@ def test_it_writes_its_series_keeps_the_best_and_changes_nothing(squares, tmp_pa
     if best:
         score = json.loads((folder / evaluation.BEST / "score.json").read_text())
         assert read_state(folder / evaluation.BEST)["step"] * 12 == score["images_seen"]
+
+
+def test_reals_of_which_few_differ_stop_no_training(tmp_path):
+    class Flat(Squares):
+        def read(self, index: int) -> Image.Image:
+            return Image.new("RGB", (16, 16), (40 * (index % 3), 90, 90))
+
+    write_shards(Flat(), tmp_path / "flat", rows_per_shard=100, processes=1)
+    config = evaluated(tmp_path)
+    launch(config, str(tmp_path / "flat"))
+    _, shares = journal.history(config.run_folder(), "collapse/ndb_share")
+    assert len(shares) == 2
+    assert all(0 <= share <= 1 for share in shares)
 
 
 def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, tmp_path):
