@@ -85,6 +85,19 @@ def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares
     opened.close()
 
 
+def test_no_image_is_read_where_the_classifier_is_found(squares, tmp_path, monkeypatch):
+    quick = functools.partial(reference_classifier, recipe=Recipe(min_images=640))
+    monkeypatch.setattr(judge, "reference_classifier", quick)
+    config = evaluated(tmp_path)
+    opened = open_images(config.data, config.home, str(squares))
+    trained = judge.prepare_judge(config, opened, "squares", CPU)
+    monkeypatch.setattr(judge, "_read", None)
+    assert judge.prepare_judge(config, opened, "squares", CPU) == trained
+    with pytest.raises(TypeError, match="not callable"):
+        judge.prepare_judge(config, opened, "other squares", CPU)
+    opened.close()
+
+
 def test_one_that_would_take_too_long_is_left_out_but_never_the_last(squares, tmp_path):
     config = evaluated(tmp_path, max_share=1e-9)
     launch(config, str(squares))
