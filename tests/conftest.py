@@ -26,6 +26,9 @@ from ganray.config import (
 )
 from ganray.data.convert import write_shards
 
+REAL_MNIST = Path(__file__).parents[2] / "shared/data/mnist"
+needs_mnist = pytest.mark.skipif(not REAL_MNIST.exists(), reason=f"no MNIST in {REAL_MNIST}")
+
 
 @dataclass(frozen=True)
 class Squares:

@@ -7,12 +7,14 @@ NDB, the number of statistically different bins, and the Jensen-Shannon divergen
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from ganray.metrics.matrices import blocks, refuse_features, squared_distances
 from ganray.metrics.modes import Counts, js
@@ -37,25 +39,29 @@ class Bins:
         Args:
             features: float32 or float64 (n, d), finite; n some 100 a bin or more, for the test
                 takes the counts as normal. Its authors had 500 a bin.
-            bins: K, at least 2.
+            bins: K, at least 2. There are fewer where fewer rows differ, as of drawn pictures; a
+                single one sees nothing.
             rng_seed: Of the first centres.
 
         Raises:
-            ValueError: The features or the bins are not as above, or have too few different rows.
+            ValueError: The features or the bins are not as above.
         """
         if bins < 2:
             raise ValueError(f"bins={bins}; must be at least 2; 100 are usual")
         refuse_features("features", features, rows=bins)
         means = KMeans(bins, max_iter=100, random_state=rng_seed)
-        means.fit(features.cpu().numpy())
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            means.fit(features.cpu().numpy())  # warns where it has more centres than rows differ
         centres = torch.from_numpy(means.cluster_centers_).to(features.device, torch.float64)
         counts = cls(centres, np.zeros(bins, np.int64)).count(features)
-        if not counts.all():
-            raise ValueError(
-                f"bins={bins}; must all be filled, and these features fill {(counts > 0).sum()}; "
-                "too few of their rows differ: ask for fewer bins"
+        filled = counts > 0
+        if not filled.all():
+            print(
+                f"bins: {filled.sum()} instead of {bins}, as too few of {len(features):,} reals"
+                " differ",
+                flush=True,
             )
-        return cls(centres, counts)
+        return cls(centres[torch.from_numpy(filled).to(centres.device)], counts[filled])
 
     def count(self, features: torch.Tensor) -> Counts:
         """Images in each bin, int64 (K,). Add up batches and ranks.
@@ -92,7 +98,7 @@ class BinScores:
     """Jensen-Shannon divergence of the shares, nats, in [0, ln 2]; lower is better. A perfect
     generator scores about ``js_by_chance``, not 0."""
     bins: int
-    """K."""
+    """K; fewer than were asked for where too few reals differ."""
     reals: int
     """n, the real images."""
     fakes: int

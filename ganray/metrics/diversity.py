@@ -244,13 +244,15 @@ def _nearest(
     refuse_features("features", features, rows=2)
     points = features.double()
     points = points - points.mean(0)
-    found = []
+    # Made before: small tensors that stay would lie where a block was, so that the next block does
+    # not fit there, and a process of 50,000 rows would grow to 16 GB.
+    least = points.new_empty(len(points))
+    partner, copies = (least.new_empty(len(points), dtype=torch.int64) for _ in range(2))
     for rows in blocks(len(points), len(points)):
         squares = squared_distances(points[rows], points)
         squares.diagonal(rows.start).fill_(math.inf)
-        least, partner = squares.min(dim=1)
-        found.append((least, partner, (squares <= threshold**2 * (1 + TIE)).sum(1)))
-    least, partner, copies = (torch.cat(part) for part in zip(*found, strict=True))
+        least[rows], partner[rows] = squares.min(dim=1)
+        copies[rows] = (squares <= threshold**2 * (1 + TIE)).sum(1)
     return least, partner, copies
 
 

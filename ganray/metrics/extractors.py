@@ -140,8 +140,13 @@ def split_channels(images: Images, labels: Labels) -> tuple[torch.Tensor, torch.
             f"{len(images)} images; must be int64 in [0, 1000), one for each; give the labels of "
             "stacked MNIST"
         )
+    return channels, split_labels(labels)
+
+
+def split_labels(labels: torch.Tensor) -> torch.Tensor:
+    """The labels of ``split_channels`` alone."""
     weights = torch.tensor([100, 10, 1], device=labels.device)
-    return channels, (labels[:, None] // weights % 10).flatten()
+    return (labels[:, None] // weights % 10).flatten()
 
 
 class ByAttributes:

@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,21 @@ PIXELS_AT_ONCE = 256 * 28 * 28
 
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
 """What torch.load and load_state_dict raise of a file that was cut, spoilt or is another."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Images that need not be read where the classifier that learned them is found."""
+
+    shape: tuple[int, int, int, int]
+    """(n, H, W, C) of what ``read`` gives."""
+    read: Callable[[], Images]
+    dtype: str = "uint8"
+    """As ``read`` gives."""
+
+    def __len__(self) -> int:
+        """Return n."""
+        return self.shape[0]
 
 
 class Classifier(nn.Module):
@@ -111,9 +126,9 @@ class Classifier(nn.Module):
 
 
 def reference_classifier(
-    train_images: Images,
+    train_images: Images | Unread,
     train_labels: Labels,
-    test_images: Images,
+    test_images: Images | Unread,
     test_labels: Labels,
     *,
     data_digest: str,
@@ -128,7 +143,8 @@ def reference_classifier(
     cache. The global random state is neither used nor changed.
 
     Args:
-        train_images: uint8 (n, H, W, C), H and W at least 8, C 1 or 3.
+        train_images: uint8 (n, H, W, C), H and W at least 8, C 1 or 3. Unread ones are read only
+            to be learned: labels, shape and digest name the classifier.
         train_labels: Classes, int64 (n,) in [0, K), K being the largest of them and one; or
             attributes, uint8 (n, K) of 0 and 1.
         test_images: uint8 (m, H, W, C) held out, m at least 1: they measure the accuracy.
@@ -156,8 +172,8 @@ def reference_classifier(
     classifier = _load(path, Classifier(shape, classes, recipe.rng_seed))
     if classifier is None:
         classifier = Classifier(shape, classes, recipe.rng_seed).to(device)
-        _train(classifier, as_tensor(train_images), as_tensor(train_labels), recipe)
-        _examine(classifier, test_images, as_tensor(test_labels).cpu())
+        _train(classifier, as_tensor(_read(train_images)), as_tensor(train_labels), recipe)
+        _examine(classifier, _read(test_images), as_tensor(test_labels).cpu())
         _save(path, classifier)
     classifier.hash = digest
     return classifier.to(device).eval().requires_grad_(False)
@@ -287,6 +303,14 @@ def _save(path: Path, classifier: Classifier) -> None:
     os.replace(part, path)
 
 
+def _read(images: Images | Unread) -> Images:
+    if not isinstance(images, Unread):
+        return images
+    read = images.read()
+    assert tuple(read.shape) == images.shape, (tuple(read.shape), images.shape)
+    return read
+
+
 def as_tensor(array: Images | Labels) -> torch.Tensor:
     """The same numbers as a tensor; copied only where torch cannot share them."""
     if isinstance(array, torch.Tensor):
@@ -314,7 +338,7 @@ def _pixels(images: Images, device: torch.device) -> torch.Tensor:
     return as_tensor(images).to(device).permute(0, 3, 1, 2).float()
 
 
-def refuse_images(name: str, images: Images) -> None:
+def refuse_images(name: str, images: Images | Unread) -> None:
     """Refuse what is not uint8 (n, H, W, C), H and W at least 8 and C 1 or 3.
 
     Raises:
@@ -329,7 +353,10 @@ def refuse_images(name: str, images: Images) -> None:
 
 
 def _check(
-    train_images: Images, train_labels: Labels, test_images: Images, test_labels: Labels
+    train_images: Images | Unread,
+    train_labels: Labels,
+    test_images: Images | Unread,
+    test_labels: Labels,
 ) -> tuple[Shape, int]:
     """(image shape, classes or attributes) of a set that can be learned."""
     _refuse_set("train", train_images, train_labels)
@@ -353,7 +380,7 @@ def _outputs(labels: Labels) -> int:
     return labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
 
 
-def _refuse_set(name: str, images: Images, labels: Labels) -> None:
+def _refuse_set(name: str, images: Images | Unread, labels: Labels) -> None:
     refuse_images(f"{name}_images", images)
     shape, dtype = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
     least = 2 if name == "train" else 1  # BatchNorm cannot learn from one

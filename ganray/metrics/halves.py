@@ -137,14 +137,17 @@ def _parts(count: int, rng_seed: int) -> list[torch.Tensor]:
 
 def _radii(fakes: torch.Tensor, in_half: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Closed squared radii of the fakes' balls: (R, m) in each half, and (m,) the largest known."""
-    nearest, whose = [], []
+    reach = min(_REACH, len(fakes) - 1)
+    # Made before: small tensors that stay would lie where a block was, so that the next does not
+    # fit there.
+    distances = fakes.new_empty(len(fakes), reach)
+    neighbours = distances.new_empty(distances.shape, dtype=torch.int64)
     for rows in blocks(len(fakes), len(fakes)):
         squares = squared_distances(fakes[rows], fakes)
         squares.diagonal(rows.start).fill_(-1)  # itself comes first, before any duplicate
-        found = squares.topk(min(_REACH, len(fakes) - 1) + 1, largest=False)
-        nearest.append(found.values[:, 1:] * (1 + TIE))
-        whose.append(found.indices[:, 1:])
-    distances, neighbours = torch.cat(nearest), torch.cat(whose)
+        found = squares.topk(reach + 1, largest=False)
+        distances[rows] = found.values[:, 1:] * (1 + TIE)
+        neighbours[rows] = found.indices[:, 1:]
     radii = torch.empty(in_half.shape, dtype=distances.dtype, device=distances.device)
     for radius, half in zip(radii, in_half, strict=True):
         nearer = (half[neighbours].cumsum(1) < k).sum(1, keepdim=True)

@@ -91,7 +91,7 @@ class Reference:
         """Look at reals, uint8 (n, H, W, C), n at least 80.
 
         Raises:
-            ValueError: There are fewer, or they are all alike.
+            ValueError: There are fewer.
         """
         if len(images) < FEWEST:
             raise ValueError(

@@ -19,8 +19,9 @@ from ganray.metrics.extractors import (
     Joined,
     Pixels,
     split_channels,
+    split_labels,
 )
-from ganray.metrics.features import load_classifier, reference_classifier
+from ganray.metrics.features import Unread, load_classifier, reference_classifier
 from ganray.metrics.pretrained import DinoV2, Inception
 from ganray.metrics.suite import FEWEST
 
@@ -71,14 +72,23 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
     return str(cache / f"{classifier.hash}.pt")
 
 
-def _labelled(config: Config, images: Images, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels, and classes or attributes, of those ids that have any."""
+def _labelled(config: Config, images: Images, ids: np.ndarray) -> tuple[Unread, torch.Tensor]:
+    """Pixels, to be read if need be, and classes or attributes, of those ids that have any."""
     rows = images.rows(ids)
-    if not images.class_names:
-        return _read(config, images, ids), torch.from_numpy(rows.attributes)
-    known = rows.labels >= 0
-    pixels, labels = _read(config, images, ids[known]), torch.from_numpy(rows.labels[known])
-    return split_channels(pixels, labels) if _stacked(images) else (pixels, labels)
+    labels = rows.labels if images.class_names else rows.attributes
+    if images.class_names:
+        known = labels >= 0
+        ids, labels = ids[known], labels[known]
+    labels = torch.from_numpy(labels)
+    height, width, channels = config.data.seen_shape(images.image_shape)
+    if not _stacked(images):
+        shape = (len(ids), height, width, channels)
+        return Unread(shape, lambda: _read(config, images, ids)), labels
+
+    def digits() -> torch.Tensor:
+        return split_channels(_read(config, images, ids), labels)[0]
+
+    return Unread((channels * len(ids), height, width, 1), digits), split_labels(labels)
 
 
 def _held_out(images: Images) -> int:

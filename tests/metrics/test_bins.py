@@ -121,17 +121,24 @@ def test_a_collapse_fills_the_wrong_bins(bins):
     assert (z < -3).sum() > (z > 3).sum() > 0
 
 
+def test_there_are_no_more_bins_than_different_reals(capsys):
+    rows = clusters(10, 3)
+    bins = Bins.fit(rows[torch.arange(60) % 3], bins=5)
+    assert "bins: 3 instead of 5, as too few of 60 reals differ" in capsys.readouterr().out
+    assert bins.counts.tolist() == [20, 20, 20]
+    torch.testing.assert_close(bins.centres.sort(0).values, rows.sort(0).values)
+    fakes = bins.count(rows[torch.arange(60) % 2])
+    assert sorted(fakes) == [0, 30, 30]
+    scores = bin_scores(bins.counts, fakes)
+    # |z| = 1.90 for 30 beside 20 of 60, and 4.90 for none.
+    assert (scores.bins, scores.different) == (3, 1)
+
+
 def test_refuses_features_that_cannot_fill_the_bins():
     with pytest.raises(ValueError, match="bins=1; must be at least 2"):
         Bins.fit(clusters(10, 50), bins=1)
     with pytest.raises(ValueError, match="features: 20 rows; must be at least 30"):
         Bins.fit(clusters(10, 20), bins=30)
-    same = clusters(10, 3)[torch.arange(60) % 3]
-    with (
-        pytest.warns(match="distinct clusters"),
-        pytest.raises(ValueError, match="these features fill 3; too few of their rows differ"),
-    ):
-        Bins.fit(same, bins=5)
 
 
 def test_refuses_counts_that_do_not_fit(bins):

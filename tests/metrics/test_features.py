@@ -14,7 +14,6 @@ from ganray.metrics.recipe import orders, shifted, spoilt
 
 CPU = torch.device("cpu")
 QUICK = Recipe(min_images=640, epochs=1, batch_size=32)
-REAL = Path(features.__file__).parents[2].parent / "shared/data/mnist/MNIST/raw"
 
 
 def squares(count: int, shape=(8, 8, 1), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -327,23 +326,3 @@ def test_real_digits_are_told_apart_and_noise_is_not_taken_for_one(tmp_path):
     sure = [classifier.predict(part).softmax(1).amax(1) > 0.9 for part in (images, noise)]
     assert sure[0].float().mean() > 0.7
     assert sure[1].float().mean() < 0.05
-
-
-@pytest.mark.skipif(not REAL.exists(), reason=f"no MNIST in {REAL}")
-def test_real_mnist_is_learned_from_a_sixth_of_it_in_one_pass(tmp_path):
-    train, test = (
-        (
-            np.fromfile(REAL / f"{part}-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 28, 28, 1),
-            np.fromfile(REAL / f"{part}-labels-idx1-ubyte", np.uint8)[8:].astype(np.int64),
-        )
-        for part in ("train", "t10k")
-    )
-    classifier = reference_classifier(
-        *(part[:10_000] for part in train),
-        *(part[:2000] for part in test),
-        data_digest="mnist",
-        cache=tmp_path,
-        device=CPU,
-        recipe=Recipe(epochs=1, min_images=0),
-    )
-    assert classifier.accuracy > 0.95

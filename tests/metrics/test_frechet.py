@@ -1,4 +1,4 @@
-"""Moments, Frechet distance and KID against numpy, scipy, torch-fidelity and closed forms."""
+"""Moments, Frechet distance and KID against numpy, scipy, two peers and closed forms."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,8 @@ import torch
 from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from ganray.metrics.frechet import Moments, frechet_distance, kid, kid_subsets
 
@@ -136,6 +138,37 @@ def test_kid_of_all_is_torch_fidelitys_of_one_subset_of_all():
     real, fake = mixed(200, 12, 1), mixed(200, 12, 2)
     assert kid(real, fake) == pytest.approx(kid_by_torch_fidelity(real, fake, 1, 200)[0], rel=1e-9)
     assert kid_subsets(real, fake, subsets=1, size=200).mean == pytest.approx(kid(real, fake))
+
+
+class Given(torch.nn.Module):
+    """In the place of Inception: the images are the features."""
+
+    num_features = 12
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def by_torchmetrics(metric, real, fake):
+    for rows, is_real in ((real, True), (fake, False)):
+        metric.update(rows.unflatten(1, (1, 3, 4)), real=is_real)
+    return metric.compute()
+
+
+def test_frechet_is_torchmetrics():
+    real, fake = mixed(300, 12, 1), mixed(200, 12, 2)
+    metric = FrechetInceptionDistance(Given(), input_img_size=(1, 3, 4)).set_dtype(torch.float64)
+    expected = by_torchmetrics(metric, real, fake).item()
+    assert distance(real, fake) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all")
+def test_kid_is_torchmetrics_of_one_subset_of_all():
+    # Its subsets are drawn otherwise than torch-fidelity's, so no others compare.
+    real, fake = mixed(200, 12, 1), mixed(200, 12, 2)
+    metric = KernelInceptionDistance(Given(), subsets=1, subset_size=200)
+    expected, _ = by_torchmetrics(metric, real, fake)
+    assert kid(real, fake) == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_kid_by_hand():

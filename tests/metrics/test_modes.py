@@ -1,11 +1,13 @@
-"""Counts and divergences against scipy, closed forms and the figures known of real MNIST."""
+"""Counts and divergences against scipy, torchmetrics, closed forms and what is known of MNIST."""
 
 import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import binom, entropy
+from torchmetrics.functional import kl_divergence
 
 from ganray.metrics import modes
 
@@ -53,6 +55,15 @@ def test_even_counts_diverge_from_nothing():
     assert modes.kl([5] * 8) == 0
     assert modes.js([5] * 8) == 0
     assert modes.kl([1, 2, 3], [10, 20, 30]) == pytest.approx(0, abs=1e-15)
+
+
+def test_kl_is_torchmetrics():
+    rng = np.random.default_rng(0)
+    for classes in (2, 10, 1000):
+        counts, reference = rng.integers(1, 50, (2, classes))
+        p, q = (torch.tensor(x / x.sum())[None] for x in (counts, reference))
+        expected = kl_divergence(p, q).item()
+        assert modes.kl(counts, reference) == pytest.approx(expected, rel=1e-9)
 
 
 def test_divergences_are_scipys():

@@ -133,6 +133,17 @@ def test_without_modes_the_rest_is_measured():
     assert verdict_on(report).kind == "none"
 
 
+@pytest.mark.parametrize("different", [1, 2, 12])
+def test_reals_that_repeat_are_measured_in_as_many_bins(different):
+    reals = np.tile(digits(different, 7), (N // different, 1, 1, 1))
+    reference = suite.Reference.of(Corners(), reals)
+    assert len(reference.bins.counts) == different
+    seen = Corners().look(reals)
+    report = suite.report(reference, seen, seen, resamples=4)
+    assert report["ndb_share"] == report["ndb_js"] == 0
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
 def test_half_life_is_the_first_fall_below_half_of_the_best():
     assert half_life([1, 2, 3, 4], [0.2, 0.8, 0.5, 0.3]) == 4
     assert half_life([1, 2, 3], [0.2, 0.4, 0.2]) is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ganray.config import EvaluationConfig
 from ganray.data.convert import write_shards
@@ -47,6 +48,19 @@ def test_it_writes_its_series_keeps_the_best_and_changes_nothing(squares, tmp_pa
         assert read_state(folder / evaluation.BEST)["step"] * 12 == score["images_seen"]
 
 
+def test_reals_of_which_few_differ_stop_no_training(tmp_path):
+    class Flat(Squares):
+        def read(self, index: int) -> Image.Image:
+            return Image.new("RGB", (16, 16), (40 * (index % 3), 90, 90))
+
+    write_shards(Flat(), tmp_path / "flat", rows_per_shard=100, processes=1)
+    config = evaluated(tmp_path)
+    launch(config, str(tmp_path / "flat"))
+    _, shares = journal.history(config.run_folder(), "collapse/ndb_share")
+    assert len(shares) == 2
+    assert all(0 <= share <= 1 for share in shares)
+
+
 def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, tmp_path):
     weights = str(saved(dinov2_weights(), tmp_path / "dinov2.pth"))
     config = evaluated(tmp_path)
@@ -68,6 +82,19 @@ def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares
     opened = open_images(config.data, config.home, str(squares))
     with pytest.raises(ValueError, match="dinov2_vits14_pretrain"):
         judge.prepare_judge(replace(config, evaluation=settings), opened, "", CPU)
+    opened.close()
+
+
+def test_no_image_is_read_where_the_classifier_is_found(squares, tmp_path, monkeypatch):
+    quick = functools.partial(reference_classifier, recipe=Recipe(min_images=640))
+    monkeypatch.setattr(judge, "reference_classifier", quick)
+    config = evaluated(tmp_path)
+    opened = open_images(config.data, config.home, str(squares))
+    trained = judge.prepare_judge(config, opened, "squares", CPU)
+    monkeypatch.setattr(judge, "_read", None)
+    assert judge.prepare_judge(config, opened, "squares", CPU) == trained
+    with pytest.raises(TypeError, match="not callable"):
+        judge.prepare_judge(config, opened, "other squares", CPU)
     opened.close()
 
 

@@ -11,9 +11,9 @@ import torchvision
 from ganray.data.convert import write_shards
 from ganray.data.sources import mnist
 from ganray.data.sources.mnist import MNIST, FashionMNIST, StackedMNIST, draw_triples
+from tests.conftest import REAL_MNIST, needs_mnist
 
 ROOT = Path(mnist.__file__).parents[3]
-REAL = ROOT.parent / "shared/data/mnist"
 NUM_TRAIN, NUM_TEST = 40, 20
 
 
@@ -83,15 +83,15 @@ def test_the_training_part_comes_first_and_the_test_part_is_held_out(root: Path)
     assert np.asarray(source.read(NUM_TRAIN))[0, 0] == 100
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"no MNIST in {REAL}")
+@needs_mnist
 def test_the_real_mnist():
-    source = MNIST.open(REAL)
+    source = MNIST.open(REAL_MNIST)
     train = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(source.labels[source.split == 0]).tolist() == train
     assert np.bincount(source.split).tolist() == [60_000, 0, 10_000]
     assert source.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert source.images.mean() == pytest.approx(33.385, abs=0.01)
-    stacked = StackedMNIST.open(REAL)
+    stacked = StackedMNIST.open(REAL_MNIST)
     assert len(stacked) == 154_000
     assert len(np.unique(stacked.labels[stacked.split == 2])) == 1000
 

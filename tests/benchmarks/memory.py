@@ -1,0 +1,65 @@
+"""How far metrics of all pairs grow a process, at 50,000 x 50,000: a full matrix takes 19 GiB.
+
+    python -m tests.benchmarks.memory
+
+Each is measured in a process of its own. Rows are 4 wide, as memory is in the blocks: wider ones
+add themselves and their float64 copies, and take longer.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from ganray.metrics.diversity import birthday
+from ganray.metrics.frechet import kid
+from ganray.metrics.manifold import Manifold, manifold_scores
+
+ROWS, WIDTH = 50_000, 4
+MOST_MIB = 2048
+
+CALLS = {
+    "precision, recall, density, coverage": lambda real, fake: manifold_scores(
+        Manifold.fit(real, 5), Manifold.fit(fake, 3)
+    ),
+    "birthday": lambda real, fake: birthday(fake, 1e-3),
+    "kid": kid,
+}
+"""All that take distances or kernels of all pairs."""
+
+
+def main() -> None:
+    """Measure each, or in the child the one that is named."""
+    if len(sys.argv) > 1:
+        print(measured(sys.argv[1]))
+        return
+    print(f"| {ROWS:,} x {ROWS:,}, {WIDTH} wide | seconds | growth |\n|---|---|---|")
+    for name in CALLS:
+        command = [sys.executable, "-m", "tests.benchmarks.memory", name]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        seconds, growth = map(float, said.split())
+        print(f"| {name} | {seconds:.0f} | {growth:.0f} MiB |", flush=True)
+        if growth > MOST_MIB:
+            raise SystemExit(f"{name} grew by {growth:.0f} MiB; must be at most {MOST_MIB}")
+
+
+def measured(name: str) -> str:
+    """Seconds, and MiB by which the peak of this process grew."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, ROWS, WIDTH, generator=generator)
+    before, start = peak_mib(), time.perf_counter()
+    CALLS[name](real, fake)
+    return f"{time.perf_counter() - start} {peak_mib() - before}"
+
+
+def peak_mib() -> float:
+    """Of this process; Linux counts KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    main()
