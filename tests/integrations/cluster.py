@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, and jobs submitted to it."""
+"""What tests on a real Ray share: environments, drivers' output, a cluster of two nodes."""
 
 import os
 import re
@@ -58,12 +58,6 @@ def _node(command, env):
         os.killpg(node.pid, signal.SIGTERM)
         node.wait(60)
         wait_until_gone(node.pid)
-
-
-def submitted(job, *options, submission_id):
-    """The documented line, from the repository's root."""
-    submit = [RAY, "job", "submit", "--working-dir", str(ROOT), "--submission-id", submission_id]
-    return [*submit, "--", sys.executable, job, *options]
 
 
 def lines_of(process):

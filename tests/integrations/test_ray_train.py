@@ -1,4 +1,4 @@
-"""The whole job on a real Ray: parity with torchrun, a killed worker, a submitted job."""
+"""The whole job on a real Ray: parity with torchrun, a killed worker and a killed driver."""
 
 import os
 import re
@@ -13,17 +13,7 @@ from mlflow import MlflowClient
 
 from ganray.training import journal
 from ganray.training.state import read_state
-from tests.integrations.cluster import (
-    RAY,
-    ROOT,
-    cluster_environment,
-    environment,
-    lines_of,
-    submitted,
-    two_nodes,
-    wait_for,
-    wait_until_gone,
-)
+from tests.integrations.cluster import ROOT, environment, lines_of, wait_for, wait_until_gone
 
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -130,28 +120,3 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
     killed, uninterrupted = last_state(home, "killed"), last_state(home, "whole")
     for key, value in uninterrupted["G"].items():
         assert np.array_equal(killed["G"][key].numpy(), value.numpy()), key
-
-
-def test_ray_job_submit_to_a_cluster_of_two_nodes(home):
-    """The documented line; each node has room for one worker."""
-    env = cluster_environment(home)
-    options = ["cpu32", *TINY, "--train.kimg", "0.24", "--name", "submitted", "--home", str(home)]
-    with two_nodes(env):
-        done = subprocess.run(
-            submitted("jobs/celeba.py", *options, submission_id="faces-1"),
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        assert "kimg (100%)" in done.stdout
-        assert "succeeded" in done.stdout
-        jobs = [RAY, "job", "list"]
-        listed = subprocess.run(jobs, env=env, capture_output=True, text=True, timeout=60)
-        assert "faces-1" in listed.stdout
-    _, found = mlflow_run(home, "submitted")
-    assert found.data.tags["ray.submission_id"] == "faces-1"
-    assert found.data.tags["world_size"] == "2"
-    assert found.info.status == "FINISHED"

@@ -14,16 +14,7 @@ from mlflow import MlflowClient
 
 from ganray.study import design, outcomes
 from ganray.training import journal
-from tests.integrations.cluster import (
-    RAY,
-    ROOT,
-    cluster_environment,
-    environment,
-    lines_of,
-    submitted,
-    two_nodes,
-    wait_for,
-)
+from tests.integrations.cluster import ROOT, environment, lines_of
 
 pytestmark = pytest.mark.ray
 TINY = ["--data.source", "digits", "--data.size", "0", "--network.kind", "mlp"]
@@ -31,10 +22,6 @@ TINY += ["--network.width_G", "16", "--network.width_D", "16", "--train.batch_si
 TINY += ["--train.kimg", "2.4", "--train.log_every", "0.6", "--train.sample_every", "0.6"]
 TINY += ["--train.checkpoint_every", "0.6"]
 TINY += ["--evaluation.samples", "80", "--evaluation.max_share", "1"]
-FACES = ["--data.size", "16", "--data.drawn", "300", "--latent.size", "8"]
-FACES += ["--network.width_G", "4", "--network.width_D", "4", "--train.batch_size", "12"]
-FACES += ["--train.kimg", "1.2", "--train.log_every", "0.3", "--evaluation.samples", "80"]
-FACES += ["--evaluation.max_share", "1"]
 STUDY = ["--sweep.axis", "latent.size=1,8", "--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
 
 
@@ -85,9 +72,9 @@ class Driver:
         return [p for p in children if "ImplicitFunc" in " ".join(p.cmdline())]
 
 
-def mlflow_runs(home, study, experiment="latents"):
+def mlflow_runs(home, study):
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
-    (experiment,) = (e for e in client.search_experiments() if e.name == experiment)
+    (experiment,) = (e for e in client.search_experiments() if e.name == "latents")
     ours = f"tags.`ganray.study` = '{study}'"
     children = client.search_runs([experiment.experiment_id], ours)
     parents = client.search_runs([experiment.experiment_id], f"tags.`ganray.name` = '{study}'")
@@ -148,35 +135,6 @@ def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
     ended = [c for c in children if c.data.tags["ganray.outcome"] in ("finished", "diverged")]
     assert len(ended) >= 2
     assert {c.info.status for c in children} <= {"FINISHED", "FAILED", "KILLED"}
-
-
-def test_a_submitted_study_of_faces_is_stopped_and_goes_on_on_two_nodes(home):
-    """`ray job stop` closes the parent run and keeps what has ended; --resume does the rest."""
-    env = cluster_environment(home)
-    here, one = ["--home", str(home)], {"env": env, "capture_output": True, "text": True}
-    axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "4"]
-    with two_nodes(env):
-        command = submitted(
-            "jobs/sweep.py", "cpu32", *FACES, *axes, "--name", "faces", *here, submission_id="one"
-        )
-        job = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-        lines = lines_of(job)
-        wait_for(lines, r"2 / 8 runs", 200)
-        subprocess.run([RAY, "job", "stop", "one"], **one, timeout=60, check=True)
-        job.wait(60)
-        client, (parent,), children = mlflow_runs(home, "faces", "celeba")
-        assert parent.info.status == "KILLED"
-        ended = [c for c in children if c.data.tags["ganray.outcome"] == "finished"]
-        assert len(ended) >= 2
-        assert {c.info.status for c in children} <= {"FINISHED", "KILLED"}
-
-        command = submitted("jobs/sweep.py", "--resume", *here, submission_id="two")
-        done = subprocess.run(command, **one, timeout=280, check=False)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        assert "8 runs: 8 finished" in done.stdout
-    assert client.get_run(parent.info.run_id).info.status == "FINISHED"
-    _, _, children = mlflow_runs(home, "faces", "celeba")
-    assert len(children) == 8
 
 
 def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(home):

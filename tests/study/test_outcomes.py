@@ -38,6 +38,11 @@ def test_a_run_that_diverged_covers_nothing_whatever_it_had_reached(tmp_path):
     assert not Outcome("failed", {}).counts
 
 
+def test_a_run_whose_process_died_before_it_had_a_folder_is_marked_as_failed(tmp_path):
+    found = record(tmp_path / "runs" / "s.1-s0", "failed", "the actor died")
+    assert outcomes.read(tmp_path / "runs" / "s.1-s0") == found == Outcome("failed", {}, found.why)
+
+
 def test_results_are_an_array_of_axes_and_replicates(tmp_path):
     study = plan("s", [SIZES, KINDS], 3, first_seed=7)
     for i, trial in enumerate(study.trials[:9]):
