@@ -7,6 +7,7 @@ nothing along. A run is found again by its name.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sqlite3
@@ -40,6 +41,7 @@ ALARM_TAG = "ganray.alarm"
 """Why the last evaluation that gave alarm did."""
 REFUSED = (MlflowException, OSError)
 """What MLflow raises when it takes nothing, for now."""
+_SQLITE = "sqlite:///"
 _BATCH = 1000  # MLflow's limit of metrics in one request
 
 
@@ -88,10 +90,12 @@ def open_store(config: Config) -> Iterator[tuple[MlflowClient, str]]:
     """
     uri = store_uri(config)
     try:
-        client = MlflowClient(tracking_uri=uri)
-        if uri.startswith("sqlite:///"):
-            _prefer_wal(client, uri)
-        yield client, _experiment(client, config, uri)
+        with _alone_with(uri):
+            client = MlflowClient(tracking_uri=uri)  # makes a fresh file's tables
+            if uri.startswith(_SQLITE):
+                _prefer_wal(uri)
+            experiment_id = _experiment(client, config, uri)
+        yield client, experiment_id
     except REFUSED as error:
         raise ValueError(
             f"tracking.uri={uri}: {first_line(error)}; start the server, or give another"
@@ -317,10 +321,20 @@ def _read_offset(bookmark: Path) -> int:
         return 0  # points that MLflow knows already are skipped by their step
 
 
-def _prefer_wal(client: MlflowClient, uri: str) -> None:
+@contextmanager
+def _alone_with(uri: str) -> Iterator[None]:
+    """While a file is opened: MLflow's migrations crash each other where two make its tables."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    with Path(f"{uri.removeprefix(_SQLITE)}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _prefer_wal(uri: str) -> None:
     """Write-ahead logging: 3.5 times as fast with several writers, and readers never block."""
-    client.search_experiments(max_results=1)  # makes the file and its tables
-    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+    with sqlite3.connect(uri.removeprefix(_SQLITE)) as database:
         database.execute("PRAGMA journal_mode=WAL")
 
 
@@ -331,7 +345,13 @@ def _experiment(client: MlflowClient, config: Config, uri: str) -> str:
         return found.experiment_id
     # Without a server, artifacts would land in the current directory, which a job loses.
     local = f"{config.home}/mlartifacts/{name}" if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=local)
+    try:
+        return client.create_experiment(name, artifact_location=local)
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # another driver was quicker
+        if found is None:
+            raise
+        return found.experiment_id
 
 
 def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:

@@ -64,7 +64,8 @@ def verdict_on(report: Report) -> Verdict:
         else:
             kinds.append(("blends", f"the samples lie between the modes: {sure}"))
     support = report.lines["support"].fake
-    if support.high < report.samples:
+    # Reals that repeat themselves, as drawn or compressed ones may, leave no more to be found.
+    if support.high < min(report.samples, _HALF * real["support"]):
         about = f"about {support.value:,.0f} different images among {report.samples:,} samples"
         kinds.append(("repeats", f"the samples repeat: {about}"))
     kinds += _of_modes(report, real)

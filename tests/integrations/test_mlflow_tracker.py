@@ -1,6 +1,7 @@
 """MLflow: one run per name, every point once, whatever dies in between."""
 
 import json
+import multiprocessing
 import shutil
 import time
 from dataclasses import replace
@@ -134,6 +135,41 @@ def test_a_store_that_cannot_be_reached_is_one_clear_line(config):
     with pytest.raises(ValueError, match=r"tracking.uri=http://127.0.0.1:9: .*another") as error:
         start(away)
     assert "\n" not in str(error.value)
+
+
+def test_an_experiment_that_another_driver_made_meanwhile_is_taken(config, monkeypatch):
+    experiment_id = start(config).experiment_id
+    answers = [None]
+    ask = MlflowClient.get_experiment_by_name
+
+    def asked(self, name):
+        return answers.pop() if answers else ask(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", asked)
+    assert start(config).experiment_id == experiment_id
+    assert not answers
+
+
+def opened_at_once(config, together, ids):
+    together.wait(60)
+    with mlflow_tracker.open_store(config) as (_, experiment_id):
+        ids.put(experiment_id)
+
+
+def test_two_that_start_at_once_make_one_store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    spawn = multiprocessing.get_context("spawn")
+    together, ids = spawn.Barrier(2), spawn.Queue()
+    both = [
+        spawn.Process(target=opened_at_once, args=(tiny_config(tmp_path), together, ids))
+        for _ in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert ids.get() == ids.get()
 
 
 @pytest.mark.parametrize(

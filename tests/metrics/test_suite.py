@@ -144,6 +144,18 @@ def test_reals_that_repeat_are_measured_in_as_many_bins(different):
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("different", "kind"), [(40, "none"), (5, "repeats")])
+def test_samples_repeat_only_where_the_reals_do_so_less(different, kind):
+    reals, extractor = digits(40, 7), Corners()
+    rng = np.random.default_rng(8)
+    reference = suite.Reference.of(extractor, reals[rng.integers(0, 40, N)])
+    control = extractor.look(reals[rng.integers(0, 40, N)])
+    seen = extractor.look(reals[rng.integers(0, different, N)])
+    report = suite.report(reference, seen, control, resamples=20)
+    assert report.lines["support"].real == pytest.approx(40, rel=0.2)
+    assert verdict_on(report).kind == kind
+
+
 def test_half_life_is_the_first_fall_below_half_of_the_best():
     assert half_life([1, 2, 3, 4], [0.2, 0.8, 0.5, 0.3]) == 4
     assert half_life([1, 2, 3], [0.2, 0.4, 0.2]) is None
