@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy import stats
 
 from ganray.config import LatentConfig
-from ganray.data.sources.mnist import MNIST
 from ganray.gan import latents, networks
 from ganray.metrics import features, modes
 from ganray.pictures import Row, labelled_rows
 from ganray.progress import Progress
 from ganray.training import journal
 from ganray.training.state import load_generator, read_config, to_uint8
+from tests.benchmarks import runs
 
 SAMPLES = 10_000
 SHARE = 0.01
 """A digit counts as generated from this share of all samples on, a tenth of its share in MNIST."""
-
-ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ def main() -> None:
     ):
         for _ in pool.map(lambda job: train(*job, options.root, options.home), jobs):
             progress.add(1)
-    classifier = reference(options.root, options.home)
+    classifier = runs.reference(options.root, options.home)
     outcomes = {
         variant.name: [
             outcome(run_folder(variant, seed, options.home), classifier)
@@ -128,28 +121,7 @@ def train(variant: Variant, seed: int, root: Path, home: Path) -> None:
     folder = run_folder(variant, seed, home)
     if (folder / "samples.png").exists():
         return
-    command = [sys.executable, str(ROOT / "jobs" / "mnist.py"), variant.preset, *variant.options]
-    command += ["--launcher", "torch", "--name", folder.name, "--train.rng_seed", str(seed)]
-    command += ["--data.root", str(root), "--home", str(home)]
-    one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_core)
-    if done.returncode:
-        raise RuntimeError(f"{folder.name}: {done.stderr.strip()[-500:]}")
-
-
-def reference(root: Path, home: Path) -> features.Classifier:
-    """The classifier that tells digits apart; made once."""
-    mnist = MNIST.open(root)
-    held_out = mnist.split == 2
-    return features.reference_classifier(
-        mnist.images[~held_out][..., None],
-        mnist.labels[~held_out],
-        mnist.images[held_out][..., None],
-        mnist.labels[held_out],
-        data_digest=mnist.fingerprint(),
-        cache=home / "classifiers",
-        device=CPU,
-    )
+    runs.train(folder, variant.preset, seed, root, variant.options)
 
 
 def outcome(folder: Path, classifier: features.Classifier) -> Outcome:
@@ -179,7 +151,7 @@ def samples(folder: Path, count: int) -> np.ndarray:
     """Images of a run's G_ema at fixed latents: uint8 (count, 28, 28, 1); labels in turn."""
     checkpoint = max(folder.glob("checkpoint_*"))
     config, G = read_config(checkpoint), load_generator(checkpoint)
-    z = latents.sample(config.latent, count, rng_seed=0, stream="claims", step=0, device=CPU)
+    z = latents.sample(config.latent, count, rng_seed=0, stream="claims", step=0, device=runs.CPU)
     if config.network.conditional:
         labels = networks.one_hot_labels(torch.arange(count) % 10, 10)
         z = torch.cat([z, labels], 1)
@@ -200,9 +172,10 @@ def table(variants: list[Variant], outcomes: dict[str, list[Outcome]], home: Pat
             f"| `{variant.name}` | {latent(config.latent)}"
             f" | {config.loss.name}, {config.optimizer.name} {config.optimizer.lr_G:g},"
             f" {config.train.batch_size} | {', '.join(str(o.digits) for o in found)}"
-            f" | {mean([o.kl for o in found], interval=True)}"
+            f" | {runs.mean([o.kl for o in found], 2)}"
             f" | {100 * np.mean([o.sure for o in found]):.0f} %"
-            f" | {mean([o.D_loss for o in found])} | {mean([o.G_loss for o in found])}"
+            f" | {np.mean([o.D_loss for o in found]):.2f}"
+            f" | {np.mean([o.G_loss for o in found]):.2f}"
             f" | {min(o.seconds for o in found):.0f} |"
         )
     return "\n".join(lines)
@@ -211,15 +184,6 @@ def table(variants: list[Variant], outcomes: dict[str, list[Outcome]], home: Pat
 def latent(config: LatentConfig) -> str:
     """A latent in two words."""
     return f"{config.distribution} {config.size}"
-
-
-def mean(values: list[float], *, interval: bool = False) -> str:
-    """Mean, and if asked the half width of its 95 % interval."""
-    text = f"{np.mean(values):.2f}"
-    if interval and len(values) > 1:
-        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        text += f" ± {half:.2f}"
-    return text
 
 
 def picture_row(variant: Variant, home: Path) -> Row:

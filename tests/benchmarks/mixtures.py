@@ -39,13 +39,12 @@ from ganray.gan.step import (
     generator_step,
 )
 from ganray.metrics import modes
-from ganray.metrics.confidence import replicate_interval
 from ganray.metrics.mixtures import HIGH_QUALITY, MIXTURES, Mixture, MixtureScores
 from ganray.progress import Progress
 from ganray.training.state import build_optimizer
+from tests.benchmarks.runs import CPU, mean
 
 SAMPLES = 2_500
-CPU = torch.device("cpu")
 LATENT = LatentConfig("normal", 2)
 BLOCK = 500
 """Steps whose points and latents are drawn at once: drawing each alone takes longer than G."""
@@ -359,14 +358,6 @@ def cells(scored: Sequence[dict[str, Any] | None]) -> str:
     )
     lost = len(scored) - len(finite)
     return f"{lost} diverged, else {text}" if lost else text
-
-
-def mean(values: Sequence[float], digits: int) -> str:
-    """Mean over seeds, and where there are two or more, the half width of its 95 % interval."""
-    estimate = replicate_interval(values)
-    if estimate.n == 1:
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} ± {estimate.high - estimate.value:.{digits}f}"
 
 
 def notes(mixtures: Sequence[str], iterations: int, seeds: int, nets: Nets) -> str:

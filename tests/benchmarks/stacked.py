@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -30,15 +27,12 @@ from ganray.data import prepare
 from ganray.data.sources.mnist import FIRST_HELD_OUT, StackedMNIST
 from ganray.gan import latents
 from ganray.metrics import features, modes
-from ganray.metrics.confidence import replicate_interval
 from ganray.presets import STACKED
 from ganray.progress import Progress
 from ganray.training import journal
 from ganray.training.state import load_generator, read_config, read_state, to_uint8
-from tests.benchmarks.claims import reference
+from tests.benchmarks import runs
 
-ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 CLASSES = 1000
 SURE = 0.9
 PART = 1000
@@ -171,7 +165,7 @@ def main() -> None:
     ):
         for _ in pool.map(run, jobs):
             progress.add(1)
-    classifier = reference(options.root, options.home)
+    classifier = runs.reference(options.root, options.home)
     real, right = real_images(options.root, classifier)
     outcomes = {
         variant: [
@@ -208,14 +202,8 @@ def train(variant: Variant, seed: int, iterations: int, root: Path, home: Path) 
             " or give another --home"
         )
     kimg = iterations * variant.batch_size / 1000
-    command = [sys.executable, str(ROOT / "jobs" / "mnist.py"), variant.preset, *variant.options]
-    command += ["--launcher", "torch", "--name", folder.name, "--train.rng_seed", str(seed)]
-    command += ["--data.root", str(root), "--home", str(home), "--train.kimg", str(kimg)]
-    command += ["--train.batch_size", str(variant.batch_size)]
-    one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_core)
-    if ended.returncode:
-        raise RuntimeError(f"{folder.name}: {ended.stderr.strip()[-500:]}")
+    options = ["--train.kimg", str(kimg), "--train.batch_size", str(variant.batch_size)]
+    runs.train(folder, variant.preset, seed, root, [*variant.options, *options])
 
 
 def outcome(folder: Path, samples: int, classifier: features.Classifier) -> Outcome:
@@ -241,7 +229,7 @@ def outcome(folder: Path, samples: int, classifier: features.Classifier) -> Outc
 def sampled(checkpoint: Path, G: torch.nn.Module, count: int) -> np.ndarray:
     """Images of a generator at latents that are the same for all: uint8 (count, 28, 28, 3)."""
     config = read_config(checkpoint)
-    z = latents.sample(config.latent, count, rng_seed=0, stream="stacked", step=0, device=CPU)
+    z = latents.sample(config.latent, count, rng_seed=0, stream="stacked", step=0, device=runs.CPU)
     with torch.no_grad():
         parts = [to_uint8(G(part), config.pixel_low()).numpy() for part in z.split(PART)]
     return np.concatenate(parts)
@@ -306,19 +294,11 @@ def table(outcomes: dict[Variant, list[Outcome]], real: Counted, iterations: int
 def figures(found: Sequence[Counted]) -> list[str]:
     """Four cells."""
     return [
-        mean([c.modes for c in found], 1),
-        mean([c.kl for c in found], 2),
-        mean([c.gated for c in found], 1),
+        runs.mean([c.modes for c in found], 1),
+        runs.mean([c.kl for c in found], 2),
+        runs.mean([c.gated for c in found], 1),
         f"{np.mean([c.sure for c in found]):.0%}",
     ]
-
-
-def mean(values: Sequence[float], digits: int) -> str:
-    """Mean over seeds, and where there are two or more, the half width of its 95 % interval."""
-    found = replicate_interval(values)
-    if found.n == 1:
-        return f"{found.value:.{digits}f}"
-    return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
 
 
 def notes(root: Path, right: float) -> str:

@@ -1,0 +1,56 @@
+"""What benchmarks of many seeds share: runs on one core, who tells their digits apart, means."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ganray.data.sources.mnist import MNIST
+from ganray.metrics import features
+from ganray.metrics.confidence import replicate_interval
+
+CPU = torch.device("cpu")
+_JOB = Path(__file__).parents[2] / "jobs" / "mnist.py"
+
+
+def train(folder: Path, preset: str, seed: int, root: Path, options: Sequence[str]) -> None:
+    """Run `jobs/mnist.py PRESET` without Ray, on one core, into a folder of a home's runs.
+
+    Raises:
+        RuntimeError: it did not end well; with the last that it said.
+    """
+    command = [sys.executable, str(_JOB), preset, "--launcher", "torch", "--name", folder.name]
+    command += ["--home", str(folder.parents[1]), "--data.root", str(root)]
+    command += ["--train.rng_seed", str(seed), *options]
+    one_core = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_core)
+    if ended.returncode:
+        raise RuntimeError(f"{folder.name}: {ended.stderr.strip()[-500:]}")
+
+
+def reference(root: Path, home: Path) -> features.Classifier:
+    """The classifier that tells digits apart; made once."""
+    mnist = MNIST.open(root)
+    held_out = mnist.split == 2
+    return features.reference_classifier(
+        mnist.images[~held_out][..., None],
+        mnist.labels[~held_out],
+        mnist.images[held_out][..., None],
+        mnist.labels[held_out],
+        data_digest=mnist.fingerprint(),
+        cache=home / "classifiers",
+        device=CPU,
+    )
+
+
+def mean(values: Sequence[float], digits: int) -> str:
+    """Mean over seeds, and where there are two or more, the half width of its 95 % interval."""
+    found = replicate_interval(values)
+    if found.n == 1:
+        return f"{found.value:.{digits}f}"
+    return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
