@@ -280,6 +280,10 @@ class _Watch:
         self._runs.begin(trial, config)
         self.board.begin(trial)
 
+    def again(self, trial: Trial, why: str) -> None:
+        """A run crashed and is tried again."""
+        self.board.again(trial, why)
+
     def end(self, trial: Trial, outcome: Outcome) -> None:
         """A run is over."""
         self._runs.end(trial, outcome)

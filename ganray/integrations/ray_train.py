@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -120,7 +121,7 @@ def launch(
 
     Raises:
         Diverged: a loss is no longer finite.
-        ValueError: workers failed more often than ray.max_failures.
+        ValueError: workers failed more often than ray.max_failures, or their controller died.
     """
     connect(config.ray)
     if not config.data.is_remote():
@@ -148,6 +149,11 @@ def launch(
     except ray.train.TrainingFailedError as error:
         raise ValueError(
             f"{_cause(error)}; the same --name goes on from the last checkpoint"
+        ) from error
+    except RayError as error:  # of the controller, which Ray does not start again
+        said = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"training failed: {said}; the same --name goes on from the last checkpoint"
         ) from error
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)

@@ -11,21 +11,25 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 # Before ray is imported. Tune writes a log of each run in three formats, which the journal has
-# already; changes the directory of its actors; and would take Ctrl-C for itself.
+# already; changes the directory of its actors; would take Ctrl-C for itself; and prints a screen
+# for each crash.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 import torch
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
@@ -69,6 +73,10 @@ class Watcher(Protocol):
         """A run begins, or goes on; with the levels that a search chose for it, else none."""
         ...
 
+    def again(self, trial: Trial, why: str) -> None:
+        """A run crashed and is tried again."""
+        ...
+
     def end(self, trial: Trial, outcome: outcomes.Outcome) -> None:
         """A run is over."""
         ...
@@ -96,6 +104,9 @@ def run(
         folder: of the study. Tune's own state in it is unpickled: it must be the user's own.
         at_a_time: runs, as `room` has it.
         watcher: is told on this process.
+
+    Raises:
+        ValueError: Ray killed runs for want of memory more often than they may be tried.
     """
     _driver.job, _driver.study, _driver.options, _driver.watcher = job, study, options, watcher
 
@@ -103,23 +114,46 @@ def run(
         _run(job, study, options, values)
 
     trainable = tune.with_resources(ganray_trial, _resources(job.workers, options))
-    path = folder / _TUNE
-    if tune.Tuner.can_restore(str(path)):
-        tuner = tune.Tuner.restore(str(path), trainable, resume_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space=_space(study, options),
-            tune_config=_tune_config(job, study, options, at_a_time),
-            run_config=tune.RunConfig(
-                name=_TUNE,
-                storage_path=str(folder),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=options.retries),
-                callbacks=[_Callback()],
-            ),
-        )
-    tuner.fit()
+    tries = 0
+    while True:
+        ended = _driver.ended
+        try:
+            _tuner(trainable, job, study, options, folder, at_a_time).fit()
+            return
+        except RuntimeError as error:
+            # Tune retries a run that dies, but falls over one that Ray kills for want of memory.
+            if not isinstance(error.__cause__, OutOfMemoryError):
+                raise
+        tries = 0 if _driver.ended > ended else tries + 1
+        if tries > options.retries:
+            raise ValueError(
+                f"a node is short of memory, and Ray killed runs {tries} times before any of them"
+                f" ended; --resume goes on from their checkpoints, with --sweep.concurrent below"
+                f" {at_a_time} or where there is more memory"
+            )
+        print("a node is short of memory, and Ray killed runs; they go on in 10 s", flush=True)
+        time.sleep(10)
+
+
+def _tuner(
+    trainable: Any, job: Job, study: Study, options: SweepConfig, folder: Path, at_a_time: int
+) -> tune.Tuner:
+    """A new one, or the one that was interrupted."""
+    path = str(folder / _TUNE)
+    if tune.Tuner.can_restore(path):
+        return tune.Tuner.restore(path, trainable, resume_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space=_space(study, options),
+        tune_config=_tune_config(job, study, options, at_a_time),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=options.retries),
+            callbacks=[_Callback()],
+        ),
+    )
 
 
 def _resources(workers: Workers, options: SweepConfig) -> Any:
@@ -197,6 +231,8 @@ class _Driver:
     study: Study
     options: SweepConfig
     watcher: Watcher
+    ended = 0
+    """Runs that are over, however they ended."""
 
 
 _driver = _Driver()
@@ -211,9 +247,22 @@ class _Callback(tune.Callback):
     def on_trial_complete(self, *_: Any, **info: Any) -> None:
         self._end(info["trial"], "stopped", "by the scheduler, before its end")
 
+    def on_trial_recover(self, *_: Any, **info: Any) -> None:
+        this = self._trial(info["trial"])
+        said = self._keep_error(info["trial"])
+        _driver.watcher.again(this, said)
+
     def on_trial_error(self, *_: Any, **info: Any) -> None:
         """When no retry is left."""
-        self._end(info["trial"], "failed", _last_line(info["trial"].get_error()))
+        self._end(info["trial"], "failed", self._keep_error(info["trial"]))
+
+    def _keep_error(self, trial: Any) -> str:
+        """Put all that is known of a crash into the run's folder; returns it in a line."""
+        text = Path(trial.error_file).read_text()
+        path = self._trial(trial).config(_driver.job.base).run_folder() / "error.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may have died before it made it
+        path.write_text(text)
+        return f"{in_a_line(text)} (all of it: {path})"
 
     def _end(self, trial: Any, status: outcomes.Status, why: str) -> None:
         this = self._trial(trial)
@@ -222,15 +271,19 @@ class _Callback(tune.Callback):
         if outcomes.images_seen(folder) >= config.train.steps() * config.train.batch_size:
             status, why = "finished", ""  # stopped at its very end
         outcome = outcomes.read(folder) or outcomes.record(folder, status, why)
+        _driver.ended += 1
         _driver.watcher.end(this, outcome)
 
     def _trial(self, trial: Any) -> Trial:
         return trial_of(_driver.study, _driver.options, trial.config, trial.trial_id)
 
 
-def _last_line(error: object) -> str:
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "no word of it"
+def in_a_line(errors: str) -> str:
+    """The last of a trial's errors, as Tune writes them down: the exception, or how it died."""
+    last = errors.rpartition("Failure # ")[2].splitlines()[1:]
+    lines = [line.strip() for line in last if line.strip()] or ["no word of it"]
+    # What an actor raised ends with the exception; what Ray itself says begins with the point.
+    return lines[-1] if lines[0].startswith("ray::") else lines[0].partition(". ")[0]
 
 
 def trial_of(study: Study, options: SweepConfig, values: Mapping[str, Any], trial_id: str) -> Trial:

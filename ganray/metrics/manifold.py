@@ -43,12 +43,14 @@ class Manifold:
         refuse_features("features", features, rows=k + 1)
         points = features.double()
         points = points - points.mean(0)
-        nearest = [
+        # Made before: small tensors that stay would lie where a block was, so that the next does
+        # not fit there, and a process of 50,000 rows would grow to 18 GB.
+        nearest = points.new_empty(len(points), k)
+        for rows in blocks(len(points), len(points), block_rows):
+            squares = squared_distances(points[rows], points)
             # The nearest of all is the row itself, or a duplicate that is 0 away as well.
-            squared_distances(points[rows], points).topk(k + 1, largest=False).values[:, 1:]
-            for rows in blocks(len(points), len(points), block_rows)
-        ]
-        return cls(features, torch.cat(nearest))
+            nearest[rows] = squares.topk(k + 1, largest=False).values[:, 1:]
+        return cls(features, nearest)
 
 
 @dataclass(frozen=True)

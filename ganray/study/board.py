@@ -32,6 +32,10 @@ class Board:
         """A run begins."""
         self._running.add(trial.name)
 
+    def again(self, trial: Trial, why: str) -> None:
+        """A run crashed, and goes on from its last checkpoint: say so."""
+        print(f"{self._far()}  {trial.label}: crashed, goes on: {why}", flush=True)
+
     def end(self, trial: Trial, outcome: Outcome) -> None:
         """A run is over: say so."""
         self._running.discard(trial.name)

@@ -93,7 +93,7 @@ def record(folder: Path, status: Status, why: str = "", classes: int = 0) -> Out
         classes: of the images, for the KL of a run that diverged.
     """
     outcome = Outcome(status, _values(folder, status, classes), why)
-    folder.mkdir(parents=True, exist_ok=True)  # a process may die before it has made it
+    folder.mkdir(parents=True, exist_ok=True)  # the run may have died before it made it
     part = folder / f"{_FILE}.part"
     part.write_text(json.dumps({"status": status, "values": outcome.values, "why": why}))
     os.replace(part, folder / _FILE)

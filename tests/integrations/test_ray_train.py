@@ -120,3 +120,15 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
     killed, uninterrupted = last_state(home, "killed"), last_state(home, "whole")
     for key, value in uninterrupted["G"].items():
         assert np.array_equal(killed["G"][key].numpy(), value.numpy()), key
+
+
+def test_a_machine_that_is_short_of_memory_is_one_clear_line(home):
+    """Ray kills its controller as well, where it finds even one percent too much."""
+    env = environment(home, RAY_memory_usage_threshold="0.01")
+    command = [*JOB, "cpu32", *TINY, "--train.kimg", "0.24", "--name", "short"]
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "killed due to the node running low on memory; the same --name" in done.stderr

@@ -87,6 +87,7 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     driver.wait_for(r"1 / 8 runs")
     driver.actors()[0].kill()
     driver.wait_for(r"3 / 8 runs")
+    assert re.search(r"(crashed, goes on:|FAILED) The actor died unexpectedly", driver.text)
     os.killpg(driver.process.pid, signal.SIGKILL)
     driver.process.wait()
 
