@@ -70,8 +70,9 @@ class Axis:
 
     @property
     def title(self) -> str:
-        """The name for people: without the section, "distribution scaling"."""
-        return " ".join(part.rpartition(".")[2] for part in self.name.split("+"))
+        """The name for people: "distribution scaling"; of loss.name, "loss"."""
+        parts = [part.rpartition(".") for part in self.name.split("+")]
+        return " ".join(section if last in ("name", "kind") else last for section, _, last in parts)
 
     def level(self, value: str | float) -> Level:
         """The level of this label, or of this number in the range."""

@@ -24,6 +24,7 @@ def test_an_axis_of_one_field():
     assert sizes.labels == ("1", "10", "100")
     assert sizes.levels[1].settings == {"latent.size": 10}
     assert sizes.title == "size"
+    assert axis("loss.name=bce,hinge").title == "loss"
 
 
 def test_fields_that_move_together_are_one_axis():

@@ -52,7 +52,7 @@ def test_a_level_that_is_ahead_of_all_others_is_said_to_be_by_how_much():
     near, far = compare(found, "coverage", 0)[2].turned(), compare(found, "coverage", 0)[1].turned()
     assert (near.a, near.b, far.b) == ("c0", "b0", "a0")
     assert (
-        f"Over all levels of name, c0 covers {near.value.brief()} more of the data than b0"
+        f"Over all levels of optimizer, c0 covers {near.value.brief()} more of the data than b0"
         f" and {far.value.brief()} more than a0. The same holds by recall."
     ) in said(found)
 
@@ -60,7 +60,7 @@ def test_a_level_that_is_ahead_of_all_others_is_said_to_be_by_how_much():
 def test_levels_that_cannot_be_told_apart_are_named_as_such():
     text = said(study([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]]))
     assert "and is not told from" in text
-    assert "Over all levels of size, no level of name is told from another" in text
+    assert "Over all levels of size, no level of optimizer is told from another" in text
 
 
 def test_recall_is_told_apart_where_it_says_something_else():
@@ -97,7 +97,7 @@ def test_an_axis_explains_more_than_any_other_only_if_the_intervals_say_so():
 
 def test_an_effect_that_depends_on_another_axis_is_told_level_by_level():
     text = said(study([[0.2, 0.8], [0.8, 0.2]]))
-    assert "The effect of size on coverage depends on name (100 % [" in text
+    assert "The effect of size on coverage depends on optimizer (100 % [" in text
     assert "with a1, b0 covers more than a0; with b1, a0 covers more than b0." in text
     assert "depends on" not in said(study([[0.2, 0.4], [0.6, 0.8]]))
 
