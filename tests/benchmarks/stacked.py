@@ -7,8 +7,8 @@ not run again, and more --iterations go on from it. Each channel's digit is told
 reference classifier of MNIST, trained on first use; the mode is 100 red + 10 green + blue.
 
 Modes are counted as published, of G itself and from one sample on, and beside that as they should
-be: gated, where the classifier must be sure (p > 0.9) of all three digits, since noise alone
-"captures" 400. A KL says little without its floor, which a perfect sampler has too.
+be: gated, where the classifier must be sure (p > 0.9) of all three digits, since uniform noise
+alone "captures" 98. A KL says little without its floor, which a perfect sampler has too.
 """
 
 from __future__ import annotations
