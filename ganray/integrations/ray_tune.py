@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 # Before ray is imported. Tune writes a log of each run in three formats, which the journal has
@@ -118,7 +121,8 @@ def run(
     while True:
         ended = _driver.ended
         try:
-            _tuner(trainable, job, study, options, folder, at_a_time).fit()
+            with _signals_remembered():
+                _tuner(trainable, job, study, options, folder, at_a_time).fit()
             return
         except RuntimeError as error:
             # Tune retries a run that dies, but falls over one that Ray kills for want of memory.
@@ -133,6 +137,29 @@ def run(
             )
         print("a node is short of memory, and Ray killed runs; they go on in 10 s", flush=True)
         time.sleep(10)
+
+
+@contextmanager
+def _signals_remembered() -> Iterator[None]:
+    """While Tune runs: Ray at times loses what a signal raises as it waits; see `on_step_begin`."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remembered(number: int, frame: FrameType | None) -> None:
+        def handle() -> None:
+            if callable(handler := before[signal.Signals(number)]):
+                handler(number, frame)
+
+        _driver.signalled = handle
+        handle()
+
+    _driver.signalled = None
+    for number in before:
+        signal.signal(number, remembered)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tuner(
@@ -233,12 +260,19 @@ class _Driver:
     watcher: Watcher
     ended = 0
     """Runs that are over, however they ended."""
+    signalled: Callable[[], None] | None = None
+    """Raises again what the last signal raised."""
 
 
 _driver = _Driver()
 
 
 class _Callback(tune.Callback):
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Ten times a second or more."""
+        if _driver.signalled is not None:
+            _driver.signalled()
+
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         this, values = self._trial(info["trial"]), info["trial"].config
         levels = levels_of(_driver.study, values) if "levels" in values else ()

@@ -1,5 +1,7 @@
 """What a study makes of runs that die, where a real Ray would have to be short of memory."""
 
+import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +52,8 @@ def fit(monkeypatch, tmp_path):
 
         def once():
             ended, error = left.pop(0)
+            if callable(ended):
+                return ended()
             ray_tune._driver.ended += ended
             if error is not None:
                 raise error
@@ -77,3 +81,22 @@ def test_a_study_that_memory_lets_end_nothing_says_what_to_do(fit):
 def test_other_errors_are_not_tried_again(fit):
     with pytest.raises(RuntimeError, match="no room"):
         fit((0, RuntimeError("no room")), (0, None))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_ray_loses_is_raised_again_at_the_next_step(fit, number):
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def loses_it():
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            signal.raise_signal(number)
+        ray_tune._Callback().on_step_begin()
+
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit((loses_it, None))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    ray_tune._driver.signalled = None
+    ray_tune._Callback().on_step_begin()
