@@ -130,10 +130,10 @@ def run(
                 raise
         tries = 0 if _driver.ended > ended else tries + 1
         if tries > options.retries:
+            fewer = f", as with --sweep.concurrent {at_a_time // 2}" if at_a_time > 1 else ""
             raise ValueError(
                 f"a node is short of memory, and Ray killed runs {tries} times before any of them"
-                f" ended; --resume goes on from their checkpoints, with --sweep.concurrent below"
-                f" {at_a_time} or where there is more memory"
+                f" ended; --resume goes on from their checkpoints where they have more{fewer}"
             )
         print("a node is short of memory, and Ray killed runs; they go on in 10 s", flush=True)
         time.sleep(10)

@@ -74,7 +74,7 @@ def test_a_study_goes_on_where_memory_was_short_and_runs_end(fit, capsys):
 
 
 def test_a_study_that_memory_lets_end_nothing_says_what_to_do(fit):
-    with pytest.raises(ValueError, match=r"Ray killed runs 2 times.*--sweep.concurrent below 2"):
+    with pytest.raises(ValueError, match=r"Ray killed runs 2 times.*--sweep.concurrent 1"):
         fit((3, killed_for_memory()), (0, killed_for_memory()), (0, killed_for_memory()))
 
 
