@@ -75,8 +75,8 @@ def write_shards(
         encoding: ``raw`` pixels, or ``jpeg`` to keep the source's files as they are, to the byte.
 
     Raises:
-        ValueError: A wrong argument, another recipe in this folder, another writer at work, no
-            space, or a damaged image. Shards finished by then stay and are kept by the next call.
+        ValueError: A wrong argument, another recipe in this folder, no space, or a damaged image.
+            Shards finished by then stay and are kept by the next call.
     """
     folder = Path(folder)
     chosen = _choose(source, size, images, split)
@@ -87,14 +87,12 @@ def write_shards(
     if encoding == "jpeg":
         _refuse_to_recode(source, size)
     recipe = Recipe(source.name, source.fingerprint(), size, len(chosen), split, encoding)
-    _refuse_other_recipe(folder, recipe)
-    if (folder / MANIFEST).exists():
-        manifest = Manifest.read(folder)
-        if all(_size(folder / shard.name) == shard.bytes for shard in manifest.shards):
-            return manifest
-
+    if (manifest := _standing(folder, recipe)) is not None:
+        return manifest
     places = _lay_out(source, chosen, folder, recipe, rows_per_shard)
     with _only_writer(folder):
+        if (manifest := _standing(folder, recipe)) is not None:
+            return manifest  # made by the one that was waited for
         shards = _convert(source, chosen, places, processes or _cores())
         command = shlex.join(sys.argv)
         shape, names = places[0].image_shape, (source.class_names, source.attribute_names)
@@ -194,6 +192,20 @@ def _refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
         )
 
 
+def _standing(folder: Path, recipe: Recipe) -> Manifest | None:
+    """Return the manifest of a set that is finished, so far as sizes tell.
+
+    Raises:
+        ValueError: There are shards of another recipe.
+    """
+    _refuse_other_recipe(folder, recipe)
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = Manifest.read(folder)
+    whole = all(_size(folder / shard.name) == shard.bytes for shard in manifest.shards)
+    return manifest if whole else None
+
+
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel drops it with the process, however that ends."""
@@ -202,9 +214,8 @@ def _only_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{folder}: another process is writing shards here; wait for it to end"
-            ) from None
+            print(f"{folder}: another process writes shards here; waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -228,11 +229,30 @@ def test_a_foreign_file_is_not_replaced(source: CelebA, tmp_path: Path):
         write_shards(source, tmp_path, size=32)
 
 
-def test_two_writers_are_one_too_many(source: CelebA, tmp_path: Path):
-    with (tmp_path / ".lock").open("w") as lock:
+@pytest.mark.parametrize("other", ["ends", "dies"])
+def test_of_two_writers_one_waits(
+    source: CelebA,
+    shards_folder: Path,
+    tmp_path: Path,
+    other: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    with (tmp_path / ".lock").open("w") as lock, ThreadPoolExecutor(1) as thread:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is writing shards here"):
-            write_shards(source, tmp_path, size=8, processes=1)
+        waits = thread.submit(write_shards, source, tmp_path, size=64, processes=1)
+        said = ""
+        while "another process writes shards here; waiting for it" not in said:
+            time.sleep(0.01)
+            said += capsys.readouterr().out
+            assert not waits.done()
+        if other == "ends":
+            for file in (*shards_folder.glob("shard-*.h5"), shards_folder / "manifest.json"):
+                shutil.copy(file, tmp_path)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        manifest = waits.result(60)
+    assert manifest == Manifest.read(tmp_path)
+    # Made here, all fit into one.
+    assert [shard.rows for shard in manifest.shards] == ([70, 70, 10] if other == "ends" else [150])
 
 
 @pytest.mark.parametrize("processes", [1, 2])
