@@ -284,6 +284,10 @@ class _Watch:
         """A run crashed and is tried again."""
         self.board.again(trial, why)
 
+    def halted(self, why: str) -> None:
+        """No run goes on for now."""
+        self.board.halted(why)
+
     def end(self, trial: Trial, outcome: Outcome) -> None:
         """A run is over."""
         self._runs.end(trial, outcome)

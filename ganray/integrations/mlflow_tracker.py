@@ -327,7 +327,9 @@ def _alone_with(uri: str) -> Iterator[None]:
     if not uri.startswith(_SQLITE):
         yield
         return
-    with Path(f"{uri.removeprefix(_SQLITE)}.lock").open("a") as lock:
+    path = Path(f"{uri.removeprefix(_SQLITE)}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

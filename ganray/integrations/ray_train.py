@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -150,10 +150,10 @@ def launch(
         raise ValueError(
             f"{_cause(error)}; the same --name goes on from the last checkpoint"
         ) from error
-    except RayError as error:  # of the controller, which Ray does not start again
-        said = str(error).strip().partition("\n")[0].partition(". ")[0]
+    except _DEATHS as error:  # of the controller, which Ray does not start again
         raise ValueError(
-            f"training failed: {said}; the same --name goes on from the last checkpoint"
+            f"training failed: {_in_a_line(error)}; the same --name goes on from the last"
+            " checkpoint"
         ) from error
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
@@ -199,9 +199,17 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
     """Which rank failed, and of what, in one line."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
-        last = str(failure).strip().splitlines() or [type(failure).__name__]
-        return f"training failed on rank {rank}: {last[-1]}"
+        return f"training failed on rank {rank}: {_in_a_line(failure)}"
     return f"training failed: {str(error).strip().splitlines()[0]}"
+
+
+_DEATHS = (RayActorError, OutOfMemoryError)
+
+
+def _in_a_line(error: Exception) -> str:
+    """A traceback ends with the exception; what Ray says of a death begins with the point."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0] if isinstance(error, _DEATHS) else lines[-1]
 
 
 def _job() -> dict[str, Any]:

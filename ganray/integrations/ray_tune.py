@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import tempfile
 import time
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 # Before ray is imported. Tune writes a log of each run in three formats, which the journal has
 # already; changes the directory of its actors; would take Ctrl-C for itself; and prints a screen
@@ -50,6 +51,8 @@ from ganray.training.state import CONFIG_FILE
 
 _TUNE = "tune"
 """Folder of Tune's own state, in the study's."""
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray sends it to files as well."""
 _HEAD = "node:__internal_head__"
 """A resource that each head node has one of."""
 
@@ -78,6 +81,10 @@ class Watcher(Protocol):
 
     def again(self, trial: Trial, why: str) -> None:
         """A run crashed and is tried again."""
+        ...
+
+    def halted(self, why: str) -> None:
+        """No run goes on for now."""
         ...
 
     def end(self, trial: Trial, outcome: outcomes.Outcome) -> None:
@@ -119,7 +126,7 @@ def run(
     trainable = tune.with_resources(ganray_trial, _resources(job.workers, options))
     tries = 0
     while True:
-        ended = _driver.ended
+        ended = len(_driver.ended)
         try:
             with _signals_remembered():
                 _tuner(trainable, job, study, options, folder, at_a_time).fit()
@@ -128,20 +135,23 @@ def run(
             # Tune retries a run that dies, but falls over one that Ray kills for want of memory.
             if not isinstance(error.__cause__, OutOfMemoryError):
                 raise
-        tries = 0 if _driver.ended > ended else tries + 1
+        tries = 0 if len(_driver.ended) > ended else tries + 1
         if tries > options.retries:
             fewer = f", as with --sweep.concurrent {at_a_time // 2}" if at_a_time > 1 else ""
             raise ValueError(
-                f"a node is short of memory, and Ray killed runs {tries} times before any of them"
-                f" ended; --resume goes on from their checkpoints where they have more{fewer}"
+                "a node is short of memory: Ray kills runs before any of them ends; --resume goes"
+                f" on from their checkpoints where they have more{fewer}"
             )
-        print("a node is short of memory, and Ray killed runs; they go on in 10 s", flush=True)
+        watcher.halted("a node is short of memory, and Ray killed runs; they go on in 10 s")
         time.sleep(10)
 
 
 @contextmanager
 def _signals_remembered() -> Iterator[None]:
-    """While Tune runs: Ray at times loses what a signal raises as it waits; see `on_step_begin`."""
+    """While Tune runs: Ray at times loses what a signal raises as it waits.
+
+    It is raised again at Tune's next step, or at its end.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def remembered(number: int, frame: FrameType | None) -> None:
@@ -157,9 +167,19 @@ def _signals_remembered() -> Iterator[None]:
         signal.signal(number, remembered)
     try:
         yield
+    except Exception:
+        _raise_lost_signal()
+        raise
+    else:
+        _raise_lost_signal()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _raise_lost_signal() -> None:
+    if _driver.signalled is not None:
+        _driver.signalled()
 
 
 def _tuner(
@@ -258,8 +278,8 @@ class _Driver:
     study: Study
     options: SweepConfig
     watcher: Watcher
-    ended = 0
-    """Runs that are over, however they ended."""
+    ended: ClassVar[set[str]] = set()
+    """Names of the runs that came to something."""
     signalled: Callable[[], None] | None = None
     """Raises again what the last signal raised."""
 
@@ -269,9 +289,8 @@ _driver = _Driver()
 
 class _Callback(tune.Callback):
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Ten times a second or more."""
-        if _driver.signalled is not None:
-            _driver.signalled()
+        """About ten times a second."""
+        _raise_lost_signal()
 
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         this, values = self._trial(info["trial"]), info["trial"].config
@@ -292,7 +311,7 @@ class _Callback(tune.Callback):
 
     def _keep_error(self, trial: Any) -> str:
         """Put all that is known of a crash into the run's folder; returns it in a line."""
-        text = Path(trial.error_file).read_text()
+        text = _COLOR.sub("", Path(trial.error_file).read_text())
         path = self._trial(trial).config(_driver.job.base).run_folder() / "error.txt"
         path.parent.mkdir(parents=True, exist_ok=True)  # it may have died before it made it
         path.write_text(text)
@@ -305,7 +324,8 @@ class _Callback(tune.Callback):
         if outcomes.images_seen(folder) >= config.train.steps() * config.train.batch_size:
             status, why = "finished", ""  # stopped at its very end
         outcome = outcomes.read(folder) or outcomes.record(folder, status, why)
-        _driver.ended += 1
+        if outcome.counts:
+            _driver.ended.add(this.name)
         _driver.watcher.end(this, outcome)
 
     def _trial(self, trial: Any) -> Trial:

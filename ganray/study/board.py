@@ -36,6 +36,11 @@ class Board:
         """A run crashed, and goes on from its last checkpoint: say so."""
         print(f"{self._far()}  {trial.label}: crashed, goes on: {why}", flush=True)
 
+    def halted(self, why: str) -> None:
+        """All that run wait to begin again: say so."""
+        self._running.clear()
+        print(f"{self._far()}  {why}", flush=True)
+
     def end(self, trial: Trial, outcome: Outcome) -> None:
         """A run is over: say so."""
         self._running.discard(trial.name)

@@ -58,7 +58,8 @@ def heat_maps(results: Results, metric: str, path: Path) -> None:
     """
     table = tabulate(results, metric)
     means = [cell.mean.value for cell in table.cells if cell.mean]
-    scale = (min([*means, 0.0]), max([*means, 0.0]) or 1.0)
+    scale = (min([*means, 0.0]), max([*means, 0.0]))
+    scale = scale if any(scale) else (0.0, 1.0)
     wide, tall = _cell_size(table)
     below, style = _column_labels(table, wide)
     size = (wide * len(table.columns.levels), tall * len(table.rows.levels))

@@ -5,22 +5,23 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 
 from ganray.integrations import ray_tune
 from ganray.options import SweepConfig
-from tests.integrations.small_study import small_study
+from ganray.study import outcomes
+from tests.integrations.small_study import base_config, small_study
 
-RAISED = """Failure # 1 (occurred at 2026-11-24_10-00-00)
-The actor died unexpectedly before finishing this task.
-	class_name: ImplicitFunc
-Failure # 2 (occurred at 2026-11-24_10-00-09)
-ray::ImplicitFunc.train() (pid=7, ip=192.0.2.2)
-  File "losses.py", line 3, in loss
-RuntimeError: Out of range. Twice.
+DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
 """
-SHORT = """Failure # 1 (occurred at 2026-11-24_10-00-00)
-1 worker(s) were killed due to the node running low on memory. Memory on the node was 9.81GB used
+TRACEBACK = """Traceback (most recent call last):
+  File "x.py", line 3
+ValueError: Far. Out."""
+RAISED = str(
+    RayTaskError("train", TRACEBACK, ValueError(), proctitle="ray::train", pid=7, ip="192.0.2.2")
+)
+SHORT = """1 worker(s) were killed due to the node running low on memory. Memory on the node
 OOM kill reason: Memory usage exceeded threshold
 """
 
@@ -28,75 +29,121 @@ OOM kill reason: Memory usage exceeded threshold
 @pytest.mark.parametrize(
     ("errors", "line"),
     [
-        (RAISED, "RuntimeError: Out of range. Twice."),
-        (SHORT, "1 worker(s) were killed due to the node running low on memory"),
-        ("", "no word of it"),
+        ([DIED, RAISED], "ValueError: Far. Out."),
+        ([RAISED, DIED], "The actor died unexpectedly before finishing this task."),
+        ([SHORT], "1 worker(s) were killed due to the node running low on memory"),
+        ([], "no word of it"),
     ],
 )
-def test_the_last_crash_in_a_line(errors, line):
-    assert ray_tune.in_a_line(errors) == line
+def test_the_last_crash_is_said_in_a_line_and_all_are_kept(tmp_path, study, errors, line):
+    file = tmp_path / "tunes-error.txt"
+    failures = [f"Failure # {i} (occurred at 10-00-00)\n{e}\n" for i, e in enumerate(errors, 1)]
+    file.write_text("".join(failures))
+    this = study.trials[0]
+    trial = SimpleNamespace(error_file=str(file), trial_id="1", config={"trial": vars(this)})
+    said = ray_tune._Callback()._keep_error(trial)
+    kept = tmp_path / "runs" / this.name / "error.txt"
+    assert said == f"{line} (all of it: {kept})"
+    assert kept.read_text().count("Failure #") == len(errors)
+    assert "\x1b" not in kept.read_text()
 
 
-def killed_for_memory():
-    error = RuntimeError("Caught unexpected exception")
-    error.__cause__ = OutOfMemoryError("1 worker(s) were killed")
-    return error
+class Board:
+    """Hears what a watcher hears."""
+
+    def __init__(self):
+        self.halts = 0
+
+    def halted(self, why):
+        assert "short of memory" in why
+        self.halts += 1
+
+    def end(self, trial, outcome):
+        pass
 
 
 @pytest.fixture
-def fit(monkeypatch, tmp_path):
-    """Go through a study with a Tune that ends a number of runs, then raises, time after time."""
+def study(tmp_path, monkeypatch):
+    study, driver = small_study(), ray_tune._Driver()
+    monkeypatch.setattr(driver, "ended", set(), raising=False)
+    driver.job = SimpleNamespace(
+        base=base_config(tmp_path), workers=SimpleNamespace(count=1, cpus=1, gpu=False)
+    )
+    driver.study, driver.options, driver.watcher = study, SweepConfig(retries=1), Board()
+    monkeypatch.setattr(ray_tune, "_driver", driver)
+    return study
 
-    def go_through(*times):
-        left = list(times)
 
-        def once():
-            ended, error = left.pop(0)
-            if callable(ended):
-                return ended()
-            ray_tune._driver.ended += ended
-            if error is not None:
-                raise error
+@pytest.fixture
+def fit(monkeypatch, tmp_path, study):
+    """Go through the study with a Tune whose fits do what they are told; returns its halts."""
 
-        monkeypatch.setattr(ray_tune, "_tuner", lambda *_: SimpleNamespace(fit=once))
+    def go_through(*fits):
+        left, board = list(fits), Board()
+        monkeypatch.setattr(
+            ray_tune, "_tuner", lambda *_: SimpleNamespace(fit=lambda: left.pop(0)())
+        )
         monkeypatch.setattr(ray_tune, "time", SimpleNamespace(sleep=lambda _: None))
-        job = SimpleNamespace(workers=SimpleNamespace(count=1, cpus=1, gpu=False))
-        ray_tune.run(job, small_study(), SweepConfig(retries=1), tmp_path, 2, SimpleNamespace())
-        return left
+        driver = ray_tune._driver
+        ray_tune.run(driver.job, study, driver.options, tmp_path, 2, board)
+        assert not left
+        return board.halts
 
     return go_through
 
 
-def test_a_study_goes_on_where_memory_was_short_and_runs_end(fit, capsys):
-    short = killed_for_memory()
-    assert not fit((0, short), (1, short), (0, short), (1, short), (3, None))
-    assert capsys.readouterr().out.count("short of memory") == 4
+def tunes(study, tmp_path, *ends, short=True):
+    """A fit in which runs end, each by its number and how, and Ray then kills the others."""
+
+    def once():
+        for number, status in ends:
+            this = study.trials[number]
+            outcomes.record(tmp_path / "runs" / this.name, status)
+            trial = SimpleNamespace(trial_id="1", config={"trial": vars(this)})
+            ray_tune._Callback()._end(trial, status, "")
+        if short:
+            raise RuntimeError("Caught unexpected exception") from OutOfMemoryError("1 killed")
+
+    return once
 
 
-def test_a_study_that_memory_lets_end_nothing_says_what_to_do(fit):
-    with pytest.raises(ValueError, match=r"Ray killed runs 2 times.*--sweep.concurrent 1"):
-        fit((3, killed_for_memory()), (0, killed_for_memory()), (0, killed_for_memory()))
+def test_a_study_goes_on_where_memory_was_short_as_long_as_runs_end(fit, study, tmp_path):
+    first, second = (tunes(study, tmp_path, (i, "finished")) for i in (0, 1))
+    nothing = tunes(study, tmp_path)
+    assert fit(nothing, first, nothing, second, tunes(study, tmp_path, short=False)) == 4
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_study_gives_up_where_none_but_the_same_runs_end(fit, study, tmp_path, status):
+    again = tunes(study, tmp_path, (0, status))
+    with pytest.raises(ValueError, match=r"short of memory.*, as with --sweep.concurrent 1"):
+        fit(*[again] * (3 if status == "finished" else 2))
 
 
 def test_other_errors_are_not_tried_again(fit):
+    def no_room():
+        raise RuntimeError("no room")
+
     with pytest.raises(RuntimeError, match="no room"):
-        fit((0, RuntimeError("no room")), (0, None))
+        fit(no_room)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_ray_loses_is_raised_again_at_the_next_step(fit, number):
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-
+@pytest.mark.parametrize("then", ["step", "end", "error"])
+def test_a_signal_that_ray_loses_is_raised_again(fit, study, tmp_path, number, then):
     def loses_it():
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             signal.raise_signal(number)
-        ray_tune._Callback().on_step_begin()
+        if then == "step":
+            ray_tune._Callback().on_step_begin()
+            pytest.fail("not raised")
+        tunes(study, tmp_path, short=then == "error")()
 
+    ray_tune._Callback().on_step_begin()  # none yet
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            fit((loses_it, None))
+            fit(loses_it)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
-    ray_tune._driver.signalled = None
-    ray_tune._Callback().on_step_begin()

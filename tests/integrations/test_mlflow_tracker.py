@@ -161,7 +161,9 @@ def test_two_that_start_at_once_make_one_store(tmp_path, monkeypatch):
     spawn = multiprocessing.get_context("spawn")
     together, ids = spawn.Barrier(2), spawn.Queue()
     both = [
-        spawn.Process(target=opened_at_once, args=(tiny_config(tmp_path), together, ids))
+        spawn.Process(
+            target=opened_at_once, args=(tiny_config(tmp_path / "new"), together, ids), daemon=True
+        )
         for _ in range(2)
     ]
     for process in both:
@@ -169,7 +171,7 @@ def test_two_that_start_at_once_make_one_store(tmp_path, monkeypatch):
     for process in both:
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
-    assert ids.get() == ids.get()
+    assert ids.get(timeout=5) == ids.get(timeout=5)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_a_submitted_run_has_a_worker_on_each_node(home, env):
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.timeout(650)
 def test_a_submitted_study_is_stopped_and_goes_on(home, env):
     """`ray job stop` closes the parent run and keeps what has ended; --resume does the rest."""
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "4"]

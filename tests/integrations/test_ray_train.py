@@ -123,7 +123,7 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
 
 
 def test_a_machine_that_is_short_of_memory_is_one_clear_line(home):
-    """Ray kills its controller as well, where it finds even one percent too much."""
+    """Ray kills its controller or the workers, where it finds even one percent too much."""
     env = environment(home, RAY_memory_usage_threshold="0.01")
     command = [*JOB, "cpu32", *TINY, "--train.kimg", "0.24", "--name", "short"]
     done = subprocess.run(
@@ -131,4 +131,4 @@ def test_a_machine_that_is_short_of_memory_is_one_clear_line(home):
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "killed due to the node running low on memory; the same --name" in done.stderr
+    assert re.search(r"killed due to the node running low on memory; the same", done.stderr)
