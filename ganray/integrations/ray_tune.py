@@ -11,14 +11,11 @@ import hashlib
 import json
 import os
 import re
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar, Protocol
 
 # Before ray is imported. Tune writes a log of each run in three formats, which the journal has
@@ -128,8 +125,7 @@ def run(
     while True:
         ended = len(_driver.ended)
         try:
-            with _signals_remembered():
-                _tuner(trainable, job, study, options, folder, at_a_time).fit()
+            _tuner(trainable, job, study, options, folder, at_a_time).fit()
             return
         except RuntimeError as error:
             # Tune retries a run that dies, but falls over one that Ray kills for want of memory.
@@ -144,42 +140,6 @@ def run(
             )
         watcher.halted("a node is short of memory, and Ray killed runs; they go on in 10 s")
         time.sleep(10)
-
-
-@contextmanager
-def _signals_remembered() -> Iterator[None]:
-    """While Tune runs: Ray at times loses what a signal raises as it waits.
-
-    It is raised again at Tune's next step, or at its end.
-    """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def remembered(number: int, frame: FrameType | None) -> None:
-        def handle() -> None:
-            if callable(handler := before[signal.Signals(number)]):
-                handler(number, frame)
-
-        _driver.signalled = handle
-        handle()
-
-    _driver.signalled = None
-    for number in before:
-        signal.signal(number, remembered)
-    try:
-        yield
-    except Exception:
-        _raise_lost_signal()
-        raise
-    else:
-        _raise_lost_signal()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _raise_lost_signal() -> None:
-    if _driver.signalled is not None:
-        _driver.signalled()
 
 
 def _tuner(
@@ -280,18 +240,12 @@ class _Driver:
     watcher: Watcher
     ended: ClassVar[set[str]] = set()
     """Names of the runs that came to something."""
-    signalled: Callable[[], None] | None = None
-    """Raises again what the last signal raised."""
 
 
 _driver = _Driver()
 
 
 class _Callback(tune.Callback):
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """About ten times a second."""
-        _raise_lost_signal()
-
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         this, values = self._trial(info["trial"]), info["trial"].config
         levels = levels_of(_driver.study, values) if "levels" in values else ()

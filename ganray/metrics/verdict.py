@@ -67,7 +67,7 @@ def verdict_on(report: Report) -> Verdict:
     # Reals that repeat themselves, as drawn or compressed ones may, leave no more to be found.
     if support.high < min(report.samples, _HALF * real["support"]):
         about = f"about {support.value:,.0f} different images among {report.samples:,} samples"
-        kinds.append(("repeats", f"the samples repeat: {about}"))
+        kinds.append(("repeats", f"the samples repeat, as far as features tell: {about}"))
     kinds += _of_modes(report, real)
     lost = [name for name in ("recall", "coverage") if fake[name] < _HALF * real[name]]
     if lost:

@@ -1,7 +1,5 @@
 """What a study makes of runs that die, where a real Ray would have to be short of memory."""
 
-import signal
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -126,24 +124,3 @@ def test_other_errors_are_not_tried_again(fit):
 
     with pytest.raises(RuntimeError, match="no room"):
         fit(no_room)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("then", ["step", "end", "error"])
-def test_a_signal_that_ray_loses_is_raised_again(fit, study, tmp_path, number, then):
-    def loses_it():
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            signal.raise_signal(number)
-        if then == "step":
-            ray_tune._Callback().on_step_begin()
-            pytest.fail("not raised")
-        tunes(study, tmp_path, short=then == "error")()
-
-    ray_tune._Callback().on_step_begin()  # none yet
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            fit(loses_it)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -31,6 +31,8 @@ def home(tmp_path_factory):
 
 
 def start(home, *options):
+    # A shell starts background commands, and so perhaps these tests, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / "sweep.py"), *TINY, *options],
         env=environment(home, OMP_NUM_THREADS="1"),
