@@ -41,10 +41,15 @@ def two_nodes(env):
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
-        _node([*start, *head, f"--temp-dir={one}"], env),
-        _node([*start, f"--address=127.0.0.1:{PORT}", f"--temp-dir={two}"], env),
+        _node([*start, *head, *_place(one, 8298)], env),
+        _node([*start, f"--address=127.0.0.1:{PORT}", *_place(two, 8297)], env),
     ):
         yield
+
+
+def _place(folder, agent_port):
+    """Of a node beside others: on the default port one agent listens, and it alone takes jobs."""
+    return f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent_port}"
 
 
 @contextmanager
