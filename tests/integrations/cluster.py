@@ -41,15 +41,22 @@ def two_nodes(env):
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
-        _node([*start, *head, *_place(one, 8298)], env),
-        _node([*start, f"--address=127.0.0.1:{PORT}", *_place(two, 8297)], env),
+        _node([*start, *head, f"--temp-dir={one}"], env),
+        _node([*start, f"--address=127.0.0.1:{PORT}", f"--temp-dir={two}"], env),
     ):
+        _wait_for_agent(env)
         yield
 
 
-def _place(folder, agent_port):
-    """Of a node beside others: on the default port one agent listens, and it alone takes jobs."""
-    return f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent_port}"
+def _wait_for_agent(env):
+    """Jobs are refused until the head's agent is up, on a busy machine long after the head is."""
+    deadline = time.monotonic() + 120
+    job = [RAY, "job", "submit", "--no-wait", "--", "true"]
+    while True:
+        asked = subprocess.run(job, env=env, capture_output=True, text=True, check=False)
+        if asked.returncode == 0:
+            return
+        assert time.monotonic() < deadline, asked.stdout + asked.stderr
 
 
 @contextmanager
