@@ -27,11 +27,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ganray.data.convert_worker import fill_block, start_process, start_thread
+from ganray.data.convert_worker import fill_blocks, start_process, start_thread
 from ganray.data.shard_file import damaged_rows, describe, get_dataset
 from ganray.data.shards import (
     BLOCK,
     FORMAT,
+    HUGE_PAGE,
     MANIFEST,
     PAGE,
     SPLITS,
@@ -49,6 +50,8 @@ from ganray.data.shards import (
 from ganray.progress import Progress
 
 SHARD_BYTES = 192 * 2**20
+WRITE_BYTES = 16 * 2**20
+"""A worker writes so much at once: the page cache then keeps nearly all of it in huge pages."""
 
 
 def write_shards(
@@ -237,14 +240,15 @@ def _convert(
         )
     processes = min(processes, sum(len(place.blocks) for place in todo))
     images = sum(place.rows for place in todo)
+    rows_at_once = _rows_at_once(todo, processes)
     with (
         Progress(images, f"{source.name} -> {folder}", "images") as progress,
         _workers(source, todo[0].recipe, processes) as pool,
     ):
-        under_way: deque[tuple[Place, list[Future[int]]]] = deque()
+        under_way: deque[tuple[Place, list[Future[list[int]]]]] = deque()
         for place in todo:
             indices = chosen[place.first : place.first + place.rows]
-            under_way.append((place, _begin_shard(pool, source, place, indices)))
+            under_way.append((place, _begin_shard(pool, source, place, indices, rows_at_once)))
             if len(under_way) == 2:  # the workers fill this shard while the last one is finished
                 last, checks = under_way.popleft()
                 shards[last] = _finish_shard(last, checks, progress)
@@ -253,9 +257,16 @@ def _convert(
     return tuple(shards[place] for place in places)
 
 
+def _rows_at_once(todo: list[Place], processes: int) -> int:
+    """Return how many pictures a worker takes: whole blocks, and few enough to share them out."""
+    images = sum(place.rows for place in todo)
+    rows = WRITE_BYTES * images // sum(place.num_bytes for place in todo)
+    return BLOCK * max(1, min(rows, images // (4 * processes)) // BLOCK)
+
+
 def _begin_shard(
-    pool: Executor, source: Source, place: Place, indices: NDArray[np.int64]
-) -> list[Future[int]]:
+    pool: Executor, source: Source, place: Place, indices: NDArray[np.int64], rows_at_once: int
+) -> list[Future[list[int]]]:
     """Lay out ``shard-00000.h5.part`` with all but the pictures, and hand those to the workers."""
     part = _part(place)
     small = {
@@ -272,8 +283,9 @@ def _begin_shard(
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    threshold, interval = _alignment(place)
     with h5py.File(
-        part, "w", locking=False, alignment_threshold=1, alignment_interval=PAGE
+        part, "w", locking=False, alignment_threshold=threshold, alignment_interval=interval
     ) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
         file.attrs["first_row"], file.attrs["recipe"] = place.first, place.recipe.json()
@@ -282,18 +294,31 @@ def _begin_shard(
             file.create_dataset(name, shape, dtype, data=small.get(name), dcpl=dcpl)
         start = get_dataset(file, place.pixels).id.get_offset()
     return [
-        pool.submit(fill_block, part, start + int(offsets[rows.start]), indices[rows])
-        for rows in place.blocks
+        pool.submit(fill_blocks, part, start + int(offsets[row]), indices[row : row + rows_at_once])
+        for row in range(0, place.rows, rows_at_once)
     ]
 
 
-def _finish_shard(place: Place, checks: list[Future[int]], progress: Progress) -> Shard:
+def _alignment(place: Place) -> tuple[int, int]:
+    """Tell HDF5 where pictures may begin: at a page, or congruent to huge ones, as ``shards`` says.
+
+    What is as large as the threshold begins at a multiple of the interval. Only the pictures are,
+    and the first multiple that has room for HDF5's own head before it is the interval itself.
+    """
+    if place.recipe.encoding == "jpeg" or place.num_bytes < HUGE_PAGE:
+        return 1, PAGE
+    begin, head = place.first * math.prod(place.image_shape), 4 * PAGE
+    return place.num_bytes, head + (begin - head) % HUGE_PAGE
+
+
+def _finish_shard(place: Place, checks: list[Future[list[int]]], progress: Progress) -> Shard:
     """Wait for the pictures, then give the shard its check values and its final name."""
     part = _part(place)
-    values = []
-    for rows, check in zip(place.blocks, checks, strict=True):
-        values.append(check.result())
-        progress.add(rows.stop - rows.start)
+    values: list[int] = []
+    for check in checks:
+        before = len(values)
+        values += check.result()
+        progress.add(sum(rows.stop - rows.start for rows in place.blocks[before : len(values)]))
     with h5py.File(part, "r+", locking=False) as file:
         get_dataset(file, "check")[...] = np.array(values, np.uint64)
     shard = describe(part, place)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.shard_file import check_value
-from ganray.data.shards import JpegSource, Recipe, Source
+from ganray.data.shards import BLOCK, JpegSource, Recipe, Source
 
 _worker = threading.local()
 
@@ -41,17 +41,20 @@ def start_process(source: Source, recipe: Recipe) -> None:
     start_thread(source, recipe)
 
 
-def fill_block(part: Path, start: int, indices: NDArray[np.int64]) -> int:
-    """In a worker: read these pictures, write them at byte ``start``, return their check value."""
+def fill_blocks(part: Path, start: int, indices: NDArray[np.int64]) -> list[int]:
+    """In a worker: read these pictures, write them at byte ``start``, return their check values."""
     source, recipe = _worker.source, _worker.recipe
+    blocks = [slice(first, first + BLOCK) for first in range(0, len(indices), BLOCK)]
     if recipe.encoding == "jpeg":
-        data = b"".join(_whole_jpeg(source, int(index)) for index in indices)
+        files = [_whole_jpeg(source, int(index)) for index in indices]
+        data = [b"".join(files[rows]) for rows in blocks]
     else:
-        data = np.stack([_pixels(source, recipe.size, int(index)) for index in indices]).data
+        pixels = np.stack([_pixels(source, recipe.size, int(index)) for index in indices])
+        data = [pixels[rows].data for rows in blocks]
     with part.open("r+b") as file:
         file.seek(start)
-        file.write(data)
-    return check_value(data)
+        file.write(b"".join(data))  # in one call: the page cache keeps it in pieces as large
+    return [check_value(block) for block in data]
 
 
 def _pixels(source: Source, size: int, index: int) -> NDArray[np.uint8]:

@@ -87,6 +87,13 @@ class Bar:
     judged: str = "per_core"
     """``per_core`` (CPU time) or ``rate`` (wall time) decides; the other is shown."""
 
+    def limit(self, rows: Rows, size: str) -> float:
+        """Return the ratio that memory alone would have in our place; NaN where it has none."""
+        below = self.below(rows, size) or ""
+        names = _LIMITS.get(self.above, ""), _LIMITS.get(below, below)
+        pair = [row for name in names if (row := rows.get((size, name))) and row.readings]
+        return _ratio(pair, self.judged) if len(pair) == 2 else math.nan
+
 
 def _named(name: str) -> Callable[[Rows, str], str | None]:
     return lambda _rows, _size: name
@@ -114,7 +121,9 @@ def _both(least: float) -> dict[str, float]:
     return dict.fromkeys(SIZES, least)
 
 
-_IN_LINE, _THREAD = "ganray raw in line", "ganray raw thread"
+_IN_LINE, _THREAD, _TWO = "ganray raw in line", "ganray raw thread", "ganray raw 2 threads"
+_LIMITS = {_IN_LINE: "RAM gather", _TWO: "RAM gather 2 threads"}
+"""What stands for memory alone in place of our rows: no reader of files can be asked for more."""
 BARS = [
     Bar("of RAM gather", _IN_LINE, _named("RAM gather"), _both(0.85)),
     Bar("of in line", _THREAD, _named(_IN_LINE), {"64x64": 0.8, "218x178": 0.65}),
@@ -123,13 +132,13 @@ BARS = [
     Bar("x next raw peer", _IN_LINE, _fastest("raw", None, "ganray FFCV"), _both(7.0)),
     Bar("x JPEG peers", "ganray JPEG", _fastest("jpeg", 1, "ganray"), _both(1.0)),
     Bar("x JPEG peers", "ganray JPEG 2", _fastest("jpeg", 2, "ganray"), _both(1.0)),
-    Bar("x one thread", "ganray raw 2 threads", _named(_IN_LINE), _both(1.6), "rate"),
+    Bar("x one thread", _TWO, _named(_IN_LINE), _both(1.6), "rate"),
 ]
 
 
 def bars(rows: Rows) -> Iterator[str]:
     """Yield the lines that say which bars are met."""
-    yield f"{'':52} {'size':>8} {'ratio':>7} {'bar':>7}  {'':9} other basis"
+    yield f"{'':52} {'size':>8} {'ratio':>7} {'bar':>7}  {'':9} other basis, memory alone"
     for bar in BARS:
         for size in SIZES:
             below = bar.below(rows, size)
@@ -140,7 +149,8 @@ def bars(rows: Rows) -> Iterator[str]:
                 wall, core = (_ratio(pair, basis) for basis in ("rate", "per_core"))
                 ratio, other = (wall, core) if bar.judged == "rate" else (core, wall)
                 basis = "per core" if bar.judged == "rate" else "wall"
-                least = bar.least[size]
+                least, limit = bar.least[size], bar.limit(rows, size)
+                basis += "" if math.isnan(limit) else f", memory {limit:.2f}"
                 yield f"{what} {_verdict(ratio, least, ratio >= least)} {other:.2f} {basis}"
             elif any(row and row.size == size for row in rows.values()):
                 yield f"{what}  not measured"

@@ -39,6 +39,7 @@ _FILES = {**_JPEG, "write": ""}
 
 VARIANTS = [
     Variant("RAM gather", "limits", "gather", "limit", note="index_select, RAM tensor"),
+    Variant("RAM gather 2 threads", "limits", "gather", "limit", threads=2, note="index_select"),
     Variant("RAM copy", "limits", "memcpy", "limit", note="batch after batch, in order"),
     Variant("ganray raw in line", "ours", "in_line", "raw"),
     Variant("ganray raw thread", "ours", "through_thread", "raw", note="the Loader"),

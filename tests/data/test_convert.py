@@ -66,6 +66,20 @@ def test_the_original_size_is_kept_and_its_rows_fill_whole_pages(source: CelebA,
     np.testing.assert_array_equal(gathered(ShardReader(tmp_path), [4])[0], expected)
 
 
+def test_a_worker_takes_whole_blocks_of_some_16_mib_and_leaves_some_to_the_others(
+    source: CelebA, tmp_path: Path
+):
+    recipe = convert.Recipe("celeba", "", 64, 0, "all")
+
+    def portion(images: int, processes: int) -> int:
+        place = convert.Place(tmp_path, 0, images, images * 12288, (64, 64, 3), 40, recipe)
+        return convert._rows_at_once([place], processes)
+
+    assert portion(200_000, 2) == 21 * 64
+    assert portion(2_048, 8) == 64
+    assert portion(4, 1) == 64
+
+
 def test_a_split_and_a_number_of_images_choose_the_first_of_that_split(
     source: CelebA, tmp_path: Path
 ):

@@ -1,12 +1,15 @@
+import gc
 import mmap
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -34,6 +37,46 @@ def test_both_ways_of_mapping_gather_the_same_across_shards(shards_folder: Path)
 def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypatch):
     monkeypatch.setattr(mmap, "PAGESIZE", 16384)
     assert ShardReader(shards_folder)._mapping.joined is None
+
+
+def huge_page_wishes() -> dict[str, bool]:
+    """By name of each shard that this process maps: has the kernel been asked for huge pages?"""
+    wishes, name = {}, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            name = Path(line.split(maxsplit=5)[-1]).name
+        elif line.startswith("VmFlags:") and name.startswith("shard-"):
+            wishes[name] = " hg" in line
+    return wishes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages of files are Linux's")
+def test_shards_can_be_mapped_in_huge_pages(source: CelebA, tmp_path: Path, monkeypatch):
+    # 152 * 152 * 3 * 64 bytes are 1083 pages: the second shard does not begin at a huge one.
+    write_shards(source, tmp_path, size=152, images=128, rows_per_shard=64, processes=1)
+    reader, apart = ShardReader(tmp_path), ShardReader(tmp_path, side_by_side=False)
+    joined, shards = reader._mapping.joined, Manifest.read(tmp_path).shards
+    assert joined is not None
+    for number, shard in enumerate(shards):
+        with h5py.File(tmp_path / shard.name) as file:
+            images = file["images"]
+            assert isinstance(images, h5py.Dataset)
+            start = images.id.get_offset()
+        address = joined.ctypes.data + number * 64 * 152 * 152 * 3
+        assert (address - start) % 2**21 == 0
+        assert shard.bytes - shard.num_bytes < 2**21 + 2**15  # and hardly more than that is wasted
+    assert torch.equal(gathered(reader), gathered(apart))
+
+    enabled = Path("/sys/kernel/mm/transparent_hugepage")
+    if enabled.exists():
+        assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], True)
+    del reader, apart, joined
+    gc.collect()
+    memory = SimpleNamespace(available=2 * 128 * 152 * 152 * 3)  # they would push each other out
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    reader = ShardReader(tmp_path)
+    assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], False)
+    assert len(reader) == 128
 
 
 @pytest.mark.parametrize("options", [{}, {"threads": 2}, {"verify": "first-touch"}])

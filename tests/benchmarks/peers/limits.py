@@ -17,6 +17,7 @@ def _in_ram(images: Images) -> torch.Tensor:
 
 def gather(images: Images, threads: int) -> Iterator[torch.Tensor]:
     """Random rows into one kept buffer."""
+    torch.set_num_threads(threads)
     pixels, out = _in_ram(images), torch.empty((BATCH, *images.shape), dtype=torch.uint8)
     while True:
         for ids in torch.randperm(images.count).split(BATCH):
