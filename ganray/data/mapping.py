@@ -14,9 +14,9 @@ import weakref
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from ganray.data.memory import free_bytes
 from ganray.data.shards import HUGE_PAGE, PAGE, Place
 
 
@@ -75,7 +75,7 @@ class Mapping:
         total = sum(sizes)
         # Huge pages save an address look-up for every 4 KiB, and are read from a disk in one piece.
         # That would read up to 170 times too much if they had to leave before most of it is used.
-        self._fits = 2 * total < psutil.virtual_memory().available
+        self._fits = 2 * total < free_bytes()
         address = _map(None, total + HUGE_PAGE, _PROT_NONE, _RESERVED, -1, 0)
         self._base = address + -address % HUGE_PAGE
         memory: Any = (ctypes.c_uint8 * total).from_address(self._base)

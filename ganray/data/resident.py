@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from typing import Self
 
 import numpy as np
-import psutil
 import torch
 
+from ganray.data import memory
 from ganray.data.loader import Images
 from ganray.data.order import Order, rank_slice
 from ganray.progress import Progress
@@ -104,4 +104,4 @@ def _copy(images: Images, device: torch.device, *, quiet: bool) -> torch.Tensor:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return memory.free_bytes()

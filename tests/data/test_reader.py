@@ -9,7 +9,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -72,8 +71,8 @@ def test_shards_can_be_mapped_in_huge_pages(source: CelebA, tmp_path: Path, monk
         assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], True)
     del reader, apart, joined
     gc.collect()
-    memory = SimpleNamespace(available=2 * 128 * 152 * 152 * 3)  # they would push each other out
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    memory = 2 * 128 * 152 * 152 * 3  # they would push each other out
+    monkeypatch.setattr("ganray.data.mapping.free_bytes", lambda: memory)
     reader = ShardReader(tmp_path)
     assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], False)
     assert len(reader) == 128
