@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+HIDDEN = "***"
+"""Stands for what is secret in a URL."""
 
 
 def require(name: str, value: object, rule: str, holds: bool) -> None:
@@ -431,14 +435,25 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values; ``from_dict`` is its inverse."""
+    """The config as plain JSON values; ``from_dict`` is its inverse, but for a URL's secrets."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(inner) for key, inner in value.items()}
         return str(value) if isinstance(value, Path) else value
 
-    return plain(dataclasses.asdict(config))
+    values = plain(dataclasses.asdict(config))
+    values["data"]["root"] = _shown(config.data)
+    return values
+
+
+def _shown(data: DataConfig) -> str | None:
+    """`data.root` as it may be kept and shown: without a URL's password and signature."""
+    if data.root is None or not data.is_remote():
+        return data.root
+    address, question, _ = data.root.partition("?")
+    address = re.sub("//[^/]*@", f"//{HIDDEN}@", address, count=1)
+    return address + (question and f"?{HIDDEN}")
 
 
 def from_dict(values: dict[str, Any]) -> Config:

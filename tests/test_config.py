@@ -37,6 +37,22 @@ def test_unknown_keys_are_named_with_the_known_ones():
         from_dict(to_dict(Config()) | {"loss": {"nme": "bce"}})
 
 
+@pytest.mark.parametrize(
+    ("root", "kept"),
+    [
+        ("http://me:pass@host:80/a@b", "http://***@host:80/a@b"),
+        ("https://store/set?sig=pass", "https://store/set?***"),
+        ("s3://bucket/set", "s3://bucket/set"),
+        ("/data/a?b", "/data/a?b"),
+        (None, None),
+    ],
+)
+def test_what_is_secret_in_a_url_is_not_kept(root, kept):
+    config = Config(data=DataConfig(root=root))
+    assert to_dict(config)["data"]["root"] == flatten(config)["data.root"] == kept
+    check_resumes(from_dict(to_dict(config)), config)
+
+
 def test_flat_names():
     flat = flatten(Config())
     assert flat["latent.size"] == 100

@@ -68,6 +68,18 @@ def test_a_run_without_ray_leaves_numbers_pictures_and_a_model(celeba, home, cap
     assert [metric.step for metric in history] == [60, 120]
 
 
+def test_shards_behind_a_url_are_trained_on(celeba, home, squares, capsys):
+    url = f"file://{squares}"
+    remote = ["--data.root", url, "--data.cache", str(home / "cache"), "--name", "far"]
+    celeba.main([*TINY, *remote])
+    assert f"100 images of squares in {url}" in capsys.readouterr().out
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
+    assert run.info.status == "FINISHED"
+    (dataset,) = run.inputs.dataset_inputs
+    assert json.loads(dataset.dataset.source)["url"] == url
+
+
 def test_the_same_name_with_other_settings_is_refused(celeba, home, fails, capsys):
     celeba.main([*TINY, "--name", "one"])
     capsys.readouterr()

@@ -51,7 +51,7 @@ class DataPlan:
     image_shape: Shape
     """(H, W, C) that the networks see."""
     where: str
-    """The shards: a folder, or a URL; or a file of the source text that is read in place."""
+    """The shards: a folder, or a URL without its password; or a file that is read in place."""
     bytes: int
     """Size of the shards, about."""
     ready: bool
@@ -98,7 +98,8 @@ def plan(data: DataConfig, home: Path) -> DataPlan:
         ValueError: the images are not there, the split has none, or the disk has too little room.
     """
     if data.is_remote():
-        return _finished(data, open_remote(data).manifest, data.root or "")
+        remote = open_remote(data)
+        return _finished(data, remote.manifest, str(remote))
     root = _root(data, home)
     if (root / MANIFEST).exists():
         return _finished(data, Manifest.read(root), str(root))

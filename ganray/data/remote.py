@@ -87,6 +87,10 @@ class RemoteShards:
         """Pickle the arguments: locks and connections stay with their process."""
         return partial(RemoteShards, limit_bytes=self.limit_bytes), (self.url, self.cache)
 
+    def __str__(self) -> str:
+        """Return the URL without its password."""
+        return str(self._remote)
+
     def __enter__(self) -> Self:
         return self
 

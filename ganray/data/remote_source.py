@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import fsspec
 
+from ganray.config import HIDDEN
+
 RANGE = 8 * 2**20  # bytes a request asks for; a quarter after each failure, down to SMALL_RANGE
 SMALL_RANGE = 64 * 2**10
 SMALL_FILE = 64 * 2**20
@@ -47,6 +49,8 @@ class RemoteFolder:
         every = {secret for text in secrets for secret in (text, unquote(text)) if secret}
         self._secrets = sorted(every, key=len, reverse=True)
         self._shown = self._redact(url.rstrip("/"))
+        if HIDDEN in url:
+            raise ValueError(f"data.root={url}: its password was not kept; give the whole URL again")
         protocol = url.partition("://")[0] if "://" in url else "file"
         try:
             self._fs: Any
@@ -160,7 +164,7 @@ class RemoteFolder:
         """Return the text as one line, without the secrets of this URL."""
         line = " ".join(str(text).split())
         for secret in self._secrets:
-            line = line.replace(secret, "***")
+            line = line.replace(secret, HIDDEN)
         return line
 
 

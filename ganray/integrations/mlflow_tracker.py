@@ -363,7 +363,8 @@ def find_run(client: MlflowClient, experiment_id: str, name: str) -> str | None:
 
 
 def _dataset_input(dataset: Mapping[str, str]) -> DatasetInput:
-    source = HTTPDatasetSource(Path(dataset["path"]).as_uri())
+    path = dataset["path"]
+    source = HTTPDatasetSource(path if "://" in path else Path(path).as_uri())
     meta = MetaDataset(source, name=dataset["name"], digest=dataset["digest"])
     context = InputTag("mlflow.data.context", "training")
     return DatasetInput(meta._to_mlflow_entity(), tags=[context])

@@ -211,6 +211,7 @@ def test_passwords_are_not_told(server: RangeServer, url: str, cache: Path) -> N
         assert failure(with_login, cache, number).startswith("http://***@127.0.0.1")
     assert "no permission" in failure(url.replace("//", "//me:wrongsecret@"), cache)
     assert "***@" in failure("s3a9://key:secret@bucket/set", cache)
+    assert "give the whole URL again" in failure("http://***@127.0.0.1/set", cache)
 
 
 def test_s3_refusals(bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
