@@ -177,6 +177,14 @@ def _rows_per_shard(sizes: NDArray[np.int64], unit: int, wanted: int | None) -> 
     return wanted
 
 
+def is_whole(folder: Path) -> bool:
+    """Return whether a set is finished and all of it is still there, so far as sizes tell."""
+    if not (folder / MANIFEST).exists():
+        return False
+    shards = Manifest.read(folder).shards
+    return all(_size(folder / shard.name) == shard.bytes for shard in shards)
+
+
 def _refuse_other_recipe(folder: Path, recipe: Recipe) -> None:
     """Raise where the folder holds something that this conversion would mix with or replace."""
     found = {Manifest.read(folder).recipe.json()} if (folder / MANIFEST).exists() else set()
@@ -202,11 +210,7 @@ def _standing(folder: Path, recipe: Recipe) -> Manifest | None:
         ValueError: There are shards of another recipe.
     """
     _refuse_other_recipe(folder, recipe)
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = Manifest.read(folder)
-    whole = all(_size(folder / shard.name) == shard.bytes for shard in manifest.shards)
-    return manifest if whole else None
+    return Manifest.read(folder) if is_whole(folder) else None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ganray.config import DataConfig
 from ganray.data import faces
-from ganray.data.convert import write_shards
+from ganray.data.convert import is_whole, write_shards
 from ganray.data.loader import Images
 from ganray.data.reader import ShardReader
 from ganray.data.remote import RemoteShards
@@ -233,7 +233,7 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
     # The version is in the name: another ganray's shards are left alone and made anew.
     where = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
     shape = _seen(data, original)
-    ready = (where / MANIFEST).exists()
+    ready = is_whole(where)
     return DataPlan(what, drawn, root, count, stored, shape, str(where), size_bytes, ready, classes)
 
 

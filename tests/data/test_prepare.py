@@ -42,6 +42,20 @@ def test_celeba_and_the_drawn_stand_in_go_through_one_path(tmp_path, celeba_zip,
     np.testing.assert_array_equal(rows[0].attributes, rows[1].attributes)
 
 
+def test_a_shard_that_was_lost_is_made_again(tmp_path, celeba_folder):
+    data = DataConfig(root=str(celeba_folder), size=8)
+    made = prepare.plan(data, tmp_path)
+    digest = prepare.prepare(data, made)
+    (Path(made.where) / "shard-00000.h5").unlink()
+    with pytest.raises(ValueError, match="prepare again into this folder"):
+        prepare.open_images(data, tmp_path, made.where)
+    again = prepare.plan(data, tmp_path)
+    assert not again.ready
+    assert prepare.prepare(data, again) == digest
+    assert prepare.plan(data, tmp_path).ready
+    assert len(prepare.open_images(data, tmp_path, made.where)) == 150
+
+
 def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
     data = DataConfig(root=str(celeba_folder), size=16)
     plans = [
