@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,13 @@ class FirstTouch:
         mapping: Their pictures.
         skip: Replace the images of a damaged block by those of the next sound one, instead of
             raising. Which ones depends on the files alone, so every run and rank does the same.
+        bring: Makes sure that the shard of this number is mapped.
     """
 
-    def __init__(self, places: list[Place], mapping: Mapping, skip: bool) -> None:
-        self._places, self._mapping, self._skip = places, mapping, skip
+    def __init__(
+        self, places: list[Place], mapping: Mapping, skip: bool, bring: Callable[[int], None]
+    ) -> None:
+        self._places, self._mapping, self._skip, self._bring = places, mapping, skip, bring
         self._contents: list[Contents | None] = [None] * len(places)
         self._first_rows = np.array([place.first for place in places])
         blocks = [len(place.blocks) for place in places]
@@ -78,7 +82,10 @@ class FirstTouch:
         for _ in range(len(self._states) + 1):
             row = (row + BLOCK) % self._num_rows
             (block,) = self._blocks(np.array([row]))
-            if self._states[block] == _UNREAD and self._contents[self._shard(int(block))]:
+            if self._states[block] == _DAMAGED:
+                continue
+            self._bring(self._shard(int(block)))
+            if self._states[block] == _UNREAD:
                 self._check(int(block))
             if self._states[block] == _SOUND:
                 return row

@@ -87,12 +87,15 @@ class ShardReader:
             self._joined = torch.from_numpy(self._mapping.joined).view(-1, *self.image_shape)
         self._damage: FirstTouch | None = None
         if verify == "first-touch" or on_damage == "skip":
-            self._damage = FirstTouch(self._places, self._mapping, on_damage == "skip")
+            skip = on_damage == "skip"
+            self._damage = FirstTouch(self._places, self._mapping, skip, self._bring_one)
         self._is_here = self.remote is None and self._damage is None
         """Nothing is to be fetched, checked or replaced before images are read: torch itself
         refuses an id that is out of range, and a look of our own would cost 3 % at 64x64."""
         self._last_used: dict[int, None] = {}
         """Shards that came from elsewhere, the one used longest ago first."""
+        self._in_hand: list[int] = []
+        """Those of the images that are read now, which may not be dropped."""
         self._turn = threading.Lock()
         """Fetching, checking and dropping shards change what is mapped, and labels are asked for
         by another thread than the one that gathers."""
@@ -151,19 +154,20 @@ class ShardReader:
         Args:
             ids: int64 (n,) in ``[0, len(self))``.
         """
-        with self._turn:
-            return self._rows_of(self._sound(ids))
-
-    def _rows_of(self, sound: NDArray[np.int64]) -> Rows:
-        found = {}
-        for number, which in self._by_shard(sound):
-            contents = self._contents[number]
-            assert contents is not None
-            local = sound[which] - self._first_rows[number]
-            for name in Rows.__annotations__:
-                part = getattr(contents, name)[local]
-                whole = found.setdefault(name, np.empty((len(sound), *part.shape[1:]), part.dtype))
-                whole[which] = part
+        found: dict[str, NDArray[Any]] = {}
+        # Far shards one at a time: their cache may have no room for all of them.
+        by_shard = [which for _, which in self._by_shard(ids)]
+        for asked in by_shard if self.remote else [np.arange(len(ids))]:
+            with self._turn:
+                sound = self._sound(ids[asked])
+                for number, which in self._by_shard(sound):
+                    contents = self._contents[number]
+                    assert contents is not None
+                    local = sound[which] - self._first_rows[number]
+                    for name in Rows.__annotations__:
+                        part = getattr(contents, name)[local]
+                        shape = len(ids), *part.shape[1:]
+                        found.setdefault(name, np.empty(shape, part.dtype))[asked[which]] = part
         return Rows(**found)
 
     def expect(self, rows: Iterable[range]) -> None:
@@ -262,17 +266,24 @@ class ShardReader:
     def _bring(self, ids: NDArray[np.int64]) -> None:
         """Fetch and map the shards of ``ids``; give room back by dropping those not used lately."""
         assert self.remote is not None
-        wanted = np.unique(np.searchsorted(self._first_rows, ids, side="right") - 1).tolist()
-        for number in wanted:
-            if self._contents[number] is None:
-                self._fetch(number, keep=wanted)
-            self._last_used.pop(number, None)
-            self._last_used[number] = None
+        self._in_hand = np.unique(np.searchsorted(self._first_rows, ids, side="right") - 1).tolist()
+        for number in self._in_hand:
+            self._bring_one(number)
 
-    def _fetch(self, number: int, keep: list[int]) -> None:
+    def _bring_one(self, number: int) -> None:
+        if self.remote is None:
+            return
+        if number not in self._in_hand:  # it stands in for one that is damaged
+            self._in_hand.append(number)
+        if self._contents[number] is None:
+            self._fetch(number)
+        self._last_used.pop(number, None)
+        self._last_used[number] = None
+
+    def _fetch(self, number: int) -> None:
         assert self.remote is not None
         held, limit = self._held_bytes(), self.remote.limit_bytes
-        for old in [n for n in self._last_used if n not in keep]:
+        for old in [n for n in self._last_used if n not in self._in_hand]:
             if limit is None or held + self.manifest.shards[number].bytes <= limit:
                 break
             self._drop(old)

@@ -50,7 +50,9 @@ class RemoteFolder:
         self._secrets = sorted(every, key=len, reverse=True)
         self._shown = self._redact(url.rstrip("/"))
         if HIDDEN in url:
-            raise ValueError(f"data.root={url}: its password was not kept; give the whole URL again")
+            raise ValueError(
+                f"data.root={url}: its password was not kept; give the whole URL again"
+            )
         protocol = url.partition("://")[0] if "://" in url else "file"
         try:
             self._fs: Any

@@ -175,7 +175,13 @@ def _shuffled_ids(images: Images) -> np.ndarray:
 def _read(config: Config, images: Images, ids: np.ndarray) -> torch.Tensor:
     """Cropped and mirrored as for training: uint8 (n, H, W, C) on the CPU."""
     pixels = torch.empty((len(ids), *images.image_shape), dtype=torch.uint8)
-    images.gather(ids, pixels)
+    # Shard by shard: the cache of far ones may have no room for all that hold some of these.
+    order = np.argsort(ids // images.shard_rows, kind="stable")
+    ends = np.flatnonzero(np.diff(ids[order] // images.shard_rows)) + 1
+    for which in np.split(order, ends):
+        part = torch.empty((len(which), *images.image_shape), dtype=torch.uint8)
+        images.gather(ids[which], part)
+        pixels[which] = part
     return augment(
         pixels,
         crop=config.data.crop,

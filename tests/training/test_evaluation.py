@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,8 @@ from PIL import Image
 from ganray.config import EvaluationConfig
 from ganray.data.convert import write_shards
 from ganray.data.prepare import open_images
+from ganray.data.reader import ShardReader
+from ganray.data.remote import RemoteShards
 from ganray.distributed import all_rows
 from ganray.metrics.features import reference_classifier
 from ganray.metrics.recipe import Recipe
@@ -153,3 +156,17 @@ def test_too_few_reals_are_not_compared_with():
     # What the classifier has learned is not compared with.
     assert judge.comparable("file", Squares(170), 90) == 85  # pyright: ignore
     assert judge.comparable("file", Squares(30_000), 90_000) == 10_000  # pyright: ignore
+
+
+def test_reals_come_from_all_of_a_set_that_its_cache_cannot_hold(tmp_path):
+    write_shards(Squares(300), tmp_path / "far", rows_per_shard=64, processes=1)
+    near = ShardReader(tmp_path / "far")
+    size = max(shard.bytes for shard in near.manifest.shards)
+    config, url = tiny_config(tmp_path), f"file://{tmp_path / 'far'}"
+    with RemoteShards(url, tmp_path / "cache", limit_bytes=2 * size) as shards:
+        images = judge.reals(config, ShardReader(shards), 200)
+    assert torch.equal(images, judge.reals(config, near, 200))
+    ids = np.random.default_rng(0).permutation(300)[:200]  # as they always were
+    out = torch.empty((200, 16, 16, 3), dtype=torch.uint8)
+    near.gather(ids, out)
+    assert torch.equal(images, out)
