@@ -58,6 +58,9 @@ def run(config: Config) -> None:
             if leads:
                 launch.claim(config)
             digest = prepare.prepare(config.data, images)
+            if leads:
+                identity = prepare.identity(config.data, images, config.home)
+                launch.claim_images(config.run_folder(), str(images), identity)
             judge = judge_of(config, images, digest) if leads else ""
         judge = from_leader(judge)
         if config.check_discriminator:

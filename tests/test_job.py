@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import zipfile
 
@@ -9,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from ganray import cli
+from ganray.data.convert import write_shards
 from ganray.training import journal
-from tests.conftest import load_job
+from tests.conftest import Squares, load_job
 
 TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
@@ -66,6 +68,20 @@ def test_a_run_without_ray_leaves_numbers_pictures_and_a_model(celeba, home, cap
     assert len(client.search_runs([run.info.experiment_id])) == 1
     history = client.get_metric_history(run.info.run_id, "D/loss")
     assert [metric.step for metric in history] == [60, 120]
+
+
+def test_a_run_goes_on_with_its_images_wherever_they_are_and_with_no_others(
+    celeba, home, squares, fails, tmp_path, capsys
+):
+    shutil.copytree(squares, tmp_path / "moved")
+    write_shards(Squares(90), tmp_path / "others", processes=1)
+    celeba.main([*TINY, "--data.root", str(squares), "--name", "same"])
+    celeba.main([*TINY, "--data.root", str(tmp_path / "moved"), "--name", "same"])
+    capsys.readouterr()
+    refused = fails(*TINY, "--data.root", str(tmp_path / "others"), "--name", "same")
+    assert "has learned from 100 images of squares" in refused
+    assert "these are others: 90 images of squares" in refused
+    assert "another --name" in refused
 
 
 def test_shards_behind_a_url_are_trained_on(celeba, home, squares, capsys):

@@ -14,6 +14,9 @@ from ganray.training.journal import Journal
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE
 
+IMAGES_FILE = "images.json"
+"""In the folder of a run or a study: which images it learns from."""
+
 
 def claim(config: Config, changed: bool = False) -> None:
     """Make the run folder, or go on with the one that has this name.
@@ -36,6 +39,28 @@ def claim(config: Config, changed: bool = False) -> None:
             f"home={config.home} cannot be written ({error.strerror}); give another --home"
             " or set GANRAY_HOME"
         ) from error
+
+
+def claim_images(folder: Path, images: str, identity: str) -> None:
+    """Note which images a run learns from, or make sure that they are still the same.
+
+    Args:
+        folder: the run's, or the study's.
+        images: in words.
+        identity: what tells them from others; see `prepare.identity`.
+
+    Raises:
+        ValueError: it has learned from others.
+    """
+    path, now = folder / IMAGES_FILE, {"identity": identity, "images": images}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["identity"] != identity:
+            raise ValueError(
+                f"{folder} has learned from {before['images']}, and these are others: {images};"
+                " give it the same ones (--data.root), or use another --name"
+            )
+    path.write_text(json.dumps(now, indent=2))
 
 
 def launch(config: Config, images: str, judge: str = "") -> Path:

@@ -117,10 +117,17 @@ class TrainState:
         """Go on from a checkpoint folder.
 
         Raises:
-            ValueError: the checkpoint belongs to a run that learns something else.
+            ValueError: the checkpoint belongs to a run that learns something else, or other images.
         """
         check_resumes(read_config(folder), self.config)
         state = read_state(folder)
+        shape, classes = tuple(state["image_shape"]), state.get("classes", 0)
+        if (shape, classes) != (self.image_shape, self.classes):
+            raise ValueError(
+                f"checkpoint {folder} learns images of {shape} in {classes} classes, not of"
+                f" {self.image_shape} in {self.classes}; give it the same images (--data.root), or"
+                " use another --name"
+            )
         for name, part in self._parts().items():
             rules = _rules(part)
             part.load_state_dict(state[name])
