@@ -96,21 +96,12 @@ def missing(counts: ArrayLike, names: Sequence[str], *, at_least: int = 1) -> tu
     return tuple(name for name, hits in zip(names, _counts(counts), strict=True) if hits < at_least)
 
 
-def captured_ceiling(samples: int, sampler: ArrayLike) -> float:
-    """Modes with a sample or more that so many draws of a perfect sampler hit, on average. Exact.
-
-    Args:
-        samples: Draws, from 1.
-        sampler: Weights of the classes (K,): probabilities, or the counts of real data.
-    """
-    return float((1 - (1 - _normalised("sampler", sampler)) ** samples).sum())
-
-
 def kl(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
     """Kullback-Leibler divergence in nats: sum over classes of p ln(p / q), where 0 ln 0 = 0.
 
     It lies between 0 and ln K where q is uniform; ln K is all in one class. It is too large by
-    about (K - 1) / 2N: see ``kl_corrected`` and ``kl_floor``.
+    about (K - 1) / 2N, and by as much again where the reference is of N samples, too: see
+    ``kl_corrected`` and ``kl_floor``.
 
     Args:
         counts: int (K,); p is their share. If all are 0 nothing is known, and nan is returned.
@@ -121,17 +112,27 @@ def kl(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
     return _kl(p, q)
 
 
-def kl_corrected(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
+def kl_corrected(
+    counts: ArrayLike, reference: ArrayLike | None = None, *, reals: ArrayLike | None = None
+) -> float:
     """``kl`` less its first-order bias, (m - 1) / 2N, m being the classes hit (Miller 1955).
 
     Close to 0 of a perfect sampler, and below as often as above: it is not clipped, or means over
     runs would be too large. Of the classes hit, because what a collapsed generator never
     draws has no chance to add anything; so it corrects too little where N is not well above K.
+
+    Args:
+        counts: As for ``kl``.
+        reference: As for ``kl``.
+        reals: Counts (K,) that the reference was estimated from: their (m - 1) / 2N comes off,
+            too. None: the reference is exact, as a uniform one is.
     """
     counts = _counts(counts)
     p, q = _pair(counts, reference)
-    hit, drawn = np.count_nonzero(counts), counts.sum()
-    return _kl(p, q) - (hit - 1) / (2 * drawn) if drawn else float("nan")
+    if not counts.any():
+        return float("nan")
+    bias = _bias(counts) + (0 if reals is None else _bias(_counts(reals)))
+    return _kl(p, q) - bias
 
 
 def kl_floor(
@@ -142,14 +143,13 @@ def kl_floor(
     repeats: int = 2000,
     rng_seed: int = 0,
 ) -> Floor:
-    """What ``kl`` gives of `samples` draws of a perfect sampler.
+    """What ``kl`` gives of `samples` draws of a perfect sampler to a reference that is exact.
 
     The mean is exact. The limits are quantiles of `repeats` simulated sets of samples.
 
     Args:
         samples: Draws a set, from 1.
-        sampler: Weights of the classes (K,) that it draws from: the counts of the real data, or
-            ones.
+        sampler: Weights of the classes (K,) that it draws from.
         reference: As for ``kl``; uniform if None, also where the real data are not, as in the
             published tables.
         repeats: Simulated sets; 2,000 place the limits to some 2 % of their distance.
@@ -184,6 +184,11 @@ def _kl(p: Floats, q: Floats) -> float:
         return float("nan")
     with np.errstate(divide="ignore"):
         return float((p[hit] * np.log(p[hit] / q[hit])).sum())
+
+
+def _bias(counts: Counts) -> float:
+    """Of a divergence, by one of its two sides being a sample."""
+    return (np.count_nonzero(counts) - 1) / (2 * counts.sum())
 
 
 def _mean_kl(samples: int, p: Floats, q: Floats) -> float:

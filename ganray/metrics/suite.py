@@ -7,6 +7,7 @@ A `Reference` is made of the reals once. `measure` is quick, for use while train
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -176,17 +177,25 @@ def _mode_metrics(reference: Reference, fake: Seen) -> dict[str, float]:
     counts = mode_counts(fake, len(real))
     sure = mode_counts(fake, len(real), at_least=SURE)
     shares = HELD * real / real.sum()
-    # Where a sample fell into a mode that no real did, the divergence to the reals would be inf.
-    expected = np.maximum(real, 0.5)
     return {
         "modes": modes.captured(counts),
         "modes_held": modes.captured(counts, share=shares),
         "modes_sure": modes.captured(sure, share=shares, samples=n),
         "sure_share": float(sure.sum() / n),
-        "kl": modes.kl(counts, expected),
-        "kl_corrected": modes.kl_corrected(counts, expected),
-        "js": modes.js(counts, expected),
-    }
+    } | {name: divergence(counts, real) for name, divergence in _DIVERGENCES.items()}
+
+
+def _expected(real: modes.Counts) -> np.ndarray:
+    """Weights of the modes (K,). Half a real where there is none, or one fake there were inf."""
+    return np.maximum(real, 0.5)
+
+
+_DIVERGENCES: dict[str, Callable[[modes.Counts, modes.Counts], float]] = {
+    "kl": lambda fake, real: modes.kl(fake, _expected(real)),
+    "kl_corrected": lambda fake, real: modes.kl_corrected(fake, _expected(real), reals=real),
+    "js": lambda fake, real: modes.js(fake, _expected(real)),
+}
+"""Of the modes of fakes, int (K,), from those of reals."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +277,7 @@ def report(
     """
     found, real = measure(reference, fake), measure(reference, control)
     intervals = _intervals(reference, fake, found, resamples, rng_seed)
-    ideal = perfect(reference, len(reference))
+    ideal = perfect(reference, control)
     known = fake.modes is not None
     return Report(
         lines={n: Line(n, intervals[n], real[n], ideal.get(n)) for n in found},
@@ -280,11 +289,16 @@ def report(
     )
 
 
-def perfect(reference: Reference, samples: int) -> dict[str, float]:
-    """Means of a perfect generator's metrics at so many samples, where theory has them."""
+def perfect(reference: Reference, control: Seen) -> dict[str, float]:
+    """Means of a perfect generator's metrics, where theory has them.
+
+    Args:
+        reference: Of n reals; the generator is measured by n samples.
+        control: n reals that are not in the reference.
+    """
     bins = bin_scores(reference.bins.counts, reference.bins.counts)
     ideal = {
-        "coverage": ideal_coverage(len(reference), samples),
+        "coverage": ideal_coverage(len(reference), len(reference)),
         "density": 1.0,
         "ndb_share": bins.different_by_chance / bins.bins,
         "ndb_js": bins.js_by_chance,
@@ -293,11 +307,23 @@ def perfect(reference: Reference, samples: int) -> dict[str, float]:
     }
     if reference.seen.modes is not None:
         real = reference.counts()
-        ideal |= {
-            "modes": modes.captured_ceiling(samples, real),
-            "kl": modes.kl_floor(samples, real, real, repeats=1).mean,
-            "kl_corrected": 0.0,
-        }
+        ideal |= _perfect_modes(real, mode_counts(control, len(real)))
+    return ideal
+
+
+def _perfect_modes(
+    real: modes.Counts, others: modes.Counts, repeats: int = 200
+) -> dict[str, float]:
+    """Both sides are drawn again: the reals are a sample as well, and add as much as the fakes.
+
+    n reals hit as many modes as n samples of a perfect generator do, on average; to draw from
+    their counts would put those that none of them has out of its reach.
+    """
+    n, rng = int(real.sum()), np.random.default_rng(0)
+    pairs = rng.multinomial(n, (real + others) / (2 * n), size=(repeats, 2))
+    ideal = {"modes": (modes.captured(real) + modes.captured(others)) / 2}
+    for name, divergence in _DIVERGENCES.items():
+        ideal[name] = float(np.mean([divergence(*pair) for pair in pairs]))
     return ideal
 
 
@@ -337,7 +363,7 @@ def _mode_intervals(
     real, n = reference.counts(), len(fake.features)
     counts = mode_counts(fake, len(real))
     sure = mode_counts(fake, len(real), at_least=SURE)
-    shares, expected = HELD * real / real.sum(), np.maximum(real, 0.5)
+    shares = HELD * real / real.sum()
 
     def of(statistic: Any, drawn: Any = counts) -> Estimate:
         return _counted(statistic, drawn, resamples, rng_seed)
@@ -351,9 +377,9 @@ def _mode_intervals(
             lambda drawn: modes.captured(drawn[:-1], share=shares, samples=n), drawn=gated
         ),
         "sure_share": share_interval(int(sure.sum()), n),
-        "kl": of(lambda drawn: modes.kl(drawn, expected)),
-        "kl_corrected": of(lambda drawn: modes.kl_corrected(drawn, expected)),
-        "js": of(lambda drawn: modes.js(drawn, expected)),
+    } | {
+        name: of(lambda drawn, divergence=divergence: divergence(drawn, real))
+        for name, divergence in _DIVERGENCES.items()
     }
 
 

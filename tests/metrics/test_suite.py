@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganray.metrics import suite
+from ganray.metrics import modes, suite
 from ganray.metrics.extractors import Seen
 from ganray.metrics.verdict import alarm, half_life, verdict_on
 
@@ -90,11 +90,45 @@ def test_real_against_real_meets_the_perfect_generator():
     report = report_of(REAL)
     for name, line in report.lines.items():
         assert line.fake.low <= line.fake.value <= line.fake.high, name
-        if line.perfect is not None and name != "kl":
+        if line.perfect is not None:
             spread = max(line.fake.high - line.fake.low, 1e-9)
             assert abs(line.real - line.perfect) < 3 * spread + 0.02, name
     assert report["modes"] == 5
-    assert report.lines["kl"].perfect == pytest.approx(4 / (2 * N), rel=0.1)
+    # (K - 1) / 2 * (1 / n + 1 / m), as the reals are a sample, too.
+    assert report.lines["kl"].perfect == pytest.approx(4 / N, rel=0.1)
+
+
+class Labels:
+    """Images of one pixel, which is the class."""
+
+    hash = "labels"
+    mode_names = tuple(str(i) for i in range(100))
+
+    def look(self, images):
+        labels = torch.as_tensor(images).flatten().long()
+        features = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0))
+        return Seen(features, labels, torch.ones(len(labels)))
+
+
+def test_the_perfect_generator_is_measured_against_as_few_reals():
+    """300 samples of 100 even classes: its truth, known here, is simulated as the report cannot."""
+    rng = np.random.default_rng(0)
+    fakes, reals = rng.multinomial(300, np.full(100, 0.01), size=(2, 1000))
+    weights = np.maximum(reals, 0.5)
+    pairs = list(zip(fakes, weights, reals, strict=True))
+    truth = {
+        "modes": np.mean([modes.captured(fake) for fake in fakes]),
+        "kl": np.mean([modes.kl(fake, weight) for fake, weight, _ in pairs]),
+        "kl_corrected": np.mean([modes.kl_corrected(f, w, reals=r) for f, w, r in pairs]),
+        "js": np.mean([modes.js(fake, weight) for fake, weight, _ in pairs]),
+    }
+    extractor = Labels()
+    one, other, fake = rng.integers(0, 100, (3, N, 1, 1, 1), np.uint8)
+    found = suite.report(
+        suite.Reference.of(extractor, one), extractor.look(fake), extractor.look(other), resamples=4
+    )
+    for name, near in {"modes": 3, "kl": 0.03, "kl_corrected": 0.02, "js": 0.01}.items():
+        assert found.lines[name].perfect == pytest.approx(truth[name], abs=near), name
 
 
 def test_the_report_is_plain_json_with_its_origin():
