@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -215,17 +216,18 @@ def log_generator(run: Run, generator: Any, inputs: int, image_shape: tuple[int,
 class Follower:
     """Sends the run folder's journal to MLflow from a thread, and keeps trying.
 
-    How far it got stands in `mlflow-sent.json` beside the journal, so a driver that is started
-    again goes on from there. A send that was cut off half-way is not sent twice:
-    points at or before the last one that MLflow knows are skipped.
+    How far it got, and in which run of which store, stands in `mlflow-sent.json` beside the
+    journal, so a driver that is started again goes on from there. In another store, or after a
+    send that was cut off half-way, what MLflow has is asked for and not sent twice.
     """
 
     def __init__(self, run: Run, poll_s: float = 2.0) -> None:
         self._run, self._poll_s = run, poll_s
         self._client = MlflowClient(tracking_uri=run.uri)
         self._bookmark = run.folder / "mlflow-sent.json"
-        self._offset = _read_offset(self._bookmark)
-        self._known: dict[str, int] = {}
+        self._whose = {"uri": _without_password(run.uri), "run_id": run.run_id}
+        self._offset = self._read_offset()
+        self._known: dict[str, set[int]] = {}
         self._sending = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
@@ -280,27 +282,43 @@ class Follower:
             return
         points: list[Metric] = []
         for event, after in events:
-            is_picture = "values" not in event  # sent: must not be sent again
-            if is_picture:
+            is_new, is_picture = not self._was_sent(event), "values" not in event
+            if is_new and is_picture:
                 self._send_image(event)
-            elif event["images"] > self._sent_until(event):
+            elif is_new:
                 points += _points(event)
                 if event.get("alarm"):
                     self._client.set_tag(self._run.run_id, ALARM_TAG, event["alarm"])
-            if is_picture or len(points) >= _BATCH // 2 or after == events[-1][1]:
+            if (is_new and is_picture) or len(points) >= _BATCH // 2 or after == events[-1][1]:
                 self._client.log_batch(self._run.run_id, metrics=points)
                 points = []
                 self._offset = after
-                self._bookmark.write_text(json.dumps({"offset": after}))
+                self._bookmark.write_text(json.dumps(self._whose | {"offset": after}))
 
-    def _sent_until(self, event: journal.Event) -> int:
-        """Images up to which MLflow had this kind of event, when first asked; -1 for none."""
+    def _read_offset(self) -> int:
+        try:
+            mark = json.loads(self._bookmark.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+        return mark["offset"] if mark.items() >= self._whose.items() else 0
+
+    def _was_sent(self, event: journal.Event) -> bool:
+        """Whether MLflow had it when this kind of event was first asked for."""
         kind = event["name"]
         if kind not in self._known:
-            one = next(iter(event["values"]))
-            history = self._client.get_metric_history(self._run.run_id, one)
-            self._known[kind] = max((metric.step for metric in history), default=-1)
-        return self._known[kind]
+            ask = self._sent_points if "values" in event else self._sent_pictures
+            self._known[kind] = ask(event)
+        return event["images"] in self._known[kind]
+
+    def _sent_points(self, event: journal.Event) -> set[int]:
+        one = next(iter(event["values"]))
+        return {m.step for m in self._client.get_metric_history(self._run.run_id, one)}
+
+    def _sent_pictures(self, event: journal.Event) -> set[int]:
+        """Those whose thumbnail is there, which `log_image` sends last."""
+        name = re.compile(rf"images/{event['name']}\+step\+(\d+)\+.*compressed\.webp")
+        files = self._client.list_artifacts(self._run.run_id, "images")
+        return {int(found[1]) for file in files if (found := name.fullmatch(file.path))}
 
     def _send_image(self, event: journal.Event) -> None:
         image = np.asarray(Image.open(self._run.folder / event["path"]))
@@ -314,11 +332,8 @@ def _points(event: journal.Event) -> list[Metric]:
     return [Metric(k, v, at, event["images"]) for k, v in event["values"].items()]
 
 
-def _read_offset(bookmark: Path) -> int:
-    try:
-        return json.loads(bookmark.read_text())["offset"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return 0  # points that MLflow knows already are skipped by their step
+def _without_password(uri: str) -> str:
+    return re.sub("//[^/@]*@", "//", uri)
 
 
 @contextmanager

@@ -77,8 +77,13 @@ def test_points_and_pictures_arrive_by_images_seen(config):
     write(config, 10, 20)
     assert Follower(run).flush()
     assert points(run) == [(10, 10.0), (20, 20.0)]
-    pictures = [file.path for file in client(run).list_artifacts(run.run_id, "images")]
-    assert sum("samples" in path and path.endswith(".png") for path in pictures) == 2
+    assert pictures(run) == [10, 20]
+
+
+def pictures(run):
+    """Steps of the full-size pictures, sorted."""
+    files = client(run).list_artifacts(run.run_id, "images")
+    return sorted(int(f.path.split("+")[2]) for f in files if f.path.endswith(".png"))
 
 
 def test_a_restarted_follower_sends_nothing_twice_even_without_its_bookmark(config):
@@ -89,6 +94,48 @@ def test_a_restarted_follower_sends_nothing_twice_even_without_its_bookmark(conf
     write(config, 30)
     Follower(run).flush()
     assert points(run) == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert pictures(run) == [10, 20, 30]
+
+
+def test_each_of_two_stores_gets_the_whole_history(config, empty_store, tmp_path, monkeypatch):
+    """MLFLOW_TRACKING_URI was set in the second of three shells."""
+    steps = {"one": (10, 20), "two": (30, 40), "one again": (50,)}
+    shutil.copy(empty_store, tmp_path / "other.db")
+    for shell, fresh in steps.items():
+        if shell == "two":
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+        else:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        run = start(config)
+        write(config, *fresh)
+        assert Follower(run).flush()
+        written = list(range(10, fresh[-1] + 1, 10))
+        assert [step for step, _ in points(run)] == written, shell
+        assert pictures(run) == written, shell
+
+
+def test_a_store_that_was_deleted_gets_the_whole_history_again(config, empty_store):
+    write(config, 10, 20)
+    Follower(start(config)).flush()
+    shutil.copy(empty_store, config.home / "mlflow.db")
+    run = start(config)
+    write(config, 30)
+    Follower(run).flush()
+    assert points(run) == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert pictures(run) == [10, 20, 30]
+
+
+def test_the_bookmark_says_whose_it_is_but_no_password(config):
+    run = start(config)
+    away = replace(run, uri="http://me:secret@127.0.0.1:9")
+    assert Follower(away)._whose == {"uri": "http://127.0.0.1:9", "run_id": run.run_id}
+    write(config, 10)
+    Follower(run).flush()
+    mark = json.loads((run.folder / "mlflow-sent.json").read_text())
+    size = (run.folder / "journal.jsonl").stat().st_size
+    assert mark == {"uri": run.uri, "run_id": run.run_id, "offset": size}
+    assert Follower(run)._offset == size
+    assert Follower(away)._offset == 0
 
 
 def test_a_follower_thread_sends_while_the_journal_grows(config):
