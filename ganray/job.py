@@ -96,16 +96,16 @@ def _check_discriminator(config: Config, images: DataPlan, digest: str, workers:
     run = mlflow_tracker.open_run(
         config, dataset_of(config, images, digest), tags_of(config, workers)
     )
-    with (
-        mlflow_tracker.followed(run),
-        narrated(config),
-        closing(Journal(config.run_folder())) as log,
-        closing(prepare.open_images(config.data, config.home, images.where)) as opened,
-    ):
-        verdict = check_discriminator(config, opened, log)
-    mlflow_tracker.log_file(run, verdict.picture)
-    print(f"check       {verdict}")
-    print(f"picture     {verdict.picture}", flush=True)
+    with mlflow_tracker.followed(run) as follower:
+        with (
+            narrated(config),
+            closing(Journal(config.run_folder())) as log,
+            closing(prepare.open_images(config.data, config.home, images.where)) as opened,
+        ):
+            verdict = check_discriminator(config, opened, log)
+        print(f"check       {verdict}")
+        print(f"picture     {verdict.picture}", flush=True)
+        follower.deliver(lambda: mlflow_tracker.log_file(run, verdict.picture))
     if not verdict.separates:
         raise ValueError(
             f"check_discriminator=True: D must reach {REAL_ABOVE} and {NOISE_BELOW}; try more"
@@ -133,35 +133,45 @@ def _train_and_report(
     run = mlflow_tracker.open_run(
         config, dataset_of(config, images, digest), tags_of(config, workers)
     )
-    with mlflow_tracker.followed(run), narrated(config):
-        if config.launcher == "ray":
-            checkpoint = ray_train.launch(config, images.where, judge, workers)
-        else:
-            checkpoint = launch.launch(config, images.where, judge)
+    with mlflow_tracker.followed(run) as follower:
+        checkpoint = _train(config, images, judge, workers)
         pictures = {
             "losses": report.draw_losses(config),
             "samples": report.last_samples(config),
             "epochs": report.draw_epochs(config, images.count, images.image_shape),
         }
-        for picture in pictures.values():
-            mlflow_tracker.log_file(run, picture)
-        generator = load_generator(checkpoint)
-        inputs = config.latent.size + classes_of(config, images)
-        model = mlflow_tracker.log_generator(run, generator, inputs, images.image_shape)
-        assessment = _assess(config, images, judge, generator)
+        assessment, files = _assess(config, images, judge, load_generator(checkpoint)), []
         if assessment is not None:
             about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
-            for file in assessment.write(config.run_folder() / "evaluation", about):
+            files = assessment.write(config.run_folder() / "evaluation", about)
+            print(f"{table(assessment.report)}\nverdict     {assessment.verdict}")
+            print(f"page        {config.run_folder() / 'evaluation' / PAGE}")
+        print(f"checkpoint  {checkpoint}")
+        for name, picture in pictures.items():
+            print(f"{name:11s} {picture}", flush=True)
+
+        def send() -> str:
+            for picture in pictures.values():
+                mlflow_tracker.log_file(run, picture)
+            for file in files:
                 mlflow_tracker.log_file(run, file, "evaluation")
-            mlflow_tracker.log_report(run, assessment.summary(), assessment.tags())
-    if assessment is not None:
-        print(f"{table(assessment.report)}\nverdict     {assessment.verdict}")
-        print(f"page        {config.run_folder() / 'evaluation' / PAGE}")
-    print(f"checkpoint  {checkpoint}")
-    print(f"generator   {model}  (mlflow.pytorch.load_model)")
-    for name, picture in pictures.items():
-        print(f"{name:11s} {picture}")
+            if assessment is not None:
+                mlflow_tracker.log_report(run, assessment.summary(), assessment.tags())
+            inputs = config.latent.size + classes_of(config, images)
+            generator = load_generator(checkpoint)  # on the CPU, unlike the one that was assessed
+            return mlflow_tracker.log_generator(run, generator, inputs, images.image_shape)
+
+        if model := follower.deliver(send):  # last, as MLflow may be gone by now
+            print(f"generator   {model}  (mlflow.pytorch.load_model)")
     print(f"look        mlflow ui --backend-store-uri {run.uri}", flush=True)
+
+
+def _train(config: Config, images: DataPlan, judge: str, workers: Workers) -> Path:
+    """The last checkpoint."""
+    with narrated(config):
+        if config.launcher == "ray":
+            return ray_train.launch(config, images.where, judge, workers)
+        return launch.launch(config, images.where, judge)
 
 
 def _assess(

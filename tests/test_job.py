@@ -1,17 +1,22 @@
 """The job as a user starts it: a dry run, bad input, and a whole run without Ray."""
 
+import functools
 import json
 import re
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
 
 from ganray import cli
 from ganray.data.convert import write_shards
-from ganray.training import journal
+from ganray.integrations import mlflow_tracker
+from ganray.metrics.features import reference_classifier
+from ganray.metrics.recipe import Recipe
+from ganray.training import journal, judge
 from tests.conftest import Squares, load_job
 
 TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
@@ -94,6 +99,39 @@ def test_shards_behind_a_url_are_trained_on(celeba, home, squares, capsys):
     assert run.info.status == "FINISHED"
     (dataset,) = run.inputs.dataset_inputs
     assert json.loads(dataset.dataset.source)["url"] == url
+
+
+def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later(
+    celeba, home, capsys, monkeypatch
+):
+    quick = functools.partial(reference_classifier, recipe=Recipe(min_images=640))
+    monkeypatch.setattr(judge, "reference_classifier", quick)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    argv = [*TINY, "--name", "one", "--data.drawn", "400", "--evaluation.report_samples", "90"]
+    with monkeypatch.context() as patch:
+        open_run = mlflow_tracker.open_run
+        dead = {"uri": "http://127.0.0.1:9"}  # from when the run was opened on
+        patch.setattr(mlflow_tracker, "open_run", lambda *a: replace(open_run(*a), **dead))
+        patch.setattr(mlflow_tracker.Follower, "patience_s", 0.1)
+        celeba.main(argv)
+    out, folder = capsys.readouterr().out, home / "runs" / "one"
+    assert (folder / "evaluation" / "report.json").exists()
+    said = ("\nverdict ", "\ncheckpoint ", f"\nsamples     {home}", " took no more: ", "\nlook ")
+    places = [out.index(words) for words in said]
+    assert places == sorted(places)
+    assert "generator " not in out
+
+    celeba.main(argv)
+    assert re.search(r"^generator +models:/", capsys.readouterr().out, re.MULTILINE)
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert "report/recall" in run.data.metrics
+    assert "D/loss" in run.data.metrics
+    files = client.list_artifacts(run.info.run_id) + client.list_artifacts(
+        run.info.run_id, "evaluation"
+    )
+    assert {"samples.png", "evaluation/report.json"} <= {file.path for file in files}
 
 
 def test_the_same_name_with_other_settings_is_refused(celeba, home, fails, capsys):

@@ -15,11 +15,11 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import numpy as np
@@ -35,6 +35,8 @@ from PIL import Image
 
 from ganray.config import Config, flatten, to_dict
 from ganray.training import journal
+
+T = TypeVar("T")
 
 NAME_TAG = "ganray.name"
 """What a run is found again by."""
@@ -145,14 +147,15 @@ def log_config(client: MlflowClient, run_id: str, config: Config) -> None:
 
 
 @contextmanager
-def followed(run: Run, poll_s: float = 2.0) -> Iterator[None]:
+def followed(run: Run, poll_s: float = 2.0) -> Iterator[Follower]:
     """Around the work: send the journal as it grows, at the end the rest and the final status."""
     follower = Follower(run, poll_s)
     try:
         with follower:
-            yield
+            yield follower
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM from `ray job stop`
-        _finish(run, follower, "KILLED", timeout_s=1.0)  # three seconds later comes SIGKILL
+        follower.patience_s = 1.0  # three seconds later comes SIGKILL
+        _finish(run, follower, "KILLED")
         raise
     except BaseException:
         _finish(run, follower, "FAILED")
@@ -160,15 +163,9 @@ def followed(run: Run, poll_s: float = 2.0) -> Iterator[None]:
     _finish(run, follower, "FINISHED")
 
 
-def _finish(run: Run, follower: Follower, status: str, timeout_s: float = 30.0) -> None:
-    if follower.flush(timeout_s):
-        MlflowClient(tracking_uri=run.uri).set_terminated(run.run_id, status)
-    else:
-        print(
-            f"MLflow at {run.uri} took no more: {run.folder} has everything; the same command"
-            " sends the rest",
-            flush=True,
-        )
+def _finish(run: Run, follower: Follower, status: str) -> None:
+    client = MlflowClient(tracking_uri=run.uri)
+    follower.deliver(lambda: client.set_terminated(run.run_id, status))
 
 
 def log_file(run: Run, path: Path, folder: str | None = None) -> None:
@@ -221,6 +218,9 @@ class Follower:
     send that was cut off half-way, what MLflow has is asked for and not sent twice.
     """
 
+    patience_s = 30.0
+    """How long `deliver` tries to send the journal."""
+
     def __init__(self, run: Run, poll_s: float = 2.0) -> None:
         self._run, self._poll_s = run, poll_s
         self._client = MlflowClient(tracking_uri=run.uri)
@@ -228,6 +228,7 @@ class Follower:
         self._whose = {"uri": _without_password(run.uri), "run_id": run.run_id}
         self._offset = self._read_offset()
         self._known: dict[str, set[int]] = {}
+        self._gave_up = False
         self._sending = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
@@ -248,6 +249,28 @@ class Follower:
                 return False
             time.sleep(1.0)
         return True
+
+    def deliver(self, send: Callable[[], T]) -> T | None:
+        """Send the rest of the journal, then what `send` does; None if MLflow would not take it.
+
+        That is said in one line, and from then on MLflow is left alone: it had its time, and the
+        next driver of this run sends all of it.
+        """
+        if self._gave_up:
+            return None
+        why = ""
+        try:
+            if self.flush(self.patience_s):
+                return send()
+        except REFUSED as error:
+            why = f" ({first_line(error)})"
+        self._gave_up = True
+        print(
+            f"MLflow at {self._run.uri} took no more{why}: {self._run.folder} has everything; the"
+            " same command sends the rest",
+            flush=True,
+        )
+        return None
 
     def _follow(self) -> None:
         wait = self._poll_s

@@ -160,6 +160,33 @@ def test_a_dead_server_stops_nothing_and_loses_nothing(config, capsys):
     assert points(run) == [(10, 10.0)]
 
 
+def test_a_server_that_is_gone_at_the_end_is_one_line_and_is_not_asked_again(
+    config, capsys, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run, sent = start(config), []
+    dead = replace(run, uri="http://127.0.0.1:9")
+    with followed(dead, poll_s=60) as follower:  # the journal is empty: all of it was sent
+        assert follower.deliver(lambda: mlflow_tracker.log_report(dead, {"x": 1.0}, {})) is None
+        assert follower.deliver(lambda: sent.append("more")) is None
+    assert not sent
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("MLflow at http://127.0.0.1:9 took no more (API request to ")
+    assert line.endswith(f"{run.folder} has everything; the same command sends the rest")
+    with followed(run) as follower:
+        assert follower.deliver(lambda: "sent") == "sent"
+    assert client(run).get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_server_that_is_gone_before_the_status_ends_no_run_in_a_traceback(
+    config, capsys, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with followed(replace(start(config), uri="http://127.0.0.1:9"), poll_s=60):
+        pass
+    assert "took no more" in capsys.readouterr().out
+
+
 def test_what_arrived_is_not_sent_again_when_only_the_answer_was_lost(config, monkeypatch):
     run = start(config)
     write(config, 10, 20)
