@@ -174,7 +174,7 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
         read: (field, text) -> the value, checked.
 
     Raises:
-        ValueError: no such field or level, a level twice, or none.
+        ValueError: no such field or level, a field that runs must share, a level twice, or none.
     """
     name, equals, values = text.partition("=")
     fields, known = name.split("+"), set(flatten(base))
@@ -185,6 +185,11 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
             raise ValueError(
                 f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
                 f" {', '.join(f'{section}.*' for section in VARIED[:-1])}, {OPTIMIZER} or {RATE}"
+            )
+        if field in SHARED:
+            raise ValueError(
+                f"sweep.axis={text}: {field} says which images are learned and judged by, and runs"
+                f" that are compared share them; make a study for each value by --{field} instead"
             )
     if ".." in values:
         return _range(text, name, values, read)
@@ -201,6 +206,21 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0"}
 """Values that a label leaves out."""
 VARIED = (*(s for s in SECTIONS if s not in ("ray", "tracking", "evaluation")), RATE)
+_IMAGES = [
+    "source",
+    "root",
+    "download",
+    "images",
+    "drawn",
+    "size",
+    "crop",
+    "flip",
+    "split",
+    "encoding",
+]
+SHARED = tuple(f"data.{field}" for field in _IMAGES)
+"""What all runs of a study have in common: it decides on the images, on the reals that samples are
+compared with and on the classifier that judges, and figures by others of these do not compare."""
 
 
 def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -> Axis:

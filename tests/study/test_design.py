@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ganray.config import Config, OptimizerConfig
+from ganray.config import Config, OptimizerConfig, flatten
 from ganray.study import design
 from ganray.study.design import Axis, Level, parse_axis, plan
 
@@ -70,6 +70,8 @@ def test_every_named_optimizer_is_a_valid_one(name):
         ("optimizer=sdg", "optimizer='sdg' is not one of sgd, momentum"),
         ("rate=fast", "rate=fast must be a positive number"),
         ("train.rng_seed=1,2", "use --sweep.seeds"),
+        ("data.images=200,1700", "make a study for each value by --data.images instead"),
+        ("data.shuffle+data.crop=full+0,blocks+24", "data.crop says which images are learned"),
     ],
 )
 def test_a_mistyped_axis_is_refused_in_one_line(text, message):
@@ -135,3 +137,11 @@ def test_a_study_is_read_as_it_was_written(tmp_path):
     study = plan("s", [axis("latent.size=1,10"), axis("optimizer=sgd,adam")], 2)
     study.save(tmp_path)
     assert design.load(tmp_path) == study
+
+
+def test_how_images_are_read_can_be_varied_but_no_field_that_decides_which_they_are():
+    free = {"shuffle", "block_rows", "window_blocks", "residence", "threads"}
+    free |= {"verify", "on_damage", "cache", "cache_gb"}
+    fields = {name for name in flatten(BASE) if name.startswith("data.")}
+    assert fields - set(design.SHARED) == {f"data.{name}" for name in free}
+    assert axis("data.shuffle=full,blocks").title == "shuffle"
