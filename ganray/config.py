@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -498,16 +499,20 @@ _FREE_TO_CHANGE += ("train.keep_checkpoints", "data.root", "data.download", "dat
 _FREE_TO_CHANGE += ("data.residence", "data.threads", "data.verify", "evaluation.")
 
 
-def check_resumes(before: Config, now: Config) -> None:
+def check_resumes(before: Config, now: Config, keep: Sequence[str] = ()) -> None:
     """Refuse to go on with a run under a config that would learn something else.
+
+    Args:
+        before: its config so far.
+        now: that it is to go on with.
+        keep: those of `_FREE_TO_CHANGE` that may not change here.
 
     Raises:
         ValueError: the fields that differ, both values, and the way out.
     """
     old, new = flatten(before), flatten(now)
-    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(_FREE_TO_CHANGE)]
+    free = tuple(name for name in _FREE_TO_CHANGE if name not in keep)
+    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(free)]
     if changed:
         pairs = ", ".join(f"{k}={new[k]} (was {old.get(k)})" for k in changed)
-        raise ValueError(
-            f"run {now.name!r} exists with other settings: {pairs}; use another --name"
-        )
+        raise ValueError(f"name={now.name} exists with other settings: {pairs}; use another --name")

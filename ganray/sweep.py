@@ -103,8 +103,7 @@ def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
     if newest is None:
         named = f" called {config.name!r}" if config.name else ""
         raise ValueError(f"sweep.resume: {config.home} holds no study{named} to go on with")
-    before = from_dict(json.loads((newest.parent / CONFIG_FILE).read_text()))
-    kept = SweepConfig(**json.loads(newest.read_text()))
+    before, kept = _begun(newest.parent)
     return (
         replace(before, home=config.home, ray=config.ray, dry_run=config.dry_run),
         replace(kept, concurrent=options.concurrent, retries=options.retries),
@@ -153,8 +152,7 @@ def _planned(config: Config, options: SweepConfig, read: Read) -> Study:
     if not (folder / design.FILE).exists():
         return study
     before = design.load(folder)
-    base = from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-    check_resumes(base, config)
+    _check_goes_on(config, options)
     if [axis.name for axis in before.axes] != [axis.name for axis in axes] or (
         study.trials and study != before
     ):
@@ -163,6 +161,28 @@ def _planned(config: Config, options: SweepConfig, read: Read) -> Study:
             f" --resume --name {config.name} to go on with it as it was begun"
         )
     return before
+
+
+def _check_goes_on(config: Config, options: SweepConfig) -> None:
+    """Refuse to go on with a study by runs that those it has do not compare with."""
+    base, before = _begun(study_folder(config))
+    asked = ["design", *(["metric"] if options.searches else [])]
+    asked += ["cells"] if options.chooses else []
+    for name in asked:
+        old, new = getattr(before, name), getattr(options, name)
+        if old != new:
+            raise ValueError(
+                f"sweep.{name}={new}: study {config.name!r} was begun with {old}, and its runs are"
+                f" to be compared; use another --name, or --resume --name {config.name}"
+            )
+    # A run alone may go on for longer, and be measured in another way.
+    check_resumes(base, config, keep=("train.kimg", "evaluation."))
+
+
+def _begun(folder: Path) -> tuple[Config, SweepConfig]:
+    """What the study in this folder was asked."""
+    config = from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+    return config, SweepConfig(**json.loads((folder / _OPTIONS).read_text()))
 
 
 def _check(study: Study, config: Config, options: SweepConfig, workers: Workers) -> None:
@@ -229,9 +249,10 @@ def _claim(study: Study, config: Config, options: SweepConfig) -> None:
     """Make the study's folder."""
     folder = study_folder(config)
     try:
-        study.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
         (folder / _OPTIONS).write_text(json.dumps(asdict(replace(options, resume=False)), indent=2))
+        study.save(folder)  # last: a folder that holds it holds the others
     except OSError as error:
         raise ValueError(
             f"home={config.home} cannot be written ({error.strerror}); give another --home"

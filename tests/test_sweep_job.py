@@ -118,6 +118,38 @@ def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home,
         )
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ([], ["--train.kimg", "12"], r"train\.kimg=12.* \(was 120\)"),
+        ([], ["--evaluation.samples", "200"], r"evaluation\.samples=200 \(was 2000\)"),
+        (
+            ["asha"],
+            ["--sweep.design", "grid"],
+            r"sweep\.design=grid: study 'old' was begun with asha",
+        ),
+        (["asha"], ["--sweep.metric", "recall"], r"sweep\.metric=recall: .* begun with coverage"),
+        (["tpe"], ["--sweep.cells", "9"], r"sweep\.cells=9: .* begun with None"),
+    ],
+)
+def test_runs_that_would_not_compare_with_those_of_the_study_are_refused(
+    job, home, before, now, message
+):
+    known = ["--sweep.axis", "latent.size=1,2"]
+    known += [word for design in before for word in ("--sweep.design", design)]
+    begun(home, *known)
+    with pytest.raises(ValueError, match=message) as error:
+        job.main([*DIGITS, "--name", "old", *known, *now])
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_goes_on_with_what_changes_no_figure(job, home, capsys):
+    begun(home, "--sweep.axis", "latent.size=1,2")
+    again = ["--name", "old", "--sweep.axis", "latent.size=1,2", "--sweep.metric", "recall"]
+    job.main([*DIGITS, *again, "--sweep.retries", "7", "--train.log_every", "9"])
+    assert "2 cells x 5 seeds" in capsys.readouterr().out
+
+
 def test_resume_takes_the_newest_study_as_it_was_begun(job, home, capsys):
     config = begun(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
     job.main(["--dry-run", "--resume"])

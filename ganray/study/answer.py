@@ -49,9 +49,11 @@ def write(
         results: of the study.
         base: the config that its runs have in common.
         folder: of the study.
-        censored: runs were chosen or stopped by their results, so effects would be wrong.
+        censored: runs were chosen by their results, so effects would be wrong; as they are where
+            any run was stopped by its own.
         commit: of the code.
     """
+    censored = censored or results.count("stopped") > 0
     rows = ranking(results)
     effects = {} if censored else {metric: anova(results, metric) for metric in _EXPLAINED}
     words = summary(results, rows, censored=censored)

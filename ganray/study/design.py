@@ -206,18 +206,8 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0"}
 """Values that a label leaves out."""
 VARIED = (*(s for s in SECTIONS if s not in ("ray", "tracking", "evaluation")), RATE)
-_IMAGES = [
-    "source",
-    "root",
-    "download",
-    "images",
-    "drawn",
-    "size",
-    "crop",
-    "flip",
-    "split",
-    "encoding",
-]
+_IMAGES = ("source", "root", "download", "images", "drawn")
+_IMAGES += ("size", "crop", "flip", "split", "encoding")
 SHARED = tuple(f"data.{field}" for field in _IMAGES)
 """What all runs of a study have in common: it decides on the images, on the reals that samples are
 compared with and on the classifier that judges, and figures by others of these do not compare."""

@@ -1,11 +1,13 @@
 """The answer's files agree with each other, and with the runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ganray.config import Config
 from ganray.study.answer import write
+from ganray.study.outcomes import Outcome
 from tests.study.small import KINDS, OPTIMIZERS, SIZES, results
 
 
@@ -40,8 +42,13 @@ def test_all_parts_of_an_answer_tell_the_same(base, tmp_path):
     assert all(file.exists() for file in answer.files)
 
 
-def test_of_a_search_no_effects_are_given(base, tmp_path):
-    answer = write(results(KINDS, OPTIMIZERS), base, tmp_path, censored=True)
+@pytest.mark.parametrize("how", ["a search", "a run that was stopped"])
+def test_of_censored_runs_no_effects_are_given(base, tmp_path, how):
+    found = results(KINDS, OPTIMIZERS)
+    if how == "a run that was stopped":
+        stopped = {found.study.trials[0].name: Outcome("stopped", {"coverage": 0.1})}
+        found = replace(found, outcomes={**found.outcomes, **stopped})
+    answer = write(found, base, tmp_path, censored=how == "a search")
     told = json.loads((tmp_path / "answer.json").read_text())
     assert told["share_of_variance"] == {}
     assert "none are given" in told["summary"]
