@@ -148,11 +148,12 @@ class SweepConfig:
     """grid: every cell. random, sobol: `cells` of them. tpe, asha, pbt look for one good setting:
     they stop or choose runs by their results, so nothing general follows from their statistics."""
     cells: int | None = None
-    """random, sobol: cells to run. tpe, asha, pbt: runs in all. None: 20 runs."""
+    """random, sobol: cells to run, of `seeds` runs each; asha likewise, None: every cell. tpe, pbt:
+    runs in all, None: 20."""
     metric: Literal["recall", "coverage", "vendi_share"] = "coverage"
     """What tpe, asha and pbt make as high as they can."""
     concurrent: int | None = None
-    """Runs at a time. None: as many as the cluster has room for."""
+    """Runs at a time. None: as many as the cluster has room for. tpe and pbt keep it for good."""
     trials_per_gpu: int = 1
     """Runs that share a GPU, of one worker each."""
     retries: int = 2

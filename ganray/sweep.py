@@ -104,6 +104,8 @@ def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
         named = f" called {config.name!r}" if config.name else ""
         raise ValueError(f"sweep.resume: {config.home} holds no study{named} to go on with")
     before, kept = _begun(newest.parent)
+    if kept.chooses and options.concurrent is None:
+        options = replace(options, concurrent=kept.concurrent)
     return (
         replace(before, home=config.home, ray=config.ray, dry_run=config.dry_run),
         replace(kept, concurrent=options.concurrent, retries=options.retries),
@@ -167,13 +169,13 @@ def _check_goes_on(config: Config, options: SweepConfig) -> None:
     """Refuse to go on with a study by runs that those it has do not compare with."""
     base, before = _begun(study_folder(config))
     asked = ["design", *(["metric"] if options.searches else [])]
-    asked += ["cells"] if options.chooses else []
+    asked += ["cells", "concurrent"] if options.chooses else []  # which Tune restores
     for name in asked:
         old, new = getattr(before, name), getattr(options, name)
         if old != new:
             raise ValueError(
-                f"sweep.{name}={new}: study {config.name!r} was begun with {old}, and its runs are"
-                f" to be compared; use another --name, or --resume --name {config.name}"
+                f"sweep.{name}={new}: study {config.name!r} was begun with {old}, which"
+                f" stays; use another --name, or only --resume --name {config.name}"
             )
     # A run alone may go on for longer, and be measured in another way.
     check_resumes(base, config, keep=("train.kimg", "evaluation."))

@@ -130,6 +130,7 @@ def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home,
         ),
         (["asha"], ["--sweep.metric", "recall"], r"sweep\.metric=recall: .* begun with coverage"),
         (["tpe"], ["--sweep.cells", "9"], r"sweep\.cells=9: .* begun with None"),
+        (["tpe"], ["--sweep.concurrent", "9"], r"sweep\.concurrent=9: .* begun with None"),
     ],
 )
 def test_runs_that_would_not_compare_with_those_of_the_study_are_refused(
@@ -157,6 +158,14 @@ def test_resume_takes_the_newest_study_as_it_was_begun(job, home, capsys):
     folder = sweep.study_folder(config)
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
     assert len(design.load(folder).trials) == 4
+
+
+def test_resume_keeps_the_runs_at_a_time_of_a_search_and_of_no_other(job, home, capsys):
+    begun(home, "--sweep.axis", "rate=0.1..10", "--sweep.design", "tpe", "--sweep.concurrent", "1")
+    job.main(["--dry-run", "--resume"])
+    assert "20 runs, tpe, 1 at a time" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"sweep\.concurrent=2: study 'old' was begun with 1"):
+        job.main(["--dry-run", "--resume", "--sweep.concurrent", "2"])
 
 
 def test_what_a_sweep_is_asked_is_written_as_plain_json():

@@ -106,7 +106,7 @@ def run(
 
     Args:
         job: what its runs have in common.
-        study: what differs between them; of tpe only the axes.
+        study: what differs between them; of tpe and pbt the axes.
         options: how to go through it.
         folder: of the study. Tune's own state in it is unpickled: it must be the user's own.
         at_a_time: runs, as `room` has it.
@@ -121,11 +121,16 @@ def run(
         _run(job, study, options, values)
 
     trainable = tune.with_resources(ganray_trial, _resources(job.workers, options))
+    known = outcomes.collect(study, job.base.home / "runs")
+    over = {t.name for t in study.trials if known.of(t).status not in ("waiting", "failed")}
     tries = 0
     while True:
         ended = len(_driver.ended)
+        left = tuple(t for t in study.trials if t.name not in over | _driver.ended)
+        if not (left or options.chooses):
+            return
         try:
-            _tuner(trainable, job, study, options, folder, at_a_time).fit()
+            _tuner(trainable, job, replace(study, trials=left), options, folder, at_a_time).fit()
             return
         except RuntimeError as error:
             # Tune retries a run that dies, but falls over one that Ray kills for want of memory.
@@ -133,7 +138,8 @@ def run(
                 raise
         tries = 0 if len(_driver.ended) > ended else tries + 1
         if tries > options.retries:
-            fewer = f", as with --sweep.concurrent {at_a_time // 2}" if at_a_time > 1 else ""
+            can = at_a_time > 1 and not options.chooses
+            fewer = f", as with --sweep.concurrent {at_a_time // 2}" if can else ""
             raise ValueError(
                 "a node is short of memory: Ray kills runs before any of them ends; --resume goes"
                 f" on from their checkpoints where they have more{fewer}"
@@ -145,9 +151,13 @@ def run(
 def _tuner(
     trainable: Any, job: Job, study: Study, options: SweepConfig, folder: Path, at_a_time: int
 ) -> tune.Tuner:
-    """A new one, or the one that was interrupted."""
+    """One for these runs; of tpe and pbt, the one that was interrupted, if any was.
+
+    What a restored one does is as it was begun, how many runs at a time too. So it is left to
+    those of whose runs Tune alone knows; all others go on by their own folders.
+    """
     path = str(folder / _TUNE)
-    if tune.Tuner.can_restore(path):
+    if options.chooses and tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable, resume_errored=True)
     return tune.Tuner(
         trainable,
@@ -246,6 +256,10 @@ _driver = _Driver()
 
 
 class _Callback(tune.Callback):
+    def on_step_begin(self, *_: Any, **info: Any) -> None:
+        for one in info["trials"]:  # those that Tune restores are as they were begun
+            one.max_failures = _driver.options.retries
+
     def on_trial_start(self, *_: Any, **info: Any) -> None:
         this, values = self._trial(info["trial"]), info["trial"].config
         levels = levels_of(_driver.study, values) if "levels" in values else ()
@@ -278,7 +292,7 @@ class _Callback(tune.Callback):
         if outcomes.images_seen(folder) >= config.train.steps() * config.train.batch_size:
             status, why = "finished", ""  # stopped at its very end
         outcome = outcomes.read(folder) or outcomes.record(folder, status, why)
-        if outcome.counts:
+        if outcome.status != "failed":
             _driver.ended.add(this.name)
         _driver.watcher.end(this, outcome)
 

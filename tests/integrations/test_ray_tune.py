@@ -93,7 +93,7 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     os.killpg(driver.process.pid, signal.SIGKILL)
     driver.process.wait()
 
-    driver = Driver(home, "--resume")
+    driver = Driver(home, "--resume", "--sweep.concurrent", "1")
     assert driver.end() == 0, driver.text
     assert "8 runs: 4 finished, 4 diverged, 0 running, 0 left" in driver.text
     study = design.load(home / "studies" / "killed")

@@ -1,0 +1,48 @@
+"""What Tune is asked where a study goes on. No Ray is started."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from ganray.integrations import ray_tune
+from ganray.options import SweepConfig
+from ganray.study.design import Axis
+from ganray.training.plan import Workers
+from tests.integrations.small_study import base_config, small_study
+
+
+def ganray_trial(values):
+    """Never run."""
+
+
+def tuner(options, home, at_a_time, trials=None):
+    study = small_study()
+    if options.chooses:
+        study = replace(study, axes=(Axis("rate", (), (0.1, 10.0)),), trials=())
+    elif trials:
+        study = replace(study, trials=study.trials[:trials])
+    job = ray_tune.Job(base_config(home), "", "", Workers(1, False, 1), 10)
+    return ray_tune._tuner(ganray_trial, job, study, options, home, at_a_time)._local_tuner
+
+
+@pytest.mark.parametrize("design", ["grid", "asha"])
+def test_runs_that_are_left_go_on_as_many_at_a_time_as_are_asked_for_now(tmp_path, design):
+    options = SweepConfig(design=design)
+    tuner(options, tmp_path, 8)
+    again = tuner(replace(options, retries=9), tmp_path, 1, trials=3)
+    assert again._tune_config.max_concurrent_trials == 1
+    assert again.get_run_config().failure_config.max_failures == 9
+    assert len(again.param_space["trial"]["grid_search"]) == 3
+
+
+def test_a_search_is_restored_and_its_runs_get_the_retries_that_are_asked_for_now(
+    tmp_path, monkeypatch
+):
+    options = SweepConfig(design="pbt")
+    assert not tuner(options, tmp_path, 2)._is_restored
+    assert tuner(options, tmp_path, 2)._is_restored
+    monkeypatch.setattr(ray_tune._driver, "options", replace(options, retries=9), raising=False)
+    restored = SimpleNamespace(max_failures=2)
+    ray_tune._Callback().on_step_begin(iteration=1, trials=[restored])
+    assert restored.max_failures == 9
