@@ -28,12 +28,14 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ganray.config import Config, RayConfig
-from ganray.training.context import checkpoint_name
+from ganray.training.context import keep_checkpoint, latest_checkpoint
 from ganray.training.launch import work
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
+_RAYS_LIST = "checkpoint_manager_snapshot.json"
+"""Of checkpoints, in the folders of runs that told Ray of them, as ganray once did."""
 
 
 def connect(config: RayConfig) -> Cluster:
@@ -76,7 +78,7 @@ def _knock(address: str) -> None:
 
 
 def check_nodes_see(folder: Path) -> None:
-    """Look from every node that the shards are there, before workers are held for them.
+    """Look from every node that a folder is there, before workers are held for it.
 
     Raises:
         ValueError: a node does not see the folder.
@@ -97,10 +99,13 @@ def check_nodes_see(folder: Path) -> None:
     ]
     blind = [node for node, seen in zip(nodes, ray.get(asked), strict=True) if not seen]
     if blind:
-        raise ValueError(
-            f"home: {folder} is not seen by {len(blind)} of {len(nodes)} nodes (the first:"
-            f" {blind[0][:8]}); put --home on storage that all nodes share"
-        )
+        raise _unseen(folder, f"{len(blind)} of {len(nodes)} nodes (the first: {blind[0][:8]})")
+
+
+def _unseen(folder: Path, who: str) -> ValueError:
+    return ValueError(
+        f"home: {folder} is not seen by {who}; put --home on storage that all nodes share"
+    )
 
 
 def launch(
@@ -111,6 +116,9 @@ def launch(
     callbacks: Sequence[UserCallback] = (),
 ) -> Path:
     """Run the loop on the workers until it is done; returns the last checkpoint's folder.
+
+    Checkpoints are the run folder's, as without Ray, and Ray is not told of them: it would go on
+    from those that it has itself kept, and refuse a run where one of these is gone.
 
     Args:
         config: of the whole run.
@@ -124,8 +132,11 @@ def launch(
         ValueError: workers failed more often than ray.max_failures, or their controller died.
     """
     connect(config.ray)
+    folder = config.run_folder()
+    check_nodes_see(folder)
     if not config.data.is_remote():
         check_nodes_see(Path(images))
+    (folder / _RAYS_LIST).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config, "images": images, "judge": judge},
@@ -136,11 +147,10 @@ def launch(
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(config.run_folder().parent),
+            storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(
                 max_failures=config.ray.max_failures, controller_failure_limit=3
             ),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             callbacks=list(callbacks),
         ),
     )
@@ -157,29 +167,34 @@ def launch(
         ) from error
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
-    if result.checkpoint is None:
-        raise ValueError(f"run {config.name!r} ended without a checkpoint; see {config.home}")
-    return Path(result.checkpoint.path)
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"run {config.name!r} ended without a checkpoint; see {folder}")
+    return checkpoint
 
 
 class RayContext:
-    """A Ray Train worker as the loop sees it."""
+    """A Ray Train worker as the loop sees it.
 
-    def __init__(self) -> None:
+    Raises:
+        ValueError: this node does not see the run's folder.
+    """
+
+    def __init__(self, run_folder: Path, keep: int) -> None:
+        if not run_folder.is_dir():  # the node may have booted after `check_nodes_see`
+            raise _unseen(run_folder, f"node {socket.gethostname()}")
         self.device = get_device()
+        self._folder, self._keep = run_folder, keep
 
     def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """A barrier of all ranks; rank 0's folder is copied to the run's storage."""
-        folder = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
-        ray.train.report(dict(metrics), folder, checkpoint_dir_name=checkpoint_name(step))
+        """A barrier of all ranks, once rank 0's checkpoint is kept."""
+        if checkpoint is not None:
+            keep_checkpoint(checkpoint, self._folder, step, self._keep)
+        ray.train.report(dict(metrics))
 
     def latest_checkpoint(self) -> Path | None:
-        """The last checkpoint that all ranks reported, of this run or of one by the same name."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        folder = Path(checkpoint.path)
-        return folder if folder.is_dir() else Path(checkpoint.to_directory())
+        """The run's own."""
+        return latest_checkpoint(self._folder)
 
 
 def _work(job: dict[str, Any]) -> dict[str, str]:
@@ -188,8 +203,10 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
     After an error Ray starts all workers again, which helps unless the error would come again.
     Divergence would, and all ranks meet it at the same step, so none is left waiting.
     """
+    config = job["config"]
+    context = RayContext(config.run_folder(), config.train.keep_checkpoints)
     try:
-        work(job["config"], job["images"], job["judge"], RayContext())
+        work(config, job["images"], job["judge"], context)
     except Diverged as error:
         return {"diverged": str(error)}
     return {}

@@ -26,7 +26,7 @@ class WorkerContext(Protocol):
         ...
 
     def latest_checkpoint(self) -> Path | None:
-        """The folder to go on from, readable by this rank."""
+        """The folder to go on from, on storage that all ranks see; what rank 0 finds holds."""
         ...
 
 
@@ -38,32 +38,44 @@ class LocalContext:
         self._folder, self._keep = run_folder, keep
 
     def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """Move rank 0's checkpoint to its final name, whole or not at all; drop the oldest."""
+        """A barrier of all ranks, once rank 0's checkpoint is kept."""
         del metrics  # already in the journal; Ray alone has another use for them
         if checkpoint is not None:
-            target = self._folder / checkpoint_name(step)
-            part = target.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(checkpoint, part)
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
-            for old in self._checkpoints()[: -self._keep]:
-                shutil.rmtree(old)
+            keep_checkpoint(checkpoint, self._folder, step, self._keep)
         if world_size() > 1:
             dist.barrier()
 
     def latest_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step."""
-        return next(reversed(self._checkpoints()), None)
-
-    def _checkpoints(self) -> list[Path]:
-        found = self._folder.glob("checkpoint_*")
-        return sorted(path for path in found if path.is_dir() and path.suffix != ".part")
+        """The run's own."""
+        return latest_checkpoint(self._folder)
 
 
-def checkpoint_name(step: int) -> str:
-    """Folder name; sorts by step."""
-    return f"checkpoint_{step:010d}"
+def keep_checkpoint(checkpoint: Path, run_folder: Path, step: int, keep: int) -> None:
+    """Copy a checkpoint to its place in the run folder, whole or not at all; drop the oldest.
+
+    Args:
+        checkpoint: the folder that was written.
+        run_folder: where it goes, the same place under every launcher.
+        step: that it was written after.
+        keep: how many are kept, at least 1.
+    """
+    target = run_folder / f"checkpoint_{step:010d}"  # sorts by step
+    part = target.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(checkpoint, part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    for old in _checkpoints(run_folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def latest_checkpoint(run_folder: Path) -> Path | None:
+    """The checkpoint of the highest step, whichever launcher left it; None where there is none."""
+    return next(reversed(_checkpoints(run_folder)), None)
+
+
+def _checkpoints(run_folder: Path) -> list[Path]:
+    return sorted(run_folder.glob("checkpoint_*[0-9]"))  # one that is being written ends in .part
 
 
 def local_device() -> torch.device:

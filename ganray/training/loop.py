@@ -19,7 +19,7 @@ from ganray.data.augment import augment
 from ganray.data.loader import Images, Loader, to_float
 from ganray.data.order import Order, rank_slice
 from ganray.data.resident import Resident
-from ganray.distributed import Means, rank, world_size
+from ganray.distributed import Means, from_leader, rank, world_size
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step, generator_step
@@ -52,7 +52,7 @@ def train(
     # Wake up: the same weights on every rank, then each its own slice of the global batch.
     device, size = context.device, config.train.batch_size
     state = first_state(config, images, device)
-    if checkpoint := context.latest_checkpoint():
+    if checkpoint := from_leader(context.latest_checkpoint()):
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
     weight = (mine.stop - mine.start) * world_size() / size

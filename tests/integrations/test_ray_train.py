@@ -122,6 +122,31 @@ def test_a_killed_worker_and_a_killed_driver_lose_nothing(home):
         assert np.array_equal(killed["G"][key].numpy(), value.numpy()), key
 
 
+def test_torch_and_ray_go_on_from_each_other(home):
+    """torch -> Ray -> torch under one name is the run that nobody stopped, and none is rewritten.
+
+    Nor is it stopped by a list of checkpoints that Ray left in the folder, long ago.
+    """
+    folder, before = home / "runs" / "both", {}
+    for turn, launcher in enumerate(["torch", "ray", "torch"], start=1):
+        more = ["--train.kimg", str(0.24 * turn), "--train.keep_checkpoints", "3"]
+        if launcher == "torch":
+            run(home, "both", *more, "--launcher", "torch", command=TORCHRUN)
+        else:
+            (folder / "checkpoint_manager_snapshot.json").write_text('{"ray_version": "2.0"}')
+            run(home, "both", *more)
+        found = sorted(folder.glob("checkpoint_*"))
+        now = {path.name: (path / "state.pt").stat().st_mtime_ns for path in found}
+        assert list(now)[-1] == f"checkpoint_{20 * turn:010d}"
+        assert len(now) == min(3, 2 * turn)
+        assert all(now[name] == stamp for name, stamp in before.items() if name in now)
+        before = now
+    run(home, "once", "--train.kimg", "0.72", "--launcher", "torch", command=TORCHRUN)
+    together, once = last_state(home, "both"), last_state(home, "once")
+    for key, value in once["G"].items():
+        assert np.array_equal(together["G"][key].numpy(), value.numpy()), key
+
+
 def test_a_machine_that_is_short_of_memory_is_one_clear_line(home):
     """Ray kills its controller or the workers, where it finds even one percent too much."""
     env = environment(home, RAY_memory_usage_threshold="0.01")

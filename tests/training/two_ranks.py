@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from ganray.data.reader import ShardReader
 from ganray.distributed import Means, from_leader, rank, world_size
 from ganray.gan.step import discriminator_step, generator_step
-from ganray.training.context import torchrun_group
-from ganray.training.launch import launch
+from ganray.training.context import LocalContext, torchrun_group
+from ganray.training.launch import launch, work
 from ganray.training.state import TrainState
 from tests.conftest import cured_config, tiny_config
 
@@ -67,13 +67,23 @@ def means_of_unequal_ranks() -> dict[str, float]:
     return means.sync()
 
 
+class Blind(LocalContext):
+    """Rank 1 sees no checkpoint, as on storage where the news takes its time."""
+
+    def latest_checkpoint(self) -> Path | None:
+        return super().latest_checkpoint() if rank() == 0 else None
+
+
 def main() -> None:
     shards, home = sys.argv[1], Path(sys.argv[2])
     with torchrun_group():
         facts: dict[str, object] = {"wire": bytes_on_the_wire(shards, home)}
         facts |= means_of_unequal_ranks()
         facts["leader"] = from_leader(f"rank {rank()}")
-        launch(tiny_config(home, name="two"), shards)
+        finished = tiny_config(home, name="two")
+        launch(finished, shards)
+        # Or rank 1 would begin anew, alone, and wait for ever.
+        work(finished, shards, "", Blind(finished.run_folder(), 3))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(cured_config(home), shards)
