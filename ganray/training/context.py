@@ -93,10 +93,11 @@ def torchrun_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    # The GPU before any collective: until it is set, all ranks of a machine would use the first.
+    # Objects and barriers, which hold no tensor of a GPU's, go over gloo.
+    backend = "cpu:gloo,cuda:nccl" if local_device().type == "cuda" else "gloo"
     # An hour: the other ranks wait in a barrier while rank 0 prepares the shards.
-    dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=1)
-    )
+    dist.init_process_group(backend, timeout=timedelta(hours=1))
     try:
         yield
     finally:

@@ -1,0 +1,33 @@
+"""How ranks meet; what they do then is in test_parity.py."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ganray.training.context import torchrun_group
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the second of torchrun's processes on a machine with two GPUs does, in its order."""
+    calls: list[tuple[str, str]] = []
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: calls.append(("gpu", str(gpu))))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **_: calls.append(("group", backend))
+    )
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append(("group", "left")))
+    return calls
+
+
+def test_each_rank_has_its_own_gpu_before_any_collective(calls):
+    with torchrun_group():
+        calls.append(("first", "collective"))
+    assert calls == [
+        ("gpu", "cuda:1"),
+        ("group", "cpu:gloo,cuda:nccl"),  # torch sends objects and barriers by the CPU's
+        ("first", "collective"),
+        ("group", "left"),
+    ]
