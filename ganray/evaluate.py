@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -33,11 +34,16 @@ def evaluate(options: EvaluateConfig) -> None:
     with closing(prepare.open_images(config.data, config.home, made.where)) as images:
         judge = prepare_judge(config, images, digest, device)
         assessed = [_assess(each, config, images, judge, options) for each in found]
-    for each, assessment in zip(found, assessed, strict=True):
+    labels = [each.label for each in found]
+    if labels[1:] == labels[:1]:  # runs of one name in two homes
+        labels[1] += "-against"
+    for each, label, assessment in zip(found, labels, assessed, strict=True):
         print(f"\n{each.source}\n{table(assessment.report)}\nverdict     {assessment.verdict}")
-        _keep(each, assessment, digest, options)
+        out = options.out / label if options.out and options.against else options.out
+        folder = each.output_folder("evaluation", out, options.home_folder())
+        _keep(each, assessment, digest, folder)
     if options.against:
-        print(f"\n{found[0].config.name} less {found[1].config.name}, with 95 % intervals")
+        print(f"\n{labels[0]} less {labels[1]}, with 95 % intervals")
         for name, value in differences(assessed[0].report, assessed[1].report).items():
             apart = "differ" if value.low > 0 or value.high < 0 else ""
             print(f"{name:20s} {value.brief():>30s}  {apart}".rstrip())
@@ -68,14 +74,14 @@ def _assess(
             " compare runs on the same data"
         )
     result = assess(
-        replace(found.config, data=config.data),
+        replace(found.config, data=config.data, evaluation=config.evaluation),
         generate,
         found.classes,
         images,
         judge,
         samples=options.samples,
         resamples=options.resamples,
-        title=found.config.name,
+        title=found.label,
     )
     if result is None:
         raise ValueError(
@@ -85,12 +91,8 @@ def _assess(
     return result
 
 
-def _keep(found: Trained, assessment: Assessment, digest: str, options: EvaluateConfig) -> None:
+def _keep(found: Trained, assessment: Assessment, digest: str, folder: Path) -> None:
     """Write the report, and put it into the run's artifacts, or say why not."""
-    out = options.out
-    if out and options.against:
-        out = out / found.config.name
-    folder = found.output_folder("evaluation", out, options.home_folder())
     about = {"run": found.config.name, "source": found.source, "data": digest}
     files = assessment.write(folder, about)
     print(f"report      {files[0]}\npage        {files[1]}")

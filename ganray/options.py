@@ -109,13 +109,15 @@ class EvaluateConfig:
     run: str = ""
     """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
     against: str | None = None
-    """Another run, to compare with: both are measured against the data of the first."""
+    """Another run, to compare with: both are measured against the data of the first, and through
+    its `evaluation.features`."""
     samples: int = 5_000
     """Generated images, and real ones on either side; fewer where there are fewer real ones."""
     resamples: int = 200
     """Replicates behind an interval."""
     out: Path | None = None
-    """Folder of the report. None: `evaluation` in the run folder, or evaluation/NAME at home."""
+    """Folder of the report. None: `evaluation` in the run folder, or evaluation/NAME at home; below
+    it the checkpoint's name, where that is not the newest."""
     home: Path | None = None
     """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
     tracking_uri: str | None = None

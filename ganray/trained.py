@@ -43,6 +43,14 @@ class Trained:
     """Its run folder, where that is on this machine."""
     run: Run | None
     """Its MLflow run, where it came from there."""
+    checkpoint: str = ""
+    """Name of the checkpoint, where it is not known to be its run's newest: what is said of it
+    must not take the place of what is said of the run."""
+
+    @property
+    def label(self) -> str:
+        """RUN, or RUN/CHECKPOINT."""
+        return str(Path(self.config.name, self.checkpoint))
 
     def images(self, z: torch.Tensor, label: int = 0) -> np.ndarray:
         """What G makes of z, float32 (n, latent.size): uint8 (n, H, W, C).
@@ -62,10 +70,13 @@ class Trained:
         """`out` if given, or `name` in the run folder, or a folder in the home."""
         if out:
             return out.expanduser()
-        return self.folder / name if self.folder else home / name / self.config.name
+        if self.folder:
+            return self.folder / name / self.checkpoint
+        return home / name / self.label
 
     def log(self, files: Sequence[Path], folder: str, what: str = "files") -> None:
         """Put files into a folder of the run's artifacts, or say why not; `what` names them."""
+        folder = str(Path(folder, self.checkpoint))
         try:
             run = self.run or mlflow_runs.by_name(self.config)
             if run is None:
@@ -113,7 +124,9 @@ def _of_checkpoint(checkpoint: Path, tracking_uri: str | None) -> Trained:
         config = replace(config, tracking=replace(config.tracking, uri=tracking_uri))
     classes = read_state(checkpoint).get("classes", 0)
     generator, source = load_generator(checkpoint), f"checkpoint {checkpoint}"
-    return Trained(generator, classes, config, source, folder, None)
+    is_newest = folder is not None and _checkpoint(folder) == checkpoint
+    name = "" if is_newest else checkpoint.name
+    return Trained(generator, classes, config, source, folder, None, name)
 
 
 def _of_run(run_id: str, uri: str, home: Path) -> Trained:

@@ -103,7 +103,7 @@ def test_a_checkpoint_that_mlflow_does_not_know(home, known, tmp_path, capsys):
     path = tmp_path / "given" / "config.json"
     path.write_text(path.read_text().replace('"name": "tiny"', '"name": "stray"'))
     main([str(tmp_path / "given"), *QUICK, "--animation", "none", "--tracking-uri", store])
-    assert sorted(path.name for path in (home / "explore" / "stray").iterdir()) == PNGS
+    assert sorted(path.name for path in (home / "explore" / "stray" / "given").iterdir()) == PNGS
     assert "MLflow      knows no run 'stray'; the pictures are kept" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from ganray import trained
 from ganray.config import to_dict
-from ganray.integrations import mlflow_tracker
+from ganray.integrations import mlflow_runs, mlflow_tracker
 from ganray.training.state import TrainState
 from tests.conftest import KnownRun, tiny_config
 
@@ -68,6 +68,29 @@ def test_a_checkpoint_away_from_its_run(known, tmp_path):
     found = trained.find(str(tmp_path / "given"), tmp_path / "home")
     assert found.folder is None
     assert found.config == known.config
+    kept = found.output_folder("evaluation", None, tmp_path / "home")
+    assert kept == tmp_path / "home" / "evaluation" / "tiny" / "given"
+
+
+def test_what_is_said_of_an_older_checkpoint_has_a_folder_of_its_own(known, tmp_path, monkeypatch):
+    home, picture = tmp_path / "home", tmp_path / "a.png"
+    picture.write_bytes(b"png")
+    shutil.copytree(known.config.home, home)
+    folder = home / "runs" / "tiny"
+    shutil.copytree(folder / known.checkpoint.name, folder / "best_diversity")
+    sent = []
+    monkeypatch.setattr(mlflow_runs, "add", lambda run, files, folder: sent.append(folder))
+    places = {
+        "tiny": "evaluation",
+        str(folder / known.checkpoint.name): "evaluation",
+        str(folder / "best_diversity"): "evaluation/best_diversity",
+    }
+    for name, place in places.items():
+        found = trained.find(name, home)
+        assert found.output_folder("evaluation", None, home) == folder / place
+        assert found.label == place.replace("evaluation", "tiny")
+        found.log([picture], "evaluation")
+        assert sent.pop() == place
 
 
 def test_a_home_that_was_moved_takes_its_store_along(known, tmp_path):

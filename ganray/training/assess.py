@@ -216,7 +216,15 @@ def differences(a: Report, b: Report) -> dict[str, Estimate]:
     The two were sampled independently and measured against the same reals, so the distances of
     the ends add up as squares do (MOVER, Zou and Donner 2008). It says whether these two
     generators differ, not whether their settings do: for that, train each with several seeds.
+
+    Raises:
+        ValueError: they were looked at through different extractors.
     """
+    if a.extractor != b.extractor:
+        raise ValueError(
+            f"reports by the extractors {a.extractor} and {b.extractor} cannot be subtracted; both"
+            " must be by one; measure them together, with --against"
+        )
     return {
         name: difference(a.lines[name].fake, b.lines[name].fake)
         for name in a.lines

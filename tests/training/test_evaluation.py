@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ganray.config import EvaluationConfig
+from ganray.config import EvaluationConfig, to_dict
 from ganray.data.convert import write_shards
 from ganray.data.prepare import open_images
 from ganray.data.reader import ShardReader
@@ -18,9 +19,11 @@ from ganray.data.remote import RemoteShards
 from ganray.distributed import all_rows
 from ganray.metrics.features import reference_classifier
 from ganray.metrics.recipe import Recipe
+from ganray.metrics.suite import Report
 from ganray.training import evaluation, journal, judge
+from ganray.training.assess import differences
 from ganray.training.launch import launch
-from ganray.training.state import read_state
+from ganray.training.state import CONFIG_FILE, read_state
 from tests.conftest import Squares, load_job, tiny_config
 from tests.metrics.test_pretrained import WIDTH, dinov2_weights, saved
 
@@ -144,10 +147,31 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     assert (tmp_path / "report" / "report.png").stat().st_size > 10_000
     _, saturation = journal.history(known.config.run_folder(), "D/saturation")
     assert held["lines"]["D_saturation"]["fake"]["value"] == pytest.approx(saturation[-1])
-    job.main([*argv, "--against", str(known.checkpoint)])
+    # The same weights, but their run was looked at through a network whose file is not here.
+    other = tmp_path / "runs" / "tiny" / "best_diversity"
+    shutil.copytree(known.checkpoint, other)
+    by_inception = EvaluationConfig(features="inception", weights=str(tmp_path / "none"))
+    config = to_dict(replace(known.config, evaluation=by_inception))
+    (other / CONFIG_FILE).write_text(json.dumps(config))
+    job.main([*argv, "--against", str(other)])
     out = capsys.readouterr().out
-    assert "with 95 % intervals" in out
+    assert "tiny less tiny/best_diversity, with 95 % intervals" in out
     assert "differ" not in out.split("with 95 % intervals")[1]  # it is the same run twice
+    places = (tmp_path / "report" / "tiny", tmp_path / "report" / "tiny" / "best_diversity")
+    one, two = (json.loads((place / "report.json").read_text()) for place in places)
+    assert one["extractor"] == two["extractor"]
+    assert (one["source"], two["source"]) == (
+        f"checkpoint {known.checkpoint}",
+        f"checkpoint {other}",
+    )
+
+
+def test_reports_by_different_networks_are_not_subtracted():
+    report = Report({}, 100, "a", (), [], [])
+    assert differences(report, report) == {}
+    with pytest.raises(ValueError, match=r"extractors a and b cannot .*--against") as error:
+        differences(report, replace(report, extractor="b"))
+    assert "\n" not in str(error.value)
 
 
 def test_too_few_reals_are_not_compared_with():
