@@ -73,8 +73,10 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     _show(study, config, options, images, workers, at_a_time)
     if config.dry_run:
         return
-    _claim(study, config, options)
     digest = prepare.prepare(config.data, images)
+    identity = prepare.identity(config.data, images, config.home)
+    launch.claim_images(study_folder(config), str(images), identity)
+    _claim(study, config, options)
     judge = job.judge_of(config, images, digest)
     ray_train.connect(config.ray)
     if not config.data.is_remote():

@@ -8,6 +8,7 @@ import pytest
 from ganray import cli, sweep
 from ganray.options import SweepConfig
 from ganray.study import design
+from ganray.training import launch
 from tests.conftest import load_job
 
 DIGITS = ["--data.source", "digits", "--dry-run"]
@@ -142,6 +143,14 @@ def test_runs_that_would_not_compare_with_those_of_the_study_are_refused(
     with pytest.raises(ValueError, match=message) as error:
         job.main([*DIGITS, "--name", "old", *known, *now])
     assert "\n" not in str(error.value)
+
+
+def test_a_study_goes_on_with_the_images_that_it_began_with(job, home):
+    config = begun(home, "--sweep.axis", "latent.size=1,2")
+    launch.claim_images(sweep.study_folder(config), "other images", "0" * 16)
+    options = [option for option in DIGITS if option != "--dry-run"]
+    with pytest.raises(ValueError, match="has learned from other images, and these are others: "):
+        job.main([*options, "--name", "old", "--sweep.axis", "latent.size=1,2"])
 
 
 def test_a_study_goes_on_with_what_changes_no_figure(job, home, capsys):

@@ -60,6 +60,7 @@ def claim_images(folder: Path, images: str, identity: str) -> None:
                 f"{folder} has learned from {before['images']}, and these are others: {images};"
                 " give it the same ones (--data.root), or use another --name"
             )
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(now, indent=2))
 
 
