@@ -31,10 +31,8 @@ class Images(Protocol):
     """What a loader needs of a set of images: a ``ShardReader``, or a ``SourceTextReader``."""
 
     image_shape: Shape
-    replaced: int
-    """Damaged images that others stood in for, so far."""
     counts_replaced: bool
-    """Whether they may stand in."""
+    """Whether others may stand in for damaged images."""
     shard_rows: int
     """Images of one shard."""
     class_names: tuple[str, ...]
@@ -44,6 +42,11 @@ class Images(Protocol):
 
     def __len__(self) -> int:
         """Return the number of images."""
+        ...
+
+    @property
+    def replaced(self) -> int:
+        """Damaged images that others stood in for, so far."""
         ...
 
     def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:

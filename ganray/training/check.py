@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from ganray.config import Config
 from ganray.data.loader import Images, to_float
+from ganray.data.part import Part
 from ganray.distributed import Means
 from ganray.figures import Judged, separation_chart
-from ganray.gan import latents
+from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step
 from ganray.training import journal
 from ganray.training.context import local_device
+from ganray.training.judge import read
 from ganray.training.loop import (
     Pace,
     check_finite,
@@ -27,6 +29,7 @@ from ganray.training.loop import (
     my_augmented,
     my_labels,
     my_shares,
+    order_of,
     stream,
 )
 from ganray.training.state import TrainState, to_uint8
@@ -34,7 +37,7 @@ from ganray.training.state import TrainState, to_uint8
 REAL_ABOVE, NOISE_BELOW = 0.99, 0.01
 """The source text's mark."""
 HELD_BACK = 256
-"""Images that D is judged by and does not learn from, about."""
+"""Images, or a fifth of a smaller set, that D is judged by and never learns from."""
 PICTURE = "discriminator.png"
 """In the run folder."""
 
@@ -71,13 +74,40 @@ def check_discriminator(config: Config, images: Images, log: journal.Journal) ->
     """Train D alone, real images against uniform noise, until it separates them or `train.kimg`.
 
     Runs in this process alone, with the run's own network, loss, optimizer and batches.
+
+    Raises:
+        ValueError: the images are too few to hold some back.
     """
     state = first_state(config, images, local_device())
-    with contextlib.closing(stream(config, images, state.device, 0)) as pixels:
-        batches = _batches(state, images, pixels)
-        held = _joined(itertools.islice(batches, math.ceil(HELD_BACK / config.train.batch_size)))
-        learned = _train_until_separated(state, batches, held, log)
+    ids = _held_back(config, images)
+    held = _batch_of(state, images, ids)
+    others = Part(images, np.delete(np.arange(len(images)), ids))
+    with contextlib.closing(stream(config, others, state.device, 0)) as pixels:
+        learned = _train_until_separated(state, _batches(state, others, pixels), held, log)
     return _verdict(state, held, learned)
+
+
+def _held_back(config: Config, images: Images) -> np.ndarray:
+    """Ids of whole packs: the first in a run's order, which for far images lie in few shards."""
+    together = config.network.together()
+    most = min(HELD_BACK, len(images) // 5)
+    count = max(together, most // together * together)
+    if count >= len(images):
+        raise ValueError(
+            f"check_discriminator=True: {count} images are held back, of which D looks at"
+            f" {together} together, but there are {len(images)}; use more --data.images"
+        )
+    return order_of(config, images).sample_ids(0, count)
+
+
+def _batch_of(state: TrainState, images: Images, ids: np.ndarray) -> Batch:
+    real = read(state.config, images, ids).to(state.device)
+    labels = []
+    if state.classes:
+        classes = torch.from_numpy(images.rows(ids).labels).to(state.device)
+        labels = [networks.one_hot_labels(classes, state.classes)]
+    real = to_float(real, state.config.pixel_low())
+    return real, _noise_like(real, state.config, "held noise", 0), labels
 
 
 def _batches(state: TrainState, images: Images, pixels: Iterator[torch.Tensor]) -> Iterator[Batch]:
@@ -86,20 +116,15 @@ def _batches(state: TrainState, images: Images, pixels: Iterator[torch.Tensor]) 
     for batch in pixels:
         real = to_float(my_augmented(state, batch, slice(0, size)), low)
         labels = my_labels(state, images)
-        seed = latents.seed_of(state.config.train.rng_seed, "noise", state.step)
-        generator = torch.Generator(state.device).manual_seed(seed)
-        unit = torch.rand(real.shape, generator=generator, device=state.device)
+        noise = _noise_like(real, state.config, "noise", state.step)
         state.step += 1
-        yield real, low + (1 - low) * unit, labels
+        yield real, noise, labels
 
 
-def _joined(batches: Iterator[Batch]) -> Batch:
-    real, noise, labels = zip(*batches, strict=True)
-    return (
-        torch.cat(real),
-        torch.cat(noise),
-        [torch.cat(each) for each in zip(*labels, strict=True)],
-    )
+def _noise_like(real: torch.Tensor, config: Config, stream: str, step: int) -> torch.Tensor:
+    low, seed = config.pixel_low(), latents.seed_of(config.train.rng_seed, stream, step)
+    generator = torch.Generator(real.device).manual_seed(seed)
+    return low + (1 - low) * torch.rand(real.shape, generator=generator, device=real.device)
 
 
 def _train_until_separated(

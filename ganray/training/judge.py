@@ -83,10 +83,10 @@ def _labelled(config: Config, images: Images, ids: np.ndarray) -> tuple[Unread, 
     height, width, channels = config.data.seen_shape(images.image_shape)
     if not _stacked(images):
         shape = (len(ids), height, width, channels)
-        return Unread(shape, lambda: _read(config, images, ids)), labels
+        return Unread(shape, lambda: read(config, images, ids)), labels
 
     def digits() -> torch.Tensor:
-        return split_channels(_read(config, images, ids), labels)[0]
+        return split_channels(read(config, images, ids), labels)[0]
 
     return Unread((channels * len(ids), height, width, 1), digits), split_labels(labels)
 
@@ -146,7 +146,7 @@ def reals(config: Config, images: Images, samples: int, part: int = 0) -> torch.
         uint8 (n, H, W, C), n being `samples`, or fewer where images are few.
     """
     ids = _shuffled_ids(images)[part * samples : (part + 1) * samples]
-    return _read(config, images, ids)
+    return read(config, images, ids)
 
 
 def comparable(judge: str, images: Images, samples: int, parts: int = 1) -> int:
@@ -172,8 +172,8 @@ def _shuffled_ids(images: Images) -> np.ndarray:
     return np.random.default_rng(_SEED).permutation(len(images))
 
 
-def _read(config: Config, images: Images, ids: np.ndarray) -> torch.Tensor:
-    """Cropped and mirrored as for training: uint8 (n, H, W, C) on the CPU."""
+def read(config: Config, images: Images, ids: np.ndarray) -> torch.Tensor:
+    """Images as D is shown them, cropped and mirrored: uint8 (n, H, W, C) on the CPU."""
     pixels = torch.empty((len(ids), *images.image_shape), dtype=torch.uint8)
     # Shard by shard: the cache of far ones may have no room for all that hold some of these.
     order = np.argsort(ids // images.shard_rows, kind="stable")

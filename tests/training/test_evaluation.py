@@ -97,7 +97,7 @@ def test_no_image_is_read_where_the_classifier_is_found(squares, tmp_path, monke
     config = evaluated(tmp_path)
     opened = open_images(config.data, config.home, str(squares))
     trained = judge.prepare_judge(config, opened, "squares", CPU)
-    monkeypatch.setattr(judge, "_read", None)
+    monkeypatch.setattr(judge, "read", None)
     assert judge.prepare_judge(config, opened, "squares", CPU) == trained
     with pytest.raises(TypeError, match="not callable"):
         judge.prepare_judge(config, opened, "other squares", CPU)
