@@ -26,7 +26,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from ganray.config import SECTIONS, Config
+from ganray.config import SECTIONS, Config, absolute
 from ganray.options import SweepConfig
 
 T = TypeVar("T")
@@ -184,7 +184,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def _build(values: dict[str, Any]) -> Config:
     config = Config(**{name: values[name] for name in _FIELDS})
-    home = config.home.expanduser().resolve()
+    home = absolute("home", config.home)
     what = f"{config.preset}-check" if config.check_discriminator else config.preset
     name = config.name or f"{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, home=home, name=name)

@@ -23,6 +23,18 @@ def require(name: str, value: object, rule: str, holds: bool) -> None:
         raise ValueError(f"{name}={value} must {rule}")
 
 
+def absolute(name: str, path: Path) -> Path:
+    """The path from the root, with ~ written out.
+
+    Raises:
+        ValueError: it is the home of nobody here; `name` is the option it was given by.
+    """
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(f"{name}={path}: there is no such user here; write it out") from error
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how they are laid down as shards, and how those are read."""

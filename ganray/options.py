@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ganray.config import require
+from ganray.config import absolute, require
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ExploreConfig:
     def home_folder(self) -> Path:
         """Absolute; where a training job without --home leaves its runs, too."""
         home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
-        return home.expanduser().resolve()
+        return absolute("--home", home)
 
     def frames(self) -> int:
         """Images of the animation."""
@@ -132,7 +132,7 @@ class EvaluateConfig:
     def home_folder(self) -> Path:
         """Absolute; where a training job without --home leaves its runs, too."""
         home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
-        return home.expanduser().resolve()
+        return absolute("--home", home)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def test_a_run_without_a_name_gets_one_that_tells_preset_and_time():
         (["huge"], "preset='huge' is not one of cpu32, dcgan64, mlp"),
         (["--loss.name", "wasserstein"], "wasserstein"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--home", "~nouser/x"], "home=~nouser/x: there is no such user here"),
     ],
 )
 def test_bad_input_is_one_line(argv, message):

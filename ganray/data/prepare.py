@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ganray.config import DataConfig
+from ganray.config import DataConfig, absolute
 from ganray.data import faces
 from ganray.data.convert import is_whole, write_shards
 from ganray.data.loader import Images
@@ -262,7 +262,7 @@ def _seen(data: DataConfig, stored: Shape) -> Shape:
 
 
 def _root(data: DataConfig, home: Path) -> Path:
-    return Path(data.root or home / "data").expanduser().resolve()
+    return absolute("data.root", Path(data.root or home / "data"))
 
 
 def _to_download(data: DataConfig, home: Path) -> bool:
