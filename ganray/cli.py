@@ -23,10 +23,11 @@ from jsonargparse import (
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
+    Namespace,
     set_parsing_settings,
 )
 
-from ganray.config import SECTIONS, Config, absolute
+from ganray.config import SECTIONS, Config, RayConfig, absolute
 from ganray.options import SweepConfig
 
 T = TypeVar("T")
@@ -90,12 +91,12 @@ def _adds_axis(word: str) -> bool:
 def value_of(field: str, text: str) -> Any:
     """A field's value from what was typed, e.g. 10 from ("latent.size", "10").
 
+    Its rules are those of the config that it becomes part of.
+
     Raises:
-        ValueError: it breaks the field's rules.
+        ValueError: it is not of the field's type.
     """
-    section, _, name = field.partition(".")
-    value = _parse([f"--{field}={text}"], Config(), "", {})[section]
-    return getattr(value, name) if name else value
+    return _read([f"--{field}={text}"], _parser(Config(), "", {}))[field]
 
 
 def _values(
@@ -108,11 +109,11 @@ def _values(
     """The config's parts, and those of `more`: sections of this job alone."""
     asks = {"--help", "-h"} & set(words) or any(w.startswith("--print_config") for w in words)
     early = [w for w in words if not w.startswith("--print_config") and w not in ("--help", "-h")]
-    first = _parse(early, Config(), description, more)
+    # Of the rest nothing is checked yet: it may go together only with the preset.
+    first = _read(early, _parser(Config(), description, more))
     name = first["preset"]
     if name == "auto":
-        # Of the rest nothing is checked yet: it may go together only with the preset.
-        name = "auto" if asks else auto(Config(ray=first["ray"]))
+        name = "auto" if asks else auto(Config(ray=RayConfig(**vars(first["ray"]))))
     if name != "auto" and name not in presets:
         raise ValueError(f"preset={name!r} is not one of {', '.join(presets)}")
     base = presets.get(name, Config())
@@ -193,6 +194,25 @@ def _build(values: dict[str, Any]) -> Config:
 def _parse(
     words: Sequence[str], base: Config, description: str, more: Mapping[str, type]
 ) -> dict[str, Any]:
+    """The config's parts, and those of `more`, checked; what is not given is the base's."""
+    parser = _parser(base, description, more)
+    values = _read(words, parser)
+    try:
+        made = vars(parser.instantiate(values))
+    except ArgumentError as error:
+        raise ValueError(_readable(str(error), parser)) from error
+    return {name: made[name] for name in (*_FIELDS, *more)}
+
+
+def _read(words: Sequence[str], parser: ArgumentParser) -> Namespace:
+    """Values of the right types, by dotted names; nothing else is checked."""
+    try:
+        return parser.parse_args(list(words))
+    except ArgumentError as error:
+        raise ValueError(_readable(str(error), parser)) from error
+
+
+def _parser(base: Config, description: str, more: Mapping[str, type]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         description=description,
@@ -208,11 +228,7 @@ def _parse(
         parser.add_argument(f"--{name}", type=kind, default=getattr(base, name), help=help_text)
     for name, kind in more.items():
         parser.add_argument(f"--{name}", type=kind, default=kind())
-    try:
-        values = vars(parser.instantiate(parser.parse_args(list(words))))
-    except ArgumentError as error:
-        raise ValueError(_readable(str(error), parser)) from error
-    return {name: values[name] for name in (*_FIELDS, *more)}
+    return parser
 
 
 def _normalise(argv: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ganray import cli
-from ganray.presets import CELEBA
+from ganray.presets import CELEBA, STACKED
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +35,20 @@ def test_without_a_preset_the_hardware_decides():
 def test_a_named_preset_does_not_ask_for_the_hardware():
     config = cli.parse(["mlp"], CELEBA, auto=lambda _: 1 / 0, description="")
     assert config.data.size == 0
+
+
+def test_what_goes_together_with_the_preset_alone_is_accepted():
+    assert parse("mlp", "--data.crop", "128").data.crop == 128
+    narrow = cli.parse(["stacked-t3-quarter", "--network.width_D", "1"], STACKED, lambda _: "", "")
+    assert narrow.network.width_D == 1
+
+
+def test_a_value_is_read_without_the_rules_of_the_config_it_is_for():
+    assert cli.value_of("network.width_D", "1") == 1
+    assert cli.value_of("network.conditional", "true") is True
+    assert cli.value_of("latent.offset", "2") == pytest.approx(2.0)
+    with pytest.raises(ValueError, match=r"latent\.size"):
+        cli.value_of("latent.size", "many")
 
 
 def test_dashes_and_bare_flags_are_what_people_type():
