@@ -6,6 +6,7 @@ Sits above the vendors, as `job` does: here Tune meets MLflow.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     Args:
         config: what all its runs have in common.
         options: what differs, and how the study is gone through.
-        read: (field, text) -> the field's value, checked.
+        read: (field, text) -> the value, of the field's type.
 
     Raises:
         ValueError: bad input, found before a worker is held.
@@ -202,9 +203,14 @@ def _check(study: Study, config: Config, options: SweepConfig, workers: Workers)
                     f"sweep.axis: {field} cannot change while a run goes on, as sweep.design=pbt"
                     f" does it; name some of {', '.join(_LIVE)}"
                 )
-    for axis in study.axes:
-        for level in axis.levels:
-            design.with_settings(config, level.settings)
+    for cell in itertools.product(*(a.samples for a in study.axes)) if options.chooses else ():
+        try:
+            check_world(design.trial(study.name, cell, 0).config(config), workers.count)
+        except ValueError as error:
+            raise ValueError(
+                f"sweep.design={options.design} may draw what cannot be: {error}; name values that"
+                " all go together"
+            ) from error
     for trial in study.trials:
         one = trial.config(config)
         check_world(one, workers.count)

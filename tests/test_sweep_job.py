@@ -33,6 +33,14 @@ def test_options_may_go_together_with_the_default_preset_alone(job, capsys):
     assert "8x8x1 raw" in capsys.readouterr().out
 
 
+def test_an_axis_is_checked_against_the_preset_it_departs_from(job, capsys):
+    widths = ["--sweep.axis", "network.kind=metz", "--sweep.axis", "network.width_D=1,2"]
+    job.main(["cpu32", *DIGITS, *widths, "--sweep.seeds", "1"])
+    assert "2 cells x 1 seeds" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"network\.width_D=1 must be positive and divide by 4"):
+        job.main(["cpu32", *DIGITS, *widths[2:]])
+
+
 def test_axes_add_up_and_any_preset_is_a_base(job, capsys):
     job.main(
         [
@@ -68,6 +76,21 @@ def test_a_search_says_what_its_figures_are_worth(job, capsys):
         (["--sweep.axis", "rate=2..1", "--sweep.design", "tpe"], r"must be FIELD=LEAST\.\.MOST"),
         (["--sweep.design", "pbt", "--sweep.axis", "latent.size=1,2"], "while a run goes on"),
         (["--sweep.design", "random", "--sweep.cells", "37"], r"must lie in 1 \.\. 36"),
+        (
+            ["--sweep.design", "tpe", "--sweep.axis", "network.width_G=16..64"],
+            r"tpe may draw what cannot be: network\.width_G=17 must be positive and divide by 4",
+        ),
+        (
+            ["--sweep.design", "pbt", "--sweep.axis", "optimizer.beta1=0.5..1.5"],
+            r"optimizer\.beta1=1\.5 must lie in \[0, 1\)",
+        ),
+        (
+            [
+                *("--sweep.design", "tpe", "--sweep.axis", "network.conditional=false,true"),
+                *("--sweep.axis", "network.pack=1,2"),
+            ],
+            r"network\.pack=2 joins images",
+        ),
         (["--evaluation.samples", "0"], "a study compares what is measured"),
         (["--launcher", "torch"], "a study runs on Ray"),
         (["--resume"], "holds no study to go on with"),

@@ -75,11 +75,24 @@ class Axis:
         return " ".join(section if last in ("name", "kind") else last for section, _, last in parts)
 
     def level(self, value: str | float) -> Level:
-        """The level of this label, or of this number in the range."""
+        """The level of this label, or of this number; pbt's numbers can leave the range."""
         if self.range is None:
             return next(level for level in self.levels if level.label == value)
-        label = f"{value:g}" if self.whole else f"{value:.3g}"
+        low, high = self.range
+        number = min(max(float(value), low), high)
+        label = str(round(number)) if self.whole else f"{number:.3g}"
         return Level(label, {self.name: int(label) if self.whole else float(label)})
+
+    @property
+    def samples(self) -> tuple[Level, ...]:
+        """Levels that keep all rules only if every one does: of a range its ends.
+
+        Of whole numbers the second, too: no multiple, where multiples are asked for.
+        """
+        if self.range is None:
+            return self.levels
+        low, high = self.range
+        return tuple(map(self.level, (low, low + 1, high) if self.whole else (low, high)))
 
     def with_level(self, level: Level) -> Axis:
         """The axis with a level that a search has tried, in the order of the numbers."""
@@ -171,7 +184,7 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
         text: as typed. `optimizer` stands for named optimizers with rates of their own, and
             `rate` for factors on both learning rates. "FIELD=LEAST..MOST" is a range.
         base: the config whose fields are varied.
-        read: (field, text) -> the value, checked.
+        read: (field, text) -> the value, of the field's type.
 
     Raises:
         ValueError: no such field or level, a field that runs must share, a level twice, or none.

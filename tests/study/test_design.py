@@ -12,11 +12,12 @@ from ganray.study.design import Axis, Level, parse_axis, plan
 BASE = Config(optimizer=OptimizerConfig("adam", 1e-3, 2e-3))
 
 
-def axis(text, base=BASE):
-    def read(field, value):
-        return int(value) if field == "latent.size" else value
+def sizes_whole(field, value):
+    return int(value) if field == "latent.size" else value
 
-    return parse_axis(text, base, read)
+
+def axis(text, read=sizes_whole):
+    return parse_axis(text, BASE, read)
 
 
 def test_an_axis_of_one_field():
@@ -145,3 +146,12 @@ def test_how_images_are_read_can_be_varied_but_no_field_that_decides_which_they_
     fields = {name for name in flatten(BASE) if name.startswith("data.")}
     assert fields - set(design.SHARED) == {f"data.{name}" for name in free}
     assert axis("data.shuffle=full,blocks").title == "shuffle"
+
+
+def test_a_number_of_a_range_stays_in_it_and_whole_ones_are_told_apart_however_large():
+    rates = axis("optimizer.beta1=0.1..0.9", lambda _, value: float(value))
+    assert rates.level(1.08).settings == {"optimizer.beta1": 0.9}
+    assert rates.level(0.12345).label == "0.123"
+    sizes = axis("latent.size=1..2000000")
+    assert sizes.level(1_234_567) == Level("1234567", {"latent.size": 1_234_567})
+    assert [level.label for level in sizes.samples] == ["1", "2", "2000000"]
