@@ -177,7 +177,8 @@ def open_images(data: DataConfig, home: Path, where: str) -> Images:
 def open_remote(data: DataConfig) -> RemoteShards:
     """Ask for the manifest behind `data.root`; the shards come when they are needed."""
     limit = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-    return RemoteShards(data.root or "", data.cache.expanduser(), limit_bytes=limit)
+    cache = absolute("data.cache", data.cache)
+    return RemoteShards(data.root or "", cache, limit_bytes=limit)
 
 
 def _finished(data: DataConfig, manifest: Manifest, where: str) -> DataPlan:

@@ -62,10 +62,11 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
     count = min(most, _LEARNED_BYTES // (height * width * channels))
     ids, held = _shuffled_ids(images), _held_out(images)
     cache = config.home / "classifiers"
+    seen = f"{config.data.crop}/{count}{'/flip' if config.data.flip else ''}"
     classifier = reference_classifier(
         *_labelled(config, images, ids[held:][:count]),
         *_labelled(config, images, ids[:held][:_TESTED]),
-        data_digest=f"{digest}/{config.data.crop}/{count}",
+        data_digest=f"{digest}/{seen}",
         cache=cache,
         device=device,
     )
