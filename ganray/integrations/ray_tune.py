@@ -291,7 +291,9 @@ class _Callback(tune.Callback):
         folder = config.run_folder()
         if outcomes.images_seen(folder) >= config.train.steps() * config.train.batch_size:
             status, why = "finished", ""  # stopped at its very end
-        outcome = outcomes.read(folder) or outcomes.record(folder, status, why)
+        outcome = outcomes.read(folder)
+        if outcome is None or outcome.status == "failed":  # that is of an earlier try
+            outcome = outcomes.record(folder, status, why)
         if outcome.status != "failed":
             _driver.ended.add(this.name)
         _driver.watcher.end(this, outcome)

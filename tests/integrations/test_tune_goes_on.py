@@ -7,6 +7,7 @@ import pytest
 
 from ganray.integrations import ray_tune
 from ganray.options import SweepConfig
+from ganray.study import outcomes
 from ganray.study.design import Axis
 from ganray.training.plan import Workers
 from tests.integrations.small_study import base_config, small_study
@@ -46,3 +47,18 @@ def test_a_search_is_restored_and_its_runs_get_the_retries_that_are_asked_for_no
     restored = SimpleNamespace(max_failures=2)
     ray_tune._Callback().on_step_begin(iteration=1, trials=[restored])
     assert restored.max_failures == 9
+
+
+def test_a_run_that_failed_once_and_is_stopped_now_was_stopped(tmp_path, monkeypatch):
+    study, ends = small_study(), []
+    job = ray_tune.Job(base_config(tmp_path), "", "", Workers(1, False, 1), 10)
+    watcher = SimpleNamespace(end=lambda trial, outcome: ends.append(outcome.status))
+    parts = {"job": job, "study": study, "options": SweepConfig(design="asha"), "watcher": watcher}
+    for name, part in (parts | {"ended": set()}).items():
+        monkeypatch.setattr(ray_tune._driver, name, part, raising=False)
+    first = study.trials[0]
+    outcomes.record(first.config(job.base).run_folder(), "failed", "out of memory")
+    tried = SimpleNamespace(config={"trial": ray_tune._plain(first)}, trial_id="1")
+    ray_tune._Callback().on_trial_complete(iteration=1, trials=[tried], trial=tried)
+    assert ends == ["stopped"]
+    assert ray_tune._driver.ended == {first.name}
