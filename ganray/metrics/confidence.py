@@ -25,6 +25,9 @@ from scipy.special import betaincinv, stdtrit
 Sample = NDArray[Any] | torch.Tensor
 """(n, ...): one row for each thing drawn independently (an image, its features, a pair)."""
 
+_NOTHING = 1e-12
+"""Smaller than any difference that is more than rounding."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -44,6 +47,8 @@ class Estimate:
     def brief(self) -> str:
         """As `str`, without n."""
         width = self.high - self.low
+        if max(abs(self.value), width) < _NOTHING:
+            return "0 [0, 0]"
         if 0 < width < math.inf:
             # The last digit moves at least 5 times within the interval, and at most 50.
             digits = max(0, math.ceil(math.log10(5 / width)))

@@ -51,7 +51,7 @@ def draw(page: Page, report: Report, verdict: Verdict, path: Path) -> None:
     figure.suptitle(f"{page.title}\n{words}", fontsize=13, color=color)
     figure.supxlabel(f"{note}; bars and whiskers are 95 % intervals", fontsize=9, color="0.4")
     rows: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    numbers = rows[0].subplots(1, 3, width_ratios=(1.5, 1, 1.2))
+    numbers = rows[0].subplots(1, 3, width_ratios=(1.4, 1.2, 1.2))
     _modes(numbers[0], report)
     _precision_recall(numbers[1], report)
     _ratios(numbers[2], report)
@@ -75,14 +75,7 @@ def _modes(axes: Any, report: Report) -> None:
             axes.plot(at, np.sort(counts / counts.sum())[::-1], color=color, label=name)
         axes.set_xlabel(f"the {len(fake)} modes, largest first")
     else:
-        estimates = [share_interval(int(count), int(fake.sum())) for count in fake]
-        ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-        axes.bar(at - 0.2, real / real.sum(), 0.4, color=_REAL, label="reals")
-        axes.bar(at + 0.2, [e.value for e in estimates], 0.4, yerr=ends, color=_FAKE,
-                 error_kw={"elinewidth": 1}, label="samples")  # fmt: skip
-        long = max(map(len, report.mode_names)) > 3
-        turned = {"rotation": 60, "ha": "right", "fontsize": 8} if long else {}
-        axes.set_xticks(at, report.mode_names, **turned)
+        _bars(axes, report.mode_names, real / real.sum(), fake)
     lines = report.lines
     axes.set_title(
         f"{report['modes_held']:g} of {lines['modes_held'].real:g} modes,"
@@ -90,6 +83,24 @@ def _modes(axes: Any, report: Report) -> None:
         fontsize=11,
     )
     axes.legend()
+
+
+def _bars(axes: Any, names: tuple[str, ...], real: np.ndarray, fake: np.ndarray) -> None:
+    """Two for each mode; they lie where its name would not fit below them."""
+    estimates = [share_interval(int(count), int(fake.sum())) for count in fake]
+    ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
+    shares, at = [e.value for e in estimates], np.arange(len(fake))
+    style, labels = {"elinewidth": 1}, ("reals", "samples")
+    if max(map(len, names)) <= 3:
+        axes.bar(at - 0.2, real, 0.4, color=_REAL, label=labels[0])
+        axes.bar(at + 0.2, shares, 0.4, yerr=ends, color=_FAKE, error_kw=style, label=labels[1])
+        axes.set_xticks(at, names)
+        return
+    axes.barh(at - 0.2, real, 0.4, color=_REAL, label=labels[0])
+    axes.barh(at + 0.2, shares, 0.4, xerr=ends, color=_FAKE, error_kw=style, label=labels[1])
+    axes.set_yticks(at, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(ylabel="", xlabel="share of images")
 
 
 def _precision_recall(axes: Any, report: Report) -> None:
@@ -102,11 +113,12 @@ def _precision_recall(axes: Any, report: Report) -> None:
                       linestyle="", label=label)  # fmt: skip
         axes.plot(x.real, y.real, marker, color=_REAL)
     top = max(1.1, report.lines["density"].fake.high * 1.05)
+    top *= 1.3  # room for the legend
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, top), xlabel="varied: recall, coverage",
              ylabel="faithful: precision, density")  # fmt: skip
     axes.set_title("grey: other reals", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(loc="best")
+    axes.legend(loc="upper center", fontsize=9)
 
 
 def _ratios(axes: Any, report: Report) -> None:
@@ -121,7 +133,7 @@ def _ratios(axes: Any, report: Report) -> None:
         axes.text(max(high, 0) + 0.02, at, f"{value:.0%}", va="center", fontsize=9)
     axes.axvline(1, color=_REAL, linestyle="--")
     axes.set_yticks(range(len(names)), list(reversed(names)))
-    axes.set(xlim=(0, 1.25), xlabel="share of what other reals score")
+    axes.set(xlim=(0, 1.35), xlabel="share of what other reals score")
     axes.set_title("variety", fontsize=11)
 
 

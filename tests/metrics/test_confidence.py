@@ -40,6 +40,7 @@ def mean_nearest_distance(line):
         (Estimate(9.4, 8.3, 10.5, 5), "9.4 [8.3, 10.5], n=5"),
         (Estimate(51234.5, 40000.1, 66000.2, 1000), "51,234 [40,000, 66,000], n=1,000"),
         (Estimate(1.0, 1.0, 1.0, 64), "1.00 [1.00, 1.00], n=64"),
+        (Estimate(0.0, -1e-17, 1e-17, 64), "0 [0, 0], n=64"),
         (Estimate(0.5, -math.inf, math.inf, 1), "0.500 [-inf, inf], n=1"),
         (Estimate(math.inf, 13000.0, math.inf, 300), "inf [13,000, inf], n=300"),
     ],
