@@ -155,9 +155,10 @@ class ShardReader:
             ids: int64 (n,) in ``[0, len(self))``.
         """
         found: dict[str, NDArray[Any]] = {}
-        # Far shards one at a time: their cache may have no room for all of them.
-        by_shard = [which for _, which in self._by_shard(ids)]
-        for asked in by_shard if self.remote else [np.arange(len(ids))]:
+        every = [np.arange(len(ids))]
+        if self.remote:  # one shard at a time: their cache may have no room for all of them
+            every = [which for _, which in self._by_shard(ids)]
+        for asked in every:
             with self._turn:
                 sound = self._sound(ids[asked])
                 for number, which in self._by_shard(sound):
