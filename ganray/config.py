@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 HIDDEN = "***"
 """Stands for what is secret in a URL."""
@@ -33,6 +33,10 @@ def absolute(name: str, path: Path) -> Path:
         return path.expanduser().resolve()
     except RuntimeError as error:
         raise ValueError(f"{name}={path}: there is no such user here; write it out") from error
+
+
+Split = Literal["all", "train", "valid", "test"]
+Encoding = Literal["raw", "jpeg"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class DataConfig:
     """Side of a random square that training cuts from each image, on the device; 0: none."""
     flip: bool = False
     """Mirror every second image at random, on the device."""
-    split: Literal["all", "train", "valid", "test"] = "all"
+    split: Split = "all"
     """Which part of the source's own partition is trained on."""
-    encoding: Literal["raw", "jpeg"] = "raw"
+    encoding: Encoding = "raw"
     """raw: pixels, the fastest. jpeg: the original files, 16 times smaller, decoded every time."""
     shuffle: Literal["full", "blocks"] = "full"
     """full: an exact permutation each epoch. blocks: for storage where random rows are dear."""
@@ -114,6 +118,11 @@ class DataConfig:
         """Rows of a block, and blocks of a window, of the blocked shuffle."""
         rows, window = (shard_rows, 4) if self.is_remote() else (64, 32)
         return self.block_rows or rows, self.window_blocks or window
+
+    def identity(self) -> tuple[object, ...]:
+        """Equal where the same images are shown in the same way, however they are read."""
+        names = ("source", "root", "download", *Reals.__annotations__)
+        return tuple(getattr(self, name) for name in names)
 
     def is_remote(self) -> bool:
         """Whether `root` is a URL."""
@@ -320,6 +329,18 @@ class TrainConfig:
         return max(1, math.ceil(kimg * 1000 / self.batch_size))
 
 
+class Reals(TypedDict, total=False):
+    """Fields of `data` that say how many images there are, and how they are shown."""
+
+    images: int | None
+    drawn: int
+    size: int
+    crop: int
+    flip: bool
+    split: Split
+    encoding: Encoding
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How much of the data G covers, measured as it trains, and once more when it has."""
@@ -335,6 +356,11 @@ class EvaluationConfig:
     features: Literal["classifier", "inception", "dinov2"] = "classifier"
     """What images are compared by. inception, dinov2: networks of others, whose weights you have
     in a file; slower by far, but their distances compare with published ones."""
+    reals: Reals = field(default_factory=Reals)
+    """Fields of `data` that are others for the images that samples are compared with, e.g.
+    --evaluation.reals.split test: images that are not learned; or, where `data.images` are few,
+    --evaluation.reals.images null: the whole set, as in Karras et al. 2020. Samples of another size
+    are resized to theirs. What is not named is as in `data`."""
     weights: str | None = None
     """inception, dinov2: that file, where every worker sees it. Nothing is fetched."""
 
@@ -416,6 +442,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        self.reference_data()
         bad = [c for c in self.name if not (c.isalnum() or c in "._-")]
         if bad or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")
@@ -426,6 +453,22 @@ class Config:
                 f"network.kind={self.network.kind} needs {name} to be 16 or more, not {size};"
                 f" try --{name} 64, or --network.kind mlp, which takes any size"
             )
+
+    def reference_data(self) -> DataConfig:
+        """The images that samples are compared with: `data`, but for `evaluation.reals`.
+
+        Raises:
+            ValueError: these do not go with the rest of `data`.
+        """
+        reals = self.evaluation.reals
+        try:
+            return dataclasses.replace(self.data, **reals)
+        except ValueError as error:
+            raise ValueError(f"evaluation.reals={reals}: {error}") from error
+
+    def images_identity(self) -> tuple[object, ...]:
+        """Equal where the same images are learned, and the same ones judge."""
+        return self.data.identity(), self.reference_data().identity()
 
     def run_folder(self) -> Path:
         """Everything one run leaves on disk: config, journal, pictures, checkpoints."""
@@ -438,13 +481,15 @@ class Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """The config as one level of dotted names, e.g. ``{"latent.size": 100}``; paths as strings."""
-    flat: dict[str, Any] = {}
-    for name, value in to_dict(config).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
+
+    def leaves(values: dict[str, Any], before: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in values.items():
+            name = before + key
+            flat |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        return flat
+
+    return leaves(to_dict(config), "")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -522,9 +567,10 @@ def check_resumes(before: Config, now: Config, keep: Sequence[str] = ()) -> None
     Raises:
         ValueError: the fields that differ, both values, and the way out.
     """
-    old, new = flatten(before), flatten(now)
+    old, new, unsaid = flatten(before), flatten(now), "not said"
     free = tuple(name for name in _FREE_TO_CHANGE if name not in keep)
-    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(free)]
-    if changed:
-        pairs = ", ".join(f"{k}={new[k]} (was {old.get(k)})" for k in changed)
+    names = dict.fromkeys([*new, *old])  # some fields of evaluation.reals may be in one alone
+    both = {k: (new.get(k, unsaid), old.get(k, unsaid)) for k in names if not k.startswith(free)}
+    if changed := {k: values for k, values in both.items() if values[0] != values[1]}:
+        pairs = ", ".join(f"{k}={now} (was {was})" for k, (now, was) in changed.items())
         raise ValueError(f"name={now.name} exists with other settings: {pairs}; use another --name")

@@ -28,12 +28,12 @@ def evaluate(options: EvaluateConfig) -> None:
     names = [options.run] + ([options.against] if options.against else [])
     found = [trained.find(name, options.home_folder(), options.tracking_uri) for name in names]
     config = _config(found[0], options)
-    made = prepare.plan(config.data, config.home)
-    digest = prepare.prepare(config.data, made)
-    device = local_device()
-    with closing(prepare.open_images(config.data, config.home, made.where)) as images:
-        judge = prepare_judge(config, images, digest, device)
-        assessed = [_assess(each, config, images, judge, options) for each in found]
+    data = config.reference_data()
+    made = prepare.plan(data, config.home)
+    digest = prepare.prepare(data, made)
+    with closing(prepare.open_images(data, config.home, made.where)) as images:
+        classifier = prepare_judge(config, images, digest, local_device())
+        assessed = [_assess(each, config, images, classifier, options) for each in found]
     labels = [each.label for each in found]
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
@@ -60,25 +60,22 @@ def _config(found: Trained, options: EvaluateConfig) -> Config:
 
 
 def _assess(
-    found: Trained, config: Config, images: Images, judge: str, options: EvaluateConfig
+    found: Trained, config: Config, images: Images, classifier: str, options: EvaluateConfig
 ) -> Assessment:
     def generate(z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return trained.to_uint8(found.G(z), found.config.pixel_low())
 
-    shape = config.data.seen_shape(images.image_shape)
-    one = generate(torch.zeros(1, found.config.latent.size + found.classes))
-    if tuple(one.shape[1:]) != shape:
-        raise ValueError(
-            f"{found.source} makes images of {tuple(one.shape[1:])}, and is compared with {shape};"
-            " compare runs on the same data"
-        )
+    height, width, _ = config.reference_data().seen_shape(images.image_shape)
+    made = generate(torch.zeros(1, found.config.latent.size + found.classes)).shape[1:3]
+    if made != (height, width):
+        print(f"{found.source} makes {made[0]}x{made[1]}, resized here to {height}x{width}")
     result = assess(
         replace(found.config, data=config.data, evaluation=config.evaluation),
         generate,
         found.classes,
         images,
-        judge,
+        classifier,
         samples=options.samples,
         resamples=options.resamples,
         title=found.label,

@@ -18,13 +18,14 @@ from ganray.data import prepare
 from ganray.data.prepare import DataPlan
 from ganray.distributed import from_leader, rank, world_size
 from ganray.integrations import mlflow_tracker, ray_train
-from ganray.training import launch, report
+from ganray.training import launch, report, sets
 from ganray.training.assess import PAGE, Assessment, assess, table
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
-from ganray.training.judge import prepare_judge
+from ganray.training.judge import Judge
 from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
+from ganray.training.sets import Sets
 from ganray.training.state import load_generator, to_uint8
 
 
@@ -47,41 +48,45 @@ def run(config: Config) -> None:
             if leads and not config.dry_run:
                 config = replace(config, data=prepare.fetch(config.data, config.home))
         config = from_leader(config)  # digits may stand in for MNIST
-        images = prepare.plan(config.data, config.home)
+        found = sets.find(config)
         workers = _workers(config)
         if rank() == 0:
-            say_what_is_learned(images)
-            print(describe(config, images, workers, mlflow_tracker.store_uri(config)), flush=True)
+            if found.images.drawn:
+                say_drawn()
+            print(describe(found, workers, mlflow_tracker.store_uri(config)), flush=True)
         if config.dry_run:
             return
         with leader_first() as leads:
-            if leads:
-                launch.claim(config)
-            digest = prepare.prepare(config.data, images)
-            if leads:
-                identity = prepare.identity(config.data, images, config.home)
-                launch.claim_images(config.run_folder(), str(images), identity)
-            judge = judge_of(config, images, digest) if leads else ""
+            digest, judge = _ready(found) if leads else ("", Judge())
         judge = from_leader(judge)
         if config.check_discriminator:
-            _check_discriminator(config, images, digest, workers)
+            _check_discriminator(found, digest, workers)
             return
         if config.launcher == "ray":
             ray_train.connect(config.ray)
         if rank() == 0:
-            _train_and_report(config, images, digest, judge, workers)
+            _train_and_report(found, digest, judge, workers)
         else:
-            launch.launch(config, images.where, judge)
+            launch.launch(config, found.images.where, judge)
 
 
-def say_what_is_learned(images: DataPlan) -> None:
-    """Loudly, where it is not what was asked for."""
-    if images.drawn:
-        print(
-            "NO CELEBA WAS GIVEN: this run learns procedural faces, a stand-in in CelebA's layout."
-            " For real ones: --data.root FOLDER, or --data.download",
-            flush=True,
-        )
+def _ready(found: Sets) -> tuple[str, Judge]:
+    """Make the run's folder, its shards and its judge; returns the digest and the judge."""
+    config, images = found.config, found.images
+    launch.claim(config)
+    digest = sets.lay_down(found)
+    identity = prepare.identity(config.data, images, config.home)
+    launch.claim_images(config.run_folder(), str(images), identity)
+    return digest, Judge() if config.check_discriminator else sets.judge_of(found)
+
+
+def say_drawn() -> None:
+    """Loudly: what is learned is not what was asked for."""
+    print(
+        "NO CELEBA WAS GIVEN: this run learns procedural faces, a stand-in in CelebA's layout."
+        " For real ones: --data.root FOLDER, or --data.download",
+        flush=True,
+    )
 
 
 def _workers(config: Config) -> Workers:
@@ -92,10 +97,10 @@ def _workers(config: Config) -> Workers:
     return workers
 
 
-def _check_discriminator(config: Config, images: DataPlan, digest: str, workers: Workers) -> None:
-    run = mlflow_tracker.open_run(
-        config, dataset_of(config, images, digest), tags_of(config, workers)
-    )
+def _check_discriminator(found: Sets, digest: str, workers: Workers) -> None:
+    config, images = found.config, found.images
+    dataset = sets.dataset_of(found, digest)
+    run = mlflow_tracker.open_run(config, dataset, tags_of(config, workers))
     with mlflow_tracker.followed(run) as follower:
         with (
             narrated(config),
@@ -113,26 +118,10 @@ def _check_discriminator(config: Config, images: DataPlan, digest: str, workers:
         )
 
 
-def dataset_of(config: Config, images: DataPlan, digest: str) -> dict[str, str]:
-    """What was trained on, for the lineage: name, digest and path."""
-    name = "procedural faces" if images.drawn else config.data.source
-    return {"name": name, "digest": digest, "path": images.where}
-
-
-def judge_of(config: Config, images: DataPlan, digest: str) -> str:
-    """Train the classifier that samples are judged by, before a worker is held."""
-    if config.check_discriminator:
-        return ""
-    with closing(prepare.open_images(config.data, config.home, images.where)) as opened:
-        return prepare_judge(config, opened, digest, local_device())
-
-
-def _train_and_report(
-    config: Config, images: DataPlan, digest: str, judge: str, workers: Workers
-) -> None:
-    run = mlflow_tracker.open_run(
-        config, dataset_of(config, images, digest), tags_of(config, workers)
-    )
+def _train_and_report(found: Sets, digest: str, judge: Judge, workers: Workers) -> None:
+    config, images = found.config, found.images
+    dataset = sets.dataset_of(found, digest)
+    run = mlflow_tracker.open_run(config, dataset, tags_of(config, workers))
     with mlflow_tracker.followed(run) as follower:
         checkpoint = _train(config, images, judge, workers)
         pictures = {
@@ -140,7 +129,7 @@ def _train_and_report(
             "samples": report.last_samples(config),
             "epochs": report.draw_epochs(config, images.count, images.image_shape),
         }
-        assessment, files = _assess(config, images, judge, load_generator(checkpoint)), []
+        assessment, files = _assess(found, judge, load_generator(checkpoint)), []
         if assessment is not None:
             about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
             files = assessment.write(config.run_folder() / "evaluation", about)
@@ -166,7 +155,7 @@ def _train_and_report(
     print(f"look        mlflow ui --backend-store-uri {run.uri}", flush=True)
 
 
-def _train(config: Config, images: DataPlan, judge: str, workers: Workers) -> Path:
+def _train(config: Config, images: DataPlan, judge: Judge, workers: Workers) -> Path:
     """The last checkpoint."""
     with narrated(config):
         if config.launcher == "ray":
@@ -174,10 +163,9 @@ def _train(config: Config, images: DataPlan, judge: str, workers: Workers) -> Pa
         return launch.launch(config, images.where, judge)
 
 
-def _assess(
-    config: Config, images: DataPlan, judge: str, generator: torch.nn.Module
-) -> Assessment | None:
+def _assess(found: Sets, judge: Judge, generator: torch.nn.Module) -> Assessment | None:
     """The report at the end of the run; None where none is wanted, or images are too few."""
+    config = found.config
     if not config.evaluation.report_samples:
         return None
     device = local_device()
@@ -187,13 +175,14 @@ def _assess(
         with torch.no_grad():
             return to_uint8(generator(z.to(device)), config.pixel_low())
 
-    with closing(prepare.open_images(config.data, config.home, images.where)) as opened:
+    data, where = config.reference_data(), found.reals.where
+    with closing(prepare.open_images(data, config.home, where)) as opened:
         return assess(
             config,
             generate,
-            classes_of(config, images),
+            classes_of(config, found.images),
             opened,
-            judge,
+            judge.classifier,
             samples=config.evaluation.report_samples,
             title=config.name,
         )

@@ -18,13 +18,13 @@ from typing import Any
 from ganray import job
 from ganray.config import Config, check_resumes, from_dict, to_dict
 from ganray.data import prepare
-from ganray.data.prepare import DataPlan
 from ganray.integrations import mlflow_tracker, mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_study import StudyRuns
 from ganray.options import SweepConfig
 from ganray.study import answer, design, outcomes
 from ganray.study.board import Board
-from ganray.study.design import Level, Study, Trial
+from ganray.study.design import Axis, Level, Study, Trial
+from ganray.study.images import StudyImages
 from ganray.study.outcomes import Outcome
 from ganray.training import launch
 from ganray.training.plan import Workers, aligned, check_world, decisions, resolve
@@ -61,31 +61,25 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     """
     if options.resume:
         config, options = _left_behind(config, options)
-    config = _for_trials(config, options)
-    if not config.dry_run:
-        config = replace(config, data=prepare.fetch(config.data, config.home))
-    images = prepare.plan(config.data, config.home)
-    study = _planned(config, options, read)
+    axes = [design.parse_axis(text, config, read) for text in options.axis or LATENTS]
+    config = _for_trials(config, options, axes)
+    study = _planned(config, options, axes)
     cluster = ray_train.look(config.ray)
     workers = resolve(config, cluster)
-    _check(study, config, options, workers)
+    configs = _check(study, config, options, workers)
+    images = StudyImages(config, configs)
     at_a_time = ray_tune.room(options, workers, cluster)
-    job.say_what_is_learned(images)
     _show(study, config, options, images, workers, at_a_time)
     if config.dry_run:
         return
-    digest = prepare.prepare(config.data, images)
-    identity = prepare.identity(config.data, images, config.home)
-    launch.claim_images(study_folder(config), str(images), identity)
+    images.lay_down()
+    launch.claim_images(study_folder(config), *images.identity())
     _claim(study, config, options)
-    judge = job.judge_of(config, images, digest)
+    shared = ray_tune.Job(config, images.given(), workers)
     ray_train.connect(config.ray)
-    if not config.data.is_remote():
-        ray_train.check_nodes_see(Path(images.where))
-    runs = StudyRuns(
-        study, config, job.dataset_of(config, images, digest), job.tags_of(config, workers)
-    )
-    shared = ray_tune.Job(config, images.where, judge, workers, images.classes)
+    for where in images.local():
+        ray_train.check_nodes_see(where)
+    runs = StudyRuns(study, config, images.dataset_of, job.tags_of(config, workers))
     with _closed(runs):
         watch = _Watch(study, config, options, runs)
         if watch.left():
@@ -115,8 +109,11 @@ def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
     )
 
 
-def _for_trials(config: Config, options: SweepConfig) -> Config:
-    """The config of a run that is one of many: no report of its own, one worker if none is said."""
+def _for_trials(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Config:
+    """The config of a run that is one of many: no report of its own, one worker if none is said.
+
+    Its images are here, but for those that an axis names.
+    """
     if not config.evaluation.samples:
         raise ValueError(
             "evaluation.samples=0 measures nothing, and a study compares what is measured; give 80"
@@ -132,13 +129,15 @@ def _for_trials(config: Config, options: SweepConfig) -> Config:
         rung = train.kimg / _RUNGS
         evaluation = replace(evaluation, every=rung, max_share=1.0)
         train = replace(train, checkpoint_every=rung)
-    ray = replace(config.ray, workers=config.ray.workers or 1)
-    return replace(config, evaluation=evaluation, train=train, ray=ray)
+    ray, data = replace(config.ray, workers=config.ray.workers or 1), config.data
+    if not config.dry_run and not any(axis.shows_others for axis in axes):
+        data = prepare.fetch(data, config.home)
+    config = replace(config, data=data, evaluation=evaluation, train=train, ray=ray)
+    return design.judged_alike(config, axes)
 
 
-def _planned(config: Config, options: SweepConfig, read: Read) -> Study:
+def _planned(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Study:
     """The study by this name as it stands, or a new one."""
-    axes = [design.parse_axis(text, config, read) for text in options.axis or LATENTS]
     if options.chooses:
         study = Study(config.name, tuple(axes), ())
     else:
@@ -190,8 +189,8 @@ def _begun(folder: Path) -> tuple[Config, SweepConfig]:
     return config, SweepConfig(**json.loads((folder / _OPTIONS).read_text()))
 
 
-def _check(study: Study, config: Config, options: SweepConfig, workers: Workers) -> None:
-    """Refuse what would fail in a run."""
+def _check(study: Study, config: Config, options: SweepConfig, workers: Workers) -> list[Config]:
+    """Refuse what would fail in a run; returns the configs, of what is chosen those at the ends."""
     if options.design == "tpe" and importlib.util.find_spec("optuna") is None:
         raise ValueError(
             'sweep.design=tpe needs Optuna: pip install -e ".[search]", or use another design'
@@ -203,9 +202,11 @@ def _check(study: Study, config: Config, options: SweepConfig, workers: Workers)
                     f"sweep.axis: {field} cannot change while a run goes on, as sweep.design=pbt"
                     f" does it; name some of {', '.join(_LIVE)}"
                 )
+    configs = []
     for cell in itertools.product(*(a.samples for a in study.axes)) if options.chooses else ():
         try:
-            check_world(design.trial(study.name, cell, 0).config(config), workers.count)
+            configs.append(design.trial(study.name, cell, 0).config(config))
+            check_world(configs[-1], workers.count)
         except ValueError as error:
             raise ValueError(
                 f"sweep.design={options.design} may draw what cannot be: {error}; name values that"
@@ -213,6 +214,7 @@ def _check(study: Study, config: Config, options: SweepConfig, workers: Workers)
             ) from error
     for trial in study.trials:
         one = trial.config(config)
+        configs.append(one)
         check_world(one, workers.count)
         if (path := one.run_folder() / CONFIG_FILE).exists() and options.design != "pbt":
             check_resumes(from_dict(json.loads(path.read_text())), one)
@@ -221,16 +223,19 @@ def _check(study: Study, config: Config, options: SweepConfig, workers: Workers)
             f"sweep.trials_per_gpu={options.trials_per_gpu} is for runs of one worker, and"
             f" ray.workers={workers.count}; leave one of them out"
         )
+    return configs
 
 
 def _show(
     study: Study,
     config: Config,
     options: SweepConfig,
-    images: DataPlan,
+    images: StudyImages,
     workers: Workers,
     at_a_time: int,
 ) -> None:
+    if any(one.images.drawn for one in images):
+        job.say_drawn()
     if not options.chooses:
         seeds = len({trial.rng_seed for trial in study.trials})
         count = f"{len(study.cells)} cells x {seeds} seeds = {len(study.trials)} runs"
@@ -244,7 +249,7 @@ def _show(
         levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
         rows[axis.title] = levels
     rows["each run"] = "but for what is varied:"
-    rows |= decisions(config, images, workers)
+    rows |= decisions(images.shown, workers)
     rows["results"] = f"{study_folder(config)} and {mlflow_tracker.store_uri(config)}"
     print(aligned(rows))
     if options.searches:

@@ -14,6 +14,7 @@ from ganray.config import (
     SECTIONS,
     Config,
     DataConfig,
+    EvaluationConfig,
     LossConfig,
     NetworkConfig,
     TrainConfig,
@@ -137,6 +138,26 @@ def test_every_preset_says_what_it_is():
     for name, preset in (CELEBA | MNIST | STACKED).items():
         assert preset.preset == name
         assert len(ABOUT[name]) > 40
+
+
+def test_samples_may_be_compared_with_other_images_of_the_same_source():
+    data = DataConfig("mnist", images=500, size=28, flip=True)
+    config = Config(data=data, evaluation=EvaluationConfig(reals={"images": None, "flip": False}))
+    assert config.reference_data() == DataConfig("mnist", size=28)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert flatten(config)["evaluation.reals.images"] is None
+    plain = replace(config, evaluation=EvaluationConfig())
+    assert plain.reference_data() == plain.data
+    assert not [name for name in flatten(plain) if "reals" in name]
+    assert config.images_identity() != plain.images_identity()
+    read = replace(config, data=replace(data, threads=2, shuffle="blocks"))
+    assert config.images_identity() == read.images_identity()
+    check_resumes(config, plain)  # a run may be measured in another way from now on
+    nine = replace(config, evaluation=EvaluationConfig(reals={"images": 9}))
+    with pytest.raises(ValueError, match=r"evaluation\.reals\.images=not said \(was 9\)"):
+        check_resumes(nine, plain, keep=("evaluation.",))
+    with pytest.raises(ValueError, match=r"evaluation\.reals=.*: data\.size=3 must be 0 or"):
+        replace(config, evaluation=EvaluationConfig(reals={"size": 3}))
 
 
 def test_configs_cannot_be_changed():

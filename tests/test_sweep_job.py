@@ -109,8 +109,9 @@ def begun(home, *options):
     config, sweeps = cli.parse_sweep(
         ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
     )
-    config = sweep._for_trials(config, sweeps)
-    sweep._claim(sweep._planned(config, sweeps, cli.value_of), config, sweeps)
+    axes = [design.parse_axis(text, config, cli.value_of) for text in sweeps.axis]
+    config = sweep._for_trials(config, sweeps, axes)
+    sweep._claim(sweep._planned(config, sweeps, axes), config, sweeps)
     return config
 
 

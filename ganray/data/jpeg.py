@@ -8,8 +8,8 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
+from ganray.data.resize import to_squares
 from ganray.data.shards import Shape
 
 
@@ -39,11 +39,7 @@ def decode(files: Sequence[NDArray[np.uint8]], shape: Shape, size: int, out: tor
     scaled = -(-height // halved), -(-width // halved)
     coarse = torch.empty((len(files), *scaled, channels), dtype=torch.uint8)
     _decode(files, colorspace, scaled, coarse.numpy(), fast=halved == 1)
-    short, long = min(shape[:2]), size * max(shape[:2]) // min(shape[:2])
-    sides = (long, size) if width == short else (size, long)
-    resized = interpolate(coarse.permute(0, 3, 1, 2), sides, mode="bilinear", antialias=True)
-    top, left = (round((side - size) / 2) for side in sides)
-    out.copy_(resized.permute(0, 2, 3, 1)[:, top : top + size, left : left + size])
+    out.copy_(to_squares(coarse, size, (height, width)))
 
 
 def _decode(

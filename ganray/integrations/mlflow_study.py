@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +84,7 @@ class StudyRuns:
         self,
         study: Study,
         base: Config,
-        dataset: Mapping[str, str],
+        dataset_of: Callable[[Config], Mapping[str, str]],
         tags: Mapping[str, str],
         poll_s: float = 2.0,
     ) -> None:
@@ -93,19 +93,21 @@ class StudyRuns:
         Args:
             study: whose trials are to come.
             base: the config that they depart from.
-            dataset: name, digest (at most 36 characters) and path of the images.
+            dataset_of: name, digest (at most 36 characters) and path of the images of a config;
+                the base's stand for the study.
             tags: what the configs do not say: commit, Ray job, device.
             poll_s: seconds between looks into the journals.
 
         Raises:
             ValueError: the store cannot be reached or made.
         """
-        self._study, self._dataset, self._tags, self._poll_s = study, dataset, tags, poll_s
+        self._study, self._base, self._dataset_of = study, base, dataset_of
+        self._tags, self._poll_s = tags, poll_s
         with open_store(base) as (client, experiment_id):
             self._client = client
             run_id = find_run(client, experiment_id, study.name)
             content = RunContent(study.name, study.name, _common(study, base), self._parent_tags())
-            run_id = write_run(client, experiment_id, run_id, content, dataset)
+            run_id = write_run(client, experiment_id, run_id, content, dataset_of(base))
             self.parent = Run(store_uri(base), run_id, experiment_id, base.run_folder())
             self._children, known = self._look()
         self._live: dict[str, _Child] = {}
@@ -272,7 +274,8 @@ class StudyRuns:
         params = {axis_key(axis): label for axis, label in levels} | flatten(config)
         del params["name"]  # differs always, so it would stand in every comparison
         content = RunContent(trial.name, trial.label, params, self._child_tags(trial))
-        run_id = write_run(self._client, experiment_id, run_id, content, self._dataset)
+        dataset = self._dataset_of(trial.config(self._base))  # config's root may lack its secrets
+        run_id = write_run(self._client, experiment_id, run_id, content, dataset)
         self._children[trial.name] = run_id
         log_config(self._client, run_id, config)
         return Run(self.parent.uri, run_id, experiment_id, config.run_folder())

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ganray.config import Config, RayConfig
 from ganray.training.context import keep_checkpoint, latest_checkpoint
+from ganray.training.judge import Judge
 from ganray.training.launch import work
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
@@ -111,7 +112,7 @@ def _unseen(folder: Path, who: str) -> ValueError:
 def launch(
     config: Config,
     images: str,
-    judge: str,
+    judge: Judge,
     workers: Workers,
     callbacks: Sequence[UserCallback] = (),
 ) -> Path:
@@ -123,7 +124,7 @@ def launch(
     Args:
         config: of the whole run.
         images: where the shards are: a URL, or a path that every node must see.
-        judge: the classifier's file: see `judge.prepare_judge`.
+        judge: who compares samples with what.
         workers: as `resolve` chose them.
         callbacks: of Ray Train.
 
@@ -135,7 +136,8 @@ def launch(
     folder = config.run_folder()
     check_nodes_see(folder)
     if not config.data.is_remote():
-        check_nodes_see(Path(images))
+        for where in filter(None, (images, judge.reals)):
+            check_nodes_see(Path(where))
     (folder / _RAYS_LIST).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,

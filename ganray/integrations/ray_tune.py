@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -44,6 +44,7 @@ from ganray.training.context import LocalContext
 from ganray.training.launch import work
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
+from ganray.training.sets import Given
 from ganray.training.state import CONFIG_FILE
 
 _TUNE = "tune"
@@ -59,14 +60,14 @@ class Job:
     """What all runs of a study have in common."""
 
     base: Config
-    images: str
-    """Where the shards are."""
-    judge: str
-    """The classifier's file: see `judge.prepare_judge`."""
+    given: Mapping[Hashable, Given]
+    """By `Config.images_identity`."""
     workers: Workers
     """Of each run."""
-    classes: int
-    """Of the images."""
+
+    def given_to(self, config: Config) -> Given:
+        """What a run of this config is given."""
+        return self.given[config.images_identity()]
 
 
 class Watcher(Protocol):
@@ -336,19 +337,19 @@ def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]
     """One run, in Tune's actor. What it came to is written into its folder."""
     this = trial_of(study, options, values, tune.get_context().get_trial_id() or "")
     config = this.config(job.base)
-    folder = config.run_folder()
+    folder, given = config.run_folder(), job.given_to(config)
     found = outcomes.read(folder)
     if found is not None and found.counts:
         return  # the driver was killed before it heard of it
     try:
         if job.workers.count > 1:
             ray_train.launch(
-                config, job.images, job.judge, job.workers, callbacks=[TuneReportCallback()]
+                config, given.images, given.judge, job.workers, callbacks=[TuneReportCallback()]
             )
         else:
             _alone(config, job, options)
     except Diverged as error:
-        outcomes.record(folder, "diverged", str(error), job.classes)
+        outcomes.record(folder, "diverged", str(error), given.classes)
         # To a search that is a result, and a bad one.
         tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": 0.0})
     else:
@@ -360,7 +361,8 @@ def _alone(config: Config, job: Job, options: SweepConfig) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1 / options.trials_per_gpu)
     population = options.design == "pbt"
-    work(config, job.images, job.judge, TuneContext(config, population))
+    given = job.given_to(config)
+    work(config, given.images, given.judge, TuneContext(config, population))
 
 
 class TuneContext(LocalContext):

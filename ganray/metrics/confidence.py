@@ -49,7 +49,7 @@ class Estimate:
         width = self.high - self.low
         if max(abs(self.value), width) < _NOTHING:
             return "0 [0, 0]"
-        if 0 < width < math.inf:
+        if _NOTHING < width < math.inf:
             # The last digit moves at least 5 times within the interval, and at most 50.
             digits = max(0, math.ceil(math.log10(5 / width)))
             if self.value:

@@ -80,7 +80,9 @@ def _made(base: Config, commit: str) -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "commit": commit,
         "differs from the defaults": {
-            name: value for name, value in ours.items() if value != plain[name] and name != "home"
+            name: value
+            for name, value in ours.items()
+            if name != "home" and (name not in plain or value != plain[name])
         },
         "versions": {name: version(name) for name in _VERSIONS}
         | {"python": sys.version.split()[0]},

@@ -10,15 +10,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.stats import qmc
 
-from ganray.config import SECTIONS, Config, flatten, require
+from ganray.config import SECTIONS, Config, Reals, flatten, require
 
 OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
 """Names of axes that are no single field, and the field that replicates differ in."""
@@ -73,6 +73,16 @@ class Axis:
         """The name for people: "distribution scaling"; of loss.name, "loss"."""
         parts = [part.rpartition(".") for part in self.name.split("+")]
         return " ".join(section if last in ("name", "kind") else last for section, _, last in parts)
+
+    @property
+    def shows_others(self) -> bool:
+        """Whether its levels differ in what images show; then each is judged by its own."""
+        return not _SHOWN.isdisjoint(self.name.split("+"))
+
+    @property
+    def learns_others(self) -> bool:
+        """Whether its levels differ in how many images are learned, or in which form."""
+        return not self.shows_others and not _HELD.isdisjoint(self.name.split("+"))
 
     def level(self, value: str | float) -> Level:
         """The level of this label, or of this number; pbt's numbers can leave the range."""
@@ -190,24 +200,14 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
         ValueError: no such field or level, a field that runs must share, a level twice, or none.
     """
     name, equals, values = text.partition("=")
-    fields, known = name.split("+"), set(flatten(base))
+    fields, known = name.split("+"), {*flatten(base), OPTIMIZER, RATE}
     for field in fields:
-        if field == SEED:
-            raise ValueError(f"sweep.axis={text}: {SEED} makes the replicates; use --sweep.seeds")
-        if field not in known | {OPTIMIZER, RATE} or field.partition(".")[0] not in VARIED:
-            raise ValueError(
-                f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
-                f" {', '.join(f'{section}.*' for section in VARIED[:-1])}, {OPTIMIZER} or {RATE}"
-            )
-        if field in SHARED:
-            raise ValueError(
-                f"sweep.axis={text}: {field} says which images are learned and judged by, and runs"
-                f" that are compared share them; make a study for each value by --{field} instead"
-            )
+        _check_varies(text, field, known)
     if ".." in values:
         return _range(text, name, values, read)
     levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
-    labels = [level.label for level in levels]
+    labels = _shortest([level.label for level in levels])
+    levels = [replace(level, label=label) for level, label in zip(levels, labels, strict=True)]
     if not equals or len(set(labels)) < len(labels) or not labels:
         raise ValueError(
             f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with values that differ;"
@@ -216,17 +216,55 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
     return Axis(name, tuple(levels))
 
 
-_PLAIN = {"latent.scaling": "raw", "latent.offset": "0"}
+_PLAIN = {"latent.scaling": "raw", "latent.offset": "0", "data.root": "null"}
 """Values that a label leaves out."""
-VARIED = (*(s for s in SECTIONS if s not in ("ray", "tracking", "evaluation")), RATE)
-_IMAGES = ("source", "root", "download", "images", "drawn")
-_IMAGES += ("size", "crop", "flip", "split", "encoding")
-SHARED = tuple(f"data.{field}" for field in _IMAGES)
-"""What all runs of a study have in common: it decides on the images, on the reals that samples are
-compared with and on the classifier that judges, and figures by others of these do not compare."""
+_ONCE = {
+    "evaluation": "how runs are measured",
+    "ray": "where they run, which changes nothing of what is learned",
+    "tracking": "where their figures go",
+}
+VARIED = (*(s for s in SECTIONS if s not in _ONCE), OPTIMIZER, RATE)
+_SHOWN = {"data.source", "data.root", "data.download", "data.crop"}
+"""What images show."""
+_HELD = {f"data.{field}" for field in Reals.__annotations__} - _SHOWN
+"""How many images are learned, and in which form."""
+
+
+def _check_varies(text: str, field: str, known: Set[str]) -> None:
+    section = field.partition(".")[0]
+    if field == SEED:
+        raise ValueError(f"sweep.axis={text}: {SEED} makes the replicates; use --sweep.seeds")
+    if field in known and section in _ONCE:
+        raise ValueError(
+            f"sweep.axis={text}: {section} says {_ONCE[section]}, and is the same for all runs of a"
+            f" study; give --{field} a value of its own instead"
+        )
+    if field not in known or section not in VARIED:
+        raise ValueError(
+            f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
+            f" {', '.join(f'{section}.*' for section in VARIED[:-2])}, {OPTIMIZER} or {RATE}"
+        )
+
+
+def judged_alike(base: Config, axes: Sequence[Axis]) -> Config:
+    """The base, whose own images judge all runs, also those that learn others.
+
+    So runs on fewer images, smaller or mirrored ones are compared with the same reals, through the
+    same classifier (Karras et al. 2020, "Training GANs with limited data", do so for FID). Only
+    where an axis says what images show, those of its levels are judged by their own.
+    """
+    named = {field for axis in axes if axis.learns_others for field in axis.name.split("+")}
+    fields = [field.removeprefix("data.") for field in sorted(_HELD & named)]
+    held = {field: getattr(base.data, field) for field in fields}
+    reals = cast(Reals, held | base.evaluation.reals)
+    return replace(base, evaluation=replace(base.evaluation, reals=reals))
 
 
 def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -> Axis:
+    if name in _SHOWN | _HELD:
+        raise ValueError(
+            f"sweep.axis={text}: shards are made before a run begins, so name the values of {name}"
+        )
     ends = [_rate(v) if name == RATE else read(name, v) for v in values.split("..")]
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not 0 < ends[0] < ends[1]:
@@ -255,8 +293,18 @@ def _level(
         else:
             settings[field] = read(field, one)
     named = zip(fields, values, strict=True)
-    shown = [one for field, one in named if _PLAIN.get(field) != one]
+    shown = [
+        "all" if field == "data.images" and settings[field] is None else one
+        for field, one in named
+        if _PLAIN.get(field) != one
+    ]
     return Level(" ".join(shown) or value, settings)
+
+
+def _shortest(labels: list[str]) -> list[str]:
+    """Paths by their last part, where that tells them apart."""
+    short = [" ".join(word.rpartition("/")[2] or word for word in one.split()) for one in labels]
+    return short if len(set(short)) == len(set(labels)) else labels
 
 
 def _optimizer(name: str, base: Config) -> dict[str, Any]:

@@ -68,10 +68,25 @@ def summary(results: Results, rows: Sequence[Row], *, censored: bool = False) ->
     else:
         axes = [i for i, axis in enumerate(results.study.axes) if len(axis.levels) > 1]
         said += ["Brackets hold 95 % intervals over seeds, of all pairs of levels together."]
+        said += _judges(results.study.axes)
         said += [_axis(results, i, [j for j in axes if j != i]) for i in axes]
         said += _variance(results, anova(results, "coverage"))
         said += [_best(results, rows)]
     return " ".join(filter(None, said))
+
+
+def _judges(axes: Sequence[Axis]) -> list[str]:
+    """Which images runs are compared with, where they learn others than the base's."""
+    own = [axis.title for axis in axes if axis.shows_others]
+    said = [
+        f"Each {title} is judged by its own images, through a classifier of its own: coverage says"
+        f" how much of them is covered, and levels differ in what that takes."
+        for title in own
+    ]
+    if any(axis.learns_others for axis in axes):
+        of = f" of their {' and '.join(own)}" if own else ""
+        said.append(f"All runs{of} are compared with the same images, whichever they learn.")
+    return said
 
 
 def _others(results: Results) -> tuple[int, ...]:
@@ -245,8 +260,9 @@ def _cell(axes: Sequence[Axis], row: Row) -> str:
 
 
 def _level(axis: Axis, label: str) -> str:
-    """A level in a sentence; a number says what it is the number of."""
-    return label if label[:1].isalpha() else f"{axis.title} {label}"
+    """A level in a sentence; a number, or yes or no, says of what."""
+    tells = label[:1].isalpha() and label not in ("all", "true", "false", "null")
+    return label if tells else f"{axis.title} {label}"
 
 
 def _listed(things: Sequence[str], most: int = _NAMED) -> str:

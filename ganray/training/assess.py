@@ -23,7 +23,7 @@ from ganray.metrics.verdict import Verdict, verdict_on
 from ganray.progress import Progress
 from ganray.training import journal
 from ganray.training.context import local_device
-from ganray.training.judge import comparable, open_extractor, reals
+from ganray.training.judge import check_fits, comparable, fitted, open_extractor, reals
 from ganray.training.page import Page, draw
 from ganray.training.state import fixed_latents
 
@@ -82,31 +82,35 @@ def assess(
     generate: Generate,
     classes: int,
     images: Images,
-    judge: str,
+    classifier: str,
     *,
     samples: int,
     resamples: int = 200,
     title: str,
 ) -> Assessment | None:
-    """Compare samples of a generator with the images that it learned from.
+    """Compare samples of a generator with real images.
 
     Args:
         config: that it was trained with.
         generate: the generator.
         classes: that it can be asked for; 0 where it takes no label.
-        images: those it learned from.
-        judge: what `prepare_judge` returned for them.
+        images: those to compare with: `Config.reference_data`.
+        classifier: what `prepare_judge` returned for them.
         samples: how many of each; fewer where there are too few images.
         resamples: behind an interval.
         title: of the page.
 
     Returns:
         None where there are too few images to say anything.
+
+    Raises:
+        ValueError: samples cannot be brought to the size of the reals.
     """
-    count = comparable(judge, images, samples, parts=2)
+    count = comparable(classifier, images, samples, parts=2)
     if not count:
         return None
-    extractor = open_extractor(judge, images, local_device(), config.evaluation)
+    generate = _fitting(generate, config, classes, images)
+    extractor = open_extractor(classifier, images, local_device(), config.evaluation)
     real, others = (reals(config, images, count, part) for part in (0, 1))
     z = fixed_latents(config, "report", count, classes, torch.device("cpu"))
     looked, shown = [], []
@@ -133,6 +137,14 @@ def assess(
     modes = None if seen.modes is None else seen.modes[: len(shown)].cpu().numpy()
     page = Page(title, shown.numpy(), modes, real[nearest].numpy())
     return Assessment(found, verdict, page)
+
+
+def _fitting(generate: Generate, config: Config, classes: int, images: Images) -> Generate:
+    """The generator with its samples in the size of the reals."""
+    shape = config.reference_data().seen_shape(images.image_shape)
+    height, width, channels = generate(torch.zeros(1, config.latent.size + classes)).shape[1:]
+    check_fits((height, width, channels), shape)
+    return lambda z: fitted(generate(z), shape)
 
 
 def _joined(parts: list[Seen]) -> Seen:

@@ -101,7 +101,7 @@ def _held_back(config: Config, images: Images) -> np.ndarray:
 
 
 def _batch_of(state: TrainState, images: Images, ids: np.ndarray) -> Batch:
-    real = read(state.config, images, ids).to(state.device)
+    real = read(state.config.data, images, ids).to(state.device)
     labels = []
     if state.classes:
         classes = torch.from_numpy(images.rows(ids).labels).to(state.device)

@@ -19,7 +19,7 @@ from ganray.metrics.extractors import Extractor, Seen
 from ganray.metrics.suite import Reference, measure
 from ganray.metrics.verdict import WATCHED, alarm, half_life
 from ganray.training import journal
-from ganray.training.judge import comparable, open_extractor, reals
+from ganray.training.judge import comparable, fitted, open_extractor, reals
 from ganray.training.state import TrainState
 
 BEST = "best_diversity"
@@ -34,14 +34,25 @@ class Evaluator:
     the others train on. Nothing here changes what is learned.
     """
 
-    def __init__(self, config: Config, images: Images, judge: str, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, images: Images, classifier: str, device: torch.device
+    ) -> None:
+        """Look at the reals.
+
+        Args:
+            config: of the run.
+            images: those that samples are compared with: `Config.reference_data`.
+            classifier: the file: see `judge.prepare_judge`.
+            device: of this rank.
+        """
         self._config, self._device = config, device
-        self._samples = comparable(judge, images, config.evaluation.samples)
+        self._shape = config.reference_data().seen_shape(images.image_shape)
+        self._samples = comparable(classifier, images, config.evaluation.samples)
         self.last: dict[str, float] = {}
         """What rank 0 found last, as `collapse/NAME`; empty before, and on other ranks."""
         if not self._samples:
             return
-        self._extractor: Extractor = open_extractor(judge, images, device, config.evaluation)
+        self._extractor: Extractor = open_extractor(classifier, images, device, config.evaluation)
         start = time.perf_counter()
         if rank() == 0:  # which alone does the sums
             self._reference = Reference.of(self._extractor, reals(config, images, self._samples))
@@ -75,7 +86,7 @@ class Evaluator:
         slices = [rank_slice(self._samples, r, world_size()) for r in range(world_size())]
         counts = [part.stop - part.start for part in slices]
         mine = state.images_of("evaluation", self._samples, slices[rank()])
-        seen = self._extractor.look(mine)
+        seen = self._extractor.look(fitted(mine, self._shape))
         whole = [
             None if part is None else all_rows(part, counts)
             for part in (seen.features, seen.modes, seen.confidences)

@@ -1,15 +1,18 @@
-"""Who judges a run: the extractor that its samples, and as many reals, are looked at through."""
+"""Who judges a run: the reals that its samples are compared with, and the extractor of both."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ganray.config import Config, EvaluationConfig
+from ganray.config import Config, DataConfig, EvaluationConfig
 from ganray.data.augment import augment
 from ganray.data.loader import Images
+from ganray.data.resize import to_squares
+from ganray.data.shards import Shape
 from ganray.metrics.extractors import (
     ByAttributes,
     ByChannel,
@@ -39,12 +42,26 @@ _TESTED = 5_000
 """Of these, those that say how good it is."""
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What a run's workers are told of its judge."""
+
+    classifier: str = ""
+    """Its file: see `prepare_judge`."""
+    reals: str = ""
+    """Where the shards are of `Config.reference_data`; '' if they are those that are learned."""
+
+
+UNTRAINED = Judge()
+"""Compares by pixels, with what is learned."""
+
+
 def prepare_judge(config: Config, images: Images, digest: str, device: torch.device) -> str:
     """Train the classifier that this data needs, if it was not yet.
 
     Args:
         config: of the run.
-        images: those it trains on.
+        images: those that samples are compared with: `Config.reference_data`.
         digest: stands for them.
         device: where to train.
 
@@ -62,10 +79,11 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
     count = min(most, _LEARNED_BYTES // (height * width * channels))
     ids, held = _shuffled_ids(images), _held_out(images)
     cache = config.home / "classifiers"
-    seen = f"{config.data.crop}/{count}{'/flip' if config.data.flip else ''}"
+    data = config.reference_data()
+    seen = f"{data.crop}/{count}{'/flip' if data.flip else ''}"
     classifier = reference_classifier(
-        *_labelled(config, images, ids[held:][:count]),
-        *_labelled(config, images, ids[:held][:_TESTED]),
+        *_labelled(data, images, ids[held:][:count]),
+        *_labelled(data, images, ids[:held][:_TESTED]),
         data_digest=f"{digest}/{seen}",
         cache=cache,
         device=device,
@@ -73,7 +91,7 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
     return str(cache / f"{classifier.hash}.pt")
 
 
-def _labelled(config: Config, images: Images, ids: np.ndarray) -> tuple[Unread, torch.Tensor]:
+def _labelled(data: DataConfig, images: Images, ids: np.ndarray) -> tuple[Unread, torch.Tensor]:
     """Pixels, to be read if need be, and classes or attributes, of those ids that have any."""
     rows = images.rows(ids)
     labels = rows.labels if images.class_names else rows.attributes
@@ -81,13 +99,13 @@ def _labelled(config: Config, images: Images, ids: np.ndarray) -> tuple[Unread, 
         known = labels >= 0
         ids, labels = ids[known], labels[known]
     labels = torch.from_numpy(labels)
-    height, width, channels = config.data.seen_shape(images.image_shape)
+    height, width, channels = data.seen_shape(images.image_shape)
     if not _stacked(images):
         shape = (len(ids), height, width, channels)
-        return Unread(shape, lambda: read(config, images, ids)), labels
+        return Unread(shape, lambda: read(data, images, ids)), labels
 
     def digits() -> torch.Tensor:
-        return split_channels(read(config, images, ids), labels)[0]
+        return split_channels(read(data, images, ids), labels)[0]
 
     return Unread((channels * len(ids), height, width, 1), digits), split_labels(labels)
 
@@ -97,17 +115,17 @@ def _held_out(images: Images) -> int:
 
 
 def open_extractor(
-    judge: str, images: Images, device: torch.device, evaluation: EvaluationConfig
+    classifier: str, images: Images, device: torch.device, evaluation: EvaluationConfig
 ) -> Extractor:
     """The extractor of these images, in the process that uses it.
 
     Args:
-        judge: what `prepare_judge` returned.
-        images: those the run trains on.
+        classifier: what `prepare_judge` returned.
+        images: those that samples are compared with.
         device: where to look.
         evaluation: whether features are another network's; modes are never.
     """
-    own = _own_extractor(judge, images, device)
+    own = _own_extractor(classifier, images, device)
     if evaluation.features == "classifier":
         return own
     return Joined(_pretrained(evaluation, device), own)
@@ -118,10 +136,10 @@ def _pretrained(evaluation: EvaluationConfig, device: torch.device) -> Extractor
     return kind(Path(evaluation.weights or ""), device)
 
 
-def _own_extractor(judge: str, images: Images, device: torch.device) -> Extractor:
-    if not judge:
+def _own_extractor(file: str, images: Images, device: torch.device) -> Extractor:
+    if not file:
         return Pixels(device)
-    classifier = load_classifier(Path(judge), device)
+    classifier = load_classifier(Path(file), device)
     if _stacked(images):
         return ByChannel(classifier)
     if images.class_names:
@@ -139,7 +157,7 @@ def reals(config: Config, images: Images, samples: int, part: int = 0) -> torch.
 
     Args:
         config: of the run.
-        images: those it trains on.
+        images: those that samples are compared with.
         samples: how many.
         part: 0, or 1 for as many others.
 
@@ -147,19 +165,52 @@ def reals(config: Config, images: Images, samples: int, part: int = 0) -> torch.
         uint8 (n, H, W, C), n being `samples`, or fewer where images are few.
     """
     ids = _shuffled_ids(images)[part * samples : (part + 1) * samples]
-    return read(config, images, ids)
+    return read(config.reference_data(), images, ids)
 
 
-def comparable(judge: str, images: Images, samples: int, parts: int = 1) -> int:
+def check_fits(made: Shape, reals: Shape) -> None:
+    """Refuse reals that samples cannot be brought to the shape of.
+
+    Args:
+        made: (H, W, C) of the samples.
+        reals: the same of what they are compared with.
+
+    Raises:
+        ValueError: one has colours and the other has none; or the reals are no squares, and show
+            what may lie outside of the samples.
+    """
+    shapes = " and reals of ".join("x".join(map(str, shape)) for shape in (made, reals))
+    if made[2] != reals[2]:
+        raise ValueError(f"samples of {shapes} do not compare; use runs and images of one kind")
+    if made != reals and reals[0] != reals[1]:
+        raise ValueError(
+            f"samples of {shapes} do not compare, as these may show more; use squares as reals:"
+            " --evaluation.reals.size 64"
+        )
+
+
+def fitted(samples: torch.Tensor, reals: Shape) -> torch.Tensor:
+    """Samples in the size of the reals, made as shards are: uint8 (n, H, W, C).
+
+    Args:
+        samples: uint8 (n, h, w, C), on any device; returned as they are if they have the size.
+        reals: (H, W, C); see `check_fits`.
+    """
+    if tuple(samples.shape[1:3]) == reals[:2]:
+        return samples
+    return to_squares(samples.cpu(), reals[0]).contiguous()
+
+
+def comparable(classifier: str, images: Images, samples: int, parts: int = 1) -> int:
     """How many reals there are to compare with, at most `samples`; 0 where they are too few.
 
     Args:
-        judge: what `prepare_judge` returned: what its classifier learned is left out.
-        images: those the run trains on.
+        classifier: what `prepare_judge` returned: what it learned is left out.
+        images: those that samples are compared with.
         samples: how many are wanted.
         parts: how many sets of them.
     """
-    known = _held_out(images) if judge else len(images)
+    known = _held_out(images) if classifier else len(images)
     found = min(samples, known // parts)
     return found if found >= FEWEST else 0
 
@@ -173,7 +224,7 @@ def _shuffled_ids(images: Images) -> np.ndarray:
     return np.random.default_rng(_SEED).permutation(len(images))
 
 
-def read(config: Config, images: Images, ids: np.ndarray) -> torch.Tensor:
+def read(data: DataConfig, images: Images, ids: np.ndarray) -> torch.Tensor:
     """Images as D is shown them, cropped and mirrored: uint8 (n, H, W, C) on the CPU."""
     pixels = torch.empty((len(ids), *images.image_shape), dtype=torch.uint8)
     # Shard by shard: the cache of far ones may have no room for all that hold some of these.
@@ -185,8 +236,8 @@ def read(config: Config, images: Images, ids: np.ndarray) -> torch.Tensor:
         pixels[which] = part
     return augment(
         pixels,
-        crop=config.data.crop,
-        flip=config.data.flip,
+        crop=data.crop,
+        flip=data.flip,
         rng_seed=_SEED,
         step=0,
         batch_size=len(ids),

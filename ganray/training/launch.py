@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from ganray.config import Config, check_resumes, from_dict, to_dict
 from ganray.data.prepare import open_images
 from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext
+from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
+from ganray.training.judge import UNTRAINED, Judge
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE
 
@@ -64,13 +66,13 @@ def claim_images(folder: Path, images: str, identity: str) -> None:
     path.write_text(json.dumps(now, indent=2))
 
 
-def launch(config: Config, images: str, judge: str = "") -> Path:
+def launch(config: Config, images: str, judge: Judge = UNTRAINED) -> Path:
     """Collective over the process group, if there is one. Returns the last checkpoint's folder.
 
     Args:
         config: The run.
         images: Where the shards are: `DataPlan.where`.
-        judge: The classifier's file: see `judge.prepare_judge`.
+        judge: Who compares samples with what.
     """
     context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
     work(config, images, judge, context)
@@ -79,10 +81,14 @@ def launch(config: Config, images: str, judge: str = "") -> Path:
     return checkpoint
 
 
-def work(config: Config, images: str, judge: str, context: WorkerContext) -> None:
+def work(config: Config, images: str, judge: Judge, context: WorkerContext) -> None:
     """One rank's life, the same under every launcher."""
-    with (
-        closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
-        closing(open_images(config.data, config.home, images)) as opened,
-    ):
-        train(config, opened, judge, context, journal)
+    with ExitStack() as held:
+        journal = held.enter_context(closing(Journal(config.run_folder() if rank() == 0 else None)))
+        opened = held.enter_context(closing(open_images(config.data, config.home, images)))
+        reals = opened
+        if judge.reals:
+            data = config.reference_data()
+            reals = held.enter_context(closing(open_images(data, config.home, judge.reals)))
+        evaluator = Evaluator(config, reals, judge.classifier, context.device)
+        train(config, opened, evaluator, context, journal)

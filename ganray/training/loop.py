@@ -34,14 +34,18 @@ class Diverged(ValueError):
 
 
 def train(
-    config: Config, images: Images, judge: str, context: WorkerContext, journal: Journal
+    config: Config,
+    images: Images,
+    evaluator: Evaluator,
+    context: WorkerContext,
+    journal: Journal,
 ) -> TrainState:
     """Train until `train.kimg`, from the latest checkpoint if there is one.
 
     Args:
         config: of the run.
         images: what D is shown.
-        judge: the classifier's file: see `judge.prepare_judge`.
+        evaluator: compares samples with reals.
         context: where this rank runs.
         journal: keeps silent on ranks other than 0.
 
@@ -56,7 +60,6 @@ def train(
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
     weight = (mine.stop - mine.start) * world_size() / size
-    evaluator = Evaluator(config, images, judge, device)
     means, pace = Means(device), Pace(state.images_seen)
     autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
 

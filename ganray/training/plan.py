@@ -14,6 +14,7 @@ from ganray.config import Config
 from ganray.data.prepare import DataPlan
 from ganray.gan import networks
 from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
+from ganray.training.sets import Sets
 
 Shape = tuple[int, int, int]
 
@@ -102,11 +103,12 @@ def check_world(config: Config, count: int) -> None:
         )
 
 
-def describe(config: Config, images: DataPlan, workers: Workers, results: str) -> str:
+def describe(sets: Sets, workers: Workers, results: str) -> str:
     """The resolved plan, a line for each thing a person decides on."""
+    config = sets.config
     again = f"{config.name} (stopped? the same command with --name {config.name} goes on)"
     where = f"{config.run_folder()} and {results}"
-    return aligned({"run": again} | decisions(config, images, workers) | {"results": where})
+    return aligned({"run": again} | decisions(sets, workers) | {"results": where})
 
 
 def aligned(rows: Mapping[str, str]) -> str:
@@ -115,9 +117,9 @@ def aligned(rows: Mapping[str, str]) -> str:
     return "\n".join(f"{name:{width}s} {text}" for name, text in rows.items())
 
 
-def decisions(config: Config, images: DataPlan, workers: Workers) -> dict[str, str]:
+def decisions(sets: Sets, workers: Workers) -> dict[str, str]:
     """What a run will do and take, by topic."""
-    train = config.train
+    config, images, train = sets.config, sets.images, sets.config.train
     classes = classes_of(config, images)
     G, D = _meta_networks(config, images.image_shape, classes)
     height, width, channels = images.stored_shape
@@ -135,19 +137,23 @@ def decisions(config: Config, images: DataPlan, workers: Workers) -> dict[str, s
         f" {_game(config)}, {config.optimizer.name}, {train.precision}",
         "workers": str(workers),
         "memory": f"about {memory / 2**20:,.0f} MiB of tensors in each worker",
-        "judged": _judged(config),
+        "judged": _judged(sets),
     }
 
 
-def _judged(config: Config) -> str:
-    """How much of G is looked at, and how often."""
-    evaluation = config.evaluation
-    every = evaluation.every or config.train.sample_every
+def _judged(sets: Sets) -> str:
+    """How much of G is looked at, how often, and beside what, unless it is what is learned."""
+    evaluation = sets.config.evaluation
+    every = evaluation.every or sets.config.train.sample_every
+    height, width, _ = sets.reals.image_shape
     said = [
         f"{evaluation.samples:,} samples every {every:g} kimg" if evaluation.samples else "",
         f"a report on {evaluation.report_samples:,}" if evaluation.report_samples else "",
     ]
-    return ", ".join(filter(None, said)) or "not at all"
+    if not any(said):
+        return "not at all"
+    other = "" if sets.same else f"compared with {sets.reals}, {height}x{width}"
+    return ", ".join(filter(None, [*said, other]))
 
 
 def _game(config: Config) -> str:

@@ -56,7 +56,7 @@ def shown(tmp_path_factory, empty_store):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         study, base = small_study(), base_config(home)
-        runs = StudyRuns(study, base, DATASET, {})
+        runs = StudyRuns(study, base, lambda _: DATASET, {})
     for trial in study.trials:
         config = trial.config(base)
         runs.begin(trial, config)

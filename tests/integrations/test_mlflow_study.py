@@ -44,7 +44,7 @@ def two_trials(name):
 
 def start(study, home, **changed):
     base = replace(base_config(home), **changed)
-    return StudyRuns(study, base, DATASET, {"device": "cpu"}, poll_s=0.05)
+    return StudyRuns(study, base, lambda _: DATASET, {"device": "cpu"}, poll_s=0.05)
 
 
 def stored(runs):

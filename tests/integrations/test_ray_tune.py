@@ -142,13 +142,17 @@ def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
 
 def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(home):
     options = ["--ray.workers", "2", "--sweep.design", "asha", "--sweep.seeds", "1"]
-    driver = Driver(home, "--sweep.axis", "latent.size=2,4,8", *options, "--name", "asha")
+    driver = Driver(home, "--sweep.axis", "data.images=100,200,null", *options, "--name", "asha")
     assert driver.end() == 0, driver.text
     assert "its means are censored" in driver.text
     assert "Runs were chosen or stopped by their results" in driver.text
     results = outcomes.collect(design.load(home / "studies" / "asha"), home / "runs")
     assert results.count("finished", "stopped") == 3
     assert results.count("finished") >= 1
+    # They learned different numbers of images; 750 of the 1,500 were left to compare with.
+    assert {shards.name.split("-")[4] for shards in (home / "shards").glob("*-train-*")} == {
+        *("100", "200", "1500")
+    }
 
 
 @pytest.mark.parametrize("how", ["tpe", "pbt"])

@@ -23,7 +23,7 @@ def tuner(options, home, at_a_time, trials=None):
         study = replace(study, axes=(Axis("rate", (), (0.1, 10.0)),), trials=())
     elif trials:
         study = replace(study, trials=study.trials[:trials])
-    job = ray_tune.Job(base_config(home), "", "", Workers(1, False, 1), 10)
+    job = ray_tune.Job(base_config(home), {}, Workers(1, False, 1))
     return ray_tune._tuner(ganray_trial, job, study, options, home, at_a_time)._local_tuner
 
 
@@ -51,7 +51,7 @@ def test_a_search_is_restored_and_its_runs_get_the_retries_that_are_asked_for_no
 
 def test_a_run_that_failed_once_and_is_stopped_now_was_stopped(tmp_path, monkeypatch):
     study, ends = small_study(), []
-    job = ray_tune.Job(base_config(tmp_path), "", "", Workers(1, False, 1), 10)
+    job = ray_tune.Job(base_config(tmp_path), {}, Workers(1, False, 1))
     watcher = SimpleNamespace(end=lambda trial, outcome: ends.append(outcome.status))
     parts = {"job": job, "study": study, "options": SweepConfig(design="asha"), "watcher": watcher}
     for name, part in (parts | {"ended": set()}).items():

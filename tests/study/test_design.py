@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from ganray.cli import value_of
 from ganray.config import Config, OptimizerConfig, flatten
 from ganray.study import design
-from ganray.study.design import Axis, Level, parse_axis, plan
+from ganray.study.design import Axis, Level, judged_alike, parse_axis, plan
 
 BASE = Config(optimizer=OptimizerConfig("adam", 1e-3, 2e-3))
 
@@ -64,15 +65,17 @@ def test_every_named_optimizer_is_a_valid_one(name):
     ("text", "message"),
     [
         ("latent.sise=1", "'latent.sise' is not a field that can be varied"),
-        ("tracking.uri=a,b", "'tracking.uri' is not a field that can be varied"),
+        ("home=a,b", "'home' is not a field that can be varied; name one of data.*"),
+        ("tracking.uri=a,b", "tracking says where their figures go, and is the same for all runs"),
+        ("evaluation.samples=80,90", "evaluation says how runs are measured"),
+        ("latent.size+ray.workers=1+1,2+2", "ray says where they run, which changes nothing"),
         ("latent.size", "must be FIELD=VALUE"),
         ("latent.size=1,1", "values that differ"),
         ("latent.size+latent.scaling=1,10", "'1' must hold 2 values joined by +"),
         ("optimizer=sdg", "optimizer='sdg' is not one of sgd, momentum"),
         ("rate=fast", "rate=fast must be a positive number"),
         ("train.rng_seed=1,2", "use --sweep.seeds"),
-        ("data.images=200,1700", "make a study for each value by --data.images instead"),
-        ("data.shuffle+data.crop=full+0,blocks+24", "data.crop says which images are learned"),
+        ("data.images=200..1700", "shards are made before a run begins, so name the values"),
     ],
 )
 def test_a_mistyped_axis_is_refused_in_one_line(text, message):
@@ -140,12 +143,45 @@ def test_a_study_is_read_as_it_was_written(tmp_path):
     assert design.load(tmp_path) == study
 
 
-def test_how_images_are_read_can_be_varied_but_no_field_that_decides_which_they_are():
-    free = {"shuffle", "block_rows", "window_blocks", "residence", "threads"}
-    free |= {"verify", "on_damage", "cache", "cache_gb"}
-    fields = {name for name in flatten(BASE) if name.startswith("data.")}
-    assert fields - set(design.SHARED) == {f"data.{name}" for name in free}
-    assert axis("data.shuffle=full,blocks").title == "shuffle"
+def test_every_field_of_what_and_how_a_gan_learns_can_be_varied():
+    sections = {"data", "latent", "network", "loss", "optimizer", "train"}
+    fields = {name for name in flatten(BASE) if name.partition(".")[0] in sections}
+    for field in fields - {"train.rng_seed"}:
+        assert axis(f"{field}=1,2").labels == ("1", "2"), field
+
+
+def trials_of(*texts, base=BASE):
+    axes = [axis(text, value_of) for text in texts]
+    return [trial.config(judged_alike(base, axes)) for trial in plan("s", axes, 1).trials]
+
+
+def test_runs_on_other_images_are_judged_by_the_same():
+    few, all_ = sorted(
+        trials_of("data.images+latent.size=500+1,null+2"), key=lambda one: one.latent.size
+    )
+    assert few.data.images == 500
+    assert all_.data.images is None
+    assert few.reference_data() == all_.reference_data() == all_.data
+    texts = ("data.flip=true", "data.split=test", "data.drawn=9", "data.encoding=jpeg")
+    (other,) = trials_of("data.size=32", *texts)
+    assert other.reference_data() == BASE.data != other.data
+    small = replace(BASE, evaluation=replace(BASE.evaluation, reals={"size": 8}))
+    (other,) = trials_of("data.size=32", base=small)  # unless others are asked for
+    assert other.reference_data() == replace(BASE.data, size=8)
+
+
+def test_what_images_show_is_judged_by_images_that_show_it():
+    for text in ("data.source+data.images=digits+5", "data.root=/a", "data.crop=24"):
+        (other,) = trials_of(text)
+        assert other.reference_data() == other.data
+        assert axis(text).shows_others
+    (few,) = trials_of("data.source=digits", "data.images=5")
+    assert few.reference_data() == replace(few.data, images=None)
+    assert not axis("data.images=1,2").shows_others
+
+
+def test_all_images_are_called_so():
+    assert axis("data.images=5,null", value_of).labels == ("5", "all")
 
 
 def test_a_number_of_a_range_stays_in_it_and_whole_ones_are_told_apart_however_large():

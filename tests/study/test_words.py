@@ -57,6 +57,32 @@ def test_a_level_that_is_ahead_of_all_others_is_said_to_be_by_how_much():
     ) in said(found)
 
 
+def of_axes(found, *names):
+    """With other names for its axes."""
+    axes = [dataclasses.replace(a, name=n) for a, n in zip(found.study.axes, names, strict=True)]
+    return Results(dataclasses.replace(found.study, axes=tuple(axes)), found.outcomes)
+
+
+def test_who_judges_is_said_where_runs_learn_other_images():
+    found = study([[0.2, 0.2], [0.5, 0.5]])
+    same = "are compared with the same images, whichever they learn."
+    assert "judged" not in said(found)
+    assert same not in said(found)
+    text = said(of_axes(found, "data.images", "data.flip+latent.size"))
+    assert f"All runs {same}" in text
+    assert "judged" not in text
+    text = said(of_axes(found, "data.source+data.size", "data.images"))
+    assert "Each source size is judged by its own images, through a classifier of its own" in text
+    assert f"All runs of their source size {same}" in text
+    assert same not in said(of_axes(found, "data.crop", "latent.size"))
+
+
+def test_yes_no_and_all_say_of_what():
+    found = of_axes(renamed(study([[0.2, 0.2], [0.5, 0.5]]), "false", "true"), "data.flip", "rate")
+    assert "flip true covers" in said(found)
+    assert "more of the data than flip false" in said(found)
+
+
 def test_levels_that_cannot_be_told_apart_are_named_as_such():
     text = said(study([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]]))
     assert "and is not told from" in text

@@ -53,19 +53,20 @@ def test_images_without_labels_are_refused_before_anything_is_held(conditional, 
     with pytest.raises(
         ValueError, match=r"network.conditional=True needs images with class labels"
     ):
-        describe(conditional, *plan_of(classes=0))
-    assert "beside one of 2 labels" in describe(conditional, *plan_of(classes=2))
+        describe(*plan_of(classes=0))
+    assert "beside one of 2 labels" in describe(*plan_of(classes=2))
 
 
 @pytest.fixture
-def plan_of(tmp_path):
+def plan_of(conditional, tmp_path):
     from ganray.data.prepare import DataPlan
     from ganray.training.plan import Workers
+    from ganray.training.sets import Sets
 
     def make(classes):
         shape = (16, 16, 3)
         images = DataPlan("squares", False, tmp_path, 9, shape, shape, "/s", 9, True, classes)
-        return images, Workers(1, False, 1), "here"
+        return Sets(conditional, images, images), Workers(1, False, 1), "here"
 
     return make
 

@@ -13,17 +13,19 @@ from PIL import Image
 
 from ganray.config import EvaluationConfig, to_dict
 from ganray.data.convert import write_shards
+from ganray.data.convert_worker import resize_and_crop
 from ganray.data.prepare import open_images
 from ganray.data.reader import ShardReader
 from ganray.data.remote import RemoteShards
 from ganray.distributed import all_rows
 from ganray.metrics.features import reference_classifier
 from ganray.metrics.recipe import Recipe
-from ganray.metrics.suite import Report
+from ganray.metrics.suite import Reference, Report, measure
 from ganray.training import evaluation, journal, judge
 from ganray.training.assess import differences
+from ganray.training.judge import Judge
 from ganray.training.launch import launch
-from ganray.training.state import CONFIG_FILE, read_state
+from ganray.training.state import CONFIG_FILE, TrainState, read_state
 from tests.conftest import Squares, load_job, tiny_config
 from tests.metrics.test_pretrained import WIDTH, dinov2_weights, saved
 
@@ -65,6 +67,68 @@ def test_reals_of_which_few_differ_stop_no_training(tmp_path):
     _, shares = journal.history(config.run_folder(), "collapse/ndb_share")
     assert len(shares) == 2
     assert all(0 <= share <= 1 for share in shares)
+
+
+def shards_of(folder: Path, **how: int) -> str:
+    write_shards(Squares(200), folder, processes=1, **how)
+    return str(folder)
+
+
+def found_by_hand(config, checkpoint: Path, reals: str) -> float:
+    """The Vendi share of a checkpoint's samples, resized if need be, beside these reals."""
+    opened = ShardReader(Path(reals))
+    state = TrainState(config, (16, 16, 3), CPU)
+    state.load(checkpoint)
+    samples = judge.fitted(state.images_of("evaluation", 90), opened.image_shape)
+    eyes = judge.open_extractor("", opened, CPU, config.evaluation)
+    reference = Reference.of(eyes, judge.reals(config, opened, 90))
+    return measure(reference, eyes.look(samples), quick=True)["vendi_share"]
+
+
+def test_samples_are_compared_with_other_images_than_those_that_are_learned(tmp_path):
+    """Those of a part with the whole set, small ones with large: the same training throughout."""
+    few = shards_of(tmp_path / "few", images=24)
+    own = evaluated(tmp_path / "own")
+    plain = read_state(launch(own, few))["G"]
+    past, _ = journal.history(own.run_folder(), "collapse/vendi_share")
+    assert not len(past)  # these are too few to be compared with
+    for name, reals in (("whole", {"images": None}), ("large", {"size": 24})):
+        config = evaluated(tmp_path / name)
+        config = replace(config, evaluation=replace(config.evaluation, reals=reals))
+        size = reals.get("size", 0)
+        others = shards_of(tmp_path / name / "reals", size=size)
+        checkpoint = launch(config, few, Judge(reals=others))
+        weights = read_state(checkpoint)["G"]
+        assert all(torch.equal(weights[key], plain[key]) for key in plain)
+        _, shares = journal.history(config.run_folder(), "collapse/vendi_share")
+        assert len(shares) == 2
+        assert shares[1] == pytest.approx(found_by_hand(config, checkpoint, others))
+
+
+def test_samples_are_resized_as_shards_are():
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 31, 21, 3), np.uint8))
+    for size in (8, 21, 40):
+        resized = judge.fitted(pictures, (size, size, 3))
+        expected = [resize_and_crop(Image.fromarray(one.numpy()), size) for one in pictures]
+        distance = resized.numpy().astype(int) - np.stack([np.asarray(e) for e in expected])
+        assert np.abs(distance).max() <= 1
+        assert resized.is_contiguous()
+    assert judge.fitted(pictures, (31, 21, 3)) is pictures
+
+
+@pytest.mark.parametrize(
+    ("made", "reals", "message"),
+    [
+        ((16, 16, 1), (16, 16, 3), "samples of 16x16x1 and reals of 16x16x3 do not compare; use"),
+        ((16, 16, 3), (31, 21, 3), "as these may show more; use squares as reals"),
+    ],
+)
+def test_reals_that_samples_cannot_be_brought_to_are_refused(made, reals, message):
+    with pytest.raises(ValueError, match=message) as error:
+        judge.check_fits(made, reals)
+    assert "\n" not in str(error.value)
+    judge.check_fits(reals, (16, 16, reals[2]))
+    judge.check_fits(reals, reals)
 
 
 def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, tmp_path):

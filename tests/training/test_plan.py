@@ -9,6 +9,7 @@ from ganray import presets
 from ganray.config import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DataPlan
 from ganray.training.plan import Cluster, Workers, describe, resolve, step_bytes
+from ganray.training.sets import Sets
 
 
 def config(batch_size=128, **ray):
@@ -99,7 +100,7 @@ def test_the_plan_names_every_decision(tmp_path):
     shape = 32, 32, 3
     what = "procedural faces (no CelebA was given)"
     images = DataPlan(what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False, 0)
-    text = describe(preset, images, Workers(2, False, 1), "sqlite:///x")
+    text = describe(Sets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
     for part in (
         "--name mine",
         "12,000 images",
@@ -120,7 +121,7 @@ def test_the_plan_names_every_decision(tmp_path):
     assert (
         "wgan + R1 0.1 + GP 10 + unroll 5 by 0.1 + pack 2 + minibatch stddev 4 + spectral norm"
         " + G every 5 steps + 2 G steps, adam"
-    ) in describe(many, images, Workers(1, False, 1), "sqlite:///x")
+    ) in describe(Sets(many, images, images), Workers(1, False, 1), "sqlite:///x")
 
 
 def test_the_memory_estimate_follows_batch_and_weights(tmp_path):
