@@ -96,7 +96,10 @@ def value_of(field: str, text: str) -> Any:
     Raises:
         ValueError: it is not of the field's type.
     """
-    return _read([f"--{field}={text}"], _parser(Config(), "", {}))[field]
+    section, _, name = field.partition(".")
+    parser = ArgumentParser(exit_on_error=False)  # of this field alone: it is asked many times
+    parser.add_argument(f"--{field}", type=typing.get_type_hints(SECTIONS[section])[name])
+    return _read([f"--{field}={text}"], parser)[field]
 
 
 def _values(

@@ -58,6 +58,26 @@ def test_axes_add_up_and_any_preset_is_a_base(job, capsys):
     assert "60 kimg" in said
 
 
+def test_what_is_learned_is_an_axis_and_the_same_images_judge(job, capsys):
+    axes = ["--sweep.axis", "data.images=100,null", "--sweep.axis=data.size=8,16"]
+    job.main([*DIGITS, "--data.size", "0", *axes, "--sweep.axis", "data.flip=false,true"])
+    said = capsys.readouterr().out
+    assert "8 cells x 5 seeds" in said
+    assert "100, all" in said
+    assert "compared with 1,500 images of scikit-learn's digits, 8x8" in said
+
+
+def test_images_that_show_something_else_are_planned_one_by_one(job, squares, capsys):
+    axis = f"data.source+data.root=digits+null,celeba+{squares}"
+    small = ["--data.size", "0", "--network.kind", "mlp", "--data.download", "false", "--dry-run"]
+    job.main([*small, "--sweep.axis", axis])
+    said = capsys.readouterr().out
+    assert "digits, celeba set" in said
+    assert "compared with" not in said  # each with its own
+    with pytest.raises(ValueError, match="/nowhere: no such folder"):
+        job.main([*small, "--sweep.axis", axis.replace(str(squares), "/nowhere")])
+
+
 def test_a_search_says_what_its_figures_are_worth(job, capsys):
     job.main([*DIGITS, "--sweep.design", "tpe", "--sweep.axis", "rate=0.1..10"])
     said = capsys.readouterr().out
@@ -90,6 +110,22 @@ def test_a_search_says_what_its_figures_are_worth(job, capsys):
                 *("--sweep.axis", "network.pack=1,2"),
             ],
             r"network\.pack=2 joins images",
+        ),
+        (["--sweep.axis", "data.images=9..99", "--sweep.design", "tpe"], "name the values of data"),
+        (["--sweep.axis", "data.split=train,valid"], r"data\.split=valid has no images"),
+        (
+            [
+                *("--data.source", "celeba", "--data.size", "0", "--data.drawn", "99"),
+                *("--sweep.axis", "data.size=16"),
+            ],
+            r"samples of 16x16x3 and reals of 218x178x3 do not compare",
+        ),
+        (
+            [
+                *("--data.source", "celeba", "--data.drawn", "99"),
+                *("--sweep.axis", "network.conditional=false,true"),
+            ],
+            r"network\.conditional=True needs images with class labels",
         ),
         (["--evaluation.samples", "0"], "a study compares what is measured"),
         (["--launcher", "torch"], "a study runs on Ray"),

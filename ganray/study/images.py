@@ -51,12 +51,10 @@ class StudyImages:
         """All that is learned and compared with, in words, and what tells it from others."""
         told = {}
         for one in self:
-            config = one.config
-            told[str(one.images)] = prepare.identity(config.data, one.images, config.home)
-            if not one.same:
-                data = config.reference_data()
-                told[str(one.reals)] = prepare.identity(data, one.reals, config.home)
-        return ", ".join(told), "-".join(dict.fromkeys(told.values()))
+            data, reference, home = one.config.data, one.config.reference_data(), one.config.home
+            for what, found in ((data, one.images), (reference, one.reals)):
+                told[prepare.identity(what, found, home)] = str(found)
+        return ", ".join(dict.fromkeys(told.values())), "-".join(told)
 
     def given(self) -> dict[Hashable, Given]:
         """What runs are given, by `Config.images_identity`; trains the classifiers that judge."""
