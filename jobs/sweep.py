@@ -6,13 +6,14 @@ paragraph that says only what the intervals support: in the terminal, as one HTM
 MLflow, with a view that opens the comparison.
 
 Without any axis: MNIST, latents that differ in mean, spread and shape x size 1, 10, 100 x three
-optimizers x 5 seeds. An axis is a field of how a GAN learns, or of how images are read but not of
-which; several joined by +; `optimizer` or `rate`.
+optimizers x 5 seeds. An axis is a field of how a GAN learns, or of what it learns (all runs are
+compared with the same images all the same); several joined by +; `optimizer` or `rate`.
 
     python jobs/sweep.py
     python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam
     python jobs/sweep.py --sweep.axis latent.distribution+latent.scaling=uniform+raw,uniform+centred
     python jobs/sweep.py cpu32 --sweep.axis loss.name=bce,hinge,relativistic --sweep.seeds 3
+    python jobs/sweep.py --sweep.axis data.images=500,5000,null
     python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.cells 30
     python jobs/sweep.py --resume
     ray job submit --working-dir . -- python jobs/sweep.py --name latents --home /mnt/shared/ganray
