@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ganray import job
-from ganray.config import Config, check_resumes, from_dict, to_dict
+from ganray.config import Config
+from ganray.config_json import check_resumes, from_dict, to_dict
 from ganray.data import prepare
 from ganray.integrations import mlflow_tracker, mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_study import StudyRuns

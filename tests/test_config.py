@@ -18,11 +18,8 @@ from ganray.config import (
     LossConfig,
     NetworkConfig,
     TrainConfig,
-    check_resumes,
-    flatten,
-    from_dict,
-    to_dict,
 )
+from ganray.config_json import check_resumes, flatten, from_dict, to_dict
 from ganray.presets import ABOUT, CELEBA, MNIST, STACKED
 
 

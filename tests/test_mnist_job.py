@@ -94,7 +94,7 @@ def test_each_preset_changes_what_the_source_text_changes_and_nothing_else():
         return {key: a[key] for key in a if a[key] != b[key] and key != "preset"}
 
     def cli_flat(config):
-        from ganray.config import flatten
+        from ganray.config_json import flatten
 
         return flatten(config)
 

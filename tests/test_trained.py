@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from ganray import trained
-from ganray.config import to_dict
+from ganray.config_json import to_dict
 from ganray.integrations import mlflow_runs, mlflow_tracker
 from ganray.training.state import TrainState
 from tests.conftest import KnownRun, tiny_config

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import fsspec
 
-from ganray.config import HIDDEN
+from ganray.config_json import HIDDEN
 
 RANGE = 8 * 2**20  # bytes a request asks for; a quarter after each failure, down to SMALL_RANGE
 SMALL_RANGE = 64 * 2**10

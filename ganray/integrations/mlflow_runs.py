@@ -23,7 +23,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pytorch import load_model
 
-from ganray.config import Config, from_dict
+from ganray.config import Config
+from ganray.config_json import from_dict
 from ganray.integrations.mlflow_tracker import Run, find_run, first_line, store_uri
 
 

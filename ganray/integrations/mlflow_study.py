@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ganray.config import Config, flatten, from_dict
+from ganray.config import Config
+from ganray.config_json import flatten, from_dict
 from ganray.integrations.mlflow_tracker import (
     NAME_TAG,
     REFUSED,

@@ -33,7 +33,8 @@ from mlflow.pytorch import log_model
 from mlflow.types import Schema, TensorSpec
 from PIL import Image
 
-from ganray.config import Config, flatten, to_dict
+from ganray.config import Config
+from ganray.config_json import flatten, to_dict
 from ganray.training import journal
 
 T = TypeVar("T")

@@ -35,7 +35,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from ganray.config import Config, to_dict
+from ganray.config import Config
+from ganray.config_json import to_dict
 from ganray.integrations import ray_train
 from ganray.options import SweepConfig
 from ganray.study import outcomes

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ganray.config import Config, flatten
+from ganray.config import Config
+from ganray.config_json import flatten
 from ganray.metrics.confidence import Estimate
 from ganray.study.effects import Effect, Row, anova, ranking
 from ganray.study.outcomes import RANKED, Results

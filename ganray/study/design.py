@@ -18,7 +18,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from scipy.stats import qmc
 
-from ganray.config import SECTIONS, Config, Reals, flatten, require
+from ganray.config import SECTIONS, Config, Reals, require
+from ganray.config_json import flatten
 
 OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
 """Names of axes that are no single field, and the field that replicates differ in."""

@@ -6,7 +6,8 @@ import json
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from ganray.config import Config, check_resumes, from_dict, to_dict
+from ganray.config import Config
+from ganray.config_json import check_resumes, from_dict, to_dict
 from ganray.data.prepare import open_images
 from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext

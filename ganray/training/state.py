@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ganray.config import Config, OptimizerConfig, check_resumes, from_dict, to_dict
+from ganray.config import Config, OptimizerConfig
+from ganray.config_json import check_resumes, from_dict, to_dict
 from ganray.distributed import wrap
 from ganray.gan import ema, latents, networks
 from ganray.gan.step import DiscriminatorObjective, GeneratorObjective

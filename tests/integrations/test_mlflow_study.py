@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ganray.config import to_dict
+from ganray.config_json import to_dict
 from ganray.integrations.mlflow_study import StudyRuns, axis_key
 from ganray.integrations.mlflow_view import compare_url, save_views, view_url
 from ganray.study import outcomes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient, pytorch
 
-from ganray.config import to_dict
+from ganray.config_json import to_dict
 from ganray.integrations import mlflow_tracker
 from ganray.integrations.mlflow_tracker import Follower, followed, log_generator, open_run
 from ganray.training.journal import Journal

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from ganray.cli import value_of
-from ganray.config import Config, OptimizerConfig, flatten
+from ganray.config import Config, OptimizerConfig
+from ganray.config_json import flatten
 from ganray.study import design
 from ganray.study.design import Axis, Level, judged_alike, parse_axis, plan
 

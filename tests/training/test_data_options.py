@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganray.config import DataConfig, check_resumes
+from ganray.config import DataConfig
+from ganray.config_json import check_resumes
 from ganray.data.convert import write_shards
 from ganray.training import journal
 from ganray.training.launch import launch

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ganray.config import EvaluationConfig, to_dict
+from ganray.config import EvaluationConfig
+from ganray.config_json import to_dict
 from ganray.data.convert import write_shards
 from ganray.data.convert_worker import resize_and_crop
 from ganray.data.prepare import open_images
