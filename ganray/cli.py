@@ -261,7 +261,7 @@ def _flags() -> list[str]:
     for section, kind in SECTIONS.items():
         hints = typing.get_type_hints(kind)
         names += [f"{section}.{k}" for k, v in hints.items() if v in (bool, bool | None)]
-    return [*names, "sweep.resume"]
+    return [*names, "evaluation.reals.flip", "sweep.resume"]
 
 
 def _readable(message: str, parser: ArgumentParser) -> str:

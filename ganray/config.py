@@ -116,7 +116,7 @@ class DataConfig:
 
     def identity(self) -> tuple[object, ...]:
         """Equal where the same images are shown in the same way, however they are read."""
-        names = ("source", "root", "download", *Reals.__annotations__)
+        names = ("source", "root", "download", "crop", *Reals.__annotations__)
         return tuple(getattr(self, name) for name in names)
 
     def is_remote(self) -> bool:
@@ -325,12 +325,11 @@ class TrainConfig:
 
 
 class Reals(TypedDict, total=False):
-    """Fields of `data` that say how many images there are, and how they are shown."""
+    """Fields of `data` that say how many images there are and in which form, whatever they show."""
 
     images: int | None
     drawn: int
     size: int
-    crop: int
     flip: bool
     split: Split
     encoding: Encoding
@@ -353,7 +352,7 @@ class EvaluationConfig:
     in a file; slower by far, but their distances compare with published ones."""
     reals: Reals = field(default_factory=Reals)
     """Fields of `data` that are others for the images that samples are compared with, e.g.
-    --evaluation.reals.split test: images that are not learned; or, where `data.images` are few,
+    --data.split train --evaluation.reals.split test: images held out; or --data.images 500
     --evaluation.reals.images null: the whole set, as in Karras et al. 2020. Samples of another size
     are resized to theirs. What is not named is as in `data`."""
     weights: str | None = None
@@ -373,6 +372,13 @@ class EvaluationConfig:
             )
         share = self.max_share
         require("evaluation.max_share", share, "lie in (0, 1]", 0 < share <= 1)
+        if unknown := set(self.reals) - set(Reals.__annotations__):
+            known = ", ".join(Reals.__annotations__)
+            raise ValueError(f"evaluation.reals: {', '.join(unknown)} must be among {known}")
+
+    def compares(self) -> bool:
+        """Whether samples are compared with anything at all."""
+        return self.samples > 0 or self.report_samples > 0
 
 
 @dataclass(frozen=True)
@@ -457,9 +463,15 @@ class Config:
         """
         reals = self.evaluation.reals
         try:
-            return dataclasses.replace(self.data, **reals)
+            found = dataclasses.replace(self.data, **reals)
         except ValueError as error:
             raise ValueError(f"evaluation.reals={reals}: {error}") from error
+        if found.crop and found.size != self.data.size:
+            raise ValueError(
+                f"evaluation.reals={reals}: squares of data.crop={found.crop} show another part of"
+                f" such images than of those of data.size={self.data.size}; leave the size out"
+            )
+        return found
 
     def images_identity(self) -> tuple[object, ...]:
         """Equal where the same images are learned, and the same ones judge."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ganray.config import SECTIONS, Config, DataConfig
+from ganray.config import SECTIONS, Config
 
 HIDDEN = "***"
 """Stands for what is secret in a URL."""
@@ -36,15 +36,16 @@ def to_dict(config: Config) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     values = plain(dataclasses.asdict(config))
-    values["data"]["root"] = _shown(config.data)
+    if config.data.root is not None:
+        values["data"]["root"] = without_secrets(config.data.root)
     return values
 
 
-def _shown(data: DataConfig) -> str | None:
-    """`data.root` as it may be kept and shown: without a URL's password and signature."""
-    if data.root is None or not data.is_remote():
-        return data.root
-    address, question, _ = data.root.partition("?")
+def without_secrets(text: str) -> str:
+    """A URL, or an option that ends in one, as it may be kept: no password, no signature."""
+    if "://" not in text:
+        return text
+    address, question, _ = text.partition("?")
     address = re.sub("//[^/]*@", f"//{HIDDEN}@", address, count=1)
     return address + (question and f"?{HIDDEN}")
 

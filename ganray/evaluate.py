@@ -11,12 +11,11 @@ import torch
 from ganray import trained
 from ganray.config import Config
 from ganray.data import prepare
-from ganray.data.loader import Images
 from ganray.options import EvaluateConfig
 from ganray.trained import Trained
 from ganray.training.assess import Assessment, assess, differences, table
 from ganray.training.context import local_device
-from ganray.training.judge import prepare_judge
+from ganray.training.judge import ReferenceSet, prepare_classifier
 
 
 def evaluate(options: EvaluateConfig) -> None:
@@ -32,8 +31,9 @@ def evaluate(options: EvaluateConfig) -> None:
     made = prepare.plan(data, config.home)
     digest = prepare.prepare(data, made)
     with closing(prepare.open_images(data, config.home, made.where)) as images:
-        classifier = prepare_judge(config, images, digest, local_device())
-        assessed = [_assess(each, config, images, classifier, options) for each in found]
+        classifier = prepare_classifier(config, images, digest, local_device())
+        beside = ReferenceSet(images, data, classifier, config.evaluation)
+        assessed = [_assess(each, beside, options) for each in found]
     labels = [each.label for each in found]
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
@@ -59,30 +59,23 @@ def _config(found: Trained, options: EvaluateConfig) -> Config:
     return replace(config, data=replace(config.data, root=root)) if root else config
 
 
-def _assess(
-    found: Trained, config: Config, images: Images, classifier: str, options: EvaluateConfig
-) -> Assessment:
+def _assess(found: Trained, beside: ReferenceSet, options: EvaluateConfig) -> Assessment:
     def generate(z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return trained.to_uint8(found.G(z), found.config.pixel_low())
 
-    height, width, _ = config.reference_data().seen_shape(images.image_shape)
-    made = generate(torch.zeros(1, found.config.latent.size + found.classes)).shape[1:3]
-    if made != (height, width):
-        print(f"{found.source} makes {made[0]}x{made[1]}, resized here to {height}x{width}")
     result = assess(
-        replace(found.config, data=config.data, evaluation=config.evaluation),
+        found.config,
         generate,
         found.classes,
-        images,
-        classifier,
+        beside,
         samples=options.samples,
         resamples=options.resamples,
         title=found.label,
     )
     if result is None:
         raise ValueError(
-            f"{len(images)} real images are too few to compare with; 320 are the least: a"
+            f"{len(beside.images)} real images are too few to compare with; 320 are the least: a"
             " classifier learns half of them, others stand for the data and a perfect generator"
         )
     return result
@@ -90,7 +83,7 @@ def _assess(
 
 def _keep(found: Trained, assessment: Assessment, digest: str, folder: Path) -> None:
     """Write the report, and put it into the run's artifacts, or say why not."""
-    about = {"run": found.config.name, "source": found.source, "data": digest}
+    about = {"run": found.config.name, "source": found.source, "reals": digest}
     files = assessment.write(folder, about)
     print(f"report      {files[0]}\npage        {files[1]}")
     found.log(files, "evaluation")

@@ -23,7 +23,7 @@ from ganray.training.assess import PAGE, Assessment, assess, table
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
-from ganray.training.judge import Judge
+from ganray.training.judge import UNTRAINED, Judge
 from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
 from ganray.training.sets import Sets
 from ganray.training.state import load_generator, to_uint8
@@ -57,7 +57,7 @@ def run(config: Config) -> None:
         if config.dry_run:
             return
         with leader_first() as leads:
-            digest, judge = _ready(found) if leads else ("", Judge())
+            digest, judge = _ready(found) if leads else ("", UNTRAINED)
         judge = from_leader(judge)
         if config.check_discriminator:
             _check_discriminator(found, digest, workers)
@@ -77,7 +77,7 @@ def _ready(found: Sets) -> tuple[str, Judge]:
     digest = sets.lay_down(found)
     identity = prepare.identity(config.data, images, config.home)
     launch.claim_images(config.run_folder(), str(images), identity)
-    return digest, Judge() if config.check_discriminator else sets.judge_of(found)
+    return digest, UNTRAINED if config.check_discriminator else sets.judge_of(found)
 
 
 def say_drawn() -> None:
@@ -132,6 +132,7 @@ def _train_and_report(found: Sets, digest: str, judge: Judge, workers: Workers) 
         assessment, files = _assess(found, judge, load_generator(checkpoint)), []
         if assessment is not None:
             about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
+            about["reals"] = sets.digest_of_reals(found)
             files = assessment.write(config.run_folder() / "evaluation", about)
             print(f"{table(assessment.report)}\nverdict     {assessment.verdict}")
             print(f"page        {config.run_folder() / 'evaluation' / PAGE}")
@@ -175,14 +176,12 @@ def _assess(found: Sets, judge: Judge, generator: torch.nn.Module) -> Assessment
         with torch.no_grad():
             return to_uint8(generator(z.to(device)), config.pixel_low())
 
-    data, where = config.reference_data(), found.reals.where
-    with closing(prepare.open_images(data, config.home, where)) as opened:
+    with sets.opened(found) as images:
         return assess(
             config,
             generate,
             classes_of(config, found.images),
-            opened,
-            judge.classifier,
+            sets.reference_set(found, images, judge),
             samples=config.evaluation.report_samples,
             title=config.name,
         )

@@ -63,7 +63,7 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     if options.resume:
         config, options = _left_behind(config, options)
     axes = [design.parse_axis(text, config, read) for text in options.axis or LATENTS]
-    config = _for_trials(config, options, axes)
+    config, axes = design.judged_alike(_for_trials(config, options, axes), axes)
     study = _planned(config, options, axes)
     cluster = ray_train.look(config.ray)
     workers = resolve(config, cluster)
@@ -104,8 +104,10 @@ def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
     before, kept = _begun(newest.parent)
     if kept.chooses and options.concurrent is None:
         options = replace(options, concurrent=kept.concurrent)
+    # A URL is kept without its password.
+    data = replace(before.data, root=config.data.root or before.data.root)
     return (
-        replace(before, home=config.home, ray=config.ray, dry_run=config.dry_run),
+        replace(before, home=config.home, data=data, ray=config.ray, dry_run=config.dry_run),
         replace(kept, concurrent=options.concurrent, retries=options.retries),
     )
 
@@ -113,7 +115,7 @@ def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
 def _for_trials(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Config:
     """The config of a run that is one of many: no report of its own, one worker if none is said.
 
-    Its images are here, but for those that an axis names.
+    Its images are here, unless an axis says which they are.
     """
     if not config.evaluation.samples:
         raise ValueError(
@@ -131,10 +133,10 @@ def _for_trials(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> C
         evaluation = replace(evaluation, every=rung, max_share=1.0)
         train = replace(train, checkpoint_every=rung)
     ray, data = replace(config.ray, workers=config.ray.workers or 1), config.data
-    if not config.dry_run and not any(axis.shows_others for axis in axes):
+    named = {field for axis in axes for field in axis.fields}
+    if not config.dry_run and named.isdisjoint(("data.source", "data.root", "data.download")):
         data = prepare.fetch(data, config.home)
-    config = replace(config, data=data, evaluation=evaluation, train=train, ray=ray)
-    return design.judged_alike(config, axes)
+    return replace(config, data=data, evaluation=evaluation, train=train, ray=ray)
 
 
 def _planned(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Study:

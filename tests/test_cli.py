@@ -59,6 +59,11 @@ def test_dashes_and_bare_flags_are_what_people_type():
     assert not parse("--dry-run", "false").dry_run
 
 
+def test_reals_are_named_field_by_field():
+    config = parse("--evaluation.reals.images", "null", "--evaluation.reals.flip", "--name", "x")
+    assert config.evaluation.reals == {"images": None, "flip": True}
+
+
 def test_environment_then_file_then_options(monkeypatch, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("preset: mlp\ntrain:\n  kimg: 4\n  batch_size: 6\n")

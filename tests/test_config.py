@@ -155,6 +155,10 @@ def test_samples_may_be_compared_with_other_images_of_the_same_source():
         check_resumes(nine, plain, keep=("evaluation.",))
     with pytest.raises(ValueError, match=r"evaluation\.reals=.*: data\.size=3 must be 0 or"):
         replace(config, evaluation=EvaluationConfig(reals={"size": 3}))
+    with pytest.raises(ValueError, match="show another part of such images"):
+        Config(data=replace(data, crop=24), evaluation=EvaluationConfig(reals={"size": 64}))
+    with pytest.raises(ValueError, match=r"evaluation\.reals: threads must be among images,"):
+        EvaluationConfig(reals={"threads": 2})  # pyright: ignore
 
 
 def test_configs_cannot_be_changed():

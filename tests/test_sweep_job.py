@@ -1,5 +1,6 @@
 """jobs/sweep.py as far as it goes without Ray: options, the plan, and what it refuses."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 
@@ -146,7 +147,7 @@ def begun(home, *options):
         ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
     )
     axes = [design.parse_axis(text, config, cli.value_of) for text in sweeps.axis]
-    config = sweep._for_trials(config, sweeps, axes)
+    config, axes = design.judged_alike(sweep._for_trials(config, sweeps, axes), axes)
     sweep._claim(sweep._planned(config, sweeps, axes), config, sweeps)
     return config
 
@@ -235,6 +236,25 @@ def test_resume_keeps_the_runs_at_a_time_of_a_search_and_of_no_other(job, home, 
     assert "20 runs, tpe, 1 at a time" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"sweep\.concurrent=2: study 'old' was begun with 1"):
         job.main(["--dry-run", "--resume", "--sweep.concurrent", "2"])
+
+
+def test_a_stand_in_is_only_for_images_that_no_axis_names(home, monkeypatch):
+    """Without a network: digits for MNIST, but not for a level that is called so."""
+    offline = lambda data, home: dataclasses.replace(data, source="digits", download=False)  # noqa: E731
+    monkeypatch.setattr(sweep.prepare, "fetch", offline)
+    config, options = cli.parse_sweep([], load_presets(), "latents", "")
+    for text, source in (("data.crop=0,24", "digits"), ("data.source=digits,mnist", "mnist")):
+        axis = design.parse_axis(text, config, cli.value_of)
+        assert sweep._for_trials(config, options, [axis]).data.source == source
+
+
+def test_a_url_that_was_kept_without_its_password_is_given_anew(home):
+    begun(home, "--sweep.axis", "latent.size=1,2")
+    argv = ["--resume", "--dry-run", "--data.root", "http://me:hush@host/a"]
+    config, options = cli.parse_sweep(argv, load_presets(), "latents", "")
+    config, _ = sweep._left_behind(config, options)
+    assert config.data.root == "http://me:hush@host/a"
+    assert config.data.source == "digits"
 
 
 def test_what_a_sweep_is_asked_is_written_as_plain_json():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def plan(data: DataConfig, home: Path) -> DataPlan:
     if data.source == "source-text" and not data.size and data.encoding == "raw":
         return _in_place(data, home, root)
     made = _to_convert(data, home, root)
-    _check_room(made, home)
+    check_room([made], home)
     return made
 
 
@@ -251,7 +252,7 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
     return DataPlan(what, drawn, root, count, stored, shape, str(where), size_bytes, ready, classes)
 
 
-@functools.lru_cache(maxsize=1)  # planned and then converted: opening reads every file's header
+@functools.lru_cache(maxsize=8)  # planned and then converted: opening reads every file's header
 def _open(name: str, root: Path) -> Source:
     return open_source(name, root, rng_seed=_DATA_SEED)
 
@@ -268,7 +269,7 @@ def _root(data: DataConfig, home: Path) -> Path:
 
 def _to_download(data: DataConfig, home: Path) -> bool:
     """Whether torchvision has something left to fetch."""
-    if not data.download or data.source not in _PUBLISHED:
+    if not data.download or data.is_remote() or data.source not in _PUBLISHED:
         return False
     try:
         _open(data.source, _root(data, home))
@@ -281,12 +282,16 @@ def _rows(source: Source, split: str) -> int:
     return len(source) if split == "all" else int((source.split == SPLITS.index(split)).sum())
 
 
-def _check_room(made: DataPlan, home: Path) -> None:
-    if made.ready:
-        return
+def check_room(plans: Sequence[DataPlan], home: Path) -> None:
+    """Refuse shards that the disk has too little room for.
+
+    Raises:
+        ValueError: the shards that are still to be made need more than is free.
+    """
     existing = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    need = made.bytes + (made.count * _JPEG_BYTES if made.drawn else 0)
+    made = [plan for plan in plans if not plan.ready]
+    need = sum(plan.bytes + (plan.count * _JPEG_BYTES if plan.drawn else 0) for plan in made)
     if need > free:
         raise ValueError(
             f"home={home} has {free / 2**30:.1f} GiB free, but the shards need"

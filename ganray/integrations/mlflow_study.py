@@ -62,6 +62,8 @@ def axis_key(axis: Axis) -> str:
     """
     fields = {field for level in axis.levels for field in level.settings}
     is_param = fields == {axis.name} and axis.name != RATE
+    if axis.range is None:  # "all" is None to the config
+        is_param &= all(str(level.settings.get(axis.name)) == level.label for level in axis.levels)
     return axis.name if is_param else axis_tag(axis)
 
 

@@ -41,11 +41,11 @@ from ganray.integrations import ray_train
 from ganray.options import SweepConfig
 from ganray.study import outcomes
 from ganray.study.design import Axis, Level, Study, Trial, trial
+from ganray.study.images import Given
 from ganray.training.context import LocalContext
 from ganray.training.launch import work
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
-from ganray.training.sets import Given
 from ganray.training.state import CONFIG_FILE
 
 _TUNE = "tune"

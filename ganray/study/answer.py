@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ganray.config import Config
-from ganray.config_json import flatten
+from ganray.config_json import flatten, without_secrets
 from ganray.metrics.confidence import Estimate
 from ganray.study.effects import Effect, Row, anova, ranking
 from ganray.study.outcomes import RANKED, Results
@@ -78,7 +78,7 @@ def write(
 def _made(base: Config, commit: str) -> dict[str, Any]:
     ours, plain = flatten(base), flatten(Config())
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(without_secrets, sys.argv)]),
         "commit": commit,
         "differs from the defaults": {
             name: value

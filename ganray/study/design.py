@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from ganray.config import SECTIONS, Config, Reals, require
-from ganray.config_json import flatten
+from ganray.config_json import flatten, without_secrets
 
 OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
 """Names of axes that are no single field, and the field that replicates differ in."""
@@ -63,6 +64,8 @@ class Axis:
     """Of a number that a search may choose: least and most; drawn evenly in its logarithm."""
     whole: bool = False
     """Whether the numbers of the range are whole."""
+    shows_others: bool = False
+    """Whether levels differ in what images show; then each is judged by images of its own."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,14 +79,14 @@ class Axis:
         return " ".join(section if last in ("name", "kind") else last for section, _, last in parts)
 
     @property
-    def shows_others(self) -> bool:
-        """Whether its levels differ in what images show; then each is judged by its own."""
-        return not _SHOWN.isdisjoint(self.name.split("+"))
+    def fields(self) -> set[str]:
+        """What it is named by."""
+        return set(self.name.split("+"))
 
     @property
     def learns_others(self) -> bool:
-        """Whether its levels differ in how many images are learned, or in which form."""
-        return not self.shows_others and not _HELD.isdisjoint(self.name.split("+"))
+        """Whether levels differ in how many images are learned, or in which form."""
+        return not self.shows_others and not _HELD.isdisjoint(self.fields)
 
     def level(self, value: str | float) -> Level:
         """The level of this label, or of this number; pbt's numbers can leave the range."""
@@ -204,7 +207,7 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
     fields, known = name.split("+"), {*flatten(base), OPTIMIZER, RATE}
     for field in fields:
         _check_varies(text, field, known)
-    if ".." in values:
+    if _is_range(values):
         return _range(text, name, values, read)
     levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
     labels = _shortest([level.label for level in levels])
@@ -214,7 +217,7 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
             f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with values that differ;"
             " for example --sweep.axis latent.size=1,10,100"
         )
-    return Axis(name, tuple(levels))
+    return Axis(name, tuple(levels), shows_others=not _SHOWN.isdisjoint(fields))
 
 
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0", "data.root": "null"}
@@ -235,7 +238,7 @@ def _check_varies(text: str, field: str, known: Set[str]) -> None:
     section = field.partition(".")[0]
     if field == SEED:
         raise ValueError(f"sweep.axis={text}: {SEED} makes the replicates; use --sweep.seeds")
-    if field in known and section in _ONCE:
+    if section in _ONCE:
         raise ValueError(
             f"sweep.axis={text}: {section} says {_ONCE[section]}, and is the same for all runs of a"
             f" study; give --{field} a value of its own instead"
@@ -247,18 +250,30 @@ def _check_varies(text: str, field: str, known: Set[str]) -> None:
         )
 
 
-def judged_alike(base: Config, axes: Sequence[Axis]) -> Config:
-    """The base, whose own images judge all runs, also those that learn others.
+def judged_alike(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Axis]]:
+    """The base, whose own images judge all runs, also those that learn others; and the axes.
 
     So runs on fewer images, smaller or mirrored ones are compared with the same reals, through the
     same classifier (Karras et al. 2020, "Training GANs with limited data", do so for FID). Only
-    where an axis says what images show, those of its levels are judged by their own.
+    where an axis says what images show, those of its levels are judged by their own. Where squares
+    are cut from images, the size of these is such an axis, too.
     """
-    named = {field for axis in axes if axis.learns_others for field in axis.name.split("+")}
+    cut = base.data.crop or any("data.crop" in axis.fields for axis in axes)
+    if cut:
+        axes = [a if "data.size" not in a.fields else replace(a, shows_others=True) for a in axes]
+    named = {field for axis in axes if axis.learns_others for field in axis.fields}
     fields = [field.removeprefix("data.") for field in sorted(_HELD & named)]
     held = {field: getattr(base.data, field) for field in fields}
     reals = cast(Reals, held | base.evaluation.reals)
-    return replace(base, evaluation=replace(base.evaluation, reals=reals))
+    return replace(base, evaluation=replace(base.evaluation, reals=reals)), list(axes)
+
+
+def _is_range(values: str) -> bool:
+    """Whether it is two numbers; paths may hold dots as well."""
+    try:
+        return len([float(end) for end in values.split("..")]) > 1
+    except ValueError:
+        return False
 
 
 def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -> Axis:
@@ -279,7 +294,7 @@ def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -
 def _level(
     text: str, fields: Sequence[str], value: str, base: Config, read: Callable[[str, str], Any]
 ) -> Level:
-    values = value.split("+")
+    values = value.split("+") if len(fields) > 1 else [value]
     if len(values) != len(fields):
         raise ValueError(
             f"sweep.axis={text}: {value!r} must hold {len(fields)} values joined by +, one for each"
@@ -292,7 +307,13 @@ def _level(
         elif field == RATE:
             settings[RATE] = _rate(one)
         else:
-            settings[field] = read(field, one)
+            found = read(field, one)
+            if field == "data.root" and found and without_secrets(found) != found:
+                raise ValueError(
+                    f"sweep.axis: data.root={without_secrets(found)}: a study would keep the"
+                    " password or signature; make one of each by --data.root, which does not"
+                )
+            settings[field] = str(found) if isinstance(found, Path) else found
     named = zip(fields, values, strict=True)
     shown = [
         "all" if field == "data.images" and settings[field] is None else one
@@ -338,6 +359,8 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         section, _, field = name.partition(".")
         if field:
             sections.setdefault(section, {})[field] = value
+    if cache := sections.get("data", {}).get("cache"):  # a study is JSON, which has no paths
+        sections["data"]["cache"] = Path(cache)
     parts = {s: replace(getattr(config, s), **values) for s, values in sections.items()}
     if factor := settings.get(RATE):
         optimizer = parts.get("optimizer", config.optimizer)
@@ -389,6 +412,11 @@ def plan(
     for seed in range(first_seed, first_seed + seeds):
         shuffled = np.random.default_rng([first_seed, seed]).permutation(len(chosen))
         trials += [trial(name, chosen[i], seed) for i in shuffled]
+    if twice := [n for n, count in Counter(t.name for t in trials).items() if count > 1]:
+        raise ValueError(
+            f"sweep.axis: two levels give runs of one name, {twice[0]}, for which only letters and"
+            " digits count; name them otherwise"
+        )
     return Study(name, tuple(axes), tuple(trials))
 
 

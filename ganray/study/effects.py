@@ -125,7 +125,7 @@ def ranking(results: Results) -> list[Row]:
             tally[cells[i], "diverged"],
             tally[cells[i], "failed"],
             float(ranks[i]),
-            i == order[0] or not _worse(runs, i, order[0], len(cells)),
+            bool(i == order[0] or (ranks[i] > 0 and not _worse(runs, i, order[0], len(cells)))),
         )
         for i in order
     ]

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ganray.config import Config
 from ganray.data import prepare
 from ganray.training import sets
+from ganray.training.judge import Judge
 from ganray.training.plan import classes_of
-from ganray.training.sets import Given, Sets
+from ganray.training.sets import Sets
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the workers of a run are given beside its config."""
+
+    images: str
+    """Where the shards are."""
+    judge: Judge
+    classes: int
+    """Of the images; 0 for none."""
 
 
 class StudyImages:
@@ -24,7 +36,8 @@ class StudyImages:
             configs: of the runs.
 
         Raises:
-            ValueError: some are not there, have no labels where a run needs them, or no room.
+            ValueError: some are not there, are the same as others, have no labels where a run needs
+                them, or no room.
         """
         self._sets: dict[Hashable, Sets] = {}
         self._digests: dict[Hashable, str] = {}
@@ -34,10 +47,14 @@ class StudyImages:
                 _fetch(config)
                 self._sets[key] = sets.find(config)
             classes_of(config, self._sets[key].images)
-        key = base.images_identity()
-        self._first = key if key in self._sets else next(iter(self._sets))
-        self.shown = replace(self._sets[self._first], config=base)
-        """Those of the base, where a run learns them, else of the first run."""
+        _check_differ(self)
+        plans = {plan.where: plan for one in self for plan in (one.images, one.reals)}
+        prepare.check_room(list(plans.values()), base.home)
+        self.shown = next(iter(self))
+        """Those of the base where a run learns them, with its networks; else all of a run's own."""
+        if base.images_identity() in self._sets:
+            found = self._sets[base.images_identity()]
+            self.shown = Sets(base, found.images, found.reals)
 
     def __iter__(self) -> Iterator[Sets]:
         """One for each choice of images."""
@@ -57,9 +74,19 @@ class StudyImages:
         return ", ".join(dict.fromkeys(told.values())), "-".join(told)
 
     def given(self) -> dict[Hashable, Given]:
-        """What runs are given, by `Config.images_identity`; trains the classifiers that judge."""
+        """What runs are given, by `Config.images_identity`; trains the classifiers that judge.
+
+        Raises:
+            ValueError: some have too few images to compare with.
+        """
+        judges: dict[Hashable, Judge] = {}
+        for one in self:
+            key = _judged_by(one)
+            if key not in judges:
+                judges[key] = sets.judge_of(one)
+                _check_enough(one, judges[key])
         return {
-            key: Given(one.images.where, sets.judge_of(one), one.images.classes)
+            key: Given(one.images.where, judges[_judged_by(one)], one.images.classes)
             for key, one in self._sets.items()
         }
 
@@ -71,8 +98,13 @@ class StudyImages:
     def dataset_of(self, config: Config) -> dict[str, str]:
         """What MLflow is told of the images of a run; of the base, of those that are shown."""
         key = config.images_identity()
-        key = key if key in self._sets else self._first
+        if key not in self._sets:
+            key = self.shown.config.images_identity()
         return sets.dataset_of(self._sets[key], self._digests[key])
+
+
+def _judged_by(one: Sets) -> Hashable:
+    return one.config.reference_data().identity(), one.same
 
 
 def _fetch(config: Config) -> None:
@@ -81,4 +113,29 @@ def _fetch(config: Config) -> None:
         raise ValueError(
             f"data.source={config.data.source} is asked for by an axis, but was not found or"
             " fetched; give --data.root FOLDER"
+        )
+
+
+def _check_differ(found: Iterable[Sets]) -> None:
+    """Refuse levels that would compare a set with itself."""
+    known: dict[Hashable, Config] = {}
+    for one in found:
+        data = one.config.data
+        shown = (one.images.where, one.images.image_shape, data.crop, data.flip)
+        if (other := known.setdefault(shown, one.config)) is not one.config:
+            pairs = zip(data.identity(), other.data.identity(), strict=True)
+            values = ", ".join(f"{a} and {b}" for a, b in pairs if a != b)
+            raise ValueError(
+                f"sweep.axis: two levels of data ({values}) come to the same {one.images}; leave"
+                " one out"
+            )
+
+
+def _check_enough(one: Sets, judge: Judge) -> None:
+    with sets.opened(one) as images:
+        enough = sets.reference_set(one, images, judge).comparable(one.config.evaluation.samples)
+    if not enough:
+        raise ValueError(
+            f"{one.reals} are too few to compare runs with: 80 must be left when a classifier has"
+            " learned half of them; compare with more, by --evaluation.reals.images or another axis"
         )

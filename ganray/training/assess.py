@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ganray.config import Config
-from ganray.data.loader import Images
+from ganray.data.shards import Shape
 from ganray.gan.latent_paths import slerp
 from ganray.metrics.confidence import Estimate, bootstrap
 from ganray.metrics.diversity import interpolation_jump
@@ -23,7 +23,7 @@ from ganray.metrics.verdict import Verdict, verdict_on
 from ganray.progress import Progress
 from ganray.training import journal
 from ganray.training.context import local_device
-from ganray.training.judge import check_fits, comparable, fitted, open_extractor, reals
+from ganray.training.judge import ReferenceSet, check_fits, fitted
 from ganray.training.page import Page, draw
 from ganray.training.state import fixed_latents
 
@@ -81,8 +81,7 @@ def assess(
     config: Config,
     generate: Generate,
     classes: int,
-    images: Images,
-    classifier: str,
+    beside: ReferenceSet,
     *,
     samples: int,
     resamples: int = 200,
@@ -94,8 +93,7 @@ def assess(
         config: that it was trained with.
         generate: the generator.
         classes: that it can be asked for; 0 where it takes no label.
-        images: those to compare with: `Config.reference_data`.
-        classifier: what `prepare_judge` returned for them.
+        beside: the images to compare with.
         samples: how many of each; fewer where there are too few images.
         resamples: behind an interval.
         title: of the page.
@@ -106,12 +104,12 @@ def assess(
     Raises:
         ValueError: samples cannot be brought to the size of the reals.
     """
-    count = comparable(classifier, images, samples, parts=2)
+    count = beside.comparable(samples, parts=2)
     if not count:
         return None
-    generate = _fitting(generate, config, classes, images)
-    extractor = open_extractor(classifier, images, local_device(), config.evaluation)
-    real, others = (reals(config, images, count, part) for part in (0, 1))
+    generate = _fitting(generate, config.latent.size + classes, beside.shape)
+    extractor = beside.extractor(local_device())
+    real, others = (beside.reals(count, part) for part in (0, 1))
     z = fixed_latents(config, "report", count, classes, torch.device("cpu"))
     looked, shown = [], []
     with Progress(3 * count, "comparing samples with reals", "images") as progress:
@@ -139,12 +137,14 @@ def assess(
     return Assessment(found, verdict, page)
 
 
-def _fitting(generate: Generate, config: Config, classes: int, images: Images) -> Generate:
-    """The generator with its samples in the size of the reals."""
-    shape = config.reference_data().seen_shape(images.image_shape)
-    height, width, channels = generate(torch.zeros(1, config.latent.size + classes)).shape[1:]
-    check_fits((height, width, channels), shape)
-    return lambda z: fitted(generate(z), shape)
+def _fitting(generate: Generate, inputs: int, reals: Shape) -> Generate:
+    """The generator with its samples in the size of the reals, (H, W, C)."""
+    height, width, channels = generate(torch.zeros(1, inputs)).shape[1:]
+    check_fits((height, width, channels), reals)
+    if (height, width) == reals[:2]:
+        return generate
+    print(f"samples of {height}x{width} are resized to {reals[0]}x{reals[1]}, as reals are")
+    return lambda z: fitted(generate(z), reals)
 
 
 def _joined(parts: list[Seen]) -> Seen:

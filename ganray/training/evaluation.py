@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 
 from ganray.config import Config
-from ganray.data.loader import Images
 from ganray.data.order import rank_slice
 from ganray.distributed import all_rows, from_leader, rank, world_size
-from ganray.metrics.extractors import Extractor, Seen
+from ganray.metrics.extractors import Seen
 from ganray.metrics.suite import Reference, measure
 from ganray.metrics.verdict import WATCHED, alarm, half_life
 from ganray.training import journal
-from ganray.training.judge import comparable, fitted, open_extractor, reals
+from ganray.training.judge import ReferenceSet, fitted
 from ganray.training.state import TrainState
 
 BEST = "best_diversity"
@@ -34,28 +33,18 @@ class Evaluator:
     the others train on. Nothing here changes what is learned.
     """
 
-    def __init__(
-        self, config: Config, images: Images, classifier: str, device: torch.device
-    ) -> None:
-        """Look at the reals.
-
-        Args:
-            config: of the run.
-            images: those that samples are compared with: `Config.reference_data`.
-            classifier: the file: see `judge.prepare_judge`.
-            device: of this rank.
-        """
-        self._config, self._device = config, device
-        self._shape = config.reference_data().seen_shape(images.image_shape)
-        self._samples = comparable(classifier, images, config.evaluation.samples)
+    def __init__(self, config: Config, reference: ReferenceSet, device: torch.device) -> None:
+        """Look at the reals."""
+        self._config, self._device, self._shape = config, device, reference.shape
+        self._samples = reference.comparable(config.evaluation.samples)
         self.last: dict[str, float] = {}
         """What rank 0 found last, as `collapse/NAME`; empty before, and on other ranks."""
         if not self._samples:
             return
-        self._extractor: Extractor = open_extractor(classifier, images, device, config.evaluation)
+        self._extractor = reference.extractor(device)
         start = time.perf_counter()
         if rank() == 0:  # which alone does the sums
-            self._reference = Reference.of(self._extractor, reals(config, images, self._samples))
+            self._reference = Reference.of(self._extractor, reference.reals(self._samples))
         # As long as an evaluation will take, about: it also looks at as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()

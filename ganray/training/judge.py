@@ -47,7 +47,7 @@ class Judge:
     """What a run's workers are told of its judge."""
 
     classifier: str = ""
-    """Its file: see `prepare_judge`."""
+    """Its file: see `prepare_classifier`."""
     reals: str = ""
     """Where the shards are of `Config.reference_data`; '' if they are those that are learned."""
 
@@ -56,7 +56,58 @@ UNTRAINED = Judge()
 """Compares by pixels, with what is learned."""
 
 
-def prepare_judge(config: Config, images: Images, digest: str, device: torch.device) -> str:
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Opened: the images that samples are compared with, and through what."""
+
+    images: Images
+    data: DataConfig
+    """How they are shown: `Config.reference_data`."""
+    classifier: str
+    """What `prepare_classifier` returned for them; '' for none."""
+    evaluation: EvaluationConfig
+    """Whether features are another network's; modes are never."""
+
+    @property
+    def shape(self) -> Shape:
+        """(H, W, C) of a real."""
+        return self.data.seen_shape(self.images.image_shape)
+
+    def comparable(self, samples: int, parts: int = 1) -> int:
+        """How many reals there are to compare with, at most `samples`; 0 where they are too few.
+
+        Those that the classifier has learned are left out.
+
+        Args:
+            samples: how many are wanted.
+            parts: how many sets of them.
+        """
+        known = _held_out(self.images) if self.classifier else len(self.images)
+        found = min(samples, known // parts)
+        return found if found >= FEWEST else 0
+
+    def reals(self, samples: int, part: int = 0) -> torch.Tensor:
+        """Some of them, the same for every run that is compared with this set.
+
+        Args:
+            samples: how many.
+            part: 0, or 1 for as many others.
+
+        Returns:
+            uint8 (n, H, W, C), n being `samples`, or fewer where images are few.
+        """
+        ids = _shuffled_ids(self.images)[part * samples : (part + 1) * samples]
+        return read(self.data, self.images, ids)
+
+    def extractor(self, device: torch.device) -> Extractor:
+        """Who looks, in the process that uses it."""
+        own = _own_extractor(self.classifier, self.images, device)
+        if self.evaluation.features == "classifier":
+            return own
+        return Joined(_pretrained(self.evaluation, device), own)
+
+
+def prepare_classifier(config: Config, images: Images, digest: str, device: torch.device) -> str:
     """Train the classifier that this data needs, if it was not yet.
 
     Args:
@@ -72,7 +123,7 @@ def prepare_judge(config: Config, images: Images, digest: str, device: torch.dev
     told = images.class_names or images.attribute_names
     if evaluation.features != "classifier":
         _pretrained(evaluation, device)  # a wrong file is told of here, before a worker is held
-    if not (evaluation.samples or evaluation.report_samples) or not told:
+    if not evaluation.compares() or not told:
         return ""
     height, width, channels = images.image_shape
     most = _TRIPLES if _stacked(images) else _LEARNED
@@ -114,23 +165,6 @@ def _held_out(images: Images) -> int:
     return min(_HELD_OUT, len(images) // 2)
 
 
-def open_extractor(
-    classifier: str, images: Images, device: torch.device, evaluation: EvaluationConfig
-) -> Extractor:
-    """The extractor of these images, in the process that uses it.
-
-    Args:
-        classifier: what `prepare_judge` returned.
-        images: those that samples are compared with.
-        device: where to look.
-        evaluation: whether features are another network's; modes are never.
-    """
-    own = _own_extractor(classifier, images, device)
-    if evaluation.features == "classifier":
-        return own
-    return Joined(_pretrained(evaluation, device), own)
-
-
 def _pretrained(evaluation: EvaluationConfig, device: torch.device) -> Extractor:
     kind = Inception if evaluation.features == "inception" else DinoV2
     return kind(Path(evaluation.weights or ""), device)
@@ -150,22 +184,6 @@ def _own_extractor(file: str, images: Images, device: torch.device) -> Extractor
     except ValueError as error:  # attributes that cannot be told apart: still its features are
         print(f"no modes: {error}", flush=True)
         return Features(classifier)
-
-
-def reals(config: Config, images: Images, samples: int, part: int = 0) -> torch.Tensor:
-    """Real images as the networks see them, the same ones for every run on this data.
-
-    Args:
-        config: of the run.
-        images: those that samples are compared with.
-        samples: how many.
-        part: 0, or 1 for as many others.
-
-    Returns:
-        uint8 (n, H, W, C), n being `samples`, or fewer where images are few.
-    """
-    ids = _shuffled_ids(images)[part * samples : (part + 1) * samples]
-    return read(config.reference_data(), images, ids)
 
 
 def check_fits(made: Shape, reals: Shape) -> None:
@@ -199,20 +217,6 @@ def fitted(samples: torch.Tensor, reals: Shape) -> torch.Tensor:
     if tuple(samples.shape[1:3]) == reals[:2]:
         return samples
     return to_squares(samples.cpu(), reals[0]).contiguous()
-
-
-def comparable(classifier: str, images: Images, samples: int, parts: int = 1) -> int:
-    """How many reals there are to compare with, at most `samples`; 0 where they are too few.
-
-    Args:
-        classifier: what `prepare_judge` returned: what it learned is left out.
-        images: those that samples are compared with.
-        samples: how many are wanted.
-        parts: how many sets of them.
-    """
-    known = _held_out(images) if classifier else len(images)
-    found = min(samples, known // parts)
-    return found if found >= FEWEST else 0
 
 
 def _stacked(images: Images) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ganray.config import Config
 from ganray.config_json import check_resumes, from_dict, to_dict
+from ganray.data.loader import Images
 from ganray.data.prepare import open_images
 from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
-from ganray.training.judge import UNTRAINED, Judge
+from ganray.training.judge import UNTRAINED, Judge, ReferenceSet
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE
 
@@ -84,12 +86,20 @@ def launch(config: Config, images: str, judge: Judge = UNTRAINED) -> Path:
 
 def work(config: Config, images: str, judge: Judge, context: WorkerContext) -> None:
     """One rank's life, the same under every launcher."""
-    with ExitStack() as held:
-        journal = held.enter_context(closing(Journal(config.run_folder() if rank() == 0 else None)))
-        opened = held.enter_context(closing(open_images(config.data, config.home, images)))
-        reals = opened
-        if judge.reals:
-            data = config.reference_data()
-            reals = held.enter_context(closing(open_images(data, config.home, judge.reals)))
-        evaluator = Evaluator(config, reals, judge.classifier, context.device)
-        train(config, opened, evaluator, context, journal)
+    with (
+        closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
+        closing(open_images(config.data, config.home, images)) as opened,
+        _reference(config, opened, judge) as reference,
+    ):
+        train(config, opened, Evaluator(config, reference, context.device), context, journal)
+
+
+@contextmanager
+def _reference(config: Config, learned: Images, judge: Judge) -> Iterator[ReferenceSet]:
+    """What samples are compared with: other images, or those that are learned."""
+    data, evaluation = config.reference_data(), config.evaluation
+    if not judge.reals:
+        yield ReferenceSet(learned, data, judge.classifier, evaluation)
+        return
+    with closing(open_images(data, config.home, judge.reals)) as images:
+        yield ReferenceSet(images, data, judge.classifier, evaluation)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ganray.config import Config
 from ganray.data import prepare
+from ganray.data.loader import Images
 from ganray.data.prepare import DataPlan
 from ganray.training.context import local_device
-from ganray.training.judge import Judge, check_fits, prepare_judge
+from ganray.training.judge import Judge, ReferenceSet, check_fits, prepare_classifier
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,8 @@ class Sets:
 
     @property
     def same(self) -> bool:
-        """Whether samples are compared with what is learned."""
+        """Whether samples are compared with what is learned, or with nothing."""
         return self.reals is self.images
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a run's workers are given beside its config."""
-
-    images: str
-    """Where the shards are."""
-    judge: Judge
-    classes: int
-    """Of the images; 0 for none."""
 
 
 def find(config: Config) -> Sets:
@@ -46,10 +36,20 @@ def find(config: Config) -> Sets:
         ValueError: they are not there, the disk has too little room for their shards, or samples
             cannot be brought to the size of the reals.
     """
-    images = reals = prepare.plan(config.data, config.home)
-    if config.reference_data() != config.data:
-        reals = prepare.plan(config.reference_data(), config.home)
-        check_fits(images.image_shape, reals.image_shape)
+    images = prepare.plan(config.data, config.home)
+    reference, compares = config.reference_data(), config.evaluation.compares()
+    if reference == config.data or not compares or config.check_discriminator:
+        return Sets(config, images, images)
+    try:
+        reals = prepare.plan(reference, config.home)
+    except ValueError as error:
+        raise ValueError(f"evaluation.reals={config.evaluation.reals}: {error}") from error
+    if reference.split != config.data.split and reals.where == images.where:
+        raise ValueError(
+            f"data.split={config.data.split}, evaluation.reals.split={reference.split}: all images"
+            f" of {reals.where} are used, whatever the split; make shards of each by jobs/shard.py"
+        )
+    check_fits(images.image_shape, reals.image_shape)
     return Sets(config, images, reals)
 
 
@@ -63,11 +63,27 @@ def lay_down(sets: Sets) -> str:
 
 def judge_of(sets: Sets) -> Judge:
     """Train the classifier that samples are judged by, before a worker is held."""
-    config, data, where = sets.config, sets.config.reference_data(), sets.reals.where
-    digest = prepare.prepare(data, sets.reals)
-    with closing(prepare.open_images(data, config.home, where)) as opened:
-        classifier = prepare_judge(config, opened, digest, local_device())
-    return Judge(classifier, "" if sets.same else where)
+    with opened(sets) as images:
+        digest = digest_of_reals(sets)
+        classifier = prepare_classifier(sets.config, images, digest, local_device())
+    return Judge(classifier, "" if sets.same else sets.reals.where)
+
+
+def digest_of_reals(sets: Sets) -> str:
+    """16 hex digits for what samples are compared with, once it is laid down."""
+    return prepare.prepare(sets.config.reference_data(), sets.reals)
+
+
+def reference_set(sets: Sets, images: Images, judge: Judge) -> ReferenceSet:
+    """What samples are compared with, of images that `opened` gave."""
+    config = sets.config
+    return ReferenceSet(images, config.reference_data(), judge.classifier, config.evaluation)
+
+
+def opened(sets: Sets) -> closing[Images]:
+    """Around the block: the images that samples are compared with."""
+    config = sets.config
+    return closing(prepare.open_images(config.reference_data(), config.home, sets.reals.where))
 
 
 def dataset_of(sets: Sets, digest: str) -> dict[str, str]:

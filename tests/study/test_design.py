@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from ganray.cli import value_of
-from ganray.config import Config, OptimizerConfig
+from ganray.config import SECTIONS, Config, OptimizerConfig
 from ganray.config_json import flatten
 from ganray.study import design
 from ganray.study.design import Axis, Level, judged_alike, parse_axis, plan
@@ -144,16 +146,38 @@ def test_a_study_is_read_as_it_was_written(tmp_path):
     assert design.load(tmp_path) == study
 
 
-def test_every_field_of_what_and_how_a_gan_learns_can_be_varied():
+def test_every_field_of_what_and_how_a_gan_learns_can_be_varied(tmp_path):
     sections = {"data", "latent", "network", "loss", "optimizer", "train"}
     fields = {name for name in flatten(BASE) if name.partition(".")[0] in sections}
-    for field in fields - {"train.rng_seed"}:
-        assert axis(f"{field}=1,2").labels == ("1", "2"), field
+    for field in sorted(fields - {"train.rng_seed"}):
+        study = plan("s", [axis(f"{field}={','.join(two_of(field))}", value_of)], 1)
+        assert len(study.trials) == 2, field
+        study.save(tmp_path)
+        assert design.load(tmp_path) == study, field
+        for trial in study.trials:
+            try:
+                config = trial.config(BASE)
+            except ValueError:
+                continue  # a rule of its own: these values were not made for it
+            section, _, name = field.partition(".")
+            kept, plain = (getattr(getattr(one, section), name) for one in (config, BASE))
+            assert isinstance(kept, Path) == isinstance(plain, Path), field
+
+
+def two_of(field):
+    """Two values of its type, as they are typed."""
+    section, _, name = field.partition(".")
+    hint = get_type_hints(SECTIONS[section])[name]
+    if get_origin(hint) is Literal:
+        return get_args(hint)[:2]
+    if hint is bool:
+        return "false", "true"
+    return ("0.25", "0.5") if hint is float else ("16", "32")
 
 
 def trials_of(*texts, base=BASE):
-    axes = [axis(text, value_of) for text in texts]
-    return [trial.config(judged_alike(base, axes)) for trial in plan("s", axes, 1).trials]
+    base, axes = judged_alike(base, [axis(text, value_of) for text in texts])
+    return [trial.config(base) for trial in plan("s", axes, 1).trials]
 
 
 def test_runs_on_other_images_are_judged_by_the_same():
@@ -176,9 +200,34 @@ def test_what_images_show_is_judged_by_images_that_show_it():
         (other,) = trials_of(text)
         assert other.reference_data() == other.data
         assert axis(text).shows_others
+    # Squares cut from larger images show another part: so their size is such an axis, too.
+    cut = replace(BASE, data=replace(BASE.data, crop=24))
+    for texts, base in ((("data.size=32",), cut), (("data.crop=24", "data.size=32"), BASE)):
+        (other,) = trials_of(*texts, base=base)
+        assert other.reference_data() == other.data
+        _, axes = judged_alike(base, [axis(text, value_of) for text in texts])
+        assert all(one.shows_others for one in axes)
     (few,) = trials_of("data.source=digits", "data.images=5")
     assert few.reference_data() == replace(few.data, images=None)
     assert not axis("data.images=1,2").shows_others
+
+
+def test_roots_are_paths_of_any_kind_and_called_by_their_last_part():
+    roots = axis("data.root=../a,/d/v1..2/b+c,null", value_of)
+    assert roots.labels == ("a", "b+c", "null")
+    assert [level.settings["data.root"] for level in roots.levels] == ["../a", "/d/v1..2/b+c", None]
+    assert axis("data.root=/a/x,/b/x", value_of).labels == ("/a/x", "/b/x")
+    sources = axis("data.source+data.root=digits+null,folder+/a/x", value_of)
+    assert sources.labels == ("digits", "folder x")
+    with pytest.raises(ValueError, match=r"two levels give runs of one name, s\.one-a-s0"):
+        plan("s", [axis("data.root=/one a,/one-a", value_of)], 1)
+
+
+@pytest.mark.parametrize("root", ["http://me:hush@host/a", "https://host/a?X-Sig=hush"])
+def test_a_study_keeps_no_secrets(root):
+    with pytest.raises(ValueError, match=r"data\.root=.*\*\*\*.*keep the password") as error:
+        axis(f"data.root={root},/b", value_of)
+    assert "hush" not in str(error.value)
 
 
 def test_all_images_are_called_so():

@@ -1,5 +1,6 @@
 """Which sets of images a study needs, and what its runs are told of them."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from ganray.study.design import judged_alike, parse_axis, plan
 from ganray.study.images import StudyImages
 from ganray.training import sets
 from ganray.training.judge import Judge
+from ganray.training.plan import Workers, decisions
 from tests.conftest import tiny_config
 
 
-def images_of(home, *texts, source="digits"):
+def images_of(home, *texts, conditional=False, **data):
     plain = tiny_config(home)
-    network = replace(plain.network, kind="mlp")
-    base = replace(plain, data=DataConfig(source, size=0), network=network)
-    axes = [parse_axis(text, base, value_of) for text in texts]
-    base = judged_alike(base, axes)
+    network = replace(plain.network, kind="mlp", conditional=conditional)
+    evaluation = replace(plain.evaluation, samples=80)
+    data = DataConfig(**({"source": "digits", "size": 0} | data))
+    base = replace(plain, data=data, network=network, evaluation=evaluation)
+    base, axes = judged_alike(base, [parse_axis(text, base, value_of) for text in texts])
     return base, StudyImages(base, [t.config(base) for t in plan("s", axes, 2).trials])
 
 
@@ -39,18 +42,18 @@ def test_runs_are_given_what_they_learn_and_what_judges_them(tmp_path, monkeypat
 
     def judge_of(one):
         asked.append(one.config.reference_data())
-        return Judge("classifier", "" if one.same else one.reals.where)
+        return Judge("", "" if one.same else one.reals.where)
 
     monkeypatch.setattr(sets, "judge_of", judge_of)
     base, images = images_of(tmp_path, "data.images=100,null", "data.size=8,16")
     images.lay_down()
     given = images.given()
     assert len(given) == 4
-    assert asked == [base.data] * 4
+    assert asked == [base.data]  # it judges all
     few = replace(base, data=replace(base.data, images=100, size=16))
     (reals,) = map(str, (tmp_path / "shards").glob("*-1797-full"))
     assert given[few.images_identity()].images.endswith("-100-16")
-    assert given[few.images_identity()].judge == Judge("classifier", reals)
+    assert given[few.images_identity()].judge == Judge("", reals)
     assert {one.classes for one in given.values()} == {10}
     assert {Path(one.images) for one in given.values()} < set(images.local())
     told, digests = images.identity()
@@ -70,3 +73,47 @@ def test_an_axis_is_not_given_a_stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "fetch", lambda data, home: replace(data, source="digits"))
     with pytest.raises(ValueError, match=r"data\.source=mnist is asked for by an axis"):
         images_of(tmp_path, "data.source=digits,mnist")
+
+
+def test_levels_that_are_the_same_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"two levels .* come to the same 1,797 images of"):
+        images_of(tmp_path, "data.images=5000,null")
+    with pytest.raises(ValueError, match=r"two levels .* come to the same"):  # no faces are drawn
+        images_of(tmp_path, "data.drawn=1,2")
+
+
+def test_finished_shards_have_no_splits(tmp_path, squares):
+    with pytest.raises(ValueError, match=r"data\.split=test, .*: all images of .* are used"):
+        images_of(tmp_path, "data.split=all,test", root=str(squares), source="celeba")
+
+
+def test_too_few_images_to_compare_with_end_a_study_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "judge_of", lambda one: Judge("a classifier"))
+    for count, enough in ((159, False), (160, True)):
+        _, images = images_of(tmp_path, f"data.source+data.images=digits+{count}")
+        images.lay_down()
+        if enough:
+            assert len(images.given()) == 1
+            continue
+        with pytest.raises(ValueError, match=r"159 images of .* are too few to compare runs with"):
+            images.given()
+
+
+def test_images_that_no_run_learns_are_not_shown_with_the_networks_of_the_base(tmp_path):
+    """Which may not take them: these are asked for labels, and faces have none."""
+    levels = "data.source+network.conditional=celeba+false"
+    base, images = images_of(tmp_path, levels, conditional=True, drawn=99)
+    assert base.network.conditional
+    assert not images.shown.config.network.conditional
+    decisions(images.shown, Workers(1, False, 1))
+    base, images = images_of(tmp_path, "latent.size=1,2", conditional=True)
+    assert images.shown.config == base
+
+
+def test_shards_must_have_room_together(tmp_path, monkeypatch):
+    one = 1797 * 64
+    free = shutil.disk_usage(tmp_path)._replace(free=one + 1)
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: free)
+    images_of(tmp_path, "latent.size=1,2")
+    with pytest.raises(ValueError, match="the shards need"):
+        images_of(tmp_path, "data.source+data.images=digits+1700,digits+1750")

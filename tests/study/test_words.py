@@ -59,7 +59,9 @@ def test_a_level_that_is_ahead_of_all_others_is_said_to_be_by_how_much():
 
 def of_axes(found, *names):
     """With other names for its axes."""
-    axes = [dataclasses.replace(a, name=n) for a, n in zip(found.study.axes, names, strict=True)]
+    pairs = zip(found.study.axes, names, strict=True)
+    shows = {"data.source+data.size", "data.crop"}
+    axes = [dataclasses.replace(a, name=n, shows_others=n in shows) for a, n in pairs]
     return Results(dataclasses.replace(found.study, axes=tuple(axes)), found.outcomes)
 
 

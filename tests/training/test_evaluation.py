@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ganray.config import EvaluationConfig
+from ganray.config import DataConfig, EvaluationConfig
 from ganray.config_json import to_dict
 from ganray.data.convert import write_shards
 from ganray.data.convert_worker import resize_and_crop
@@ -70,8 +70,8 @@ def test_reals_of_which_few_differ_stop_no_training(tmp_path):
     assert all(0 <= share <= 1 for share in shares)
 
 
-def shards_of(folder: Path, **how: int) -> str:
-    write_shards(Squares(200), folder, processes=1, **how)
+def shards_of(folder: Path, count: int = 200, **how: int) -> str:
+    write_shards(Squares(count), folder, processes=1, **how)
     return str(folder)
 
 
@@ -81,8 +81,9 @@ def found_by_hand(config, checkpoint: Path, reals: str) -> float:
     state = TrainState(config, (16, 16, 3), CPU)
     state.load(checkpoint)
     samples = judge.fitted(state.images_of("evaluation", 90), opened.image_shape)
-    eyes = judge.open_extractor("", opened, CPU, config.evaluation)
-    reference = Reference.of(eyes, judge.reals(config, opened, 90))
+    beside = judge.ReferenceSet(opened, config.reference_data(), "", config.evaluation)
+    eyes = beside.extractor(CPU)
+    reference = Reference.of(eyes, beside.reals(90))
     return measure(reference, eyes.look(samples), quick=True)["vendi_share"]
 
 
@@ -138,7 +139,8 @@ def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, t
     settings = replace(config.evaluation, every=1.0, features="dinov2", weights=weights)
     config = replace(config, evaluation=settings)
     opened = open_images(config.data, config.home, str(squares))
-    seen = judge.open_extractor("", opened, CPU, settings).look(torch.zeros(2, 16, 16, 3).byte())
+    eyes = judge.ReferenceSet(opened, config.data, "", settings).extractor(CPU)
+    seen = eyes.look(torch.zeros(2, 16, 16, 3).byte())
     assert seen.features.shape == (2, WIDTH)
     opened.close()
     launch(config, str(squares))
@@ -152,7 +154,7 @@ def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares
     settings = replace(config.evaluation, features="dinov2", weights=str(tmp_path / "none"))
     opened = open_images(config.data, config.home, str(squares))
     with pytest.raises(ValueError, match="dinov2_vits14_pretrain"):
-        judge.prepare_judge(replace(config, evaluation=settings), opened, "", CPU)
+        judge.prepare_classifier(replace(config, evaluation=settings), opened, "", CPU)
     opened.close()
 
 
@@ -161,11 +163,11 @@ def test_no_image_is_read_where_the_classifier_is_found(squares, tmp_path, monke
     monkeypatch.setattr(judge, "reference_classifier", quick)
     config = evaluated(tmp_path)
     opened = open_images(config.data, config.home, str(squares))
-    trained = judge.prepare_judge(config, opened, "squares", CPU)
+    trained = judge.prepare_classifier(config, opened, "squares", CPU)
     monkeypatch.setattr(judge, "read", None)
-    assert judge.prepare_judge(config, opened, "squares", CPU) == trained
+    assert judge.prepare_classifier(config, opened, "squares", CPU) == trained
     with pytest.raises(TypeError, match="not callable"):
-        judge.prepare_judge(config, opened, "other squares", CPU)
+        judge.prepare_classifier(config, opened, "other squares", CPU)
     opened.close()
 
 
@@ -231,6 +233,27 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     )
 
 
+def test_generators_of_two_sizes_are_compared_in_that_of_the_first(
+    known, tmp_path, monkeypatch, capsys
+):
+    quick = functools.partial(reference_classifier, recipe=Recipe(min_images=640))
+    monkeypatch.setattr(judge, "reference_classifier", quick)
+    large, small = shards_of(tmp_path / "large", 400), shards_of(tmp_path / "small", 400, size=8)
+    plain = tiny_config(tmp_path, name="small")
+    network = replace(plain.network, kind="mlp")  # no DCGAN is as small
+    mlp = launch(replace(plain, data=DataConfig(size=0), network=network), small)
+    argv = ["--samples", "80", "--resamples", "20", "--out", str(tmp_path / "report")]
+    job = load_job("evaluate")
+    for first, other, root, resized in (
+        (mlp, known.checkpoint, small, "samples of 16x16 are resized to 8x8"),
+        (known.checkpoint, mlp, large, "samples of 8x8 are resized to 16x16"),
+    ):
+        job.main([str(first), "--against", str(other), "--data-root", root, *argv])
+        out = capsys.readouterr().out
+        assert out.count(resized) == 1
+        assert "with 95 % intervals" in out
+
+
 def test_reports_by_different_networks_are_not_subtracted():
     report = Report({}, 100, "a", (), [], [])
     assert differences(report, report) == {}
@@ -239,22 +262,30 @@ def test_reports_by_different_networks_are_not_subtracted():
     assert "\n" not in str(error.value)
 
 
+def beside_squares(count, classifier=""):
+    return judge.ReferenceSet(Squares(count), DataConfig(), classifier, EvaluationConfig())  # pyright: ignore
+
+
 def test_too_few_reals_are_not_compared_with():
     for count, parts, expected in ((100, 1, 90), (79, 1, 0), (100, 2, 0), (200, 2, 90)):
-        assert judge.comparable("", Squares(count), 90, parts) == expected  # pyright: ignore
+        assert beside_squares(count).comparable(90, parts) == expected
     # What the classifier has learned is not compared with.
-    assert judge.comparable("file", Squares(170), 90) == 85  # pyright: ignore
-    assert judge.comparable("file", Squares(30_000), 90_000) == 10_000  # pyright: ignore
+    assert beside_squares(170, "file").comparable(90) == 85
+    assert beside_squares(30_000, "file").comparable(90_000) == 10_000
 
 
 def test_reals_come_from_all_of_a_set_that_its_cache_cannot_hold(tmp_path):
     write_shards(Squares(300), tmp_path / "far", rows_per_shard=64, processes=1)
     near = ShardReader(tmp_path / "far")
     size = max(shard.bytes for shard in near.manifest.shards)
-    config, url = tiny_config(tmp_path), f"file://{tmp_path / 'far'}"
+    url = f"file://{tmp_path / 'far'}"
+
+    def beside(images):
+        return judge.ReferenceSet(images, DataConfig(size=16), "", EvaluationConfig())
+
     with RemoteShards(url, tmp_path / "cache", limit_bytes=2 * size) as shards:
-        images = judge.reals(config, ShardReader(shards), 200)
-    assert torch.equal(images, judge.reals(config, near, 200))
+        images = beside(ShardReader(shards)).reals(200)
+    assert torch.equal(images, beside(near).reals(200))
     ids = np.random.default_rng(0).permutation(300)[:200]  # as they always were
     out = torch.empty((200, 16, 16, 3), dtype=torch.uint8)
     near.gather(ids, out)

@@ -1,0 +1,59 @@
+"""Which images a run needs beside those it learns, and what is refused of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from ganray.config import DataConfig
+from ganray.data import prepare
+from ganray.training import sets
+from tests.conftest import tiny_config
+
+
+def run_of(home, samples=80, check=False, reals=None, **data):
+    plain = tiny_config(home)
+    evaluation = replace(plain.evaluation, samples=samples, reals=reals or {})
+    network = replace(plain.network, kind="mlp")
+    data = DataConfig(**({"source": "digits", "size": 0} | data))
+    return replace(
+        plain, data=data, network=network, evaluation=evaluation, check_discriminator=check
+    )
+
+
+def test_other_reals_are_found_and_laid_down_where_anything_is_compared(tmp_path):
+    found = sets.find(run_of(tmp_path, images=100, reals={"images": None}))
+    assert not found.same
+    assert (found.images.count, found.reals.count) == (100, 1797)
+    assert sets.lay_down(found) != sets.digest_of_reals(found)
+    with sets.opened(found) as images:
+        assert len(images) == 1797
+    for config in (
+        run_of(tmp_path, images=100),
+        run_of(tmp_path, images=100, reals={"images": 100}),
+        run_of(tmp_path, samples=0, images=100, reals={"images": 50}),
+        run_of(tmp_path, check=True, images=100, reals={"images": 50}),
+    ):
+        found = sets.find(config)
+        assert found.same
+        assert sets.lay_down(found)
+    assert len(list((tmp_path / "shards").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("reals", "message"),
+    [
+        ({"split": "valid"}, r"evaluation\.reals=.*: data\.split=valid has no images"),
+        ({"size": 24}, r"evaluation\.reals=.*: data\.size=24: .* holds pixels of 16x16"),
+        ({"split": "test"}, r"evaluation\.reals\.split=test: all images of .* are used"),
+    ],
+)
+def test_reals_that_are_not_to_be_had_are_refused_by_their_name(tmp_path, squares, reals, message):
+    root = {"root": str(squares), "source": "celeba"} if reals != {"split": "valid"} else {}
+    with pytest.raises(ValueError, match=message) as error:
+        sets.find(run_of(tmp_path, reals=reals, **root))
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_is_downloaded_into_a_url(tmp_path):
+    far = DataConfig("mnist", root="http://me:hush@127.0.0.1:9/mnist", download=True)
+    assert prepare.fetch(far, tmp_path) is far
