@@ -116,8 +116,7 @@ class DataConfig:
 
     def identity(self) -> tuple[object, ...]:
         """Equal where the same images are shown in the same way, however they are read."""
-        names = ("source", "root", "download", "crop", *Reals.__annotations__)
-        return tuple(getattr(self, name) for name in names)
+        return tuple(getattr(self, name) for name in (*CONTENT, *Reals.__annotations__))
 
     def is_remote(self) -> bool:
         """Whether `root` is a URL."""
@@ -324,8 +323,12 @@ class TrainConfig:
         return max(1, math.ceil(kimg * 1000 / self.batch_size))
 
 
+CONTENT = ("source", "root", "download", "crop")
+"""Fields of `data` that say what images show."""
+
+
 class Reals(TypedDict, total=False):
-    """Fields of `data` that say how many images there are and in which form, whatever they show."""
+    """Those that say how many images there are and in which form; all others, how they are read."""
 
     images: int | None
     drawn: int

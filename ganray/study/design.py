@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from scipy.stats import qmc
 
-from ganray.config import SECTIONS, Config, Reals, require
+from ganray.config import CONTENT, SECTIONS, Config, Reals, require
 from ganray.config_json import flatten, without_secrets
 
 OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
@@ -228,10 +228,9 @@ _ONCE = {
     "tracking": "where their figures go",
 }
 VARIED = (*(s for s in SECTIONS if s not in _ONCE), OPTIMIZER, RATE)
-_SHOWN = {"data.source", "data.root", "data.download", "data.crop"}
-"""What images show."""
-_HELD = {f"data.{field}" for field in Reals.__annotations__} - _SHOWN
-"""How many images are learned, and in which form."""
+_SHOWN, _HELD = (
+    {f"data.{field}" for field in fields} for fields in (CONTENT, Reals.__annotations__)
+)
 
 
 def _check_varies(text: str, field: str, known: Set[str]) -> None:
