@@ -23,8 +23,9 @@ from ganray.integrations import mlflow_tracker, mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_study import StudyRuns
 from ganray.options import SweepConfig
 from ganray.study import answer, design, outcomes
+from ganray.study.axes import Axis, Level, judged_alike, parse_axis
 from ganray.study.board import Board
-from ganray.study.design import Axis, Level, Study, Trial
+from ganray.study.design import Study, Trial
 from ganray.study.images import StudyImages
 from ganray.study.outcomes import Outcome
 from ganray.training import launch
@@ -62,8 +63,8 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     """
     if options.resume:
         config, options = _left_behind(config, options)
-    axes = [design.parse_axis(text, config, read) for text in options.axis or LATENTS]
-    config, axes = design.judged_alike(_for_trials(config, options, axes), axes)
+    axes = [parse_axis(text, config, read) for text in options.axis or LATENTS]
+    config, axes = judged_alike(_for_trials(config, options, axes), axes)
     study = _planned(config, options, axes)
     cluster = ray_train.look(config.ray)
     workers = resolve(config, cluster)

@@ -9,6 +9,7 @@ import pytest
 from ganray import cli, sweep
 from ganray.options import SweepConfig
 from ganray.study import design
+from ganray.study.axes import judged_alike, parse_axis
 from ganray.training import launch
 from tests.conftest import load_job
 
@@ -146,8 +147,8 @@ def begun(home, *options):
     config, sweeps = cli.parse_sweep(
         ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
     )
-    axes = [design.parse_axis(text, config, cli.value_of) for text in sweeps.axis]
-    config, axes = design.judged_alike(sweep._for_trials(config, sweeps, axes), axes)
+    axes = [parse_axis(text, config, cli.value_of) for text in sweeps.axis]
+    config, axes = judged_alike(sweep._for_trials(config, sweeps, axes), axes)
     sweep._claim(sweep._planned(config, sweeps, axes), config, sweeps)
     return config
 
@@ -244,7 +245,7 @@ def test_a_stand_in_is_only_for_images_that_no_axis_names(home, monkeypatch):
     monkeypatch.setattr(sweep.prepare, "fetch", offline)
     config, options = cli.parse_sweep([], load_presets(), "latents", "")
     for text, source in (("data.crop=0,24", "digits"), ("data.source=digits,mnist", "mnist")):
-        axis = design.parse_axis(text, config, cli.value_of)
+        axis = parse_axis(text, config, cli.value_of)
         assert sweep._for_trials(config, options, [axis]).data.source == source
 
 

@@ -34,7 +34,8 @@ from ganray.integrations.mlflow_tracker import (
     write_run,
 )
 from ganray.study import outcomes
-from ganray.study.design import RATE, SEED, Axis, Study, Trial
+from ganray.study.axes import RATE, SEED, Axis
+from ganray.study.design import Study, Trial
 from ganray.study.outcomes import Outcome
 from ganray.training.state import CONFIG_FILE
 
@@ -62,9 +63,8 @@ def axis_key(axis: Axis) -> str:
     """
     fields = {field for level in axis.levels for field in level.settings}
     is_param = fields == {axis.name} and axis.name != RATE
-    if axis.range is None:  # "all" is None to the config
-        is_param &= all(str(level.settings.get(axis.name)) == level.label for level in axis.levels)
-    return axis.name if is_param else axis_tag(axis)
+    is_told = is_param and all(level.settings[axis.name] is not None for level in axis.levels)
+    return axis.name if is_told else axis_tag(axis)
 
 
 def axis_tag(axis: Axis) -> str:

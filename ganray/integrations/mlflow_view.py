@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 
 from ganray.integrations.mlflow_study import CELL_TAG, NOTE_TAG, STUDY_TAG, axis_key, cell_name
 from ganray.integrations.mlflow_tracker import Run
-from ganray.study.design import SEED, Axis, Study
+from ganray.study.axes import SEED, Axis
+from ganray.study.design import Study
 from ganray.study.outcomes import RANKED
 
 _VIEW_TAG = "mlflow.sharedViewState."
@@ -133,8 +134,10 @@ def _pages(study: Study) -> list[_Page]:
 
 
 def _levels(axis: Axis) -> _Groups:
-    values = [str(level.settings.get(axis.name, level.label)) for level in axis.levels]
-    return _Groups("param", axis_key(axis), values)
+    key = axis_key(axis)
+    is_field = key == axis.name  # whose values stand for the levels
+    values = [str(v.settings[key]) if is_field else v.label for v in axis.levels]
+    return _Groups("param", key, values)
 
 
 def _save(client: MlflowClient, run: Run, study: Study, page: _Page) -> View:

@@ -40,7 +40,8 @@ from ganray.config_json import to_dict
 from ganray.integrations import ray_train
 from ganray.options import SweepConfig
 from ganray.study import outcomes
-from ganray.study.design import Axis, Level, Study, Trial, trial
+from ganray.study.axes import Axis, Level
+from ganray.study.design import Study, Trial, trial
 from ganray.study.images import Given
 from ganray.training.context import LocalContext
 from ganray.training.launch import work

@@ -10,7 +10,8 @@ import numpy as np
 
 from ganray.metrics.confidence import Estimate, replicate_interval
 from ganray.metrics.suite import METRICS
-from ganray.study.design import Axis, Level, Trial
+from ganray.study.axes import Axis, Level
+from ganray.study.design import Trial
 from ganray.study.outcomes import RANKED, Outcome, Results
 
 TITLES = {

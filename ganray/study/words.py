@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from ganray.metrics.confidence import Estimate
-from ganray.study.design import Axis
+from ganray.study.axes import Axis
 from ganray.study.effects import (
     FEWEST_SEEDS,
     HIGHER,

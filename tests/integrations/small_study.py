@@ -7,7 +7,8 @@ import numpy as np
 
 from ganray.config import Config
 from ganray.study import outcomes
-from ganray.study.design import Axis, Level, Study, Trial, plan
+from ganray.study.axes import Axis, Level
+from ganray.study.design import Study, Trial, plan
 from ganray.study.outcomes import Outcome
 from ganray.training.journal import Journal
 from tests.conftest import tiny_config

@@ -15,7 +15,8 @@ from ganray.config_json import to_dict
 from ganray.integrations.mlflow_study import StudyRuns, axis_key
 from ganray.integrations.mlflow_view import compare_url, save_views, view_url
 from ganray.study import outcomes
-from ganray.study.design import Axis, Level, plan
+from ganray.study.axes import Axis, Level
+from ganray.study.design import plan
 from tests.integrations.small_study import (
     DATASET,
     base_config,
@@ -253,6 +254,10 @@ def test_runs_are_grouped_by_a_param_whatever_the_axis_is():
     assert axis_key(field_axis("latent.size", 1, 64)) == "latent.size"
     assert axis_key(rate) == "axis.rate"
     assert axis_key(joined) == "axis.distribution_scaling"
+    some = Axis(
+        "data.images", (Level("5", {"data.images": 5}), Level("all", {"data.images": None}))
+    )
+    assert axis_key(some) == "axis.images"  # whose param would be "None"
 
 
 def test_studies_of_one_experiment_have_views_of_their_own_and_notes_are_kept(home):

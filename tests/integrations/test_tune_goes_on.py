@@ -8,7 +8,7 @@ import pytest
 from ganray.integrations import ray_tune
 from ganray.options import SweepConfig
 from ganray.study import outcomes
-from ganray.study.design import Axis
+from ganray.study.axes import Axis
 from ganray.training.plan import Workers
 from tests.integrations.small_study import base_config, small_study
 

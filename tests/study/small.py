@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from ganray.figures import sample_grid
-from ganray.study.design import Axis, Level, plan
+from ganray.study.axes import Axis, Level
+from ganray.study.design import plan
 from ganray.study.outcomes import Outcome, Results
 
 

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from ganray.metrics.confidence import Estimate, replicate_interval
-from ganray.study.design import Axis, Level, plan
+from ganray.study.axes import Axis, Level
+from ganray.study.design import plan
 from ganray.study.effects import HIGHER, RESIDUAL, _jackknife, anova, compare, ranking
 from ganray.study.outcomes import Outcome, Results
 

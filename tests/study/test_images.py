@@ -9,7 +9,8 @@ import pytest
 from ganray.cli import value_of
 from ganray.config import DataConfig
 from ganray.data import prepare
-from ganray.study.design import judged_alike, parse_axis, plan
+from ganray.study.axes import judged_alike, parse_axis
+from ganray.study.design import plan
 from ganray.study.images import StudyImages
 from ganray.training import sets
 from ganray.training.judge import Judge

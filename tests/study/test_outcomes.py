@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ganray.study import outcomes
-from ganray.study.design import Axis, Level, plan
+from ganray.study.axes import Axis, Level
+from ganray.study.design import plan
 from ganray.study.outcomes import Outcome, Results, collect, record
 from ganray.training.journal import Journal
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ganray.metrics.confidence import Estimate
-from ganray.study.design import Axis, Level
+from ganray.study.axes import Axis, Level
 from ganray.study.effects import Row, compare, ranking
 from ganray.study.outcomes import Outcome, Results
 from ganray.study.words import markdown, summary, table
