@@ -23,13 +23,14 @@ from PIL import Image
 from ganray.data.face_painters import paint
 from ganray.data.face_traits import ATTRIBUTE_NAMES, DRAWN_ATTRIBUTES, attributes_of, roll_traits
 
-__all__ = ["ATTRIBUTE_NAMES", "DRAWN_ATTRIBUTES", "VERSION", "draw", "write_celeba"]
+__all__ = ["ATTRIBUTE_NAMES", "DRAWN_ATTRIBUTES", "VERSION", "draw", "is_written", "write_celeba"]
 
 VERSION = 1
 """Of the drawing; raise it whenever a pixel or an attribute of any face changes."""
 
 _IMAGES_FILE, _ATTRIBUTES_FILE = "img_align_celeba.zip", "list_attr_celeba.txt"
 _PARTITION_FILE = "list_eval_partition.txt"
+_RECORD = "ganray-faces.json"
 _SPLIT = (162_770, 19_867, 19_962)  # CelebA's train, valid, test
 _TASK = 128  # faces a process draws before it hands them over
 
@@ -47,6 +48,16 @@ def draw(rng_seed: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     traits = roll_traits(rng_seed, indices)
     return paint(traits), attributes_of(traits)
+
+
+def is_written(folder: Path, num_images: int, rng_seed: int) -> bool:
+    """Whether `write_celeba` left a whole set of these faces here."""
+    record = folder / _RECORD
+    return record.exists() and json.loads(record.read_text()) == _identity(num_images, rng_seed)
+
+
+def _identity(num_images: int, rng_seed: int) -> dict[str, int]:
+    return {"num_images": num_images, "rng_seed": rng_seed, "version": VERSION}
 
 
 def write_celeba(
@@ -74,15 +85,15 @@ def write_celeba(
     """
     if not 1 <= num_images <= 999_999:
         raise ValueError(f"num_images={num_images} is outside 1 ... 999999, six digits of a name")
-    record, begun = folder / "ganray-faces.json", folder / "ganray-faces.json.part"
-    identity = {"num_images": num_images, "rng_seed": rng_seed, "version": VERSION}
-    if record.exists() and json.loads(record.read_text()) == identity:
+    if is_written(folder, num_images, rng_seed):
         return
+    record, begun = folder / _RECORD, folder / f"{_RECORD}.part"
     folder.mkdir(parents=True, exist_ok=True)
     final = [folder / name for name in (_ATTRIBUTES_FILE, _PARTITION_FILE, _IMAGES_FILE)]
     foreign = [path for path in final if path.exists()]
     if foreign and not record.exists() and not begun.exists():
         raise FileExistsError(f"{foreign[0]} is not ours to replace; name another folder")
+    identity = _identity(num_images, rng_seed)
     begun.write_text(json.dumps(identity))  # claims the folder until it becomes the record
     for path in (record, *final):
         path.unlink(missing_ok=True)

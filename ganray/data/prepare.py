@@ -122,11 +122,11 @@ def prepare(data: DataConfig, made: DataPlan) -> str:
     where = Path(made.where)
     if made.source is None:
         return Manifest.read(where).digest() if where.is_dir() else str(where.stat().st_size)
-    if made.drawn and not made.ready:
+    if is_whole(where):
+        return Manifest.read(where).digest()
+    if made.drawn and not faces.is_written(made.source, data.drawn, _DATA_SEED):
         with Progress(data.drawn, "drawing faces", "faces") as progress:
             faces.write_celeba(made.source, data.drawn, _DATA_SEED, progress=progress.add)
-    if made.ready:
-        return Manifest.read(where).digest()
     source = open_source(data.source, made.source, rng_seed=_DATA_SEED)
     return write_shards(
         source,

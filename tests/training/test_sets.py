@@ -39,6 +39,18 @@ def test_other_reals_are_found_and_laid_down_where_anything_is_compared(tmp_path
     assert len(list((tmp_path / "shards").iterdir())) == 2
 
 
+def test_faces_are_drawn_once_for_both(tmp_path, monkeypatch):
+    shown = []
+    progress = prepare.Progress
+    monkeypatch.setattr(
+        prepare, "Progress", lambda *told, **more: shown.append(told) or progress(*told, **more)
+    )
+    found = sets.find(run_of(tmp_path, source="celeba", drawn=12, images=5, reals={"images": None}))
+    sets.lay_down(found)
+    sets.digest_of_reals(found)
+    assert shown == [(12, "drawing faces", "faces")]
+
+
 @pytest.mark.parametrize(
     ("reals", "message"),
     [
