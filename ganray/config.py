@@ -34,6 +34,21 @@ Split = Literal["all", "train", "valid", "test"]
 Encoding = Literal["raw", "jpeg"]
 
 
+CONTENT = ("source", "root", "download", "crop")
+"""Fields of `data` that decide what images show: without `root` and `download` faces are drawn."""
+
+
+class Reals(TypedDict, total=False):
+    """Fields of `data` that decide how many images there are and in which form."""
+
+    images: int | None
+    drawn: int
+    size: int
+    flip: bool
+    split: Split
+    encoding: Encoding
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how they are laid down as shards, and how those are read."""
@@ -321,21 +336,6 @@ class TrainConfig:
     def every(self, kimg: float) -> int:
         """A duration in kimg as a number of whole steps, at least one."""
         return max(1, math.ceil(kimg * 1000 / self.batch_size))
-
-
-CONTENT = ("source", "root", "download", "crop")
-"""Fields of `data` that say what images show."""
-
-
-class Reals(TypedDict, total=False):
-    """Those that say how many images there are and in which form; all others, how they are read."""
-
-    images: int | None
-    drawn: int
-    size: int
-    flip: bool
-    split: Split
-    encoding: Encoding
 
 
 @dataclass(frozen=True)

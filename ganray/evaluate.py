@@ -11,11 +11,12 @@ import torch
 from ganray import trained
 from ganray.config import Config
 from ganray.data import prepare
+from ganray.data.shards import Shape
 from ganray.options import EvaluateConfig
 from ganray.trained import Trained
 from ganray.training.assess import Assessment, assess, differences, table
 from ganray.training.context import local_device
-from ganray.training.judge import ReferenceSet, prepare_classifier
+from ganray.training.judge import ReferenceSet, check_fits, prepare_classifier
 
 
 def evaluate(options: EvaluateConfig) -> None:
@@ -32,8 +33,10 @@ def evaluate(options: EvaluateConfig) -> None:
     digest = prepare.prepare(data, made)
     with closing(prepare.open_images(data, config.home, made.where)) as images:
         classifier = prepare_classifier(config, images, digest, local_device())
-        beside = ReferenceSet(images, data, classifier, config.evaluation)
-        assessed = [_assess(each, beside, options) for each in found]
+        reference_set = ReferenceSet(images, data, classifier, config.evaluation)
+        for each in found:
+            _check_fits(each, reference_set.shape)
+        assessed = [_assess(each, reference_set, options) for each in found]
     labels = [each.label for each in found]
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
@@ -59,7 +62,15 @@ def _config(found: Trained, options: EvaluateConfig) -> Config:
     return replace(config, data=replace(config.data, root=root)) if root else config
 
 
-def _assess(found: Trained, beside: ReferenceSet, options: EvaluateConfig) -> Assessment:
+def _check_fits(found: Trained, reals: Shape) -> None:
+    height, width, channels = found.images(torch.zeros(1, found.config.latent.size)).shape[1:]
+    try:
+        check_fits((height, width, channels), reals)
+    except ValueError as error:
+        raise ValueError(f"{found.source}: {error}") from error
+
+
+def _assess(found: Trained, reference_set: ReferenceSet, options: EvaluateConfig) -> Assessment:
     def generate(z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return trained.to_uint8(found.G(z), found.config.pixel_low())
@@ -68,15 +79,16 @@ def _assess(found: Trained, beside: ReferenceSet, options: EvaluateConfig) -> As
         found.config,
         generate,
         found.classes,
-        beside,
+        reference_set,
         samples=options.samples,
         resamples=options.resamples,
         title=found.label,
     )
     if result is None:
         raise ValueError(
-            f"{len(beside.images)} real images are too few to compare with; 320 are the least: a"
-            " classifier learns half of them, others stand for the data and a perfect generator"
+            f"{len(reference_set.images)} real images are too few to compare with; 320 are the"
+            " least: a classifier learns half of them, others stand for the data and a perfect"
+            " generator"
         )
     return result
 

@@ -23,7 +23,7 @@ from ganray.training.assess import PAGE, Assessment, assess, table
 from ganray.training.check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.context import leader_first, local_device, torchrun_group
 from ganray.training.journal import Journal, narrated
-from ganray.training.judge import UNTRAINED, Judge
+from ganray.training.judge import NO_CLASSIFIER, Judge
 from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
 from ganray.training.sets import Sets
 from ganray.training.state import load_generator, to_uint8
@@ -57,7 +57,7 @@ def run(config: Config) -> None:
         if config.dry_run:
             return
         with leader_first() as leads:
-            digest, judge = _ready(found) if leads else ("", UNTRAINED)
+            digest, judge = _ready(found) if leads else ("", NO_CLASSIFIER)
         judge = from_leader(judge)
         if config.check_discriminator:
             _check_discriminator(found, digest, workers)
@@ -77,7 +77,7 @@ def _ready(found: Sets) -> tuple[str, Judge]:
     digest = sets.lay_down(found)
     identity = prepare.identity(config.data, images, config.home)
     launch.claim_images(config.run_folder(), str(images), identity)
-    return digest, UNTRAINED if config.check_discriminator else sets.judge_of(found)
+    return digest, NO_CLASSIFIER if config.check_discriminator else sets.judge_of(found)
 
 
 def say_drawn() -> None:

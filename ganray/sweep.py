@@ -22,7 +22,7 @@ from ganray.data import prepare
 from ganray.integrations import mlflow_tracker, mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_study import StudyRuns
 from ganray.options import SweepConfig
-from ganray.study import answer, design, outcomes
+from ganray.study import answer, design, outcomes, words
 from ganray.study.axes import Axis, Level, judged_alike, parse_axis
 from ganray.study.board import Board
 from ganray.study.design import Study, Trial
@@ -76,8 +76,8 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
         return
     images.lay_down()
     launch.claim_images(study_folder(config), *images.identity())
-    _claim(study, config, options)
     shared = ray_tune.Job(config, images.given(), workers)
+    _claim(study, config, options)
     ray_train.connect(config.ray)
     for where in images.local():
         ray_train.check_nodes_see(where)
@@ -116,7 +116,7 @@ def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
 def _for_trials(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Config:
     """The config of a run that is one of many: no report of its own, one worker if none is said.
 
-    Its images are here, unless an axis says which they are.
+    Fetches its images, unless an axis chooses others.
     """
     if not config.evaluation.samples:
         raise ValueError(
@@ -207,7 +207,7 @@ def _check(study: Study, config: Config, options: SweepConfig, workers: Workers)
                     f" does it; name some of {', '.join(_LIVE)}"
                 )
     configs = []
-    for cell in itertools.product(*(a.samples for a in study.axes)) if options.chooses else ():
+    for cell in itertools.product(*(a.extremes for a in study.axes)) if options.chooses else ():
         try:
             configs.append(design.trial(study.name, cell, 0).config(config))
             check_world(configs[-1], workers.count)
@@ -253,7 +253,9 @@ def _show(
         levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
         rows[axis.title] = levels
     rows["each run"] = "but for what is varied:"
-    rows |= decisions(images.shown, workers)
+    rows |= decisions(images.in_plan, workers)
+    if judges := " ".join(words.judges(study.axes)):
+        rows["judges"] = judges
     rows["results"] = f"{study_folder(config)} and {mlflow_tracker.store_uri(config)}"
     print(aligned(rows))
     if options.searches:

@@ -6,8 +6,9 @@ paragraph that says only what the intervals support: in the terminal, as one HTM
 MLflow, with a view that opens the comparison.
 
 Without any axis: MNIST, latents that differ in mean, spread and shape x size 1, 10, 100 x three
-optimizers x 5 seeds. An axis is a field of how a GAN learns, or of what it learns (all runs are
-compared with the same images all the same); several joined by +; `optimizer` or `rate`.
+optimizers x 5 seeds. An axis is a field of how a GAN learns, or of what it learns (runs are then
+compared with the base's images, unless it says what images show: data.source, data.root or
+data.crop); several fields joined by +; `optimizer` or `rate`.
 
     python jobs/sweep.py
     python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam

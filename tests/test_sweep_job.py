@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import asdict
 
 import pytest
 
 from ganray import cli, sweep
+from ganray.data.convert import write_shards
 from ganray.options import SweepConfig
 from ganray.study import design
 from ganray.study.axes import judged_alike, parse_axis
 from ganray.training import launch
-from tests.conftest import load_job
+from tests.conftest import Squares, load_job
 
 DIGITS = ["--data.source", "digits", "--dry-run"]
 
@@ -67,17 +69,19 @@ def test_what_is_learned_is_an_axis_and_the_same_images_judge(job, capsys):
     assert "8 cells x 5 seeds" in said
     assert "100, all" in said
     assert "compared with 1,500 images of scikit-learn's digits, 8x8" in said
+    assert re.search(r"judges +All runs are compared with the same images", said)
 
 
-def test_images_that_show_something_else_are_planned_one_by_one(job, squares, capsys):
-    axis = f"data.source+data.root=digits+null,celeba+{squares}"
+def test_images_that_show_something_else_are_planned_one_by_one(job, tmp_path, capsys):
+    write_shards(Squares(200), tmp_path / "set", processes=1)
+    axis = f"data.source+data.root=digits+null,celeba+{tmp_path / 'set'}"
     small = ["--data.size", "0", "--network.kind", "mlp", "--data.download", "false", "--dry-run"]
     job.main([*small, "--sweep.axis", axis])
     said = capsys.readouterr().out
     assert "digits, celeba set" in said
-    assert "compared with" not in said  # each with its own
+    assert "Runs of each level of source root are compared with its own images" in said
     with pytest.raises(ValueError, match="/nowhere: no such folder"):
-        job.main([*small, "--sweep.axis", axis.replace(str(squares), "/nowhere")])
+        job.main([*small, "--sweep.axis", axis.replace(str(tmp_path / "set"), "/nowhere")])
 
 
 def test_a_search_says_what_its_figures_are_worth(job, capsys):

@@ -341,8 +341,10 @@ def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]
     config = this.config(job.base)
     folder, given = config.run_folder(), job.given_to(config)
     found = outcomes.read(folder)
-    if found is not None and found.counts:
-        return  # the driver was killed before it heard of it
+    if found is not None and found.counts:  # the driver was killed before it heard of it
+        score = 0.0 if found.status == "diverged" else found.values.get(options.metric, 0.0)
+        tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": score})
+        return
     try:
         if job.workers.count > 1:
             ray_train.launch(

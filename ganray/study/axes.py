@@ -1,7 +1,8 @@
-"""What a study varies: axes as people type them, and who judges runs on them. Pure."""
+"""What a study varies: axes as people type them. Pure; nothing runs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ class Axis:
     """Of a number that a search may choose: least and most; drawn evenly in its logarithm."""
     whole: bool = False
     """Whether the numbers of the range are whole."""
-    shows_others: bool = False
+    own_judge: bool = False
     """Whether levels differ in what images show; then each is judged by images of its own."""
 
     @property
@@ -71,9 +72,9 @@ class Axis:
         return set(self.name.split("+"))
 
     @property
-    def learns_others(self) -> bool:
+    def same_judge(self) -> bool:
         """Whether levels differ in how many images are learned, or in which form."""
-        return not self.shows_others and not _HELD.isdisjoint(self.fields)
+        return not self.own_judge and not _FORMS.isdisjoint(self.fields)
 
     def level(self, value: str | float) -> Level:
         """The level of this label, or of this number; pbt's numbers can leave the range."""
@@ -85,7 +86,7 @@ class Axis:
         return Level(label, {self.name: int(label) if self.whole else float(label)})
 
     @property
-    def samples(self) -> tuple[Level, ...]:
+    def extremes(self) -> tuple[Level, ...]:
         """Levels that keep all rules only if every one does: of a range its ends.
 
         Of whole numbers the second, too: no multiple, where multiples are asked for.
@@ -122,12 +123,13 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
     levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
     labels = _shortest([level.label for level in levels])
     levels = [replace(level, label=label) for level, label in zip(levels, labels, strict=True)]
-    if not equals or len(set(labels)) < len(labels) or not labels:
+    alike = any(a.settings == b.settings for a, b in itertools.combinations(levels, 2))
+    if not equals or alike or len(set(labels)) < len(labels) or not labels:
         raise ValueError(
             f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with values that differ;"
             " for example --sweep.axis latent.size=1,10,100"
         )
-    return Axis(name, tuple(levels), shows_others=not _SHOWN.isdisjoint(fields))
+    return Axis(name, tuple(levels), own_judge=not _DEPICTS.isdisjoint(fields))
 
 
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0", "data.root": "null"}
@@ -137,8 +139,8 @@ _ONCE = {
     "ray": "where they run, which changes nothing of what is learned",
     "tracking": "where their figures go",
 }
-VARIED = (*(s for s in SECTIONS if s not in _ONCE), OPTIMIZER, RATE)
-_SHOWN, _HELD = (
+_VARIED = tuple(section for section in SECTIONS if section not in _ONCE)
+_DEPICTS, _FORMS = (
     {f"data.{field}" for field in fields} for fields in (CONTENT, Reals.__annotations__)
 )
 
@@ -152,10 +154,10 @@ def _check_varies(text: str, field: str, known: Set[str]) -> None:
             f"sweep.axis={text}: {section} says {_ONCE[section]}, and is the same for all runs of a"
             f" study; give --{field} a value of its own instead"
         )
-    if field not in known or section not in VARIED:
+    if field not in known or section not in (*_VARIED, OPTIMIZER, RATE):
         raise ValueError(
             f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
-            f" {', '.join(f'{section}.*' for section in VARIED[:-2])}, {OPTIMIZER} or {RATE}"
+            f" {', '.join(f'{section}.*' for section in _VARIED)}, {OPTIMIZER} or {RATE}"
         )
 
 
@@ -168,11 +170,11 @@ def _is_range(values: str) -> bool:
 
 
 def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -> Axis:
-    if name in _SHOWN | _HELD:
+    if name in _DEPICTS | _FORMS:
         raise ValueError(
             f"sweep.axis={text}: shards are made before a run begins, so name the values of {name}"
         )
-    ends = [_rate(v) if name == RATE else read(name, v) for v in values.split("..")]
+    ends = [_rate(v) if name == RATE else _read(text, name, v, read) for v in values.split("..")]
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not 0 < ends[0] < ends[1]:
         raise ValueError(
@@ -198,11 +200,12 @@ def _level(
         elif field == RATE:
             settings[RATE] = _rate(one)
         else:
-            found = read(field, one)
+            found = _read(text, field, one, read)
             if field == "data.root" and found and without_secrets(found) != found:
                 raise ValueError(
                     f"sweep.axis: data.root={without_secrets(found)}: a study would keep the"
-                    " password or signature; make one of each by --data.root, which does not"
+                    " password or signature; make one study for each, with --data.root, which is"
+                    " kept without them"
                 )
             settings[field] = str(found) if isinstance(found, Path) else found
     named = zip(fields, values, strict=True)
@@ -212,6 +215,13 @@ def _level(
         if _PLAIN.get(field) != one
     ]
     return Level(" ".join(shown) or value, settings)
+
+
+def _read(text: str, field: str, value: str, read: Callable[[str, str], Any]) -> Any:
+    try:
+        return read(field, value)
+    except ValueError as error:
+        raise ValueError(f"sweep.axis={text}: {error}") from error
 
 
 def _shortest(labels: list[str]) -> list[str]:
@@ -240,18 +250,18 @@ def _rate(text: str) -> float:
 
 
 def judged_alike(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Axis]]:
-    """The base, whose own images judge all runs, also those that learn others; and the axes.
+    """The base with the reals of all runs fixed to its own; and the axes, marked.
 
     So runs on fewer images, smaller or mirrored ones are compared with the same reals, through the
     same classifier (Karras et al. 2020, "Training GANs with limited data", do so for FID). Only
-    where an axis says what images show, those of its levels are judged by their own. Where squares
-    are cut from images, the size of these is such an axis, too.
+    where an axis says what images show (`Axis.own_judge`), its levels are judged by their own.
+    Where squares are cut from images, the size of these says so, too.
     """
     cut = base.data.crop or any("data.crop" in axis.fields for axis in axes)
     if cut:
-        axes = [a if "data.size" not in a.fields else replace(a, shows_others=True) for a in axes]
-    named = {field for axis in axes if axis.learns_others for field in axis.fields}
-    fields = [field.removeprefix("data.") for field in sorted(_HELD & named)]
+        axes = [a if "data.size" not in a.fields else replace(a, own_judge=True) for a in axes]
+    named = {field for axis in axes if axis.same_judge for field in axis.fields}
+    fields = [field.removeprefix("data.") for field in sorted(_FORMS & named)]
     held = {field: getattr(base.data, field) for field in fields}
     reals = cast(Reals, held | base.evaluation.reals)
     return replace(base, evaluation=replace(base.evaluation, reals=reals)), list(axes)

@@ -1,4 +1,4 @@
-"""The images of a study: a set for each choice of them among its runs, and who judges by which."""
+"""The images of a study: the sets that its runs learn, and those that judge them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ganray.config import Config
 from ganray.data import prepare
+from ganray.metrics.suite import FEWEST
 from ganray.training import sets
-from ganray.training.judge import Judge
+from ganray.training.judge import Judge, comparable
 from ganray.training.plan import classes_of
 from ganray.training.sets import Sets
 
@@ -47,14 +48,16 @@ class StudyImages:
                 _fetch(config)
                 self._sets[key] = sets.find(config)
             classes_of(config, self._sets[key].images)
+        for one in self:
+            _check_enough(one, "a classifier" if one.reals.classes else "")
         _check_differ(self)
         plans = {plan.where: plan for one in self for plan in (one.images, one.reals)}
         prepare.check_room(list(plans.values()), base.home)
-        self.shown = next(iter(self))
+        self.in_plan = next(iter(self))
         """Those of the base where a run learns them, with its networks; else all of a run's own."""
         if base.images_identity() in self._sets:
             found = self._sets[base.images_identity()]
-            self.shown = Sets(base, found.images, found.reals)
+            self.in_plan = Sets(base, found.images, found.reals)
 
     def __iter__(self) -> Iterator[Sets]:
         """One for each choice of images."""
@@ -84,7 +87,7 @@ class StudyImages:
             key = _judged_by(one)
             if key not in judges:
                 judges[key] = sets.judge_of(one)
-                _check_enough(one, judges[key])
+                _check_enough(one, judges[key].classifier)
         return {
             key: Given(one.images.where, judges[_judged_by(one)], one.images.classes)
             for key, one in self._sets.items()
@@ -99,7 +102,7 @@ class StudyImages:
         """What MLflow is told of the images of a run; of the base, of those that are shown."""
         key = config.images_identity()
         if key not in self._sets:
-            key = self.shown.config.images_identity()
+            key = self.in_plan.config.images_identity()
         return sets.dataset_of(self._sets[key], self._digests[key])
 
 
@@ -120,9 +123,13 @@ def _check_differ(found: Iterable[Sets]) -> None:
     """Refuse levels that would compare a set with itself."""
     known: dict[Hashable, Config] = {}
     for one in found:
-        data = one.config.data
-        shown = (one.images.where, one.images.image_shape, data.crop, data.flip)
-        if (other := known.setdefault(shown, one.config)) is not one.config:
+        data, images = one.config.data, one.images
+        # Sides of 0 and 28 are the same for images of 28x28, and a crop of 28 is none.
+        crop = 0 if images.image_shape == _uncut(one) else data.crop
+        made_of = (images.source, data.source, data.split) if images.source else (images.where,)
+        shape, form = images.image_shape, (data.encoding, data.flip)
+        key = (*made_of, images.count, shape, crop, *form)
+        if (other := known.setdefault(key, one.config)) is not one.config:
             pairs = zip(data.identity(), other.data.identity(), strict=True)
             values = ", ".join(f"{a} and {b}" for a, b in pairs if a != b)
             raise ValueError(
@@ -131,11 +138,17 @@ def _check_differ(found: Iterable[Sets]) -> None:
             )
 
 
-def _check_enough(one: Sets, judge: Judge) -> None:
-    with sets.opened(one) as images:
-        enough = sets.reference_set(one, images, judge).comparable(one.config.evaluation.samples)
-    if not enough:
+def _uncut(one: Sets) -> tuple[int, int, int]:
+    """(H, W, C) of what is learned before a crop."""
+    height, width, channels = one.images.stored_shape
+    size = one.config.data.size
+    return (size, size, channels) if size else (height, width, channels)
+
+
+def _check_enough(one: Sets, classifier: str) -> None:
+    if not comparable(one.reals.count, classifier, one.config.evaluation.samples):
+        half = ", once a classifier has learned half of them" if classifier else ""
         raise ValueError(
-            f"{one.reals} are too few to compare runs with: 80 must be left when a classifier has"
-            " learned half of them; compare with more, by --evaluation.reals.images or another axis"
+            f"{one.reals} are too few to compare runs with: {FEWEST} must be left{half}; compare"
+            " with more of them, by --evaluation.reals.images or other values of the axis"
         )

@@ -68,23 +68,23 @@ def summary(results: Results, rows: Sequence[Row], *, censored: bool = False) ->
     else:
         axes = [i for i, axis in enumerate(results.study.axes) if len(axis.levels) > 1]
         said += ["Brackets hold 95 % intervals over seeds, of all pairs of levels together."]
-        said += _judges(results.study.axes)
+        said += judges(results.study.axes)
         said += [_axis(results, i, [j for j in axes if j != i]) for i in axes]
         said += _variance(results, anova(results, "coverage"))
         said += [_best(results, rows)]
     return " ".join(filter(None, said))
 
 
-def _judges(axes: Sequence[Axis]) -> list[str]:
+def judges(axes: Sequence[Axis]) -> list[str]:
     """Which images runs are compared with, where they learn others than the base's."""
-    own = [axis.title for axis in axes if axis.shows_others]
+    own = [axis.title for axis in axes if axis.own_judge]
     said = [
-        f"Each {title} is judged by its own images, through a classifier of its own: coverage says"
-        f" how much of them is covered, and levels differ in what that takes."
+        f"Runs of each level of {title} are compared with its own images, through a classifier of"
+        " its own: so coverage of one level does not compare with that of another."
         for title in own
     ]
-    if any(axis.learns_others for axis in axes):
-        of = f" of their {' and '.join(own)}" if own else ""
+    if any(axis.same_judge for axis in axes):
+        of = f" of one {' and '.join(own)}" if own else ""
         said.append(f"All runs{of} are compared with the same images, whichever they learn.")
     return said
 

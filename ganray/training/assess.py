@@ -81,7 +81,7 @@ def assess(
     config: Config,
     generate: Generate,
     classes: int,
-    beside: ReferenceSet,
+    reference_set: ReferenceSet,
     *,
     samples: int,
     resamples: int = 200,
@@ -93,7 +93,7 @@ def assess(
         config: that it was trained with.
         generate: the generator.
         classes: that it can be asked for; 0 where it takes no label.
-        beside: the images to compare with.
+        reference_set: the images to compare with.
         samples: how many of each; fewer where there are too few images.
         resamples: behind an interval.
         title: of the page.
@@ -104,12 +104,12 @@ def assess(
     Raises:
         ValueError: samples cannot be brought to the size of the reals.
     """
-    count = beside.comparable(samples, parts=2)
+    count = reference_set.comparable(samples, parts=2)
     if not count:
         return None
-    generate = _fitting(generate, config.latent.size + classes, beside.shape)
-    extractor = beside.extractor(local_device())
-    real, others = (beside.reals(count, part) for part in (0, 1))
+    generate = _fitting(generate, config.latent.size + classes, reference_set.shape)
+    extractor = reference_set.extractor(local_device())
+    real, others = (reference_set.reals(count, part) for part in (0, 1))
     z = fixed_latents(config, "report", count, classes, torch.device("cpu"))
     looked, shown = [], []
     with Progress(3 * count, "comparing samples with reals", "images") as progress:

@@ -39,7 +39,7 @@ _HELD_OUT = 10_000
 """Images, or half of a smaller set, that the classifier does not learn: it is surer of those that
 it has learned than of any sample, however good. They are what samples are compared with."""
 _TESTED = 5_000
-"""Of these, those that say how good it is."""
+"""Of these, those that say how good the classifier is."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Judge:
     """Where the shards are of `Config.reference_data`; '' if they are those that are learned."""
 
 
-UNTRAINED = Judge()
-"""Compares by pixels, with what is learned."""
+NO_CLASSIFIER = Judge()
+"""Samples are compared by pixels, with what is learned."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,8 @@ class ReferenceSet:
         return self.data.seen_shape(self.images.image_shape)
 
     def comparable(self, samples: int, parts: int = 1) -> int:
-        """How many reals there are to compare with, at most `samples`; 0 where they are too few.
-
-        Those that the classifier has learned are left out.
-
-        Args:
-            samples: how many are wanted.
-            parts: how many sets of them.
-        """
-        known = _held_out(self.images) if self.classifier else len(self.images)
-        found = min(samples, known // parts)
-        return found if found >= FEWEST else 0
+        """How many of them there are to compare with: see the function of this name."""
+        return comparable(len(self.images), self.classifier, samples, parts)
 
     def reals(self, samples: int, part: int = 0) -> torch.Tensor:
         """Some of them, the same for every run that is compared with this set.
@@ -105,6 +96,20 @@ class ReferenceSet:
         if self.evaluation.features == "classifier":
             return own
         return Joined(_pretrained(self.evaluation, device), own)
+
+
+def comparable(images: int, classifier: str, samples: int, parts: int = 1) -> int:
+    """How many reals there are to compare with, at most `samples`; 0 where they are too few.
+
+    Args:
+        images: in the set.
+        classifier: '' where none learns half of them, which are left out.
+        samples: how many are wanted.
+        parts: how many sets of them.
+    """
+    known = _held_out(images) if classifier else images
+    found = min(samples, known // parts)
+    return found if found >= FEWEST else 0
 
 
 def prepare_classifier(config: Config, images: Images, digest: str, device: torch.device) -> str:
@@ -128,7 +133,7 @@ def prepare_classifier(config: Config, images: Images, digest: str, device: torc
     height, width, channels = images.image_shape
     most = _TRIPLES if _stacked(images) else _LEARNED
     count = min(most, _LEARNED_BYTES // (height * width * channels))
-    ids, held = _shuffled_ids(images), _held_out(images)
+    ids, held = _shuffled_ids(images), _held_out(len(images))
     cache = config.home / "classifiers"
     data = config.reference_data()
     seen = f"{data.crop}/{count}{'/flip' if data.flip else ''}"
@@ -161,8 +166,8 @@ def _labelled(data: DataConfig, images: Images, ids: np.ndarray) -> tuple[Unread
     return Unread((channels * len(ids), height, width, 1), digits), split_labels(labels)
 
 
-def _held_out(images: Images) -> int:
-    return min(_HELD_OUT, len(images) // 2)
+def _held_out(images: int) -> int:
+    return min(_HELD_OUT, images // 2)
 
 
 def _pretrained(evaluation: EvaluationConfig, device: torch.device) -> Extractor:

@@ -15,7 +15,7 @@ from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
-from ganray.training.judge import UNTRAINED, Judge, ReferenceSet
+from ganray.training.judge import NO_CLASSIFIER, Judge, ReferenceSet
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE
 
@@ -69,7 +69,7 @@ def claim_images(folder: Path, images: str, identity: str) -> None:
     path.write_text(json.dumps(now, indent=2))
 
 
-def launch(config: Config, images: str, judge: Judge = UNTRAINED) -> Path:
+def launch(config: Config, images: str, judge: Judge = NO_CLASSIFIER) -> Path:
     """Collective over the process group, if there is one. Returns the last checkpoint's folder.
 
     Args:

@@ -1,4 +1,4 @@
-"""The images of a run, and those that judge it: found, laid down, and who compares them trained."""
+"""The images of a run and those that judge it: find them, lay them down, train the classifier."""
 
 from __future__ import annotations
 
@@ -43,13 +43,16 @@ def find(config: Config) -> Sets:
     try:
         reals = prepare.plan(reference, config.home)
     except ValueError as error:
-        raise ValueError(f"evaluation.reals={config.evaluation.reals}: {error}") from error
+        named = f"images to compare with, evaluation.reals={config.evaluation.reals}"
+        raise ValueError(f"{named}: {error}") from error
     if reference.split != config.data.split and reals.where == images.where:
         raise ValueError(
-            f"data.split={config.data.split}, evaluation.reals.split={reference.split}: all images"
-            f" of {reals.where} are used, whatever the split; make shards of each by jobs/shard.py"
+            f"data.split={config.data.split}, and that of the images to compare with is"
+            f" {reference.split}: but all of {reals.where} are used, whatever the split; make a"
+            " set of each by jobs/shard.py"
         )
     check_fits(images.image_shape, reals.image_shape)
+    prepare.check_room([images, reals], config.home)
     return Sets(config, images, reals)
 
 

@@ -9,6 +9,7 @@ from ganray.integrations import ray_tune
 from ganray.options import SweepConfig
 from ganray.study import outcomes
 from ganray.study.axes import Axis
+from ganray.training.journal import Journal
 from ganray.training.plan import Workers
 from tests.integrations.small_study import base_config, small_study
 
@@ -47,6 +48,32 @@ def test_a_search_is_restored_and_its_runs_get_the_retries_that_are_asked_for_no
     restored = SimpleNamespace(max_failures=2)
     ray_tune._Callback().on_step_begin(iteration=1, trials=[restored])
     assert restored.max_failures == 9
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "expected"),
+    [("finished", {"coverage": 0.4, "recall": 0.3}, 0.3), ("diverged", {}, 0.0)],
+)
+def test_a_run_that_ended_when_the_driver_was_killed_tells_a_search_its_figure(
+    tmp_path, monkeypatch, status, values, expected
+):
+    """Without it Tune would end the search, now and at each --resume."""
+    study, told = small_study(), []
+    job = ray_tune.Job(base_config(tmp_path), {}, Workers(1, False, 1))
+    monkeypatch.setattr(ray_tune.Job, "given_to", lambda *_: None)
+    monkeypatch.setattr(ray_tune.tune, "report", told.append)
+    context = SimpleNamespace(get_trial_id=lambda: "1")
+    monkeypatch.setattr(ray_tune.tune, "get_context", lambda: context)
+    monkeypatch.setattr(ray_tune, "work", None)  # it is not run again
+    first = study.trials[0]
+    folder = first.config(job.base).run_folder()
+    log = Journal(folder)
+    log.collapse(240, {f"collapse/{name}": value for name, value in values.items()}, "")
+    log.close()
+    outcomes.record(folder, status)
+    given = {"trial": ray_tune._plain(first)}
+    ray_tune._run(job, study, SweepConfig(design="tpe", metric="recall"), given)
+    assert told == [{"kimg": job.base.train.kimg, "collapse/recall": expected}]
 
 
 def test_a_run_that_failed_once_and_is_stopped_now_was_stopped(tmp_path, monkeypatch):

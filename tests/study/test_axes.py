@@ -74,6 +74,8 @@ def test_every_named_optimizer_is_a_valid_one(name):
         ("latent.size+ray.workers=1+1,2+2", "ray says where they run, which changes nothing"),
         ("latent.size", "must be FIELD=VALUE"),
         ("latent.size=1,1", "values that differ"),
+        ("latent.size=10,010", "values that differ"),
+        ("rate=1,1.0", "values that differ"),
         ("latent.size+latent.scaling=1,10", "'1' must hold 2 values joined by +"),
         ("optimizer=sdg", "optimizer='sdg' is not one of sgd, momentum"),
         ("rate=fast", "rate=fast must be a positive number"),
@@ -141,17 +143,17 @@ def test_what_images_show_is_judged_by_images_that_show_it():
     for text in ("data.source+data.images=digits+5", "data.root=/a", "data.crop=24"):
         (other,) = trials_of(text)
         assert other.reference_data() == other.data
-        assert axis(text).shows_others
+        assert axis(text).own_judge
     # Squares cut from larger images show another part: so their size is such an axis, too.
     cut = replace(BASE, data=replace(BASE.data, crop=24))
     for texts, base in ((("data.size=32",), cut), (("data.crop=24", "data.size=32"), BASE)):
         (other,) = trials_of(*texts, base=base)
         assert other.reference_data() == other.data
         _, axes = judged_alike(base, [axis(text, value_of) for text in texts])
-        assert all(one.shows_others for one in axes)
+        assert all(one.own_judge for one in axes)
     (few,) = trials_of("data.source=digits", "data.images=5")
     assert few.reference_data() == replace(few.data, images=None)
-    assert not axis("data.images=1,2").shows_others
+    assert not axis("data.images=1,2").own_judge
 
 
 def test_roots_are_paths_of_any_kind_and_called_by_their_last_part():
@@ -182,4 +184,4 @@ def test_a_number_of_a_range_stays_in_it_and_whole_ones_are_told_apart_however_l
     assert rates.level(0.12345).label == "0.123"
     sizes = axis("latent.size=1..2000000")
     assert sizes.level(1_234_567) == Level("1234567", {"latent.size": 1_234_567})
-    assert [level.label for level in sizes.samples] == ["1", "2", "2000000"]
+    assert [level.label for level in sizes.extremes] == ["1", "2", "2000000"]

@@ -9,13 +9,14 @@ import pytest
 from ganray.cli import value_of
 from ganray.config import DataConfig
 from ganray.data import prepare
+from ganray.data.convert import write_shards
 from ganray.study.axes import judged_alike, parse_axis
 from ganray.study.design import plan
 from ganray.study.images import StudyImages
 from ganray.training import sets
 from ganray.training.judge import Judge
 from ganray.training.plan import Workers, decisions
-from tests.conftest import tiny_config
+from tests.conftest import Squares, tiny_config
 
 
 def images_of(home, *texts, conditional=False, **data):
@@ -32,7 +33,7 @@ def test_runs_that_differ_in_other_things_share_one_set(tmp_path):
     base, images = images_of(tmp_path, "latent.size=1,2", "data.threads=1,2")
     (one,) = images
     assert one.same
-    assert images.shown.config == base
+    assert images.in_plan.config == base
     images.lay_down()
     identity = prepare.identity(base.data, one.images, tmp_path)
     assert images.identity() == ("1,797 images of scikit-learn's digits", identity)
@@ -83,21 +84,47 @@ def test_levels_that_are_the_same_images_are_refused(tmp_path):
         images_of(tmp_path, "data.drawn=1,2")
 
 
-def test_finished_shards_have_no_splits(tmp_path, squares):
-    with pytest.raises(ValueError, match=r"data\.split=test, .*: all images of .* are used"):
-        images_of(tmp_path, "data.split=all,test", root=str(squares), source="celeba")
+@pytest.mark.parametrize(
+    ("axis", "data", "same"),
+    [
+        ("data.size=0,8", {}, True),  # digits are 8x8
+        ("data.crop=0,8", {}, True),
+        ("data.crop=0,16", {"size": 16}, True),
+        ("data.size=8,16", {}, False),
+        ("data.crop=0,8", {"size": 16}, False),
+        ("data.flip=false,true", {}, False),
+        ("data.source+data.root+data.split=digits+null+all,digits+null+train", {}, False),
+    ],
+)
+def test_the_same_images_by_other_words_are_the_same(tmp_path, axis, data, same):
+    if same:
+        with pytest.raises(ValueError, match=r"two levels .* come to the same 1,797 images of"):
+            images_of(tmp_path, axis, **data)
+    else:
+        assert len(list(images_of(tmp_path, axis, **data)[1])) == 2
+
+
+def test_finished_shards_have_no_splits(tmp_path):
+    write_shards(Squares(200), tmp_path / "set", processes=1)
+    with pytest.raises(ValueError, match=r"data\.split=test, .* but all of .* are used"):
+        images_of(tmp_path, "data.split=all,test", root=str(tmp_path / "set"), source="celeba")
 
 
 def test_too_few_images_to_compare_with_end_a_study_before_it_begins(tmp_path, monkeypatch):
+    def faces(count):
+        return images_of(tmp_path, "latent.size=1", source="celeba", size=8, drawn=count)[1]
+
+    few = r"159 images of .* are too few to compare runs with: 80 must be left, once"
+    with pytest.raises(ValueError, match=few):
+        images_of(tmp_path, "data.source+data.images=digits+159")
+    images_of(tmp_path, "data.source+data.images=digits+160")
+    with pytest.raises(ValueError, match=r"79 images of .* 80 must be left; compare"):
+        faces(79)
+    # Whether there will be a classifier of attributes, the plan does not say.
     monkeypatch.setattr(sets, "judge_of", lambda one: Judge("a classifier"))
-    for count, enough in ((159, False), (160, True)):
-        _, images = images_of(tmp_path, f"data.source+data.images=digits+{count}")
-        images.lay_down()
-        if enough:
-            assert len(images.given()) == 1
-            continue
-        with pytest.raises(ValueError, match=r"159 images of .* are too few to compare runs with"):
-            images.given()
+    with pytest.raises(ValueError, match=few):
+        faces(159).given()
+    assert len(faces(160).given()) == 1
 
 
 def test_images_that_no_run_learns_are_not_shown_with_the_networks_of_the_base(tmp_path):
@@ -105,10 +132,10 @@ def test_images_that_no_run_learns_are_not_shown_with_the_networks_of_the_base(t
     levels = "data.source+network.conditional=celeba+false"
     base, images = images_of(tmp_path, levels, conditional=True, drawn=99)
     assert base.network.conditional
-    assert not images.shown.config.network.conditional
-    decisions(images.shown, Workers(1, False, 1))
+    assert not images.in_plan.config.network.conditional
+    decisions(images.in_plan, Workers(1, False, 1))
     base, images = images_of(tmp_path, "latent.size=1,2", conditional=True)
-    assert images.shown.config == base
+    assert images.in_plan.config == base
 
 
 def test_shards_must_have_room_together(tmp_path, monkeypatch):

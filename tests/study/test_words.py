@@ -61,21 +61,21 @@ def of_axes(found, *names):
     """With other names for its axes."""
     pairs = zip(found.study.axes, names, strict=True)
     shows = {"data.source+data.size", "data.crop"}
-    axes = [dataclasses.replace(a, name=n, shows_others=n in shows) for a, n in pairs]
+    axes = [dataclasses.replace(a, name=n, own_judge=n in shows) for a, n in pairs]
     return Results(dataclasses.replace(found.study, axes=tuple(axes)), found.outcomes)
 
 
 def test_who_judges_is_said_where_runs_learn_other_images():
     found = study([[0.2, 0.2], [0.5, 0.5]])
     same = "are compared with the same images, whichever they learn."
-    assert "judged" not in said(found)
+    assert "its own images" not in said(found)
     assert same not in said(found)
     text = said(of_axes(found, "data.images", "data.flip+latent.size"))
     assert f"All runs {same}" in text
-    assert "judged" not in text
+    assert "its own images" not in text
     text = said(of_axes(found, "data.source+data.size", "data.images"))
-    assert "Each source size is judged by its own images, through a classifier of its own" in text
-    assert f"All runs of their source size {same}" in text
+    assert "Runs of each level of source size are compared with its own images" in text
+    assert f"All runs of one source size {same}" in text
     assert same not in said(of_axes(found, "data.crop", "latent.size"))
 
 

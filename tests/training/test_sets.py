@@ -56,7 +56,7 @@ def test_faces_are_drawn_once_for_both(tmp_path, monkeypatch):
     [
         ({"split": "valid"}, r"evaluation\.reals=.*: data\.split=valid has no images"),
         ({"size": 24}, r"evaluation\.reals=.*: data\.size=24: .* holds pixels of 16x16"),
-        ({"split": "test"}, r"evaluation\.reals\.split=test: all images of .* are used"),
+        ({"split": "test"}, r"data\.split=all, .* is test: but all of .* are used"),
     ],
 )
 def test_reals_that_are_not_to_be_had_are_refused_by_their_name(tmp_path, squares, reals, message):

@@ -18,7 +18,7 @@ from ganray.data.reader import ShardReader
 from ganray.distributed import Means, from_leader, rank, world_size
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import LocalContext, torchrun_group
-from ganray.training.judge import UNTRAINED
+from ganray.training.judge import NO_CLASSIFIER
 from ganray.training.launch import launch, work
 from ganray.training.state import TrainState
 from tests.conftest import cured_config, tiny_config
@@ -84,7 +84,7 @@ def main() -> None:
         finished = tiny_config(home, name="two")
         launch(finished, shards)
         # Or rank 1 would begin anew, alone, and wait for ever.
-        work(finished, shards, UNTRAINED, Blind(finished.run_folder(), 3))
+        work(finished, shards, NO_CLASSIFIER, Blind(finished.run_folder(), 3))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(cured_config(home), shards)
