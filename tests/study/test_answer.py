@@ -1,11 +1,13 @@
 """The answer's files agree with each other, and with the runs."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 
 from ganray.config import Config
+from ganray.study import answer
 from ganray.study.answer import write
 from ganray.study.outcomes import Outcome
 from tests.study.small import KINDS, OPTIMIZERS, SIZES, results
@@ -14,6 +16,13 @@ from tests.study.small import KINDS, OPTIMIZERS, SIZES, results
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return Config(home=tmp_path_factory.mktemp("home"), name="s")
+
+
+def test_how_it_was_made_holds_no_secrets(base, monkeypatch):
+    root = "--data.root=https://me:hush@host/a?X-Sig=hush"
+    monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", root, "--name", "x"])
+    made = answer._made(base, "0123")
+    assert made["command"] == "python jobs/sweep.py --data.root=https://***@host/a?*** --name x"
 
 
 def test_all_parts_of_an_answer_tell_the_same(base, tmp_path):

@@ -110,6 +110,13 @@ def test_a_cell_that_is_better_in_one_metric_and_worse_in_none_is_not_told_from_
     assert rows[1].best_tied
 
 
+def test_a_cell_without_figures_is_last_and_not_called_as_good():
+    coverage = np.array([[np.nan] * 3, [0.4, 0.5, 0.6]])
+    pace = np.full((2, 3), 9.0)  # which cells are not ranked by
+    rows = ranking(results_of(coverage=coverage, images_per_s=pace))
+    assert [(row.levels, row.best_tied) for row in rows] == [(("b0",), True), (("a0",), False)]
+
+
 def test_a_difference_is_a_paired_t_interval_over_seeds():
     values = noise(3, 6)
     found = compare(results_of(coverage=values), "coverage", 0)

@@ -1,5 +1,6 @@
 """Which images a run needs beside those it learns, and what is refused of them."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,14 @@ def test_faces_are_drawn_once_for_both(tmp_path, monkeypatch):
     sets.lay_down(found)
     sets.digest_of_reals(found)
     assert shown == [(12, "drawing faces", "faces")]
+
+
+def test_both_sets_must_have_room(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=1797 * 64 + 99)  # for one of 8x8 digits
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: free)
+    sets.find(run_of(tmp_path))
+    with pytest.raises(ValueError, match="the shards need"):
+        sets.find(run_of(tmp_path, images=100, reals={"images": None}))
 
 
 @pytest.mark.parametrize(
