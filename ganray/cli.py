@@ -260,8 +260,11 @@ def _flags() -> list[str]:
     names = [name for name, kind in _FIELDS.items() if kind is bool]
     for section, kind in SECTIONS.items():
         hints = typing.get_type_hints(kind)
+        for name in [name for name, hint in hints.items() if typing.is_typeddict(hint)]:
+            inner = typing.get_type_hints(hints.pop(name))
+            hints |= {f"{name}.{key}": hint for key, hint in inner.items()}
         names += [f"{section}.{k}" for k, v in hints.items() if v in (bool, bool | None)]
-    return [*names, "evaluation.reals.flip", "sweep.resume"]
+    return [*names, "sweep.resume"]
 
 
 def _readable(message: str, parser: ArgumentParser) -> str:

@@ -98,6 +98,7 @@ class DataConfig:
     """The most that all shards in `cache` may take, in GB. None: what the disk holds."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cache", Path(self.cache))  # JSON has no paths
         for name in ("images", "block_rows", "window_blocks", "cache_gb"):
             value = getattr(self, name)
             require(f"data.{name}", value, "be positive", value is None or value > 0)

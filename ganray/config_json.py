@@ -61,9 +61,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         part = SECTIONS.get(name)
         parts[name] = part(**_known(part, value, name)) if part else value
     parts["home"] = Path(parts["home"])
-    config = Config(**parts)
-    data = dataclasses.replace(config.data, cache=Path(config.data.cache))
-    return dataclasses.replace(config, data=data)
+    return Config(**parts)
 
 
 def _known(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:

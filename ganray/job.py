@@ -77,7 +77,9 @@ def _ready(found: Sets) -> tuple[str, Judge]:
     digest = sets.lay_down(found)
     identity = prepare.identity(config.data, images, config.home)
     launch.claim_images(config.run_folder(), str(images), identity)
-    return digest, NO_CLASSIFIER if config.check_discriminator else sets.judge_of(found)
+    if config.check_discriminator:
+        return digest, NO_CLASSIFIER
+    return digest, found.judge(sets.classifier_of(found))
 
 
 def say_drawn() -> None:
@@ -181,7 +183,7 @@ def _assess(found: Sets, judge: Judge, generator: torch.nn.Module) -> Assessment
             config,
             generate,
             classes_of(config, found.images),
-            sets.reference_set(found, images, judge),
+            judge.reference_set(config, images),
             samples=config.evaluation.report_samples,
             title=config.name,
         )

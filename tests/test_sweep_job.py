@@ -245,7 +245,10 @@ def test_resume_keeps_the_runs_at_a_time_of_a_search_and_of_no_other(job, home, 
 
 def test_a_stand_in_is_only_for_images_that_no_axis_names(home, monkeypatch):
     """Without a network: digits for MNIST, but not for a level that is called so."""
-    offline = lambda data, home: dataclasses.replace(data, source="digits", download=False)  # noqa: E731
+
+    def offline(data, home):
+        return dataclasses.replace(data, source="digits", download=False)
+
     monkeypatch.setattr(sweep.prepare, "fetch", offline)
     config, options = cli.parse_sweep([], load_presets(), "latents", "")
     for text, source in (("data.crop=0,24", "digits"), ("data.source=digits,mnist", "mnist")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -282,15 +282,15 @@ def _rows(source: Source, split: str) -> int:
     return len(source) if split == "all" else int((source.split == SPLITS.index(split)).sum())
 
 
-def check_room(plans: Sequence[DataPlan], home: Path) -> None:
-    """Refuse shards that the disk has too little room for.
+def check_room(plans: Iterable[DataPlan], home: Path) -> None:
+    """Refuse shards that the disk has too little room for; those of one place count once.
 
     Raises:
         ValueError: the shards that are still to be made need more than is free.
     """
     existing = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    made = [plan for plan in plans if not plan.ready]
+    made = {plan.where: plan for plan in plans if not plan.ready}.values()
     need = sum(plan.bytes + (plan.count * _JPEG_BYTES if plan.drawn else 0) for plan in made)
     if need > free:
         raise ValueError(

@@ -342,8 +342,7 @@ def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]
     folder, given = config.run_folder(), job.given_to(config)
     found = outcomes.read(folder)
     if found is not None and found.counts:  # the driver was killed before it heard of it
-        score = 0.0 if found.status == "diverged" else found.values.get(options.metric, 0.0)
-        tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": score})
+        _tell_end(config, options, found)
         return
     try:
         if job.workers.count > 1:
@@ -353,11 +352,15 @@ def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]
         else:
             _alone(config, job, options)
     except Diverged as error:
-        outcomes.record(folder, "diverged", str(error), given.classes)
-        # To a search that is a result, and a bad one.
-        tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": 0.0})
+        _tell_end(config, options, outcomes.record(folder, "diverged", str(error), given.classes))
     else:
         outcomes.record(folder, "finished")
+
+
+def _tell_end(config: Config, options: SweepConfig, outcome: outcomes.Outcome) -> None:
+    """Give a search the figure that it waits for; that of a run that diverged is the worst."""
+    score = outcome.values.get(options.metric, 0.0)
+    tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": score})
 
 
 def _alone(config: Config, job: Job, options: SweepConfig) -> None:

@@ -113,8 +113,6 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         section, _, field = name.partition(".")
         if field:
             sections.setdefault(section, {})[field] = value
-    if cache := sections.get("data", {}).get("cache"):  # a study is JSON, which has no paths
-        sections["data"]["cache"] = Path(cache)
     parts = {s: replace(getattr(config, s), **values) for s, values in sections.items()}
     if factor := settings.get(RATE):
         optimizer = parts.get("optimizer", config.optimizer)

@@ -49,10 +49,9 @@ class StudyImages:
                 self._sets[key] = sets.find(config)
             classes_of(config, self._sets[key].images)
         for one in self:
-            _check_enough(one, "a classifier" if one.reals.classes else "")
+            _check_enough(one, halved=one.reals.classes > 0)
         _check_differ(self)
-        plans = {plan.where: plan for one in self for plan in (one.images, one.reals)}
-        prepare.check_room(list(plans.values()), base.home)
+        prepare.check_room((plan for one in self for plan in (one.images, one.reals)), base.home)
         self.in_plan = next(iter(self))
         """Those of the base where a run learns them, with its networks; else all of a run's own."""
         if base.images_identity() in self._sets:
@@ -82,16 +81,16 @@ class StudyImages:
         Raises:
             ValueError: some have too few images to compare with.
         """
-        judges: dict[Hashable, Judge] = {}
-        for one in self:
-            key = _judged_by(one)
-            if key not in judges:
-                judges[key] = sets.judge_of(one)
-                _check_enough(one, judges[key].classifier)
-        return {
-            key: Given(one.images.where, judges[_judged_by(one)], one.images.classes)
-            for key, one in self._sets.items()
-        }
+        classifiers: dict[Hashable, str] = {}
+        given: dict[Hashable, Given] = {}
+        for key, one in self._sets.items():
+            reference = one.config.reference_data().identity()
+            if reference not in classifiers:
+                classifiers[reference] = sets.classifier_of(one)
+                _check_enough(one, halved=bool(classifiers[reference]))
+            judge = one.judge(classifiers[reference])
+            given[key] = Given(one.images.where, judge, one.images.classes)
+        return given
 
     def local(self) -> list[Path]:
         """What all nodes must see."""
@@ -104,10 +103,6 @@ class StudyImages:
         if key not in self._sets:
             key = self.in_plan.config.images_identity()
         return sets.dataset_of(self._sets[key], self._digests[key])
-
-
-def _judged_by(one: Sets) -> Hashable:
-    return one.config.reference_data().identity(), one.same
 
 
 def _fetch(config: Config) -> None:
@@ -145,9 +140,9 @@ def _uncut(one: Sets) -> tuple[int, int, int]:
     return (size, size, channels) if size else (height, width, channels)
 
 
-def _check_enough(one: Sets, classifier: str) -> None:
-    if not comparable(one.reals.count, classifier, one.config.evaluation.samples):
-        half = ", once a classifier has learned half of them" if classifier else ""
+def _check_enough(one: Sets, *, halved: bool) -> None:
+    if not comparable(one.reals.count, halved, one.config.evaluation.samples):
+        half = ", once a classifier has learned half of them" if halved else ""
         raise ValueError(
             f"{one.reals} are too few to compare runs with: {FEWEST} must be left{half}; compare"
             " with more of them, by --evaluation.reals.images or other values of the axis"

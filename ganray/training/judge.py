@@ -51,6 +51,10 @@ class Judge:
     reals: str = ""
     """Where the shards are of `Config.reference_data`; '' if they are those that are learned."""
 
+    def reference_set(self, config: Config, images: Images) -> ReferenceSet:
+        """Those images, opened, and what they are looked at through."""
+        return ReferenceSet(images, config.reference_data(), self.classifier, config.evaluation)
+
 
 NO_CLASSIFIER = Judge()
 """Samples are compared by pixels, with what is learned."""
@@ -75,7 +79,7 @@ class ReferenceSet:
 
     def comparable(self, samples: int, parts: int = 1) -> int:
         """How many of them there are to compare with: see the function of this name."""
-        return comparable(len(self.images), self.classifier, samples, parts)
+        return comparable(len(self.images), bool(self.classifier), samples, parts)
 
     def reals(self, samples: int, part: int = 0) -> torch.Tensor:
         """Some of them, the same for every run that is compared with this set.
@@ -98,16 +102,16 @@ class ReferenceSet:
         return Joined(_pretrained(self.evaluation, device), own)
 
 
-def comparable(images: int, classifier: str, samples: int, parts: int = 1) -> int:
+def comparable(images: int, halved: bool, samples: int, parts: int = 1) -> int:
     """How many reals there are to compare with, at most `samples`; 0 where they are too few.
 
     Args:
         images: in the set.
-        classifier: '' where none learns half of them, which are left out.
+        halved: whether a classifier learns half of them, which are left out.
         samples: how many are wanted.
         parts: how many sets of them.
     """
-    known = _held_out(images) if classifier else images
+    known = _held_out(images) if halved else images
     found = min(samples, known // parts)
     return found if found >= FEWEST else 0
 

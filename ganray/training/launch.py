@@ -15,7 +15,7 @@ from ganray.distributed import rank
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
-from ganray.training.judge import NO_CLASSIFIER, Judge, ReferenceSet
+from ganray.training.judge import NO_CLASSIFIER, Judge
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE
 
@@ -89,17 +89,17 @@ def work(config: Config, images: str, judge: Judge, context: WorkerContext) -> N
     with (
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
         closing(open_images(config.data, config.home, images)) as opened,
-        _reference(config, opened, judge) as reference,
+        _reals(config, opened, judge.reals) as reals,
     ):
-        train(config, opened, Evaluator(config, reference, context.device), context, journal)
+        evaluator = Evaluator(config, judge.reference_set(config, reals), context.device)
+        train(config, opened, evaluator, context, journal)
 
 
 @contextmanager
-def _reference(config: Config, learned: Images, judge: Judge) -> Iterator[ReferenceSet]:
+def _reals(config: Config, learned: Images, where: str) -> Iterator[Images]:
     """What samples are compared with: other images, or those that are learned."""
-    data, evaluation = config.reference_data(), config.evaluation
-    if not judge.reals:
-        yield ReferenceSet(learned, data, judge.classifier, evaluation)
+    if not where:
+        yield learned
         return
-    with closing(open_images(data, config.home, judge.reals)) as images:
-        yield ReferenceSet(images, data, judge.classifier, evaluation)
+    with closing(open_images(config.reference_data(), config.home, where)) as images:
+        yield images

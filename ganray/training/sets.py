@@ -10,7 +10,7 @@ from ganray.data import prepare
 from ganray.data.loader import Images
 from ganray.data.prepare import DataPlan
 from ganray.training.context import local_device
-from ganray.training.judge import Judge, ReferenceSet, check_fits, prepare_classifier
+from ganray.training.judge import Judge, check_fits, prepare_classifier
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Sets:
     def same(self) -> bool:
         """Whether samples are compared with what is learned, or with nothing."""
         return self.reals is self.images
+
+    def judge(self, classifier: str) -> Judge:
+        """Who judges, by the classifier that `classifier_of` trained."""
+        return Judge(classifier, "" if self.same else self.reals.where)
 
 
 def find(config: Config) -> Sets:
@@ -64,23 +68,15 @@ def lay_down(sets: Sets) -> str:
     return prepare.prepare(config.data, sets.images)
 
 
-def judge_of(sets: Sets) -> Judge:
-    """Train the classifier that samples are judged by, before a worker is held."""
+def classifier_of(sets: Sets) -> str:
+    """Train the classifier that samples are judged by, before a worker is held; its file."""
     with opened(sets) as images:
-        digest = digest_of_reals(sets)
-        classifier = prepare_classifier(sets.config, images, digest, local_device())
-    return Judge(classifier, "" if sets.same else sets.reals.where)
+        return prepare_classifier(sets.config, images, digest_of_reals(sets), local_device())
 
 
 def digest_of_reals(sets: Sets) -> str:
     """16 hex digits for what samples are compared with, once it is laid down."""
     return prepare.prepare(sets.config.reference_data(), sets.reals)
-
-
-def reference_set(sets: Sets, images: Images, judge: Judge) -> ReferenceSet:
-    """What samples are compared with, of images that `opened` gave."""
-    config = sets.config
-    return ReferenceSet(images, config.reference_data(), judge.classifier, config.evaluation)
 
 
 def opened(sets: Sets) -> closing[Images]:

@@ -42,11 +42,11 @@ def test_runs_that_differ_in_other_things_share_one_set(tmp_path):
 def test_runs_are_given_what_they_learn_and_what_judges_them(tmp_path, monkeypatch):
     asked = []
 
-    def judge_of(one):
+    def classifier_of(one):
         asked.append(one.config.reference_data())
-        return Judge("", "" if one.same else one.reals.where)
+        return ""
 
-    monkeypatch.setattr(sets, "judge_of", judge_of)
+    monkeypatch.setattr(sets, "classifier_of", classifier_of)
     base, images = images_of(tmp_path, "data.images=100,null", "data.size=8,16")
     images.lay_down()
     given = images.given()
@@ -121,7 +121,7 @@ def test_too_few_images_to_compare_with_end_a_study_before_it_begins(tmp_path, m
     with pytest.raises(ValueError, match=r"79 images of .* 80 must be left; compare"):
         faces(79)
     # Whether there will be a classifier of attributes, the plan does not say.
-    monkeypatch.setattr(sets, "judge_of", lambda one: Judge("a classifier"))
+    monkeypatch.setattr(sets, "classifier_of", lambda one: "a file")
     with pytest.raises(ValueError, match=few):
         faces(159).given()
     assert len(faces(160).given()) == 1

@@ -56,6 +56,7 @@ def test_both_sets_must_have_room(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1797 * 64 + 99)  # for one of 8x8 digits
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: free)
     sets.find(run_of(tmp_path))
+    sets.find(run_of(tmp_path, flip=True, reals={"flip": False}))  # of one set
     with pytest.raises(ValueError, match="the shards need"):
         sets.find(run_of(tmp_path, images=100, reals={"images": None}))
 
