@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -95,3 +98,39 @@ class Means:
         names = list(self._sums)
         self._sums, self._counts = {}, {}
         return dict(zip(names, means, strict=True))
+
+
+def local_device() -> torch.device:
+    """This process's GPU (torchrun's LOCAL_RANK), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def torchrun_group() -> Iterator[None]:
+    """Join the process group that torchrun's environment names; without one, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    # The GPU before any collective: until it is set, all ranks of a machine would use the first.
+    # Objects and barriers, which hold no tensor of a GPU's, go over gloo.
+    backend = "cpu:gloo,cuda:nccl" if local_device().type == "cuda" else "gloo"
+    # An hour: the other ranks wait in a barrier while rank 0 prepares the shards.
+    dist.init_process_group(backend, timeout=timedelta(hours=1))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def leader_first() -> Iterator[bool]:
+    """Rank 0 runs the block while the others wait, then they run it. Yields "I am the leader"."""
+    if world_size() > 1 and rank() != 0:
+        dist.barrier()
+    yield rank() == 0
+    if world_size() > 1 and rank() == 0:
+        dist.barrier()

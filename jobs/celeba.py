@@ -13,25 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ganray import cli
-from ganray.config import Config
-from ganray.presets import CELEBA
+from ganray.config import cli
+from ganray.config.presets import CELEBA
+from ganray.config.schema import Config
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, show the plan, check, run, say where to look."""
     config = cli.parse(argv, CELEBA, auto=preset_for_hardware, description=__doc__ or "")
     # Torch, Ray and MLflow take seconds to import, so --help and a typing error come before them.
-    from ganray import job
+    from ganray.commands import train
 
-    job.run(config)
+    train.run(config)
 
 
 def preset_for_hardware(config: Config) -> str:
     """The full-width net where there is a GPU, the narrow one on CPU."""
     from ganray.integrations import ray_train
 
-    return "dcgan64" if ray_train.look(config.ray).gpus else "cpu32"
+    return "dcgan64" if ray_train.cluster_resources(config.ray).gpus else "cpu32"
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ganray import cli
-from ganray.options import EvaluateConfig
+from ganray.config import cli
+from ganray.config.commands import EvaluateConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, measure, say what was found and where it is."""
     options = cli.parse_words(argv, EvaluateConfig, ("run",), None, __doc__ or "")
     # Torch and MLflow take seconds to import, so --help and a typing error come before them.
-    from ganray.evaluate import evaluate
+    from ganray.commands.evaluate import evaluate
 
     evaluate(options)
 

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ganray import cli
-from ganray.options import ExploreConfig
+from ganray.config import cli
+from ganray.config.commands import ExploreConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, draw, say where the pictures are."""
     options = cli.parse_words(argv, ExploreConfig, ("run",), None, __doc__ or "")
     # Torch and MLflow take seconds to import, so --help and a typing error come before them.
-    from ganray.explore import explore
+    from ganray.commands.explore import explore
 
     explore(options)
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ganray import cli
-from ganray.presets import MNIST, STACKED
+from ganray.config import cli
+from ganray.config.presets import MNIST, STACKED
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse(
         argv, MNIST | STACKED, auto=lambda _: "normal-100", description=__doc__ or ""
     )
-    from ganray import job
+    from ganray.commands import train
 
-    job.run(config)
+    train.run(config)
 
 
 if __name__ == "__main__":

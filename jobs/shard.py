@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ganray import cli
-from ganray.data.pack import SOURCES, pack
-from ganray.options import PackConfig
+from ganray.commands.shard import SOURCES, pack
+from ganray.config import cli
+from ganray.config.commands import ShardConfig
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, then make or verify."""
     words = "\n".join(f"  {name:14s} {about}" for name, about in SOURCES.items())
     description = f"{__doc__}\nSOURCE is one of:\n{words}"
-    pack(cli.parse_words(argv, PackConfig, ("source", "path"), SOURCES, description))
+    pack(cli.parse_words(argv, ShardConfig, ("source", "path"), SOURCES, description))
 
 
 if __name__ == "__main__":

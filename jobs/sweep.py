@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ganray import cli
-from ganray.presets import CELEBA, MNIST, STACKED, SWEEPS
+from ganray.config import cli
+from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     presets = SWEEPS | CELEBA | MNIST | STACKED
     config, options = cli.parse_sweep(argv, presets, "latents", __doc__ or "")
     # Torch, Ray and MLflow take seconds to import, so --help and a typing error come before them.
-    from ganray.sweep import sweep
+    from ganray.commands.sweep import sweep
 
     sweep(config, options, cli.value_of)
 

@@ -14,7 +14,7 @@ from PIL import Image
 # test_parity compares give their workers one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from ganray.config import (
+from ganray.config.schema import (
     Config,
     DataConfig,
     EvaluationConfig,
@@ -24,7 +24,7 @@ from ganray.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from ganray.data.convert import write_shards
+from ganray.data.writer import write_shards
 
 REAL_MNIST = Path(__file__).parents[2] / "shared/data/mnist"
 needs_mnist = pytest.mark.skipif(not REAL_MNIST.exists(), reason=f"no MNIST in {REAL_MNIST}")
@@ -97,7 +97,9 @@ def tiny_config(home: Path, *, name: str = "tiny", kimg: float = 0.24, **train: 
 
 def cured_config(home: Path, **train: object) -> Config:
     """The tiny config with all that helps against collapse and allows several ranks, at once."""
-    config = tiny_config(home, name="cured", **({"batch_size": 16, "G_every": 2} | train))
+    config = tiny_config(
+        home, name="apply_regularizers", **({"batch_size": 16, "G_every": 2} | train)
+    )
     network = replace(config.network, pack=2, minibatch_stddev=2, spectral_norm=True)
     return replace(config, network=network, loss=replace(config.loss, gp_weight=1.0))
 
@@ -115,18 +117,18 @@ class KnownRun:
 @pytest.fixture(scope="session")
 def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     """The tiny config trained on the squares, logged to MLflow in its home. Not to be changed."""
-    from ganray.integrations import mlflow_tracker
-    from ganray.training.launch import claim, launch
+    from ganray.integrations import mlflow_sync
+    from ganray.training.launch import create_run_folder, launch
     from ganray.training.state import load_generator
 
     config = tiny_config(tmp_path_factory.mktemp("known"))
-    claim(config)
+    create_run_folder(config)
     checkpoint = launch(config, str(squares))
     dataset = {"name": "squares", "digest": "0" * 16, "path": str(squares)}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        run = mlflow_tracker.open_run(config, dataset, {})
-    uri = mlflow_tracker.log_generator(run, load_generator(checkpoint), 8, (16, 16, 3))
+        run = mlflow_sync.open_run(config, dataset, {})
+    uri = mlflow_sync.log_generator(run, load_generator(checkpoint), 8, (16, 16, 3))
     return KnownRun(config, checkpoint, run.run_id, uri)
 
 

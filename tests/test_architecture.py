@@ -20,8 +20,8 @@ def test_import_ganray_has_no_side_effect():
 def test_the_core_trains_with_ray_and_mlflow_blocked():
     code = (
         "import sys; sys.modules['ray'] = sys.modules['mlflow'] = None\n"
-        "import ganray.training.launch, ganray.training.plan, ganray.training.report\n"
-        "import ganray.data.prepare, ganray.cli, ganray.presets"
+        "import ganray.training.launch, ganray.training.plan, ganray.training.run_figures\n"
+        "import ganray.data.prepare, ganray.config.cli, ganray.config.presets"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,4 +1,4 @@
-"""Rows and moving pictures: every pixel where it belongs, every frame in its turn."""
+"""Annotations and moving pictures: every pixel where it belongs, every frame in its turn."""
 
 import itertools
 import sys
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganray.pictures import Row, enlarge, labelled_rows, write_gif, write_mp4
+from ganray.figures import Row, enlarge, labelled_rows, write_gif, write_mp4
 
 
 def images(*levels, shape=(48, 48, 1)):

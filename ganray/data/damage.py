@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ganray.data.format import BLOCK, REPAIR, ShardHeader, ShardSpec, check_value
 from ganray.data.mapping import Mapping
-from ganray.data.shard_file import Contents, check_value
-from ganray.data.shards import BLOCK, REPAIR, Place
+from ganray.errors import UserError
 
 _UNREAD, _SOUND, _DAMAGED = range(3)
 
@@ -27,10 +27,10 @@ class FirstTouch:
     """
 
     def __init__(
-        self, places: list[Place], mapping: Mapping, skip: bool, bring: Callable[[int], None]
+        self, places: list[ShardSpec], mapping: Mapping, skip: bool, bring: Callable[[int], None]
     ) -> None:
         self._places, self._mapping, self._skip, self._bring = places, mapping, skip, bring
-        self._contents: list[Contents | None] = [None] * len(places)
+        self._contents: list[ShardHeader | None] = [None] * len(places)
         self._first_rows = np.array([place.first for place in places])
         blocks = [len(place.blocks) for place in places]
         self._first_blocks = np.cumsum([0, *blocks])
@@ -38,7 +38,7 @@ class FirstTouch:
         self._not_sound = sum(blocks)  # as far as is known
         self._num_rows = sum(place.rows for place in places)
 
-    def add(self, number: int, contents: Contents) -> None:
+    def add(self, number: int, contents: ShardHeader) -> None:
         """Take the check values of a shard that was opened."""
         self._contents[number] = contents
 
@@ -89,7 +89,7 @@ class FirstTouch:
                 self._check(int(block))
             if self._states[block] == _SOUND:
                 return row
-        raise ValueError(f"{self._places[0].path.parent}: no image is sound; {REPAIR}")
+        raise UserError(f"{self._places[0].path.parent}: no image is sound; {REPAIR}")
 
     def _blocks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         shards = np.searchsorted(self._first_rows, rows, side="right") - 1
@@ -116,6 +116,6 @@ class FirstTouch:
 
     def _mark(self, blocks: slice, problem: str) -> None:
         if not self._skip:
-            raise ValueError(problem)
+            raise UserError(problem)
         self._states[blocks] = _DAMAGED
         print(f"skipped, others stand in: {problem}", file=sys.stderr, flush=True)

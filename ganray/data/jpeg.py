@@ -9,8 +9,9 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from ganray.data.resize import to_squares
-from ganray.data.shards import Shape
+from ganray.data.format import Shape
+from ganray.data.transforms import to_squares
+from ganray.errors import UserError
 
 
 def decode(files: Sequence[NDArray[np.uint8]], shape: Shape, size: int, out: torch.Tensor) -> None:
@@ -62,4 +63,4 @@ def _decode(
             buffer=picture,
         )
         if found.shape != picture.shape:
-            raise ValueError(f"a picture of {found.shape}, not {picture.shape}")
+            raise UserError(f"a picture of {found.shape}, not {picture.shape}")

@@ -1,7 +1,7 @@
 """Endless batches of images on the device, gathered ahead by one background thread.
 
 A thread and not worker processes: handing a batch from process to process costs 8 to 20 times what
-gathering it does. Images travel as uint8, four times smaller than float32, and are scaled on the
+gathering it does. ImageDataset travel as uint8, four times smaller than float32, and are scaled on the
 device by ``to_float``.
 """
 
@@ -19,22 +19,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganray.data.order import Order, rank_slice
-from ganray.data.shards import Rows, Shape
+from ganray.data.format import Annotations, Shape
+from ganray.data.sampler import DeterministicSampler, rank_slice
+from ganray.errors import UserError
 
 # A buffer holds the batches of a few steps, so that handing it over costs little beside filling it.
 # Larger ones, and more than two of them, leave the processor's cache and are slower.
 _SLOT_BYTES, _SLOT_STEPS = 6 * 2**20, 8
 
 
-class Images(Protocol):
-    """What a loader needs of a set of images: a ``ShardReader``, or a ``SourceTextReader``."""
+class ImageDataset(Protocol):
+    """What a loader needs of a set of images: a ``ShardedDataset``, or a ``SourceTextReader``."""
 
     image_shape: Shape
     counts_replaced: bool
     """Whether others may stand in for damaged images."""
     shard_rows: int
-    """Images of one shard."""
+    """ImageDataset of one shard."""
     class_names: tuple[str, ...]
     """Names of the labels; () where there are none."""
     attribute_names: tuple[str, ...]
@@ -49,15 +50,15 @@ class Images(Protocol):
         """Damaged images that others stood in for, so far."""
         ...
 
-    def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+    def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids``, (n,), into ``out``, uint8 (n, H, W, C)."""
         ...
 
-    def rows(self, ids: NDArray[np.int64]) -> Rows:
-        """Return what is known of the images that ``gather`` gives for ``ids``."""
+    def annotations(self, ids: NDArray[np.int64]) -> Annotations:
+        """Return what is known of the images that ``read_batch`` gives for ``ids``."""
         ...
 
-    def expect(self, rows: Iterable[range]) -> None:
+    def prefetch(self, rows: Iterable[range]) -> None:
         """Begin to fetch these images, in this order, where they are far away."""
         ...
 
@@ -88,7 +89,7 @@ class Loader:
     Args:
         images: The images.
         order: Which of them are read when.
-        batch_size: Images per step, summed over ranks.
+        batch_size: ImageDataset per step, summed over ranks.
         rank: This process, from 0 on.
         world_size: How many processes share a batch.
         device: Where batches go.
@@ -102,8 +103,8 @@ class Loader:
 
     def __init__(
         self,
-        images: Images,
-        order: Order,
+        images: ImageDataset,
+        order: DeterministicSampler,
         *,
         batch_size: int,
         rank: int,
@@ -114,12 +115,12 @@ class Loader:
     ) -> None:
         part = rank_slice(batch_size, rank, world_size)
         if batch_size < world_size:
-            raise ValueError(
+            raise UserError(
                 f"batch_size={batch_size} leaves some of {world_size} ranks without an image; "
                 f"use at least {world_size}"
             )
         if prefetch < 1 or start_step < 0:
-            raise ValueError(
+            raise UserError(
                 f"prefetch={prefetch}, start_step={start_step}: must be at least 1 and 0"
             )
         device = torch.device(device)
@@ -139,9 +140,10 @@ class Loader:
             """Return what the next buffer holds; at its start, tell what an epoch will need."""
             begin, end = step * batch_size, (step + steps) * batch_size
             if step == start_step or begin // len(images) != end // len(images):
-                images.expect(order.rows_from(begin))
+                images.prefetch(order.rows_from(begin))
             steps_ids = (
-                order.rank_ids(s, batch_size, rank, world_size) for s in range(step, step + steps)
+                order.rank_indices(s, batch_size, rank, world_size)
+                for s in range(step, step + steps)
             )
             return np.concatenate(list(steps_ids))
 
@@ -213,7 +215,7 @@ def _stop(
 
 
 def _fill(
-    images: Images,
+    images: ImageDataset,
     ids_at: Callable[[int], NDArray[np.int64]],
     starts: Iterator[int],
     device: torch.device,
@@ -230,7 +232,7 @@ def _fill(
                 return
             if slot.copied is not None:
                 slot.copied.synchronize()
-            images.gather(ids_at(step), slot.host.flatten(0, 1))
+            images.read_batch(ids_at(step), slot.host.flatten(0, 1))
             if stream is not None:
                 with torch.cuda.stream(stream):
                     slot.batches = slot.host.to(device, non_blocking=True)
@@ -241,18 +243,3 @@ def _fill(
             ready.put(slot)
     except BaseException as error:
         ready.put(error)
-
-
-def to_float(images: torch.Tensor, low: float = -1.0) -> torch.Tensor:
-    """Scale images for a network, on the device they are on.
-
-    Args:
-        images: uint8 (B, H, W, C) in [0, 255].
-        low: What 0 becomes; 255 becomes 1. Use -1 for a generator that ends in tanh, 0 for sigmoid.
-
-    Returns:
-        float32 (B, C, H, W) in [low, 1], in ``channels_last`` memory: (B, H, W, C) seen through
-        permuted axes is just that, so nothing is moved, and convolutions like it best.
-    """
-    # A division, because 255 / 127.5 - 1 is exactly 1 while 255 * (2 / 255) - 1 need not be.
-    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255 / (1 - low)).add_(low)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ganray.data.format import HUGE_PAGE, PAGE, ShardSpec
 from ganray.data.memory import free_bytes
-from ganray.data.shards import HUGE_PAGE, PAGE, Place
 
 
 class Mapping:
@@ -30,7 +30,7 @@ class Mapping:
             shards of whole pages; where one of these is missing they are mapped one by one.
     """
 
-    def __init__(self, places: list[Place], side_by_side: bool = True) -> None:
+    def __init__(self, places: list[ShardSpec], side_by_side: bool = True) -> None:
         self._places = places
         whole_pages = all(place.num_bytes % PAGE == 0 for place in places[:-1])
         can_join = sys.platform == "linux" and mmap.PAGESIZE == PAGE and whole_pages

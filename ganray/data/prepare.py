@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ganray.config import DataConfig, absolute
-from ganray.data import faces
-from ganray.data.convert import is_whole, write_shards
-from ganray.data.loader import Images
-from ganray.data.reader import ShardReader
+from ganray.config.schema import DataConfig, absolute
+from ganray.data.format import MANIFEST, SPLITS, VERSION, ImageSource, Manifest, Shape
+from ganray.data.loader import ImageDataset
+from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
-from ganray.data.shards import MANIFEST, SPLITS, VERSION, Manifest, Shape, Source
 from ganray.data.source_text import SourceTextReader
-from ganray.data.sources import open_source
+from ganray.data.sources import faces, open_source
+from ganray.data.writer import is_whole, write_shards
+from ganray.errors import UserError
 from ganray.progress import Progress
 
 # Faces are drawn, and digits stacked, with this seed whatever a run's own seed is: runs that differ
@@ -36,7 +36,7 @@ _PUBLISHED: dict[str, tuple[dict[str, int], Shape, int]] = {
 
 
 @dataclass(frozen=True)
-class DataPlan:
+class DatasetPlan:
     """What will be read and written, found without reading an image."""
 
     what: str
@@ -46,7 +46,7 @@ class DataPlan:
     source: Path | None
     """Folder or file with the pictures; None where the shards stand already."""
     count: int
-    """Images to train on."""
+    """ImageDataset to train on."""
     stored_shape: Shape
     """(H, W, C) of the shards."""
     image_shape: Shape
@@ -92,7 +92,7 @@ def fetch(data: DataConfig, home: Path) -> DataConfig:
     return data
 
 
-def plan(data: DataConfig, home: Path) -> DataPlan:
+def plan(data: DataConfig, home: Path) -> DatasetPlan:
     """Find the images and where their shards go.
 
     Raises:
@@ -111,7 +111,7 @@ def plan(data: DataConfig, home: Path) -> DataPlan:
     return made
 
 
-def prepare(data: DataConfig, made: DataPlan) -> str:
+def prepare(data: DataConfig, made: DatasetPlan) -> str:
     """Draw the faces if there are none, convert what is not converted yet.
 
     Returns:
@@ -138,7 +138,7 @@ def prepare(data: DataConfig, made: DataPlan) -> str:
     ).digest()
 
 
-def identity(data: DataConfig, made: DataPlan, home: Path) -> str:
+def identity(data: DataConfig, made: DatasetPlan, home: Path) -> str:
     """Return 16 hex digits that tell the images that `prepare` left from others, wherever they are.
 
     Other than the digest they stay where shards of the same images are made anew.
@@ -151,13 +151,13 @@ def identity(data: DataConfig, made: DataPlan, home: Path) -> str:
     return SourceTextReader(where, home / "data").fingerprint()
 
 
-def open_images(data: DataConfig, home: Path, where: str) -> Images:
+def open_images(data: DataConfig, home: Path, where: str) -> ImageDataset:
     """Open what `prepare` left, in the process that reads it.
 
     Args:
         data: How to read.
         home: For the index of a file that is read in place.
-        where: `DataPlan.where`.
+        where: `DatasetPlan.where`.
     """
     if data.is_remote():
         folder: Path | RemoteShards = open_remote(data)
@@ -166,7 +166,7 @@ def open_images(data: DataConfig, home: Path, where: str) -> Images:
     else:
         folder = Path(where)
     manifest = folder.manifest if isinstance(folder, RemoteShards) else Manifest.read(folder)
-    return ShardReader(
+    return ShardedDataset(
         folder,
         size=data.size if manifest.recipe.encoding == "jpeg" else 0,
         threads=data.threads,
@@ -182,17 +182,17 @@ def open_remote(data: DataConfig) -> RemoteShards:
     return RemoteShards(data.root or "", cache, limit_bytes=limit)
 
 
-def _finished(data: DataConfig, manifest: Manifest, where: str) -> DataPlan:
+def _finished(data: DataConfig, manifest: Manifest, where: str) -> DatasetPlan:
     """Plan to read shards that somebody made."""
     stored, size = manifest.image_shape, data.size
     if manifest.recipe.encoding == "raw" and size not in (0, stored[0]):
-        raise ValueError(
+        raise UserError(
             f"data.size={size}: {where} holds pixels of {stored[0]}x{stored[1]}; "
             f"use --data.size {stored[0] if stored[0] == stored[1] else 0}, or JPEG shards, which "
             "give any size"
         )
     if data.images not in (None, manifest.num_images):
-        raise ValueError(
+        raise UserError(
             f"data.images={data.images}: {where} holds {manifest.num_images} images, all of which "
             "are used; leave it out, or make shards with fewer"
         )
@@ -200,14 +200,14 @@ def _finished(data: DataConfig, manifest: Manifest, where: str) -> DataPlan:
     what = f"{manifest.recipe.source} in {where}"
     shape = _seen(data, stored)
     classes, count = len(manifest.class_names), manifest.num_images
-    return DataPlan(what, False, None, count, stored, shape, where, total, True, classes)
+    return DatasetPlan(what, False, None, count, stored, shape, where, total, True, classes)
 
 
-def _in_place(data: DataConfig, home: Path, path: Path) -> DataPlan:
+def _in_place(data: DataConfig, home: Path, path: Path) -> DatasetPlan:
     """Plan to read the source text's own file, where it can be; its index is made here."""
     images = SourceTextReader(path, home / "data")
     if data.images not in (None, len(images)) or data.split != "all":
-        raise ValueError(
+        raise UserError(
             f"data.images={data.images}, data.split={data.split}: {path} is read in place, all of "
             "it; leave them out, or make shards of a part with jobs/shard.py"
         )
@@ -215,14 +215,14 @@ def _in_place(data: DataConfig, home: Path, path: Path) -> DataPlan:
     shape = _seen(data, stored)
     size = path.stat().st_size
     what = f"{data.source} in {path}, in place"
-    return DataPlan(what, False, None, len(images), stored, shape, str(path), size, True, 0)
+    return DatasetPlan(what, False, None, len(images), stored, shape, str(path), size, True, 0)
 
 
-def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
+def _to_convert(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
     drawn = data.source == "celeba" and data.root is None and not data.download
     if drawn:
         if data.split != "all":
-            raise ValueError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
+            raise UserError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
         # Not opened yet: a set of this many is drawn in the same way each time.
         total, original, key = data.drawn, (218, 178, 3), f"faces-{data.drawn}"
         classes = 0
@@ -239,7 +239,7 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
         what = f"{data.source} in {root}" if data.source != "digits" else "scikit-learn's digits"
     count = min(data.images or total, total)
     if count == 0:
-        raise ValueError(f"data.split={data.split} has no images in {root}; try all")
+        raise UserError(f"data.split={data.split} has no images in {root}; try all")
     if data.encoding == "jpeg":
         stored, size_bytes, size = original, count * _JPEG_BYTES, "jpeg"
     else:
@@ -249,11 +249,13 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DataPlan:
     where = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
     shape = _seen(data, original)
     ready = is_whole(where)
-    return DataPlan(what, drawn, root, count, stored, shape, str(where), size_bytes, ready, classes)
+    return DatasetPlan(
+        what, drawn, root, count, stored, shape, str(where), size_bytes, ready, classes
+    )
 
 
 @functools.lru_cache(maxsize=8)  # planned and then converted: opening reads every file's header
-def _open(name: str, root: Path) -> Source:
+def _open(name: str, root: Path) -> ImageSource:
     return open_source(name, root, rng_seed=_DATA_SEED)
 
 
@@ -278,11 +280,11 @@ def _to_download(data: DataConfig, home: Path) -> bool:
     return False
 
 
-def _rows(source: Source, split: str) -> int:
+def _rows(source: ImageSource, split: str) -> int:
     return len(source) if split == "all" else int((source.split == SPLITS.index(split)).sum())
 
 
-def check_room(plans: Iterable[DataPlan], home: Path) -> None:
+def check_room(plans: Iterable[DatasetPlan], home: Path) -> None:
     """Refuse shards that the disk has too little room for; those of one place count once.
 
     Raises:
@@ -293,7 +295,7 @@ def check_room(plans: Iterable[DataPlan], home: Path) -> None:
     made = {plan.where: plan for plan in plans if not plan.ready}.values()
     need = sum(plan.bytes + (plan.count * _JPEG_BYTES if plan.drawn else 0) for plan in made)
     if need > free:
-        raise ValueError(
+        raise UserError(
             f"home={home} has {free / 2**30:.1f} GiB free, but the shards need"
             f" {need / 2**30:.1f} GiB; use another --home, --data.size 64 or fewer --data.images"
         )

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from ganray.data import jpeg
 from ganray.data.damage import FirstTouch
+from ganray.data.format import REPAIR, Annotations, Manifest, Shape, ShardHeader, open_shard
 from ganray.data.mapping import Mapping
 from ganray.data.remote import RemoteShards
-from ganray.data.shard_file import Contents, open_shard
-from ganray.data.shards import REPAIR, Manifest, Rows, Shape
+from ganray.errors import UserError
 
 
-class ShardReader:
+class ShardedDataset:
     """A set of shards as one array of images that a batch is gathered from.
 
     The pictures stay on disk and in the page cache, shared by all processes of a machine. Do not
@@ -70,7 +70,7 @@ class ShardReader:
         if self._is_jpeg and size:
             self.image_shape = size, size, self.image_shape[2]
         elif size not in (0, self.image_shape[0]):
-            raise ValueError(f"size={size}: {self.folder} holds images of {self.image_shape}")
+            raise UserError(f"size={size}: {self.folder} holds images of {self.image_shape}")
         self.shard_rows = self.manifest.shards[0].rows
         """Images of one shard; the last may have fewer."""
         self.class_names = self.manifest.class_names
@@ -80,7 +80,7 @@ class ShardReader:
         """Damaged images that others stood in for, so far."""
         self._places = self.manifest.places(self.folder)
         self._first_rows = np.array([place.first for place in self._places])
-        self._contents: list[Contents | None] = [None] * len(self._places)
+        self._contents: list[ShardHeader | None] = [None] * len(self._places)
         self._mapping = Mapping(self._places, side_by_side and not self._is_jpeg)
         self._joined: torch.Tensor | None = None
         if self._mapping.joined is not None:
@@ -113,7 +113,7 @@ class ShardReader:
         """Pickle the path: the other process opens the files itself."""
         return _open_again, (self.remote or self.folder, self._options)
 
-    def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+    def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids`` into ``out``.
 
         Args:
@@ -126,7 +126,7 @@ class ShardReader:
         """
         shape = (len(ids), *self.image_shape)
         if out.dtype != torch.uint8 or out.shape != shape or not out.is_contiguous():
-            raise ValueError(
+            raise UserError(
                 f"out is {out.dtype} {tuple(out.shape)}; it must be contiguous uint8 {shape}"
             )
         if self._joined is not None and self._is_here:
@@ -148,8 +148,8 @@ class ShardReader:
         for done in [self._start(copy, sound[a:b], out[a:b]) for a, b in pairs]:
             done.result()
 
-    def rows(self, ids: NDArray[np.int64]) -> Rows:
-        """Return what is known of the images that ``gather`` gives for ``ids``.
+    def annotations(self, ids: NDArray[np.int64]) -> Annotations:
+        """Return what is known of the images that ``read_batch`` gives for ``ids``.
 
         Args:
             ids: int64 (n,) in ``[0, len(self))``.
@@ -165,13 +165,13 @@ class ShardReader:
                     contents = self._contents[number]
                     assert contents is not None
                     local = sound[which] - self._first_rows[number]
-                    for name in Rows.__annotations__:
+                    for name in Annotations.__annotations__:
                         part = getattr(contents, name)[local]
                         shape = len(ids), *part.shape[1:]
                         found.setdefault(name, np.empty(shape, part.dtype))[asked[which]] = part
-        return Rows(**found)
+        return Annotations(**found)
 
-    def expect(self, rows: Iterable[range]) -> None:
+    def prefetch(self, rows: Iterable[range]) -> None:
         """Begin to fetch these images, in this order, where they are not on this node yet."""
         if self.remote is None:
             return
@@ -240,7 +240,7 @@ class ShardReader:
         try:
             jpeg.decode(files, self.manifest.image_shape, self._options["size"], out)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: one of the images {ids.tolist()} is no whole JPEG ({error}); "
                 f"{REPAIR}"
             ) from None
@@ -303,5 +303,5 @@ class ShardReader:
         self.remote.release(number)
 
 
-def _open_again(folder: Path | RemoteShards, options: dict[str, Any]) -> ShardReader:
-    return ShardReader(folder, **options)
+def _open_again(folder: Path | RemoteShards, options: dict[str, Any]) -> ShardedDataset:
+    return ShardedDataset(folder, **options)

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from ganray.data.format import MANIFEST, Manifest, Shard, publish
 from ganray.data.remote_cache import CachedSet, Full, check_files, part_of, try_lock
 from ganray.data.remote_source import RemoteFolder
-from ganray.data.shards import MANIFEST, Manifest, Shard, publish
+from ganray.errors import UserError
 from ganray.progress import Progress
 
 THREADS = 4  # shards that one process stages at once
@@ -58,7 +59,7 @@ class RemoteShards:
             self.cache.mkdir(parents=True, exist_ok=True)
             self.folder, self.manifest = self._keep_manifest(data)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.cache}: cannot be the cache ({error.strerror}); choose a folder on a local "
                 "disk that this process may write to"
             ) from error
@@ -112,7 +113,7 @@ class RemoteShards:
                 check_files(manifest.shards)
             except ValueError as error:
                 text = str(error).replace(str(new / MANIFEST), MANIFEST)
-                raise ValueError(f"{self._remote}: {text}") from None
+                raise UserError(f"{self._remote}: {text}") from None
             # Two versions of a set never mix, as the digest of every shard is in the manifest.
             title = re.sub(r"[^\w.-]", "_", str(self._remote).rpartition("/")[2])[:40]
             folder = self.cache / f"{title}-{hashlib.sha256(data).hexdigest()[:16]}"
@@ -204,7 +205,7 @@ class RemoteShards:
     def _shard(self, number: int) -> Shard:
         if not 0 <= number < len(self.manifest.shards):
             count = len(self.manifest.shards)
-            raise ValueError(f"{self._remote}: no shard {number}; there are 0 to {count - 1}")
+            raise UserError(f"{self._remote}: no shard {number}; there are 0 to {count - 1}")
         return self.manifest.shards[number]
 
     def _claim_now(self, number: int) -> IO[str] | None:

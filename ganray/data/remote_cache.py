@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ganray.data.format import MANIFEST, Shard, publish
 from ganray.data.remote_source import RANGE, RemoteFolder
-from ganray.data.shards import MANIFEST, Shard, publish
+from ganray.errors import UserError
 
 ROOM_POLL_S = 0.1
 ROOM_WAIT_S = 30.0  # other processes of the node may be about to release a shard
@@ -125,7 +126,7 @@ class CachedSet:
                 deadline = now + ROOM_WAIT_S
             # This process cannot release its own shards while it waits here.
             if short.bytes > short.held - own or now > deadline:
-                raise ValueError(self._no_room(shard, short, own))
+                raise UserError(self._no_room(shard, short, own))
             self._remote.check_open()
             time.sleep(ROOM_POLL_S)
 
@@ -161,12 +162,12 @@ class CachedSet:
                     return
                 os.truncate(part, 0)
             except OSError as error:  # of this disk: those of the other side are ValueError
-                raise ValueError(
+                raise UserError(
                     f"{part}: cannot be written ({error.strerror}); make room or give rights, or "
                     "choose another cache folder"
                 ) from error
         part.unlink()
-        raise ValueError(
+        raise UserError(
             f"{self._remote}/{shard.name}: came twice with SHA-256 {found[:12]}..., but its "
             f"manifest says {shard.sha256[:12]}...; it is damaged there, or was replaced: copy it "
             "there again, manifest.json last"
@@ -192,13 +193,13 @@ def check_files(shards: tuple[Shard, ...]) -> None:
     """Raise where a manifest, which comes from elsewhere, would lead astray."""
     names = [shard.name for shard in shards]
     if len(set(names)) < len(names):
-        raise ValueError(f"{MANIFEST} names a shard twice; prepare the set again")
+        raise UserError(f"{MANIFEST} names a shard twice; prepare the set again")
     for shard in shards:
         # A bool is an int, and so is -1.
         if type(shard.bytes) is not int or shard.bytes < 1:
-            raise ValueError(f"{MANIFEST}: {shard.name} has bytes={shard.bytes!r}; it must be > 0")
+            raise UserError(f"{MANIFEST}: {shard.name} has bytes={shard.bytes!r}; it must be > 0")
         if not re.fullmatch(r"[0-9a-f]{64}", str(shard.sha256)):
-            raise ValueError(f"{MANIFEST}: {shard.name} has no SHA-256; prepare the set again")
+            raise UserError(f"{MANIFEST}: {shard.name} has no SHA-256; prepare the set again")
 
 
 def _mb(size: int) -> str:

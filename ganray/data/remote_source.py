@@ -13,7 +13,8 @@ from urllib.parse import unquote
 
 import fsspec
 
-from ganray.config_json import HIDDEN
+from ganray.config.serialization import HIDDEN
+from ganray.errors import UserError
 
 RANGE = 8 * 2**20  # bytes a request asks for; a quarter after each failure, down to SMALL_RANGE
 SMALL_RANGE = 64 * 2**10
@@ -50,21 +51,19 @@ class RemoteFolder:
         self._secrets = sorted(every, key=len, reverse=True)
         self._shown = self._redact(url.rstrip("/"))
         if HIDDEN in url:
-            raise ValueError(
-                f"data.root={url}: its password was not kept; give the whole URL again"
-            )
+            raise UserError(f"data.root={url}: its password was not kept; give the whole URL again")
         protocol = url.partition("://")[0] if "://" in url else "file"
         try:
             self._fs: Any
             self._fs, path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             package = PACKAGES.get(protocol, "the package that it names")
-            raise ValueError(
+            raise UserError(
                 f"{self}: {protocol}:// needs a package that cannot be imported "
                 f"({self._redact(error)}); pip install {package}"
             ) from None
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"{self}: cannot be opened ({self._redact(error)}); use an address that fsspec "
                 "knows, such as s3://bucket/folder, gs://, https://, or a path"
             ) from None
@@ -91,7 +90,7 @@ class RemoteFolder:
                 while (part := file.read(SMALL_FILE + 1 - len(data))) and len(data) <= SMALL_FILE:
                     data += part
             if len(data) > SMALL_FILE:
-                raise ValueError(f"has more than {SMALL_FILE} bytes, so it is none")
+                raise UserError(f"has more than {SMALL_FILE} bytes, so it is none")
             return data
 
         return self._persist(name, "", read, FIRST_TRIES)
@@ -119,7 +118,7 @@ class RemoteFolder:
                 file = None  # should the next line fail
                 file = self._open(name)
                 if (found := getattr(file, "size", None)) not in (None, size):
-                    raise ValueError(
+                    raise UserError(
                         f"has {found} bytes, but {size} by its manifest; was the set replaced? "
                         "Copy it there again, manifest.json last"
                     )
@@ -154,10 +153,10 @@ class RemoteFolder:
                 final, text = _verdict(error)
                 problem = self._redact(text)
             if final:
-                raise ValueError(f"{self}/{name}: {problem}")
+                raise UserError(f"{self}/{name}: {problem}")
             if failures < tries - 1:
                 self._stop.wait(BACKOFF_S * 2**failures)
-        raise ValueError(
+        raise UserError(
             f"{self}/{name}: the connection failed {tries} times in a row{where} ({problem}); "
             "check network and server, then start again: what has come is kept"
         )

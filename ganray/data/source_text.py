@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ganray.data.shards import Rows, publish
+from ganray.data.format import Annotations, publish
 from ganray.data.sources.listing import patiently
 from ganray.data.sources.source_text import list_images, open_group, open_image, split_of
+from ganray.errors import UserError
 
 
 class SourceTextReader:
     """An uncompressed file of the source text as one array of images to gather batches from.
 
-    Offers what ``ShardReader`` does, without the copy on disk. The file may lie in a folder that is
+    Offers what ``ShardedDataset`` does, without the copy on disk. The file may lie in a folder that is
     read-only. Do not change it while a reader is open: memory that has lost its file raises SIGBUS.
     May be used from several threads, survives a fork, and is pickled by its path.
 
@@ -76,7 +77,7 @@ class SourceTextReader:
         """Pickle the path: the other process maps the file itself, and finds the index made."""
         return SourceTextReader, (self.path, self.cache_folder)
 
-    def gather(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+    def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids`` into ``out``.
 
         Args:
@@ -88,19 +89,19 @@ class SourceTextReader:
         """
         shape = (len(ids), *self.image_shape)
         if out.dtype != torch.uint8 or out.shape != shape or not out.is_contiguous():
-            raise ValueError(
+            raise UserError(
                 f"out is {out.dtype} {tuple(out.shape)}; it must be contiguous uint8 {shape}"
             )
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
-            raise ValueError(f"ids reach from {ids.min()} to {ids.max()}; there are {len(self)}")
+            raise UserError(f"ids reach from {ids.min()} to {ids.max()}; there are {len(self)}")
         size = math.prod(self.image_shape)
         rows = out.numpy().reshape(len(ids), size)
         for row, start in zip(rows, self._offsets[ids].tolist(), strict=True):
             row[:] = self._file[start : start + size]
 
-    def rows(self, ids: NDArray[np.int64]) -> Rows:
+    def annotations(self, ids: NDArray[np.int64]) -> Annotations:
         """Return what is known of the images at ``ids``, (n,): nothing but their numbers."""
-        return Rows(self.labels[ids], self.attributes[ids], self.ids[ids], self.split[ids])
+        return Annotations(self.labels[ids], self.attributes[ids], self.ids[ids], self.split[ids])
 
     def fingerprint(self) -> str:
         """Return 16 hex digits: of where the images are, and of the bytes of 64 of them."""
@@ -110,7 +111,7 @@ class SourceTextReader:
         parts += [self._file[start : start + size] for start in self._offsets[some]]
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
-    def expect(self, rows: Iterable[range]) -> None:
+    def prefetch(self, rows: Iterable[range]) -> None:
         """Nothing is to be fetched: the file stands on this node."""
 
     def close(self) -> None:
@@ -164,7 +165,7 @@ class _Index:
 def _cached_index(path: Path, cache_folder: Path) -> _Index:
     """Return the index of a file, made now where this file was not seen before."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the HDF5 file of the source text")
+        raise UserError(f"{path}: no such file; give the HDF5 file of the source text")
     stat = path.stat()
     key = hashlib.sha256(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     cache = cache_folder / f"source-text-{key.hexdigest()[:32]}.npz"
@@ -175,7 +176,7 @@ def _cached_index(path: Path, cache_folder: Path) -> _Index:
             cache_folder.mkdir(parents=True, exist_ok=True)
             index.save(cache)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{cache_folder}: the index of {path} cannot be kept there ({error}); give a "
                 "cache folder that can be written"
             ) from error
@@ -193,7 +194,7 @@ def _make_index(path: Path, file_bytes: int) -> _Index:
     index = _Index(shape, ids, offsets, file_bytes)
     if not index.is_sound():
         row = int(offsets.argmax())
-        raise ValueError(
+        raise UserError(
             f"{path}: {names[row]} begins at byte {offsets[row]} of {file_bytes} and reaches past "
             "the end; the file was cut short, make or fetch it again"
         )
@@ -204,7 +205,7 @@ def _offset(dataset: h5py.h5d.DatasetID, name: str, path: Path) -> int:
     """Return the byte of the file at which an image begins."""
     start = dataset.get_offset()
     if start is None:
-        raise ValueError(
+        raise UserError(
             f"{path}: {name} is compressed, chunked or without pixels of its own, so it cannot be "
             f"read in place; convert it by `python jobs/shard.py source-text {path}`"
         )

@@ -84,12 +84,12 @@ def gradient_penalty(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor
     return _gradient(images, logits).square().sum(1)
 
 
-def slope_penalty(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def wgan_gp_penalty(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """(|d logit / d its images| - 1)^2, (n,): the GP of WGAN-GP (Gulrajani et al. 2017, eq. 3)."""
     return (_gradient(images, logits).norm(dim=1) - 1) ** 2
 
 
-def between(real: torch.Tensor, fake: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def interpolate_images(real: torch.Tensor, fake: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Points on the lines from fake to real images (n, C, H, W), where `share` (n,) in [0, 1) says.
 
     Cut off from G, and asking for gradients: where the GP is taken.

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-from ganray.config import LatentConfig, NetworkConfig
-from ganray.gan.cures import cured
+from ganray.config.schema import LatentConfig, NetworkConfig
+from ganray.gan.regularization import apply_regularizers
 
 Shape = tuple[int, int, int]
 
@@ -27,7 +27,7 @@ def build(
 ) -> tuple[nn.Module, nn.Module]:
     """The pair (G, D) for images of shape (H, W, C); conditional where there are `classes`."""
     G, D = _pair(network, latent, image_shape, classes)
-    return G, cured(D, network)
+    return G, apply_regularizers(D, network)
 
 
 def _pair(

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ganray.config import LossConfig
-from ganray.gan.cures import Judge, looked_ahead
-from ganray.gan.losses import LOSSES, between, gradient_penalty, slope_penalty
+from ganray.config.schema import LossConfig
+from ganray.gan.losses import LOSSES, gradient_penalty, interpolate_images, wgan_gp_penalty
+from ganray.gan.regularization import Discriminator, unrolled_discriminator
 
 Stats = dict[str, torch.Tensor]
 Labels = Sequence[torch.Tensor]
@@ -69,8 +69,8 @@ class DiscriminatorObjective(nn.Module):
             total = total + 0.5 * self.loss.r2_gamma * stats["D/r2"]
         if self.loss.gp_weight:
             assert share is not None, "drawn by the caller, for all ranks"
-            middle = between(real, fake, share)
-            stats["D/gp"] = slope_penalty(middle, self.D(middle, *labels).float())
+            middle = interpolate_images(real, fake, share)
+            stats["D/gp"] = wgan_gp_penalty(middle, self.D(middle, *labels).float())
             total = total + self.loss.gp_weight * stats["D/gp"]
         return total.mean(), {name: value.detach() for name, value in stats.items()}
 
@@ -95,10 +95,10 @@ class GeneratorObjective(nn.Module):
         real = real.detach()  # the D step's penalties may have left it asking for gradients
         if steps := self.loss.unroll:
 
-            def D_loss(D: Judge) -> torch.Tensor:
+            def D_loss(D: Discriminator) -> torch.Tensor:
                 return loss.D(D(real, *labels).float(), D(fake, *labels).float()).mean()
 
-            D = looked_ahead(D, steps, self.loss.unroll_lr, D_loss)
+            D = unrolled_discriminator(D, steps, self.loss.unroll_lr, D_loss)
         fake_logits = D(fake, *labels).float()
         real_logits = fake_logits.detach()
         if self.loss.name == "relativistic":

@@ -23,9 +23,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pytorch import load_model
 
-from ganray.config import Config
-from ganray.config_json import from_dict
-from ganray.integrations.mlflow_tracker import Run, find_run, first_line, store_uri
+from ganray.config.schema import Config
+from ganray.config.serialization import from_dict
+from ganray.errors import UserError
+from ganray.integrations.mlflow_sync import Run, find_run, first_line, store_uri
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def by_id(uri: str, run_id: str) -> tuple[Run, Config]:
     with _store(uri) as client, TemporaryDirectory() as folder:
         experiment_id = client.get_run(run_id).info.experiment_id
         if "config.json" not in [file.path for file in client.list_artifacts(run_id)]:
-            raise ValueError(
+            raise UserError(
                 f"MLflow run {run_id} has no artifact config.json, which says what latents its"
                 " generator takes; name a run that ganray trained"
             )
@@ -106,7 +107,7 @@ def load_generator(uri: str, model_uri: str) -> LoggedGenerator:
         _require_safe(model_uri, Path(path), model.flavors.get("pytorch", {}))
         takes = model.signature and model.signature.inputs
         if not (model.run_id and takes and takes.is_tensor_spec()):
-            raise ValueError(
+            raise UserError(
                 f"{model_uri} does not say which tensors it takes, or which run logged it; name a"
                 " model that ganray logged"
             )
@@ -117,7 +118,7 @@ def _require_safe(model_uri: str, folder: Path, flavor: dict[str, Any]) -> None:
     """Before load_model, as it imports a model's own code ahead of its check for pickles."""
     data = folder / flavor.get("model_data", "")
     if flavor.get("code") or (data / "model.pth").exists() or not (data / "model.pt2").is_file():
-        raise ValueError(
+        raise UserError(
             f"{model_uri} is not in torch's pt2 format, or brings code of its own: loading it"
             " could run anything; log it with serialization_format='pt2', or name a checkpoint"
         )
@@ -139,10 +140,10 @@ def _store(uri: str) -> Iterator[MlflowClient]:
     """A client; what MLflow raises meanwhile becomes one line."""
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():  # MLflow would make an empty one
-        raise ValueError(f"MLflow at {uri}: no such file; give --home or --tracking-uri")
+        raise UserError(f"MLflow at {uri}: no such file; give --home or --tracking-uri")
     try:
         yield MlflowClient(tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"MLflow at {uri}: {first_line(error)}; is it there, and is --tracking-uri right?"
         ) from error

@@ -20,11 +20,11 @@ from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 
-from ganray.integrations.mlflow_study import CELL_TAG, NOTE_TAG, STUDY_TAG, axis_key, cell_name
-from ganray.integrations.mlflow_tracker import Run
-from ganray.study.axes import SEED, Axis
-from ganray.study.design import Study
-from ganray.study.outcomes import RANKED
+from ganray.integrations.mlflow_sweep import CELL_TAG, NOTE_TAG, STUDY_TAG, axis_key, cell_name
+from ganray.integrations.mlflow_sync import Run
+from ganray.sweeps.axes import SEED, Axis
+from ganray.sweeps.design import SweepPlan
+from ganray.sweeps.results import RANKED
 
 _VIEW_TAG = "mlflow.sharedViewState."
 _MOST_LINES = 24
@@ -59,7 +59,7 @@ class View:
     """In the view's address."""
 
 
-def save_views(run: Run, study: Study) -> list[View]:
+def save_views(run: Run, study: SweepPlan) -> list[View]:
     """Save views of the study, the one to open first leading; also describes the experiment.
 
     There is one of the averages over each axis's levels, of the cells if there are several axes,
@@ -118,7 +118,7 @@ class _Page:
     """Of this replicate alone."""
 
 
-def _pages(study: Study) -> list[_Page]:
+def _pages(study: SweepPlan) -> list[_Page]:
     averages = [_TRAINING, _END, _LOSSES]
     varied = [axis for axis in study.axes if len(axis.levels) > 1]
     pages = [_Page(f"by {axis.title}", averages, _levels(axis)) for axis in varied]
@@ -140,10 +140,10 @@ def _levels(axis: Axis) -> _Groups:
     return _Groups("param", key, values)
 
 
-def _save(client: MlflowClient, run: Run, study: Study, page: _Page) -> View:
+def _save(client: MlflowClient, run: Run, study: SweepPlan, page: _Page) -> View:
     view = View(f"{study.name} {page.words}", f"{study.name}-{page.words}".replace(" ", "-"))
     now, state = int(time.time() * 1000), _state(study, page, _last_picture(run, study))
-    # Packed as MLflow packs its own: a tag holds 20000 characters.
+    # PackedDiscriminator as MLflow packs its own: a tag holds 20000 characters.
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     value = {
         "name": view.title,
@@ -155,7 +155,7 @@ def _save(client: MlflowClient, run: Run, study: Study, page: _Page) -> View:
     return view
 
 
-def _last_picture(run: Run, study: Study) -> int:
+def _last_picture(run: Run, study: SweepPlan) -> int:
     """Images seen at the newest picture that most runs have; the page shows one step at a time."""
     folders = [run.folder.parent / trial.name / "samples" for trial in study.trials]
     newest = [max(files) for folder in folders if (files := list(folder.glob("*.png")))]
@@ -180,7 +180,7 @@ _LAYOUT = {
 """Charts in a row, and their height in pixels."""
 
 
-def _state(study: Study, page: _Page, step: int) -> dict[str, Any]:
+def _state(study: SweepPlan, page: _Page, step: int) -> dict[str, Any]:
     keys = [axis_key(axis) for axis in study.axes]
     wanted = f"tags.`{STUDY_TAG}` = '{study.name}'"
     if page.rng_seed is not None:

@@ -27,9 +27,10 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ganray.config import Config, RayConfig
+from ganray.config.schema import Config, RayConfig
+from ganray.errors import UserError
+from ganray.evaluation.reference import EvaluationAssets
 from ganray.training.context import keep_checkpoint, latest_checkpoint
-from ganray.training.judge import Judge
 from ganray.training.launch import work
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
@@ -51,14 +52,14 @@ def connect(config: RayConfig) -> Cluster:
             _knock(address)
             _init(address)
         except OSError as error:  # ConnectionError and a host without an address among them
-            raise ValueError(
+            raise UserError(
                 f"ray.address={address}: no cluster there; start one with `ray start --head`,"
                 " or leave the address out to use this machine alone"
             ) from error
     return _resources()
 
 
-def look(config: RayConfig) -> Cluster:
+def cluster_resources(config: RayConfig) -> Cluster:
     """What the workers can get: of the cluster that the run joins, else of this machine.
 
     Raises:
@@ -112,7 +113,7 @@ def _unseen(folder: Path, who: str) -> ValueError:
 def launch(
     config: Config,
     images: str,
-    judge: Judge,
+    judge: EvaluationAssets,
     workers: Workers,
     callbacks: Sequence[UserCallback] = (),
 ) -> Path:
@@ -159,11 +160,11 @@ def launch(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise ValueError(
+        raise UserError(
             f"{_cause(error)}; the same --name goes on from the last checkpoint"
         ) from error
     except _DEATHS as error:  # of the controller, which Ray does not start again
-        raise ValueError(
+        raise UserError(
             f"training failed: {_in_a_line(error)}; the same --name goes on from the last"
             " checkpoint"
         ) from error
@@ -171,7 +172,7 @@ def launch(
         raise Diverged(diverged)
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
-        raise ValueError(f"run {config.name!r} ended without a checkpoint; see {folder}")
+        raise UserError(f"run {config.name!r} ended without a checkpoint; see {folder}")
     return checkpoint
 
 

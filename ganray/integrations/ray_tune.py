@@ -35,14 +35,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from ganray.config import Config
-from ganray.config_json import to_dict
+from ganray.config.commands import SweepConfig
+from ganray.config.schema import Config
+from ganray.config.serialization import to_dict
+from ganray.errors import UserError
 from ganray.integrations import ray_train
-from ganray.options import SweepConfig
-from ganray.study import outcomes
-from ganray.study.axes import Axis, Level
-from ganray.study.design import Study, Trial, trial
-from ganray.study.images import Given
+from ganray.sweeps import results
+from ganray.sweeps.axes import Axis, Level
+from ganray.sweeps.datasets import RunAssets
+from ganray.sweeps.design import SweepPlan, Trial, trial
 from ganray.training.context import LocalContext
 from ganray.training.launch import work
 from ganray.training.loop import Diverged
@@ -62,12 +63,12 @@ class Job:
     """What all runs of a study have in common."""
 
     base: Config
-    given: Mapping[Hashable, Given]
+    given: Mapping[Hashable, RunAssets]
     """By `Config.images_identity`."""
     workers: Workers
     """Of each run."""
 
-    def given_to(self, config: Config) -> Given:
+    def given_to(self, config: Config) -> RunAssets:
         """What a run of this config is given."""
         return self.given[config.images_identity()]
 
@@ -87,7 +88,7 @@ class Watcher(Protocol):
         """No run goes on for now."""
         ...
 
-    def end(self, trial: Trial, outcome: outcomes.Outcome) -> None:
+    def end(self, trial: Trial, outcome: results.RunResult) -> None:
         """A run is over."""
         ...
 
@@ -103,7 +104,7 @@ def room(options: SweepConfig, workers: Workers, cluster: Cluster) -> int:
 
 
 def run(
-    job: Job, study: Study, options: SweepConfig, folder: Path, at_a_time: int, watcher: Watcher
+    job: Job, study: SweepPlan, options: SweepConfig, folder: Path, at_a_time: int, watcher: Watcher
 ) -> None:
     """Run what is left of the study, until all is done; goes on with one that was interrupted.
 
@@ -124,7 +125,7 @@ def run(
         _run(job, study, options, values)
 
     trainable = tune.with_resources(ganray_trial, _resources(job.workers, options))
-    known = outcomes.collect(study, job.base.home / "runs")
+    known = results.collect(study, job.base.home / "runs")
     over = {t.name for t in study.trials if known.of(t).status not in ("waiting", "failed")}
     tries = 0
     while True:
@@ -143,7 +144,7 @@ def run(
         if tries > options.retries:
             can = at_a_time > 1 and not options.chooses
             fewer = f", as with --sweep.concurrent {at_a_time // 2}" if can else ""
-            raise ValueError(
+            raise UserError(
                 "a node is short of memory: Ray kills runs before any of them ends; --resume goes"
                 f" on from their checkpoints where they have more{fewer}"
             )
@@ -152,7 +153,7 @@ def run(
 
 
 def _tuner(
-    trainable: Any, job: Job, study: Study, options: SweepConfig, folder: Path, at_a_time: int
+    trainable: Any, job: Job, study: SweepPlan, options: SweepConfig, folder: Path, at_a_time: int
 ) -> tune.Tuner:
     """One for these runs; of tpe and pbt, the one that was interrupted, if any was.
 
@@ -184,7 +185,7 @@ def _resources(workers: Workers, options: SweepConfig) -> Any:
     return {"CPU": workers.cpus} | gpu
 
 
-def _space(study: Study, options: SweepConfig) -> dict[str, Any]:
+def _space(study: SweepPlan, options: SweepConfig) -> dict[str, Any]:
     if options.chooses:
         return {"levels": {axis.name: _choice(axis) for axis in study.axes}}
     return {"trial": tune.grid_search([_plain(trial) for trial in study.trials])}
@@ -201,7 +202,9 @@ def _plain(trial: Trial) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(trial)))
 
 
-def _tune_config(job: Job, study: Study, options: SweepConfig, at_a_time: int) -> tune.TuneConfig:
+def _tune_config(
+    job: Job, study: SweepPlan, options: SweepConfig, at_a_time: int
+) -> tune.TuneConfig:
     metric = f"collapse/{options.metric}"
     return tune.TuneConfig(
         metric=metric if options.searches else None,
@@ -228,7 +231,7 @@ def _tpe(metric: str, at_a_time: int) -> Any:
     return ConcurrencyLimiter(search, max_concurrent=at_a_time)
 
 
-def _scheduler(job: Job, study: Study, options: SweepConfig) -> TrialScheduler | None:
+def _scheduler(job: Job, study: SweepPlan, options: SweepConfig) -> TrialScheduler | None:
     kimg, rung = job.base.train.kimg, job.base.train.checkpoint_every
     if options.design == "asha":
         return ASHAScheduler(time_attr="kimg", max_t=kimg, grace_period=rung, reduction_factor=2)  # pyright: ignore[reportArgumentType]
@@ -248,7 +251,7 @@ class _Driver:
     """Where Tune's callback finds who watches: Tune pickles callbacks; watchers hold threads."""
 
     job: Job
-    study: Study
+    study: SweepPlan
     options: SweepConfig
     watcher: Watcher
     ended: ClassVar[set[str]] = set()
@@ -288,15 +291,15 @@ class _Callback(tune.Callback):
         path.write_text(text)
         return f"{in_a_line(text)} (all of it: {path})"
 
-    def _end(self, trial: Any, status: outcomes.Status, why: str) -> None:
+    def _end(self, trial: Any, status: results.Status, why: str) -> None:
         this = self._trial(trial)
         config = this.config(_driver.job.base)
         folder = config.run_folder()
-        if outcomes.images_seen(folder) >= config.train.steps() * config.train.batch_size:
+        if results.images_seen(folder) >= config.train.steps() * config.train.batch_size:
             status, why = "finished", ""  # stopped at its very end
-        outcome = outcomes.read(folder)
+        outcome = results.read(folder)
         if outcome is None or outcome.status == "failed":  # that is of an earlier try
-            outcome = outcomes.record(folder, status, why)
+            outcome = results.record(folder, status, why)
         if outcome.status != "failed":
             _driver.ended.add(this.name)
         _driver.watcher.end(this, outcome)
@@ -313,7 +316,9 @@ def in_a_line(errors: str) -> str:
     return lines[-1] if lines[0].startswith("ray::") else lines[0].partition(". ")[0]
 
 
-def trial_of(study: Study, options: SweepConfig, values: Mapping[str, Any], trial_id: str) -> Trial:
+def trial_of(
+    study: SweepPlan, options: SweepConfig, values: Mapping[str, Any], trial_id: str
+) -> Trial:
     """The run that Tune's values stand for.
 
     One whose levels Tune chooses has a seed that follows from Tune's id for it, so that luck is
@@ -330,17 +335,17 @@ def trial_of(study: Study, options: SweepConfig, values: Mapping[str, Any], tria
     return found
 
 
-def levels_of(study: Study, values: Mapping[str, Any]) -> list[Level]:
+def levels_of(study: SweepPlan, values: Mapping[str, Any]) -> list[Level]:
     """A level of each axis, as Tune chose them."""
     return [axis.level(values["levels"][axis.name]) for axis in study.axes]
 
 
-def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]) -> None:
+def _run(job: Job, study: SweepPlan, options: SweepConfig, values: Mapping[str, Any]) -> None:
     """One run, in Tune's actor. What it came to is written into its folder."""
     this = trial_of(study, options, values, tune.get_context().get_trial_id() or "")
     config = this.config(job.base)
     folder, given = config.run_folder(), job.given_to(config)
-    found = outcomes.read(folder)
+    found = results.read(folder)
     if found is not None and found.counts:  # the driver was killed before it heard of it
         _tell_end(config, options, found)
         return
@@ -352,12 +357,12 @@ def _run(job: Job, study: Study, options: SweepConfig, values: Mapping[str, Any]
         else:
             _alone(config, job, options)
     except Diverged as error:
-        _tell_end(config, options, outcomes.record(folder, "diverged", str(error), given.classes))
+        _tell_end(config, options, results.record(folder, "diverged", str(error), given.classes))
     else:
-        outcomes.record(folder, "finished")
+        results.record(folder, "finished")
 
 
-def _tell_end(config: Config, options: SweepConfig, outcome: outcomes.Outcome) -> None:
+def _tell_end(config: Config, options: SweepConfig, outcome: results.RunResult) -> None:
     """Give a search the figure that it waits for; that of a run that diverged is the worst."""
     score = outcome.values.get(options.metric, 0.0)
     tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": score})

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from scipy.special import gammaincinv
 
-from ganray.metrics.confidence import Estimate
 from ganray.metrics.frechet import Moments
+from ganray.metrics.intervals import Estimate
 from ganray.metrics.matrices import TIE, blocks, eigh, refuse_features, squared_distances
 
 _ROUNDING = 1e-12

@@ -22,7 +22,7 @@ class Moments:
     """
 
     count: int
-    """Rows."""
+    """Annotations."""
     mean: torch.Tensor
     """float64 (d,)."""
     scatter: torch.Tensor
@@ -104,7 +104,7 @@ def kid(real: torch.Tensor, fake: torch.Tensor, block_rows: int | None = None) -
     Args:
         real: float32 or float64 (n, d), finite, n at least 2.
         fake: float32 or float64 (m, d), finite, m at least 2; on the same device.
-        block_rows: Rows of the kernel at a time; as many as bounded memory allows if None.
+        block_rows: Annotations of the kernel at a time; as many as bounded memory allows if None.
 
     Raises:
         ValueError: The features are not as above.

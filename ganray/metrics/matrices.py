@@ -51,7 +51,7 @@ def blocks(rows: int, columns: int, block_rows: int | None = None) -> list[slice
     Args:
         rows: Of the whole matrix, not negative.
         columns: Of the whole matrix, not negative.
-        block_rows: Rows of a slice; as many as ``BLOCK_BYTES`` holds if None, but at least one.
+        block_rows: Annotations of a slice; as many as ``BLOCK_BYTES`` holds if None, but at least one.
     """
     step = block_rows or max(1, BLOCK_BYTES // (8 * max(columns, 1)))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
-from ganray.distributed import rank, world_size
+from ganray.distributed import local_device, world_size
 
 
 class WorkerContext(Protocol):
@@ -76,39 +73,3 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
 
 def _checkpoints(run_folder: Path) -> list[Path]:
     return sorted(run_folder.glob("checkpoint_*[0-9]"))  # one that is being written ends in .part
-
-
-def local_device() -> torch.device:
-    """This process's GPU (torchrun's LOCAL_RANK), or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
-@contextmanager
-def torchrun_group() -> Iterator[None]:
-    """Join the process group that torchrun's environment names; without one, do nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    # The GPU before any collective: until it is set, all ranks of a machine would use the first.
-    # Objects and barriers, which hold no tensor of a GPU's, go over gloo.
-    backend = "cpu:gloo,cuda:nccl" if local_device().type == "cuda" else "gloo"
-    # An hour: the other ranks wait in a barrier while rank 0 prepares the shards.
-    dist.init_process_group(backend, timeout=timedelta(hours=1))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def leader_first() -> Iterator[bool]:
-    """Rank 0 runs the block while the others wait, then they run it. Yields "I am the leader"."""
-    if world_size() > 1 and rank() != 0:
-        dist.barrier()
-    yield rank() == 0
-    if world_size() > 1 and rank() == 0:
-        dist.barrier()

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from ganray.config import Config
+from ganray.config.schema import Config
 
 Event = dict[str, Any]
 
@@ -142,7 +142,7 @@ def collapse_line(event: Event) -> str:
 
 
 @contextmanager
-def narrated(config: Config) -> Iterator[None]:
+def print_progress(config: Config) -> Iterator[None]:
     """Print the metrics of the run's journal as they come, one line a tick, from now on."""
     folder, stop = config.run_folder(), threading.Event()
     total = config.train.steps() * config.train.batch_size

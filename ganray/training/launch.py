@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ganray.config import Config
-from ganray.config_json import check_resumes, from_dict, to_dict
-from ganray.data.loader import Images
+from ganray.config.schema import Config
+from ganray.config.serialization import check_resumes, from_dict, to_dict
+from ganray.data.loader import ImageDataset
 from ganray.data.prepare import open_images
 from ganray.distributed import rank
+from ganray.errors import UserError
+from ganray.evaluation.evaluator import Evaluator
+from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets
 from ganray.training.context import LocalContext, WorkerContext
-from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
-from ganray.training.judge import NO_CLASSIFIER, Judge
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE
 
@@ -23,7 +24,7 @@ IMAGES_FILE = "images.json"
 """In the folder of a run or a study: which images it learns from."""
 
 
-def claim(config: Config, changed: bool = False) -> None:
+def create_run_folder(config: Config, changed: bool = False) -> None:
     """Make the run folder, or go on with the one that has this name.
 
     Args:
@@ -40,13 +41,13 @@ def claim(config: Config, changed: bool = False) -> None:
             check_resumes(from_dict(json.loads(path.read_text())), config)
         path.write_text(json.dumps(to_dict(config), indent=2))
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"home={config.home} cannot be written ({error.strerror}); give another --home"
             " or set GANRAY_HOME"
         ) from error
 
 
-def claim_images(folder: Path, images: str, identity: str) -> None:
+def record_dataset(folder: Path, images: str, identity: str) -> None:
     """Note which images a run learns from, or make sure that they are still the same.
 
     Args:
@@ -61,7 +62,7 @@ def claim_images(folder: Path, images: str, identity: str) -> None:
     if path.exists():
         before = json.loads(path.read_text())
         if before["identity"] != identity:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has learned from {before['images']}, and these are others: {images};"
                 " give it the same ones (--data.root), or use another --name"
             )
@@ -69,12 +70,12 @@ def claim_images(folder: Path, images: str, identity: str) -> None:
     path.write_text(json.dumps(now, indent=2))
 
 
-def launch(config: Config, images: str, judge: Judge = NO_CLASSIFIER) -> Path:
+def launch(config: Config, images: str, judge: EvaluationAssets = NO_ASSETS) -> Path:
     """Collective over the process group, if there is one. Returns the last checkpoint's folder.
 
     Args:
         config: The run.
-        images: Where the shards are: `DataPlan.where`.
+        images: Where the shards are: `DatasetPlan.where`.
         judge: Who compares samples with what.
     """
     context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
@@ -84,19 +85,19 @@ def launch(config: Config, images: str, judge: Judge = NO_CLASSIFIER) -> Path:
     return checkpoint
 
 
-def work(config: Config, images: str, judge: Judge, context: WorkerContext) -> None:
+def work(config: Config, images: str, judge: EvaluationAssets, context: WorkerContext) -> None:
     """One rank's life, the same under every launcher."""
     with (
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
         closing(open_images(config.data, config.home, images)) as opened,
         _reals(config, opened, judge.reals) as reals,
     ):
-        evaluator = Evaluator(config, judge.reference_set(config, reals), context.device)
+        evaluator = Evaluator(config.evaluation, judge.reference_set(config, reals), context.device)
         train(config, opened, evaluator, context, journal)
 
 
 @contextmanager
-def _reals(config: Config, learned: Images, where: str) -> Iterator[Images]:
+def _reals(config: Config, learned: ImageDataset, where: str) -> Iterator[ImageDataset]:
     """What samples are compared with: other images, or those that are learned."""
     if not where:
         yield learned

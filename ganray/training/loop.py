@@ -9,22 +9,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
-from ganray.config import Config, LatentConfig
-from ganray.data.augment import augment
-from ganray.data.loader import Images, Loader, to_float
-from ganray.data.order import Order, rank_slice
-from ganray.data.resident import Resident
+from ganray.config.schema import Config, LatentConfig
+from ganray.data.in_memory import InMemoryDataset
+from ganray.data.loader import ImageDataset, Loader
+from ganray.data.sampler import DeterministicSampler, rank_slice
+from ganray.data.transforms import augment, to_float
 from ganray.distributed import Means, from_leader, rank, world_size
+from ganray.evaluation.evaluator import Evaluator
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step, generator_step
+from ganray.training.best import record_scores
 from ganray.training.context import WorkerContext
-from ganray.training.evaluation import Evaluator
 from ganray.training.journal import Journal
 from ganray.training.state import TrainState
 
@@ -35,7 +37,7 @@ class Diverged(ValueError):
 
 def train(
     config: Config,
-    images: Images,
+    images: ImageDataset,
     evaluator: Evaluator,
     context: WorkerContext,
     journal: Journal,
@@ -60,23 +62,25 @@ def train(
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
     weight = (mine.stop - mine.start) * world_size() / size
-    means, pace = Means(device), Pace(state.images_seen)
+    means, pace = Means(device), ThroughputMeter(state.images_seen)
     autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
+
+    last_scores: dict[str, float] = {}
 
     with contextlib.closing(stream(config, images, device, state.step)) as batches:
         while state.step < config.train.steps():
-            real = to_float(my_augmented(state, next(batches), mine), config.pixel_low())
-            labels = my_labels(state, images)
+            real = to_float(rank_images(state, next(batches), mine), config.pixel_low())
+            labels = rank_labels(state, images)
             how = labels, weight, autocast
             # Discriminator.
-            z, shares = my_latents(state, "D", mine, labels), my_shares(state, mine)
+            z, shares = rank_latents(state, "D", mine, labels), rank_alphas(state, mine)
             stats = discriminator_step(
                 state.D_objective, state.G, state.D_optimizer, real, z, *how, shares
             )
             means.add(stats)
             # Generator, where it is its turn; then its moving average.
             for draw in config.train.G_turn(state.step):
-                z = my_latents(state, draw, mine, labels)
+                z = rank_latents(state, draw, mine, labels)
                 stats = generator_step(state.G_objective, state.D, state.G_optimizer, real, z, *how)
                 means.add(stats)
             state.advance()
@@ -92,27 +96,30 @@ def train(
                 journal.image("samples", state.images_seen, picture)
             # Judge: how much of the data does G cover?
             if state.due(config.evaluation.every or config.train.sample_every):
-                evaluator.evaluate(state, journal)
+                generate = partial(state.images_of, "evaluation", evaluator.samples)
+                scores = evaluator(generate, final=state.step == config.train.steps())
+                if scores is not None:
+                    last_scores = record_scores(state, journal, scores)
             # Remember: every rank takes part.
             if state.due(config.train.checkpoint_every):
-                checkpoint_now(state, context, evaluator.last)
+                checkpoint_now(state, context, last_scores)
     return state
 
 
-def first_state(config: Config, images: Images, device: torch.device) -> TrainState:
+def first_state(config: Config, images: ImageDataset, device: torch.device) -> TrainState:
     """Networks and optimizers for these images, before the first step."""
     classes = len(images.class_names) if config.network.conditional else 0
     return TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
 
 
 def stream(
-    config: Config, images: Images, device: torch.device, start_step: int
-) -> Loader | Resident:
+    config: Config, images: ImageDataset, device: torch.device, start_step: int
+) -> Loader | InMemoryDataset:
     """This rank's part of each step's batch, from `start_step` on."""
-    kind = Resident if config.data.residence == "device" else Loader
+    kind = InMemoryDataset if config.data.residence == "device" else Loader
     return kind(
         images,
-        order_of(config, images),
+        build_sampler(config, images),
         batch_size=config.train.batch_size,
         rank=rank(),
         world_size=world_size(),
@@ -121,14 +128,14 @@ def stream(
     )
 
 
-def order_of(config: Config, images: Images) -> Order:
+def build_sampler(config: Config, images: ImageDataset) -> DeterministicSampler:
     """Which images each step's batch holds."""
     data = config.data
     block, window = data.blocks(images.shard_rows) if data.shuffle == "blocks" else (0, 0)
-    return Order(len(images), config.train.rng_seed, block, window)
+    return DeterministicSampler(len(images), config.train.rng_seed, block, window)
 
 
-def my_augmented(state: TrainState, images: torch.Tensor, mine: slice) -> torch.Tensor:
+def rank_images(state: TrainState, images: torch.Tensor, mine: slice) -> torch.Tensor:
     """This rank's images, cropped and mirrored as the config says; uint8 (n_rank, H, W, C)."""
     config = state.config
     return augment(
@@ -142,7 +149,7 @@ def my_augmented(state: TrainState, images: torch.Tensor, mine: slice) -> torch.
     )
 
 
-def replaced(images: Images, device: torch.device) -> dict[str, torch.Tensor]:
+def replaced(images: ImageDataset, device: torch.device) -> dict[str, torch.Tensor]:
     """How many damaged images others stood in for, on all ranks since the start; {} if none."""
     if not images.counts_replaced:
         return {}
@@ -151,17 +158,17 @@ def replaced(images: Images, device: torch.device) -> dict[str, torch.Tensor]:
     return {"data/replaced_images": total}
 
 
-def my_labels(state: TrainState, images: Images) -> list[torch.Tensor]:
+def rank_labels(state: TrainState, images: ImageDataset) -> list[torch.Tensor]:
     """One-hot labels of this rank's images, float32 (n_rank, classes); none if unconditional."""
     if not state.classes:
         return []
-    order, share = order_of(state.config, images), (rank(), world_size())
-    ids = order.rank_ids(state.step, state.config.train.batch_size, *share)
-    labels = torch.from_numpy(images.rows(ids).labels).to(state.device)
+    order, share = build_sampler(state.config, images), (rank(), world_size())
+    ids = order.rank_indices(state.step, state.config.train.batch_size, *share)
+    labels = torch.from_numpy(images.annotations(ids).labels).to(state.device)
     return [networks.one_hot_labels(labels, state.classes)]
 
 
-def my_latents(
+def rank_latents(
     state: TrainState, stream: str, mine: slice, labels: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """This rank's rows of the step's global latents; float32 (n_rank, latent.size [+ classes])."""
@@ -177,7 +184,7 @@ def my_latents(
     return torch.cat([z[mine], *labels], 1)
 
 
-def my_shares(state: TrainState, mine: slice) -> torch.Tensor | None:
+def rank_alphas(state: TrainState, mine: slice) -> torch.Tensor | None:
     """Where between fake and real this rank's slopes are held at 1; float32 (n_rank,) in [0, 1).
 
     One number for each pack, which is what a logit depends on. None where there is no such penalty.
@@ -217,7 +224,7 @@ def checkpoint_now(state: TrainState, context: WorkerContext, found: Mapping[str
         context.report(metrics, state.step, Path(folder))
 
 
-class Pace:
+class ThroughputMeter:
     """Speed and memory between two log lines."""
 
     def __init__(self, images_seen: int) -> None:

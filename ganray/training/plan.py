@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ganray.config import Config
-from ganray.data.prepare import DataPlan
+from ganray.config.schema import Config
+from ganray.data.prepare import DatasetPlan
+from ganray.errors import UserError
+from ganray.evaluation.reference import RunDatasets
 from ganray.gan import networks
 from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
-from ganray.training.sets import Sets
 
 Shape = tuple[int, int, int]
 
@@ -67,7 +68,7 @@ def resolve(config: Config, cluster: Cluster) -> Workers:
     fits = min(cluster.cpus // cpus, cluster.gpus) if gpu else cluster.cpus // cpus
     if not 0 < count <= fits:
         need = f"{cpus} CPU{'' if cpus == 1 else 's'}" + (" and 1 GPU" if gpu else "")
-        raise ValueError(
+        raise UserError(
             f"ray.workers={max(count, 1)} need {need} each, but the cluster has {cluster};"
             f" try --ray.workers {max(fits, 1)}"
             + (f" --ray.cpus_per_worker {max(cluster.cpus, 1)}" if cpus > cluster.cpus else "")
@@ -85,25 +86,25 @@ def check_world(config: Config, count: int) -> None:
     """
     size, together = config.train.batch_size, config.network.together()
     if size < count:
-        raise ValueError(
+        raise UserError(
             f"train.batch_size={size} cannot be split over {count} workers; give at least {count}"
         )
     if together > 1 and size % (whole := together * count):
         network = config.network
-        raise ValueError(
+        raise UserError(
             f"train.batch_size={size} over {count} worker{'' if count == 1 else 's'} must be a"
             f" multiple of {whole}, as D looks at {together} images together"
             f" (network.pack={network.pack}, network.minibatch_stddev={network.minibatch_stddev});"
             f" try {max(1, round(size / whole)) * whole}"
         )
     if config.loss.unroll and count > 1:
-        raise ValueError(
+        raise UserError(
             f"loss.unroll={config.loss.unroll} must be 0 with {count} workers, each of which would"
             " look ahead by its own share of the batch; try --ray.workers 1, or one process"
         )
 
 
-def describe(sets: Sets, workers: Workers, results: str) -> str:
+def describe(sets: RunDatasets, workers: Workers, results: str) -> str:
     """The resolved plan, a line for each thing a person decides on."""
     config = sets.config
     again = f"{config.name} (stopped? the same command with --name {config.name} goes on)"
@@ -117,7 +118,7 @@ def aligned(rows: Mapping[str, str]) -> str:
     return "\n".join(f"{name:{width}s} {text}" for name, text in rows.items())
 
 
-def decisions(sets: Sets, workers: Workers) -> dict[str, str]:
+def decisions(sets: RunDatasets, workers: Workers) -> dict[str, str]:
     """What a run will do and take, by topic."""
     config, images, train = sets.config, sets.images, sets.config.train
     classes = classes_of(config, images)
@@ -141,7 +142,7 @@ def decisions(sets: Sets, workers: Workers) -> dict[str, str]:
     }
 
 
-def _judged(sets: Sets) -> str:
+def _judged(sets: RunDatasets) -> str:
     """How much of G is looked at, how often, and beside what, unless it is what is learned."""
     evaluation = sets.config.evaluation
     every = evaluation.every or sets.config.train.sample_every
@@ -173,14 +174,14 @@ def _game(config: Config) -> str:
     return " + ".join([loss.name, *(text for text, on in added.items() if on)])
 
 
-def classes_of(config: Config, images: DataPlan) -> int:
+def classes_of(config: Config, images: DatasetPlan) -> int:
     """How many classes the networks are told of; 0 for an unconditional pair.
 
     Raises:
         ValueError: the pair is conditional, and the images have no labels.
     """
     if config.network.conditional and not images.classes:
-        raise ValueError(
+        raise UserError(
             f"network.conditional=True needs images with class labels, which {images.what} have"
             " not; try --data.source mnist, or a folder with a folder for each class"
         )

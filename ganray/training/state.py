@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ganray.config import Config, OptimizerConfig
-from ganray.config_json import check_resumes, from_dict, to_dict
+from ganray.config.schema import Config, OptimizerConfig
+from ganray.config.serialization import check_resumes, from_dict, to_dict
+from ganray.data.transforms import to_uint8
 from ganray.distributed import wrap
+from ganray.errors import UserError
 from ganray.gan import ema, latents, networks
 from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
 
@@ -97,7 +99,9 @@ class TrainState:
         Returns:
             uint8 (n, H, W, C), n of the slice, on the device.
         """
-        z = fixed_latents(self.config, stream, count, self.classes, self.device)[mine]
+        z = latents.fixed_latents(
+            self.config.latent, self.config.train.rng_seed, stream, count, self.classes, self.device
+        )[mine]
         low = self.config.pixel_low()
         # All at once, full-size images would need gigabytes.
         with torch.no_grad():
@@ -124,7 +128,7 @@ class TrainState:
         state = read_state(folder)
         shape, classes = tuple(state["image_shape"]), state.get("classes", 0)
         if (shape, classes) != (self.image_shape, self.classes):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {folder} learns images of {shape} in {classes} classes, not of"
                 f" {self.image_shape} in {self.classes}; give it the same images (--data.root), or"
                 " use another --name"
@@ -152,27 +156,6 @@ def _rules(part: nn.Module | Optimizer) -> list[dict[str, Any]]:
     """The rates of an optimizer's groups of weights; [] for a network."""
     groups = part.param_groups if isinstance(part, Optimizer) else []
     return [{name: value for name, value in g.items() if name != "params"} for g in groups]
-
-
-def fixed_latents(
-    config: Config, stream: str, count: int, classes: int, device: torch.device
-) -> torch.Tensor:
-    """Latents that are no step's: float32 (count, latent.size + classes), labels in turn.
-
-    They depend on train.rng_seed, or seeds that are compared would share luck.
-    """
-    z = latents.sample(
-        config.latent,
-        count,
-        rng_seed=config.train.rng_seed,
-        stream=stream,
-        step=0,
-        device=device,
-    )
-    if not classes:
-        return z
-    labels = torch.arange(count, device=device) % classes
-    return torch.cat([z, networks.one_hot_labels(labels, classes)], 1)
 
 
 def build_networks(
@@ -220,7 +203,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged, or holds"
             " more than tensors; delete its folder to go on from the one before"
         ) from error
@@ -234,9 +217,3 @@ def load_generator(folder: Path) -> nn.Module:
     G, _ = build_networks(config, shape, torch.device("cpu"), classes)
     G.load_state_dict(state["G_ema"])
     return G.requires_grad_(False).eval()
-
-
-def to_uint8(images: torch.Tensor, low: float) -> torch.Tensor:
-    """Float (n, C, H, W) in [low, 1] -> uint8 (n, H, W, C)."""
-    unit = (images.float() - low) / (1.0 - low)
-    return (unit * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

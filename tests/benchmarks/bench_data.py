@@ -33,7 +33,7 @@ from pathlib import Path
 
 from tests.benchmarks.images import BATCH, SIZES, Images, prepare_set
 from tests.benchmarks.measure import ROOT, Reading, measure_in_child, write_in_child
-from tests.benchmarks.table import Row, Rows, bars, table
+from tests.benchmarks.table import Annotations, Row, bars, table
 from tests.benchmarks.variants import VARIANTS, Variant
 
 SMALL = 4
@@ -150,7 +150,7 @@ def measure_all(
     skipped: dict[tuple[str, str], str],
     rounds: int,
     seconds: float,
-) -> Rows:
+) -> Annotations:
     """Measure every variant in every round; one that fails is not tried again."""
     rows = {
         (images.size, variant.name): Row(

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganray.config import LatentConfig
+from ganray.config.schema import LatentConfig
+from ganray.data.transforms import to_uint8
+from ganray.evaluation import classifier
+from ganray.figures import Row, labelled_rows
 from ganray.gan import latents, networks
-from ganray.metrics import features, modes
-from ganray.pictures import Row, labelled_rows
+from ganray.metrics import modes
 from ganray.progress import Progress
 from ganray.training import journal
-from ganray.training.state import load_generator, read_config, to_uint8
+from ganray.training.state import load_generator, read_config
 from tests.benchmarks import runs
 
 SAMPLES = 10_000
@@ -60,7 +62,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What one run came to."""
 
     digits: int
@@ -124,17 +126,17 @@ def train(variant: Variant, seed: int, root: Path, home: Path) -> None:
     runs.train(folder, variant.preset, seed, root, variant.options)
 
 
-def outcome(folder: Path, classifier: features.Classifier) -> Outcome:
+def outcome(folder: Path, classifier: classifier.Classifier) -> RunResult:
     """Sample a finished run's generator and count its digits."""
     cached = folder / "outcome.json"
     if cached.exists():
-        return Outcome(**json.loads(cached.read_text()))
+        return RunResult(**json.loads(cached.read_text()))
     probs = classifier.predict(samples(folder, SAMPLES)).softmax(1).numpy()
     counts = modes.count(probs.argmax(1), 10)
     ends = {name: journal.history(folder, name)[1] for name in ("D/loss", "G/loss")}
     seen, rates = journal.history(folder, "data/images_per_s")
     tenth = max(1, len(rates) // 10)
-    found = Outcome(
+    found = RunResult(
         digits=modes.captured(counts, share=SHARE),
         counts=counts.tolist(),
         kl=modes.kl(counts),
@@ -158,7 +160,7 @@ def samples(folder: Path, count: int) -> np.ndarray:
     return to_uint8(G(z), config.pixel_low()).numpy()
 
 
-def table(variants: list[Variant], outcomes: dict[str, list[Outcome]], home: Path) -> str:
+def table(variants: list[Variant], outcomes: dict[str, list[RunResult]], home: Path) -> str:
     """Markdown; means over seeds, with 95 % t-intervals of the KL; seconds of the fastest run."""
     lines = [
         "| preset | latent | loss, optimizer, batch | digits of 10, each seed | KL to uniform"

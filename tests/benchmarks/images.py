@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ganray.data import faces
-from ganray.data.convert import write_shards
-from ganray.data.reader import ShardReader
-from ganray.data.shards import VERSION
+from ganray.data.format import VERSION
+from ganray.data.reader import ShardedDataset
+from ganray.data.sources import faces
 from ganray.data.sources.celeba import CelebA
+from ganray.data.writer import write_shards
 
 BATCH = 128
 SIZES = {"64x64": 64, "218x178": 0}
@@ -72,11 +72,11 @@ class Images:
 
     def pixels(self) -> Iterator[np.ndarray]:
         """Yield each image, uint8 (H, W, C); valid until the next."""
-        reader = ShardReader(self.shards)
+        reader = ShardedDataset(self.shards)
         for first in range(0, self.count, BATCH):
             ids = np.arange(first, min(first + BATCH, self.count))
             out = torch.empty((len(ids), *self.shape), dtype=torch.uint8)
-            reader.gather(ids, out)
+            reader.read_batch(ids, out)
             yield from out.numpy()
 
 

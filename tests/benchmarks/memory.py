@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.memory
 
-Each is measured in a process of its own. Rows are 4 wide, as memory is in the blocks: wider ones
+Each is measured in a process of its own. Annotations are 4 wide, as memory is in the blocks: wider ones
 add themselves and their float64 copies, and take longer.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from ganray.metrics.diversity import birthday
 from ganray.metrics.frechet import kid
-from ganray.metrics.manifold import Manifold, manifold_scores
+from ganray.metrics.precision_recall import Manifold, manifold_scores
 
 ROWS, WIDTH = 50_000, 4
 MOST_MIB = 2048

@@ -29,9 +29,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ganray.config import LatentConfig, LossConfig, NetworkConfig, OptimizerConfig, TrainConfig
+from ganray.config.schema import (
+    LatentConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from ganray.gan import ema, latents
-from ganray.gan.cures import cured
+from ganray.gan.regularization import apply_regularizers
 from ganray.gan.step import (
     DiscriminatorObjective,
     GeneratorObjective,
@@ -39,9 +45,9 @@ from ganray.gan.step import (
     generator_step,
 )
 from ganray.metrics import modes
-from ganray.metrics.mixtures import HIGH_QUALITY, MIXTURES, Mixture, MixtureScores
 from ganray.progress import Progress
 from ganray.training.state import build_optimizer
+from tests.benchmarks.gaussian_mixtures import HIGH_QUALITY, MIXTURES, Mixture, MixtureScores
 from tests.benchmarks.runs import CPU, mean
 
 SAMPLES = 2_500
@@ -118,7 +124,7 @@ class Variant:
     name: str
     loss: LossConfig = field(default_factory=LossConfig)
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig("mlp"))
-    """How D is cured; the nets themselves are those here."""
+    """How D is apply_regularizers; the nets themselves are those here."""
     turns: TrainConfig = field(default_factory=TrainConfig)
     """Only whose turn it is is read of it."""
 
@@ -246,7 +252,7 @@ def train(run: Run) -> Scored:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(latents.seed_of(seed, "weights", 0))
         G, D = nets.build(pack)
-        D = cured(D, variant.network)
+        D = apply_regularizers(D, variant.network)
         G_ema, _ = nets.build(pack)
     G_ema.load_state_dict(G.state_dict())
     averaged, latest = ([p.detach() for p in net.parameters()] for net in (G_ema, G))

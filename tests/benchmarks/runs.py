@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ganray.data.sources.mnist import MNIST
-from ganray.metrics import features
-from ganray.metrics.confidence import replicate_interval
+from ganray.evaluation import classifier
+from ganray.metrics.intervals import replicate_interval
 
 CPU = torch.device("cpu")
 _JOB = Path(__file__).parents[2] / "jobs" / "mnist.py"
@@ -33,11 +33,11 @@ def train(folder: Path, preset: str, seed: int, root: Path, options: Sequence[st
         raise RuntimeError(f"{folder.name}: {ended.stderr.strip()[-500:]}")
 
 
-def reference(root: Path, home: Path) -> features.Classifier:
+def reference(root: Path, home: Path) -> classifier.Classifier:
     """The classifier that tells digits apart; made once."""
     mnist = MNIST.open(root)
     held_out = mnist.split == 2
-    return features.reference_classifier(
+    return classifier.reference_classifier(
         mnist.images[~held_out][..., None],
         mnist.labels[~held_out],
         mnist.images[held_out][..., None],

@@ -23,14 +23,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ganray.config.presets import STACKED
 from ganray.data import prepare
 from ganray.data.sources.mnist import FIRST_HELD_OUT, StackedMNIST
+from ganray.data.transforms import to_uint8
+from ganray.evaluation import classifier
 from ganray.gan import latents
-from ganray.metrics import features, modes
-from ganray.presets import STACKED
+from ganray.metrics import modes
 from ganray.progress import Progress
 from ganray.training import journal
-from ganray.training.state import load_generator, read_config, read_state, to_uint8
+from ganray.training.state import load_generator, read_config, read_state
 from tests.benchmarks import runs
 
 CLASSES = 1000
@@ -85,7 +87,7 @@ def variants(preset: str) -> tuple[Variant, ...]:
 
 VARIANTS = tuple(variant for preset in STACKED for variant in variants(preset))
 SHORT = ("t3-quarter", "t3-quarter Rp+R1+R2", "t3-quarter pack 2", "t3-half")
-"""Rows that are run unless others are asked for."""
+"""Annotations that are run unless others are asked for."""
 
 # (row, modes, KL in nats), as printed in the papers; see the notes under the table.
 PUBLISHED: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -125,7 +127,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What one run came to."""
 
     G: Counted
@@ -206,18 +208,18 @@ def train(variant: Variant, seed: int, iterations: int, root: Path, home: Path) 
     runs.train(folder, variant.preset, seed, root, [*variant.options, *options])
 
 
-def outcome(folder: Path, samples: int, classifier: features.Classifier) -> Outcome:
+def outcome(folder: Path, samples: int, classifier: classifier.Classifier) -> RunResult:
     """Sample a finished run's generator and count its modes; kept beside the checkpoint."""
     checkpoint = max(folder.glob("checkpoint_*[0-9]"))
     cached = checkpoint / f"modes-{samples}-{classifier.hash}.json"
     if cached.exists():
         found = json.loads(cached.read_text())
-        return Outcome(Counted(**found["G"]), Counted(**found["G_ema"]), found["images_per_s"])
+        return RunResult(Counted(**found["G"]), Counted(**found["G_ema"]), found["images_per_s"])
     seen, rates = journal.history(folder, "data/images_per_s")
     generator = load_generator(checkpoint)
     of_average = counted(sampled(checkpoint, generator, samples), classifier)
     generator.load_state_dict(read_state(checkpoint)["G"])
-    found = Outcome(
+    found = RunResult(
         G=counted(sampled(checkpoint, generator, samples), classifier),
         G_ema=of_average,
         images_per_s=float(seen[-1] / (np.diff(seen, prepend=0) / rates).sum()),
@@ -235,7 +237,7 @@ def sampled(checkpoint: Path, G: torch.nn.Module, count: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def counted(images: np.ndarray, classifier: features.Classifier) -> Counted:
+def counted(images: np.ndarray, classifier: classifier.Classifier) -> Counted:
     """Count the modes of images, uint8 (n, 28, 28, 3)."""
     labels, sureness = recognised(images, classifier)
     counts = modes.count(labels, CLASSES)
@@ -249,7 +251,7 @@ def counted(images: np.ndarray, classifier: features.Classifier) -> Counted:
 
 
 def recognised(
-    images: np.ndarray, classifier: features.Classifier
+    images: np.ndarray, classifier: classifier.Classifier
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class of each image, int64 (n,) in [0, 1000), and the p of its least sure digit."""
     probs = [
@@ -260,7 +262,7 @@ def recognised(
     return digits @ np.array([100, 10, 1]), np.min([p.max(1) for p in probs], 0)
 
 
-def real_images(root: Path, classifier: features.Classifier) -> tuple[Counted, float]:
+def real_images(root: Path, classifier: classifier.Classifier) -> tuple[Counted, float]:
     """The 26,000 images held out, made of MNIST's test part; and the share recognised."""
     source = StackedMNIST.open(root)
     held_out = source.ids >= FIRST_HELD_OUT
@@ -269,7 +271,7 @@ def real_images(root: Path, classifier: features.Classifier) -> tuple[Counted, f
     return counted(images, classifier), float((labels == source.labels[held_out]).mean())
 
 
-def table(outcomes: dict[Variant, list[Outcome]], real: Counted, iterations: int) -> str:
+def table(outcomes: dict[Variant, list[RunResult]], real: Counted, iterations: int) -> str:
     """Markdown; means over seeds with the half width of their 95 % t-interval."""
     lines = [
         "| | steps, seeds | modes | KL | gated | sure | G_ema: modes | KL | gated | sure"

@@ -37,11 +37,11 @@ class Row:
         return 1 - min(reading.rate for reading in self.readings) / self.best("rate")
 
 
-Rows = dict[tuple[str, str], Row]
+Annotations = dict[tuple[str, str], Row]
 """By size and name of the variant."""
 
 
-def table(rows: Rows) -> Iterator[str]:
+def table(rows: Annotations) -> Iterator[str]:
     """Yield the lines of the table."""
     yield f"{'':20}{''.join(f' {column:>9}' for column in COLUMNS)}  note"
     for size in SIZES:
@@ -80,14 +80,14 @@ class Bar:
     text: str
     above: str
     """Variant whose figure is divided ..."""
-    below: Callable[[Rows, str], str | None]
+    below: Callable[[Annotations, str], str | None]
     """... by the one of this variant: its name, found at one size."""
     least: dict[str, float]
     """By size."""
     judged: str = "per_core"
     """``per_core`` (CPU time) or ``rate`` (wall time) decides; the other is shown."""
 
-    def limit(self, rows: Rows, size: str) -> float:
+    def limit(self, rows: Annotations, size: str) -> float:
         """Return the ratio that memory alone would have in our place; NaN where it has none."""
         below = self.below(rows, size) or ""
         names = _LIMITS.get(self.above, ""), _LIMITS.get(below, below)
@@ -95,14 +95,14 @@ class Bar:
         return _ratio(pair, self.judged) if len(pair) == 2 else math.nan
 
 
-def _named(name: str) -> Callable[[Rows, str], str | None]:
+def _named(name: str) -> Callable[[Annotations, str], str | None]:
     return lambda _rows, _size: name
 
 
-def _fastest(kind: str, threads: int | None, but: str) -> Callable[[Rows, str], str | None]:
+def _fastest(kind: str, threads: int | None, but: str) -> Callable[[Annotations, str], str | None]:
     """Find the fastest peer, without the variants whose name begins with one of ``but``."""
 
-    def find(rows: Rows, size: str) -> str | None:
+    def find(rows: Annotations, size: str) -> str | None:
         rates = {
             v.name: rows[size, v.name].best("rate")
             for v in VARIANTS
@@ -136,7 +136,7 @@ BARS = [
 ]
 
 
-def bars(rows: Rows) -> Iterator[str]:
+def bars(rows: Annotations) -> Iterator[str]:
     """Yield the lines that say which bars are met."""
     yield f"{'':52} {'size':>8} {'ratio':>7} {'bar':>7}  {'':9} other basis, memory alone"
     for bar in BARS:
@@ -157,7 +157,7 @@ def bars(rows: Rows) -> Iterator[str]:
     yield from _absolute(rows)
 
 
-def _absolute(rows: Rows) -> Iterator[str]:
+def _absolute(rows: Annotations) -> Iterator[str]:
     """Yield the bars that are a number and not a ratio to another row."""
     for name in (_IN_LINE, _THREAD):
         for size in SIZES:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ganray.data.convert import write_shards
-from ganray.data.reader import ShardReader
+from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
+from ganray.data.writer import write_shards
 
 NUM_IMAGES = 150
 SHARD_1 = "shard-00001.h5"
@@ -74,10 +74,10 @@ def folder(shards_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def gathered(reader: ShardReader, ids: list[int] | None = None) -> torch.Tensor:
+def gathered(reader: ShardedDataset, ids: list[int] | None = None) -> torch.Tensor:
     wanted = np.arange(len(reader)) if ids is None else np.array(ids, np.int64)
     out = torch.empty((len(wanted), *reader.image_shape), dtype=torch.uint8)
-    reader.gather(wanted, out)
+    reader.read_batch(wanted, out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Sets of shards to fetch, and what the tests of ``ganray.data.remote`` share.
+"""RunDatasets of shards to fetch, and what the tests of ``ganray.data.remote`` share.
 
 A test module takes the fixtures by name: ``url = remote_sets.url``.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from ganray.data import remote, remote_cache, remote_source
+from ganray.data.format import MANIFEST, ConversionSpec, Manifest, Shard
 from ganray.data.remote import RemoteShards
-from ganray.data.shards import MANIFEST, Manifest, Recipe, Shard
 from tests.data.remote_servers import RangeServer
 
 MIB = 2**20
@@ -64,7 +64,7 @@ def manifest_of(files: dict[str, bytes], **lies: object) -> bytes:
         for name, data in files.items()
     )
     rows = sum(shard.rows for shard in shards)
-    recipe = Recipe("noise", "0", 1, rows, "all")
+    recipe = ConversionSpec("noise", "0", 1, rows, "all")
     with tempfile.TemporaryDirectory() as folder:
         Manifest(recipe, (1, 1, 1), rows, (), (), shards, "pytest").write(Path(folder))
         text = json.loads((Path(folder) / MANIFEST).read_bytes())

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ganray.data import reader as reader_module
-from ganray.data.reader import ShardReader
-from ganray.data.verify import verify_shards
+from ganray.data.reader import ShardedDataset
+from ganray.data.writer import verify_shards
 from tests.data.conftest import SHARD_1, gathered
 
 ROOT = Path(reader_module.__file__).parents[2]
@@ -49,7 +49,7 @@ def test_a_lock_of_hdf5_is_not_asked_for(locked: Path, monkeypatch):
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")
     command = [sys.executable, "-c", REFUSED, str(locked / SHARD_1)]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "refused\n"
-    assert len(gathered(ShardReader(locked))) == 150
+    assert len(gathered(ShardedDataset(locked))) == 150
 
 
 def test_a_folder_that_only_others_may_write_is_read(shards_folder: Path):
@@ -68,7 +68,7 @@ def test_a_folder_that_only_others_may_write_is_read(shards_folder: Path):
                 if os.geteuid() == 0:
                     os.setuid(65534)
                 assert not os.access(copy, os.W_OK)
-                reader = ShardReader(copy, verify="first-touch")
+                reader = ShardedDataset(copy, verify="first-touch")
                 assert len(gathered(reader)) == verify_shards(copy).num_images
                 status = 0
             finally:
@@ -77,13 +77,13 @@ def test_a_folder_that_only_others_may_write_is_read(shards_folder: Path):
         copy.chmod(0o755)
 
 
-def total(reader: ShardReader, results) -> None:
+def total(reader: ShardedDataset, results) -> None:
     results.put(int(gathered(reader).sum()))
 
 
 @pytest.mark.parametrize(("method", "threads"), [("fork", 1), ("fork", 2), ("spawn", 2)])
 def test_a_process_started_in_any_way_reads(shards_folder: Path, method: str, threads: int):
-    reader = ShardReader(shards_folder, threads=threads)
+    reader = ShardedDataset(shards_folder, threads=threads)
     expected = int(gathered(reader).sum())
     context = multiprocessing.get_context(method)
     results = context.Queue()
@@ -97,18 +97,18 @@ def test_a_process_started_in_any_way_reads(shards_folder: Path, method: str, th
 def test_no_hdf5_object_is_left_open(shards_folder: Path):
     import h5py
 
-    reader = ShardReader(shards_folder)
+    reader = ShardedDataset(shards_folder)
     gathered(reader)
     kinds = h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_DATASET | h5py.h5f.OBJ_GROUP | h5py.h5f.OBJ_ATTR
     assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, kinds) == 0
 
 
 def test_a_forked_child_decodes_with_threads_of_its_own(celeba_zip: Path, tmp_path: Path):
-    from ganray.data.convert import write_shards
     from ganray.data.sources.celeba import CelebA
+    from ganray.data.writer import write_shards
 
     write_shards(CelebA.open(celeba_zip), tmp_path, images=20, encoding="jpeg", processes=1)
-    reader = ShardReader(tmp_path, threads=2, size=32)
+    reader = ShardedDataset(tmp_path, threads=2, size=32)
     expected = gathered(reader)  # the parent's threads have begun
     child = os.fork()
     if child == 0:

@@ -9,13 +9,11 @@ import torch
 from PIL import Image
 
 from ganray.data import jpeg
-from ganray.data.convert import write_shards
-from ganray.data.convert_worker import resize_and_crop
-from ganray.data.faces import write_celeba
-from ganray.data.reader import ShardReader
-from ganray.data.shard_file import open_shard
-from ganray.data.shards import Manifest
+from ganray.data.format import Manifest, open_shard
+from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
+from ganray.data.sources.faces import write_celeba
+from ganray.data.writer import resize_and_crop, write_shards
 from tests.conftest import Squares
 from tests.data.conftest import gathered
 
@@ -58,7 +56,7 @@ def test_shards_do_not_depend_on_the_number_of_processes(
 def test_pictures_are_nearly_those_of_the_exact_decoder(face_jpegs, threads: int):
     source, folder = face_jpegs
     ids = [9, 0, 3, 4, 0, 7, 8]
-    images = gathered(ShardReader(folder, threads=threads), ids)
+    images = gathered(ShardedDataset(folder, threads=threads), ids)
     for image, index in zip(images, ids, strict=True):
         exact = np.asarray(source.read(index)).astype(int)
         assert abs(image.numpy() - exact).mean() < 2.0
@@ -67,7 +65,7 @@ def test_pictures_are_nearly_those_of_the_exact_decoder(face_jpegs, threads: int
 @pytest.mark.parametrize("size", [16, 64, 100, 178, 200])
 def test_any_size_is_cut_from_the_same_files(face_jpegs, size: int):
     source, folder = face_jpegs
-    reader = ShardReader(folder, size=size)
+    reader = ShardedDataset(folder, size=size)
     assert reader.image_shape == (size, size, 3)
     exact = np.asarray(resize_and_crop(source.read(7), size)).astype(int)
     found = gathered(reader, [7])[0].numpy()
@@ -90,7 +88,7 @@ def test_a_wide_and_a_grey_picture():
 
 @pytest.mark.parametrize("size", [0, 64])
 def test_a_file_that_is_no_jpeg_is_named(jpegs: Path, size: int):
-    reader = ShardReader(jpegs, size=size)
+    reader = ShardedDataset(jpegs, size=size)
     contents = reader._contents[0]
     assert contents is not None
     offsets = contents.offsets.copy()
@@ -102,7 +100,7 @@ def test_a_file_that_is_no_jpeg_is_named(jpegs: Path, size: int):
 
 def test_a_jpeg_of_another_size_is_refused(jpegs: Path):
     out = torch.empty(1, 100, 100, 3, dtype=torch.uint8)
-    piece = ShardReader(jpegs)._mapping.pieces[0]
+    piece = ShardedDataset(jpegs)._mapping.pieces[0]
     with pytest.raises(ValueError, match="buffer is too small"):
         jpeg.decode([piece], (100, 100, 3), 0, out)
 
@@ -132,9 +130,9 @@ def test_damage_to_a_file_is_noticed(jpegs: Path, tmp_path: Path):
     with place.path.open("r+b") as file:
         file.seek(open_shard(place).start + 2000)
         file.write(b"damage")
-    reader = ShardReader(tmp_path / "set", verify="first-touch")
+    reader = ShardedDataset(tmp_path / "set", verify="first-touch")
     with pytest.raises(ValueError, match=r"shard-00001\.h5: rows 0-63 are damaged"):
         gathered(reader, [100])
-    reader = ShardReader(tmp_path / "set", on_damage="skip")
+    reader = ShardedDataset(tmp_path / "set", on_damage="skip")
     # A block of 64 further on is past the last image: 100 + 64 - 150.
-    assert torch.equal(gathered(reader, [100]), gathered(ShardReader(jpegs), [14]))
+    assert torch.equal(gathered(reader, [100]), gathered(ShardedDataset(jpegs), [14]))

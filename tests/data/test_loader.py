@@ -9,24 +9,25 @@ import pytest
 import torch
 
 from ganray.data import loader as loader_module
-from ganray.data.loader import Loader, to_float
-from ganray.data.order import Order
-from ganray.data.reader import ShardReader
+from ganray.data.loader import Loader
+from ganray.data.reader import ShardedDataset
+from ganray.data.sampler import DeterministicSampler
+from ganray.data.transforms import to_float
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture
-def reader(shards_folder: Path) -> ShardReader:
-    return ShardReader(shards_folder)
+def reader(shards_folder: Path) -> ShardedDataset:
+    return ShardedDataset(shards_folder)
 
 
-def make_loader(reader: ShardReader, **options) -> Loader:
+def make_loader(reader: ShardedDataset, **options) -> Loader:
     defaults = {"batch_size": 16, "rank": 0, "world_size": 1, "device": "cpu"}
-    return Loader(reader, Order(150, rng_seed=5), **(defaults | options))
+    return Loader(reader, DeterministicSampler(150, rng_seed=5), **(defaults | options))
 
 
-def batches(reader: ShardReader, count: int, **options) -> list[torch.Tensor]:
+def batches(reader: ShardedDataset, count: int, **options) -> list[torch.Tensor]:
     with make_loader(reader, **options) as loader:
         return [next(loader).to("cpu", copy=True) for _ in range(count)]
 
@@ -36,30 +37,30 @@ def loader_threads() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_batches_are_those_of_the_order(reader: ShardReader, device: str):
+def test_batches_are_those_of_the_order(reader: ShardedDataset, device: str):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     images = torch.empty(150, 64, 64, 3, dtype=torch.uint8)
-    reader.gather(np.arange(150), images)
+    reader.read_batch(np.arange(150), images)
     # 150 batches of 16 are 16 epochs, and every buffer of the ring: each holds 8 batches
     for step, batch in enumerate(batches(reader, 150, device=device)):
-        assert torch.equal(batch, images[Order(150, 5).sample_ids(16 * step, 16)])
+        assert torch.equal(batch, images[DeterministicSampler(150, 5).indices(16 * step, 16)])
 
 
-def test_starting_at_a_step_is_skipping_to_it(reader: ShardReader):
+def test_starting_at_a_step_is_skipping_to_it(reader: ShardedDataset):
     skipped = batches(reader, 8)[5:]
     for batch, expected in zip(batches(reader, 3, start_step=5), skipped, strict=True):
         assert torch.equal(batch, expected)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
-def test_the_ranks_batches_join_to_the_batch_of_one_rank(reader: ShardReader, world_size: int):
+def test_the_ranks_batches_join_to_the_batch_of_one_rank(reader: ShardedDataset, world_size: int):
     ranks = [batches(reader, 4, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, expected in enumerate(batches(reader, 4)):
         assert torch.equal(torch.cat([rank[step] for rank in ranks]), expected)
 
 
-def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardReader):
+def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardedDataset):
     with make_loader(reader, prefetch=1) as loader:
         for _ in range(18):  # more than two buffers of 8
             batch = next(loader)
@@ -68,13 +69,13 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardReader)
             assert torch.equal(batch, before)
 
 
-def test_memory_is_reused(reader: ShardReader):
+def test_memory_is_reused(reader: ShardedDataset):
     with make_loader(reader, prefetch=2) as loader:
         assert len({next(loader).data_ptr() for _ in range(200)}) == 3 * 8
 
 
-def test_an_error_in_the_thread_comes_out_of_next(reader: ShardReader, monkeypatch):
-    monkeypatch.setattr(reader, "gather", lambda ids, out: 1 / 0)
+def test_an_error_in_the_thread_comes_out_of_next(reader: ShardedDataset, monkeypatch):
+    monkeypatch.setattr(reader, "read_batch", lambda ids, out: 1 / 0)
     loader = make_loader(reader)
     with pytest.raises(ZeroDivisionError):
         next(loader)
@@ -83,7 +84,7 @@ def test_an_error_in_the_thread_comes_out_of_next(reader: ShardReader, monkeypat
         next(loader)
 
 
-def test_no_thread_outlives_its_loader(reader: ShardReader):
+def test_no_thread_outlives_its_loader(reader: ShardedDataset):
     with make_loader(reader) as loader:
         next(loader)
         assert len(loader_threads()) == 1
@@ -101,10 +102,10 @@ def test_a_program_may_end_without_closing_its_loader(shards_folder: Path):
     code = f"""
 from ganray.data import loader as loader_module
 from ganray.data.loader import Loader
-from ganray.data.order import Order
-from ganray.data.reader import ShardReader
-reader = ShardReader({str(shards_folder)!r})
-loader = Loader(reader, Order(150, 0), batch_size=99, rank=0, world_size=1, device="cpu")
+from ganray.data.sampler import DeterministicSampler
+from ganray.data.reader import ShardedDataset
+reader = ShardedDataset({str(shards_folder)!r})
+loader = Loader(reader, DeterministicSampler(150, 0), batch_size=99, rank=0, world_size=1, device="cpu")
 for _ in range(20):
     next(loader)
 """
@@ -122,7 +123,7 @@ for _ in range(20):
         ({"start_step": -1}, "start_step=-1"),
     ],
 )
-def test_wrong_numbers_are_refused(reader: ShardReader, options, message: str):
+def test_wrong_numbers_are_refused(reader: ShardedDataset, options, message: str):
     with pytest.raises(ValueError, match=message):
         make_loader(reader, **options)
     assert not loader_threads()

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganray.config import DataConfig
+from ganray.config.schema import DataConfig
 from ganray.data import prepare, sources
-from ganray.data.reader import ShardReader
-from ganray.data.shards import Manifest
+from ganray.data.format import Manifest
+from ganray.data.reader import ShardedDataset
 
 DRAWN = DataConfig(drawn=12, size=16)
 
@@ -37,7 +37,7 @@ def test_celeba_and_the_drawn_stand_in_go_through_one_path(tmp_path, celeba_zip,
         plan = prepare.plan(data, tmp_path)
         assert not plan.drawn
         prepare.prepare(data, plan)
-        rows.append(ShardReader(Path(plan.where)).rows(np.arange(150)))
+        rows.append(ShardedDataset(Path(plan.where)).annotations(np.arange(150)))
     np.testing.assert_array_equal(rows[0].ids, rows[1].ids)
     np.testing.assert_array_equal(rows[0].attributes, rows[1].attributes)
 
@@ -118,7 +118,7 @@ def test_digits_need_no_root_and_mnist_is_planned_before_it_is_fetched(tmp_path)
     prepare.prepare(data, plan)
     assert prepare.plan(data, tmp_path).ready
     images = prepare.open_images(data, tmp_path, plan.where)
-    assert set(images.rows(np.arange(1_500)).labels) == set(range(10))
+    assert set(images.annotations(np.arange(1_500)).labels) == set(range(10))
 
     data = DataConfig(source="mnist", size=0, split="train", download=True)
     plan = prepare.plan(data, tmp_path)
@@ -150,7 +150,7 @@ def test_shards_behind_a_url_are_a_root(tmp_path, squares):
     assert prepare.prepare(data, plan) == Manifest.read(squares).digest()
     images = prepare.open_images(data, tmp_path, plan.where)
     assert not list(tmp_path.glob("cache/*/*.h5"))
-    assert images.rows(np.arange(100)).ids.tolist() == list(range(100))
+    assert images.annotations(np.arange(100)).ids.tolist() == list(range(100))
     assert data.blocks(images.shard_rows) == (64, 4)
     with pytest.raises(ValueError, match=r"nowhere"):
         prepare.plan(replace(data, root="file:///nowhere"), tmp_path)

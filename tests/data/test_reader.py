@@ -16,16 +16,15 @@ import pytest
 import torch
 
 from ganray.data import reader as reader_module
-from ganray.data.convert import write_shards
-from ganray.data.reader import ShardReader
-from ganray.data.shards import Manifest
+from ganray.data.format import Manifest
+from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
-from ganray.data.verify import verify_shards
+from ganray.data.writer import verify_shards, write_shards
 from tests.data.conftest import SHARD_1, flip, gathered
 
 
 def test_both_ways_of_mapping_gather_the_same_across_shards(shards_folder: Path):
-    joined, apart = ShardReader(shards_folder), ShardReader(shards_folder, side_by_side=False)
+    joined, apart = ShardedDataset(shards_folder), ShardedDataset(shards_folder, side_by_side=False)
     assert joined._mapping.joined is not None
     assert apart._mapping.joined is None
     ids = [149, 0, 70, 69, 70, 139, 140, 0]
@@ -35,7 +34,7 @@ def test_both_ways_of_mapping_gather_the_same_across_shards(shards_folder: Path)
 
 def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypatch):
     monkeypatch.setattr(mmap, "PAGESIZE", 16384)
-    assert ShardReader(shards_folder)._mapping.joined is None
+    assert ShardedDataset(shards_folder)._mapping.joined is None
 
 
 def huge_page_wishes() -> dict[str, bool]:
@@ -53,7 +52,7 @@ def huge_page_wishes() -> dict[str, bool]:
 def test_shards_can_be_mapped_in_huge_pages(source: CelebA, tmp_path: Path, monkeypatch):
     # 152 * 152 * 3 * 64 bytes are 1083 pages: the second shard does not begin at a huge one.
     write_shards(source, tmp_path, size=152, images=128, rows_per_shard=64, processes=1)
-    reader, apart = ShardReader(tmp_path), ShardReader(tmp_path, side_by_side=False)
+    reader, apart = ShardedDataset(tmp_path), ShardedDataset(tmp_path, side_by_side=False)
     joined, shards = reader._mapping.joined, Manifest.read(tmp_path).shards
     assert joined is not None
     for number, shard in enumerate(shards):
@@ -73,19 +72,19 @@ def test_shards_can_be_mapped_in_huge_pages(source: CelebA, tmp_path: Path, monk
     gc.collect()
     memory = 2 * 128 * 152 * 152 * 3  # they would push each other out
     monkeypatch.setattr("ganray.data.mapping.free_bytes", lambda: memory)
-    reader = ShardReader(tmp_path)
+    reader = ShardedDataset(tmp_path)
     assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], False)
     assert len(reader) == 128
 
 
 @pytest.mark.parametrize("options", [{}, {"threads": 2}, {"verify": "first-touch"}])
 def test_gather_refuses_what_does_not_fit(shards_folder: Path, options: dict):
-    reader = ShardReader(shards_folder, **options)
+    reader = ShardedDataset(shards_folder, **options)
     for ids in ([150], [-1], [*range(149), 2**40]):
         with pytest.raises(ValueError, match="there are 150"):
             gathered(reader, ids)
     with pytest.raises(ValueError, match="must be contiguous uint8"):
-        reader.gather(np.arange(2), torch.empty(2, 64, 64, 3))
+        reader.read_batch(np.arange(2), torch.empty(2, 64, 64, 3))
     gathered(reader, [])
 
 
@@ -94,7 +93,7 @@ def test_no_file_stays_open_and_a_dropped_reader_gives_its_memory_back(folder: P
     def mapped() -> bool:
         return str(folder) in Path("/proc/self/maps").read_text()
 
-    reader = ShardReader(folder)
+    reader = ShardedDataset(folder)
     assert mapped()
     links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
     assert not any(str(folder) in str(path.resolve()) for path in links)
@@ -103,7 +102,7 @@ def test_no_file_stays_open_and_a_dropped_reader_gives_its_memory_back(folder: P
 
 
 def test_a_forked_process_reads_on(shards_folder: Path):
-    reader = ShardReader(shards_folder)
+    reader = ShardedDataset(shards_folder)
     expected = gathered(reader, [70])[0]
     child = os.fork()
     if child == 0:
@@ -114,7 +113,7 @@ def test_a_forked_process_reads_on(shards_folder: Path):
 
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_a_pickled_reader_opens_the_files_itself(shards_folder: Path, side_by_side: bool):
-    reader = ShardReader(shards_folder, side_by_side=side_by_side)
+    reader = ShardedDataset(shards_folder, side_by_side=side_by_side)
     text = pickle.dumps(reader)
     assert len(text) < 1000
     copy = pickle.loads(text)
@@ -123,7 +122,7 @@ def test_a_pickled_reader_opens_the_files_itself(shards_folder: Path, side_by_si
 
 
 def test_another_process_takes_a_pickled_reader(shards_folder: Path):
-    reader = ShardReader(shards_folder)
+    reader = ShardedDataset(shards_folder)
     code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)._mapping.joined.sum())"
     root = Path(reader_module.__file__).parents[2]
     said = subprocess.run(
@@ -135,7 +134,7 @@ def test_another_process_takes_a_pickled_reader(shards_folder: Path):
 def test_a_read_only_folder_can_be_read(source: CelebA, folder: Path):
     for path in (*folder.iterdir(), folder):
         path.chmod(path.stat().st_mode & 0o555)
-    assert len(gathered(ShardReader(folder))) == 150
+    assert len(gathered(ShardedDataset(folder))) == 150
     assert verify_shards(folder).num_images == 150
     write_shards(source, folder, size=64)
     folder.chmod(0o755)
@@ -148,7 +147,7 @@ def test_verify_finds_nothing_wrong_with_a_good_set(shards_folder: Path):
 def test_verify_names_the_shard_and_the_rows_of_a_flipped_bit(folder: Path):
     flip(folder / SHARD_1, row=65)
     flip(folder / "shard-00002.h5", row=0)
-    ShardReader(folder)  # opening reads no pixel
+    ShardedDataset(folder)  # opening reads no pixel
     with pytest.raises(ValueError, match=r"^.*$") as error:
         verify_shards(folder)
     assert "shard-00001.h5 is damaged in rows 64-69; shard-00002.h5 is damaged in rows 0-9" in str(
@@ -167,7 +166,7 @@ def test_verify_notices_a_changed_label(folder: Path):
 
 def test_labels_can_be_asked_for_while_another_thread_gathers(squares, monkeypatch):
     """A conditional run does so; both may fetch, check and drop shards."""
-    reader = ShardReader(squares, verify="first-touch")
+    reader = ShardedDataset(squares, verify="first-touch")
     inside, sound = [], reader._sound
 
     def slow(ids):
@@ -180,8 +179,8 @@ def test_labels_can_be_asked_for_while_another_thread_gathers(squares, monkeypat
     monkeypatch.setattr(reader, "_sound", slow)
     ids, out = np.arange(10), torch.empty(10, *reader.image_shape, dtype=torch.uint8)
     with ThreadPoolExecutor(1) as pool:
-        gathered = [pool.submit(reader.gather, ids, out) for _ in range(5)]
-        labels = [reader.rows(ids).labels for _ in range(5)]
+        gathered = [pool.submit(reader.read_batch, ids, out) for _ in range(5)]
+        labels = [reader.annotations(ids).labels for _ in range(5)]
         for done in gathered:
             done.result()
     np.testing.assert_array_equal(labels, [ids % 2] * 5)

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from ganray.data.convert import write_shards
+from ganray.data.format import Manifest, open_shard
 from ganray.data.loader import Loader
-from ganray.data.order import Order
-from ganray.data.reader import ShardReader
+from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
-from ganray.data.shard_file import open_shard
-from ganray.data.shards import Manifest
+from ganray.data.sampler import DeterministicSampler
+from ganray.data.writer import write_shards
 from tests.conftest import Squares
 from tests.data.conftest import flip, gathered
 
@@ -45,22 +44,22 @@ def standing(shards: RemoteShards) -> set[str]:
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_it_reads_what_a_local_reader_reads(far: Path, tmp_path: Path, side_by_side: bool):
     with remote(far, tmp_path) as shards:
-        reader = ShardReader(shards, side_by_side=side_by_side)
+        reader = ShardedDataset(shards, side_by_side=side_by_side)
         assert not standing(shards)
         ids = np.random.default_rng(0).integers(0, COUNT, 200).tolist()
-        assert torch.equal(gathered(reader, ids), gathered(ShardReader(far), ids))
-        np.testing.assert_array_equal(reader.rows(np.array(ids)).ids, ids)
+        assert torch.equal(gathered(reader, ids), gathered(ShardedDataset(far), ids))
+        np.testing.assert_array_equal(reader.annotations(np.array(ids)).ids, ids)
 
 
 def test_only_the_shards_of_a_batch_are_fetched(far: Path, tmp_path: Path):
     with remote(far, tmp_path) as shards:
-        gathered(ShardReader(shards), [0, 5, 3 * ROWS])
+        gathered(ShardedDataset(shards), [0, 5, 3 * ROWS])
         assert standing(shards) == {"shard-00000.h5", "shard-00003.h5"}
 
 
 def test_training_starts_on_the_first_shards(far: Path, tmp_path: Path):
     """The far shards but those of the first window are missing at first, and come in time."""
-    order = Order(COUNT, 1, block=ROWS, window=2)
+    order = DeterministicSampler(COUNT, 1, block=ROWS, window=2)
     blocks = list(order.blocks_from(0))
     late = tmp_path / "late"
     shutil.copytree(far, late)
@@ -68,11 +67,11 @@ def test_training_starts_on_the_first_shards(far: Path, tmp_path: Path):
     for path in hidden:
         path.rename(path.with_suffix(".hidden"))
     with remote(late, tmp_path / "cache") as shards:
-        reader = ShardReader(shards)
-        ids = order.sample_ids(0, 2 * ROWS)
+        reader = ShardedDataset(shards)
+        ids = order.indices(0, 2 * ROWS)
         out = torch.empty(len(ids), 16, 16, 3, dtype=torch.uint8)
-        reader.gather(ids, out)
-        assert torch.equal(out, gathered(ShardReader(far), ids.tolist()))
+        reader.read_batch(ids, out)
+        assert torch.equal(out, gathered(ShardedDataset(far), ids.tolist()))
         for path in hidden:
             path.with_suffix(".hidden").rename(path)
         assert len(gathered(reader)) == COUNT
@@ -80,27 +79,27 @@ def test_training_starts_on_the_first_shards(far: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("limit", [4, None])  # a batch may reach over two windows of two shards
 def test_three_epochs_of_a_loader_in_a_small_cache(far: Path, tmp_path: Path, limit: int | None):
-    order = Order(COUNT, 1, block=ROWS, window=2)
-    local = gathered(ShardReader(far))
+    order = DeterministicSampler(COUNT, 1, block=ROWS, window=2)
+    local = gathered(ShardedDataset(far))
     most = 0
     with remote(far, tmp_path, limit) as shards:
         share = {"batch_size": 8, "rank": 0, "world_size": 1, "device": "cpu"}
-        with Loader(ShardReader(shards), order, prefetch=1, **share) as loader:
+        with Loader(ShardedDataset(shards), order, prefetch=1, **share) as loader:
             for step in range(3 * COUNT // 8):
-                assert torch.equal(next(loader), local[order.rank_ids(step, 8, 0, 1)])
+                assert torch.equal(next(loader), local[order.rank_indices(step, 8, 0, 1)])
                 most = max(most, len(standing(shards)))
     assert most == (limit or 10)
 
 
 def test_a_batch_that_needs_more_shards_than_fit_says_so(far: Path, tmp_path: Path):
     with remote(far, tmp_path, 3) as shards, pytest.raises(ValueError, match=r"data\.cache_gb"):
-        gathered(ShardReader(shards))
+        gathered(ShardedDataset(shards))
 
 
 def test_what_is_known_of_all_images_is_told_from_a_small_cache(far: Path, tmp_path: Path):
     ids = np.random.default_rng(0).permutation(COUNT)
     with remote(far, tmp_path, 3) as shards:
-        np.testing.assert_array_equal(ShardReader(shards).rows(ids).ids, ids)
+        np.testing.assert_array_equal(ShardedDataset(shards).annotations(ids).ids, ids)
         assert len(standing(shards)) == 3
 
 
@@ -123,18 +122,18 @@ def test_a_stand_in_is_fetched_whatever_was_read_before(
     far: Path, damaged: Path, tmp_path: Path, before: list[int]
 ):
     with remote(damaged, tmp_path / "cache", 3) as shards:
-        reader = ShardReader(shards, on_damage="skip")
+        reader = ShardedDataset(shards, on_damage="skip")
         for number in before:
             gathered(reader, [number * ROWS])
         asked, instead = [7 * ROWS + 5], [8 * ROWS + 5]
-        assert torch.equal(gathered(reader, asked), gathered(ShardReader(far), instead))
-        assert reader.rows(np.array(asked)).ids == instead
+        assert torch.equal(gathered(reader, asked), gathered(ShardedDataset(far), instead))
+        assert reader.annotations(np.array(asked)).ids == instead
 
 
 def test_a_pickled_reader_fetches_for_itself(far: Path, tmp_path: Path):
     with remote(far, tmp_path) as shards:
-        copy = pickle.loads(pickle.dumps(ShardReader(shards)))
-        assert torch.equal(gathered(copy, [3]), gathered(ShardReader(far), [3]))
+        copy = pickle.loads(pickle.dumps(ShardedDataset(shards)))
+        assert torch.equal(gathered(copy, [3]), gathered(ShardedDataset(far), [3]))
         assert copy.remote is not shards
         copy.remote.close()
 
@@ -146,18 +145,21 @@ def test_damage_after_arrival_is_noticed(far: Path, tmp_path: Path):
         data[open_shard(shards.manifest.places(shards.folder)[0]).start + 20_000] ^= 1
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"shard-00000\.h5: rows \d+-\d+ are damaged"):
-            gathered(ShardReader(shards, verify="first-touch"), list(range(ROWS)))
+            gathered(ShardedDataset(shards, verify="first-touch"), list(range(ROWS)))
 
 
 def test_two_loaders_of_a_node_share_the_cache(far: Path, tmp_path: Path):
-    order = Order(COUNT, 1, block=ROWS, window=2)
-    local, errors = gathered(ShardReader(far)), []
+    order = DeterministicSampler(COUNT, 1, block=ROWS, window=2)
+    local, errors = gathered(ShardedDataset(far)), []
 
     def work(rank: int) -> None:
         share = {"batch_size": 8, "rank": rank, "world_size": 2, "device": "cpu"}
-        with remote(far, tmp_path) as shards, Loader(ShardReader(shards), order, **share) as loader:
+        with (
+            remote(far, tmp_path) as shards,
+            Loader(ShardedDataset(shards), order, **share) as loader,
+        ):
             for step in range(COUNT // 8):
-                expected = local[order.rank_ids(step, 8, rank, 2)]
+                expected = local[order.rank_indices(step, 8, rank, 2)]
                 if not torch.equal(next(loader), expected):
                     errors.append((rank, step))
 

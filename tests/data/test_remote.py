@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ganray.data import remote
-from ganray.data.reader import ShardReader
+from ganray.data.format import MANIFEST
+from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
-from ganray.data.shards import MANIFEST
 from tests.data import remote_sets
 from tests.data.remote_servers import RangeServer
 from tests.data.remote_sets import MIB, failure, make_set, manifest_of, wait_until
@@ -28,7 +28,7 @@ def test_reader_opens_what_came(shards_folder: Path, cache: Path) -> None:
     with RemoteShards(f"file://{shards_folder}", cache) as shards:
         for number in range(3):
             shards.fetch(number)
-        assert len(ShardReader(shards.folder, verify=True)) == 150
+        assert len(ShardedDataset(shards.folder, verify=True)) == 150
 
 
 def test_what_is_here_is_not_fetched_again(server: RangeServer, url: str, cache: Path) -> None:

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from ganray.data import remote_source
+from ganray.data.format import MANIFEST, Manifest
 from ganray.data.remote import RemoteShards
-from ganray.data.shards import MANIFEST, Manifest
 from tests.data import remote_sets
 from tests.data.remote_servers import RangeServer, cutting_proxy
 from tests.data.remote_sets import MIB, failure, make_set, standing

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ganray.config import LatentConfig
+from ganray.config.schema import LatentConfig
 from ganray.gan import latents
-from ganray.gan.latent_paths import (
+from ganray.gan.latents import (
     angle_between,
     closed_walk,
     lerp,

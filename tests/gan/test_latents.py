@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ganray.config import LatentConfig
+from ganray.config.schema import LatentConfig
 from ganray.gan import latents
 
 CPU = torch.device("cpu")

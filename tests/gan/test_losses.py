@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from ganray.gan.losses import LOSSES, between, gradient_penalty, slope_penalty
+from ganray.gan.losses import LOSSES, gradient_penalty, interpolate_images, wgan_gp_penalty
 
 ZERO = torch.zeros(4)
 
@@ -76,14 +76,16 @@ def test_r1_can_be_trained_through():
 
 def test_gp_of_a_linear_critic_is_its_slopes_distance_from_1():
     w, share = torch.tensor([1.0, 2.0, 2.0]), torch.rand(5)
-    middle = between(torch.randn(5, 3), torch.randn(5, 3), share)
-    torch.testing.assert_close(slope_penalty(middle, middle @ w), torch.full((5,), (3.0 - 1) ** 2))
+    middle = interpolate_images(torch.randn(5, 3), torch.randn(5, 3), share)
+    torch.testing.assert_close(
+        wgan_gp_penalty(middle, middle @ w), torch.full((5,), (3.0 - 1) ** 2)
+    )
 
 
 def test_a_flat_critic_has_a_gp_of_1_and_a_gradient():
     w = torch.zeros(2, requires_grad=True)
-    middle = between(torch.randn(3, 2), torch.randn(3, 2), torch.rand(3))
-    penalty = slope_penalty(middle, middle @ w)
+    middle = interpolate_images(torch.randn(3, 2), torch.randn(3, 2), torch.rand(3))
+    penalty = wgan_gp_penalty(middle, middle @ w)
     assert penalty.tolist() == [1, 1, 1]
     penalty.mean().backward()
     assert w.grad.isfinite().all()
@@ -91,7 +93,7 @@ def test_a_flat_critic_has_a_gp_of_1_and_a_gradient():
 
 def test_a_share_of_0_is_the_fake_and_of_1_the_real():
     real, fake = torch.rand(3, 1, 2, 2), torch.rand(3, 1, 2, 2)
-    middle = between(real, fake, torch.tensor([0.0, 0.5, 1.0]))
+    middle = interpolate_images(real, fake, torch.tensor([0.0, 0.5, 1.0]))
     expected = torch.stack([fake[0], (real[1] + fake[1]) / 2, real[2]])
     torch.testing.assert_close(middle.detach(), expected)
     assert middle.requires_grad

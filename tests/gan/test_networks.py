@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ganray import presets
-from ganray.config import LatentConfig, NetworkConfig
+from ganray.config import presets
+from ganray.config.schema import LatentConfig, NetworkConfig
 from ganray.gan import networks
 
 
@@ -134,11 +134,19 @@ def test_dcgan64_has_the_published_widths():
     assert [m.in_channels for m in convolutions] == [3, 64, 128, 256, 512]
 
 
-SHAPES = {"cpu32": (32, 32, 3), "dcgan64": (64, 64, 3), "mlp": (218, 178, 3), "cured": (32, 32, 3)}
+SHAPES = {
+    "cpu32": (32, 32, 3),
+    "dcgan64": (64, 64, 3),
+    "mlp": (218, 178, 3),
+    "apply_regularizers": (32, 32, 3),
+}
 CURES = {"pack": 2, "minibatch_stddev": 3, "spectral_norm": True}
 CONFIGS = presets.CELEBA | presets.MNIST | presets.STACKED
-SHAPES |= dict.fromkeys([*presets.STACKED, "cured-metz"], (28, 28, 3))
-for name, preset in (("cured", presets.cpu32()), ("cured-metz", presets.stacked_t3_quarter())):
+SHAPES |= dict.fromkeys([*presets.STACKED, "apply_regularizers-metz"], (28, 28, 3))
+for name, preset in (
+    ("apply_regularizers", presets.cpu32()),
+    ("apply_regularizers-metz", presets.stacked_t3_quarter()),
+):
     CONFIGS[name] = replace(preset, network=replace(preset.network, **CURES))
 
 
@@ -149,8 +157,8 @@ def test_no_net_mixes_images_but_those_that_D_looks_at_together_or_keeps_other_b
     shape = SHAPES.get(name, (28, 28, 1))
     G, D = networks.build(config.network, config.latent, shape, classes)
     assert not list(G.buffers())
-    followed = {"_u", "_v"} if config.network.spectral_norm else set()
-    assert {name.split(".")[-1] for name, _ in D.named_buffers()} == followed
+    mlflow_sync_context = {"_u", "_v"} if config.network.spectral_norm else set()
+    assert {name.split(".")[-1] for name, _ in D.named_buffers()} == mlflow_sync_context
     size = config.network.together()
     z = torch.randn(3 * size, config.latent.size + classes)
     labels = [networks.one_hot_labels(torch.arange(3 * size), classes)] if classes else []

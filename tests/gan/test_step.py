@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ganray.config import LossConfig
+from ganray.config.schema import LossConfig
 from ganray.gan.losses import LOSSES
 from ganray.gan.step import (
     DiscriminatorObjective,

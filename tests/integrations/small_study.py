@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ganray.config import Config
-from ganray.study import outcomes
-from ganray.study.axes import Axis, Level
-from ganray.study.design import Study, Trial, plan
-from ganray.study.outcomes import Outcome
+from ganray.config.schema import Config
+from ganray.sweeps import results
+from ganray.sweeps.axes import Axis, Level
+from ganray.sweeps.design import SweepPlan, Trial, plan
+from ganray.sweeps.results import RunResult
 from ganray.training.journal import Journal
 from tests.conftest import tiny_config
 
@@ -22,7 +22,7 @@ def field_axis(name: str, *values: object) -> Axis:
     return Axis(name, tuple(Level(str(value), {name: value}) for value in values))
 
 
-def small_study(name: str = "latents", seeds: int = 3) -> Study:
+def small_study(name: str = "latents", seeds: int = 3) -> SweepPlan:
     distributions = field_axis("latent.distribution", "normal", "uniform")
     return plan(name, [distributions, field_axis("latent.size", 1, 64)], seeds)
 
@@ -73,7 +73,7 @@ def _picture(rng: np.random.Generator, kinds: int, cells: int = 4, side: int = 2
     return grid
 
 
-def run_trial(config: Config, trial: Trial, **journal: int) -> Outcome:
+def run_trial(config: Config, trial: Trial, **journal: int) -> RunResult:
     """All that a trial leaves in its folder."""
     write_journal(config.run_folder(), trial, **journal)
-    return outcomes.record(config.run_folder(), "finished")
+    return results.record(config.run_folder(), "finished")

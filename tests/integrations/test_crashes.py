@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import OutOfMemoryError, RayTaskError
 
+from ganray.config.commands import SweepConfig
 from ganray.integrations import ray_tune
-from ganray.options import SweepConfig
-from ganray.study import outcomes
+from ganray.sweeps import results
 from tests.integrations.small_study import base_config, small_study
 
 DIED = """The actor died unexpectedly before finishing this task.
@@ -46,7 +46,7 @@ def test_the_last_crash_is_said_in_a_line_and_all_are_kept(tmp_path, study, erro
     assert "\x1b" not in kept.read_text()
 
 
-class Board:
+class SweepProgress:
     """Hears what a watcher hears."""
 
     def __init__(self):
@@ -67,7 +67,7 @@ def study(tmp_path, monkeypatch):
     driver.job = SimpleNamespace(
         base=base_config(tmp_path), workers=SimpleNamespace(count=1, cpus=1, gpu=False)
     )
-    driver.study, driver.options, driver.watcher = study, SweepConfig(retries=1), Board()
+    driver.study, driver.options, driver.watcher = study, SweepConfig(retries=1), SweepProgress()
     monkeypatch.setattr(ray_tune, "_driver", driver)
     return study
 
@@ -77,7 +77,7 @@ def fit(monkeypatch, tmp_path, study):
     """Go through the study with a Tune whose fits do what they are told; returns its halts."""
 
     def go_through(*fits):
-        left, board = list(fits), Board()
+        left, board = list(fits), SweepProgress()
         monkeypatch.setattr(
             ray_tune, "_tuner", lambda *_: SimpleNamespace(fit=lambda: left.pop(0)())
         )
@@ -96,7 +96,7 @@ def tunes(study, tmp_path, *ends, short=True):
     def once():
         for number, status in ends:
             this = study.trials[number]
-            outcomes.record(tmp_path / "runs" / this.name, status)
+            results.record(tmp_path / "runs" / this.name, status)
             trial = SimpleNamespace(trial_id="1", config={"trial": vars(this)})
             ray_tune._Callback()._end(trial, status, "")
         if short:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ganray.integrations.mlflow_study import StudyRuns
+from ganray.integrations.mlflow_sweep import SweepRuns
 from ganray.integrations.mlflow_view import View, compare_url, save_views, view_url
 from tests.integrations.small_study import DATASET, base_config, run_trial, small_study
 
@@ -56,7 +56,7 @@ def shown(tmp_path_factory, empty_store):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         study, base = small_study(), base_config(home)
-        runs = StudyRuns(study, base, lambda _: DATASET, {})
+        runs = SweepRuns(study, base, lambda _: DATASET, {})
     for trial in study.trials:
         config = trial.config(base)
         runs.begin(trial, config)
@@ -65,7 +65,7 @@ def shown(tmp_path_factory, empty_store):
     views = {v.title.removeprefix("latents "): v for v in save_views(runs.parent, study)}
     experiment_id = runs.parent.experiment_id
     children = MlflowClient(runs.parent.uri).search_runs(
-        [experiment_id], "tags.`ganray.study` = 'latents'"
+        [experiment_id], "tags.`ganray.sweeps` = 'latents'"
     )
     ids, labels = [run.info.run_id for run in children], [trial.label for trial in study.trials]
     assert len(ids) == len(labels) == 12

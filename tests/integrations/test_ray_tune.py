@@ -12,7 +12,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from ganray.study import design, outcomes
+from ganray.sweeps import design, results
 from ganray.training import journal
 from tests.integrations.cluster import ROOT, environment, lines_of
 
@@ -77,7 +77,7 @@ class Driver:
 def mlflow_runs(home, study):
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "latents")
-    ours = f"tags.`ganray.study` = '{study}'"
+    ours = f"tags.`ganray.sweeps` = '{study}'"
     children = client.search_runs([experiment.experiment_id], ours)
     parents = client.search_runs([experiment.experiment_id], f"tags.`ganray.name` = '{study}'")
     return client, parents, children
@@ -97,10 +97,10 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     assert driver.end() == 0, driver.text
     assert "8 runs: 4 finished, 4 diverged, 0 running, 0 left" in driver.text
     study = design.load(home / "studies" / "killed")
-    results = outcomes.collect(study, home / "runs")
+    collected = results.collect(study, home / "runs")
     for trial in study.trials:
         diverges = trial.levels[1] == "1e30"
-        assert results.of(trial).status == ("diverged" if diverges else "finished")
+        assert collected.of(trial).status == ("diverged" if diverges else "finished")
         if not diverges:
             images, _ = journal.history(home / "runs" / trial.name, "D/loss")
             assert images.tolist() == [600, 1200, 1800, 2400]
@@ -146,9 +146,9 @@ def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(h
     assert driver.end() == 0, driver.text
     assert "its means are censored" in driver.text
     assert "Runs were chosen or stopped by their results" in driver.text
-    results = outcomes.collect(design.load(home / "studies" / "asha"), home / "runs")
-    assert results.count("finished", "stopped") == 3
-    assert results.count("finished") >= 1
+    collected = results.collect(design.load(home / "studies" / "asha"), home / "runs")
+    assert collected.count("finished", "stopped") == 3
+    assert collected.count("finished") >= 1
     # They learned different numbers of images; 750 of the 1,500 were left to compare with.
     assert {shards.name.split("-")[4] for shards in (home / "shards").glob("*-train-*")} == {
         *("100", "200", "1500")
@@ -166,4 +166,4 @@ def test_searches_run_as_many_as_they_may_and_keep_their_choices(home, how):
     rates = [float(label) for label in study.axes[0].labels]
     assert rates == sorted(rates)
     assert {float(trial.levels[0]) for trial in study.trials} <= set(rates)
-    assert outcomes.collect(study, home / "runs").count("finished") == 4
+    assert results.collect(study, home / "runs").count("finished") == 4

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from ganray.config.commands import SweepConfig
 from ganray.integrations import ray_tune
-from ganray.options import SweepConfig
-from ganray.study import outcomes
-from ganray.study.axes import Axis
+from ganray.sweeps import results
+from ganray.sweeps.axes import Axis
 from ganray.training.journal import Journal
 from ganray.training.plan import Workers
 from tests.integrations.small_study import base_config, small_study
@@ -70,7 +70,7 @@ def test_a_run_that_ended_when_the_driver_was_killed_tells_a_search_its_figure(
     log = Journal(folder)
     log.collapse(240, {f"collapse/{name}": value for name, value in values.items()}, "")
     log.close()
-    outcomes.record(folder, status)
+    results.record(folder, status)
     given = {"trial": ray_tune._plain(first)}
     ray_tune._run(job, study, SweepConfig(design="tpe", metric="recall"), given)
     assert told == [{"kimg": job.base.train.kimg, "collapse/recall": expected}]
@@ -84,7 +84,7 @@ def test_a_run_that_failed_once_and_is_stopped_now_was_stopped(tmp_path, monkeyp
     for name, part in (parts | {"ended": set()}).items():
         monkeypatch.setattr(ray_tune._driver, name, part, raising=False)
     first = study.trials[0]
-    outcomes.record(first.config(job.base).run_folder(), "failed", "out of memory")
+    results.record(first.config(job.base).run_folder(), "failed", "out of memory")
     tried = SimpleNamespace(config={"trial": ray_tune._plain(first)}, trial_id="1")
     ray_tune._Callback().on_trial_complete(iteration=1, trials=[tried], trial=tried)
     assert ends == ["stopped"]

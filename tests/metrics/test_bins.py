@@ -13,7 +13,7 @@ from ganray.metrics.bins import Bins, bin_scores, z_scores
 
 
 def clusters(modes, n, rng_seed=0):
-    """Rows around the first `modes` of ten centres."""
+    """Annotations around the first `modes` of ten centres."""
     rng = np.random.default_rng(rng_seed)
     centres = 6 * np.random.default_rng(99).normal(size=(10, 8))
     rows = centres[rng.integers(modes, size=n)] + rng.normal(size=(n, 8))

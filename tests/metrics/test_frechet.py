@@ -140,7 +140,7 @@ def test_kid_of_all_is_torch_fidelitys_of_one_subset_of_all():
     assert kid_subsets(real, fake, subsets=1, size=200).mean == pytest.approx(kid(real, fake))
 
 
-class Given(torch.nn.Module):
+class RunAssets(torch.nn.Module):
     """In the place of Inception: the images are the features."""
 
     num_features = 12
@@ -157,7 +157,9 @@ def by_torchmetrics(metric, real, fake):
 
 def test_frechet_is_torchmetrics():
     real, fake = mixed(300, 12, 1), mixed(200, 12, 2)
-    metric = FrechetInceptionDistance(Given(), input_img_size=(1, 3, 4)).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(RunAssets(), input_img_size=(1, 3, 4)).set_dtype(
+        torch.float64
+    )
     expected = by_torchmetrics(metric, real, fake).item()
     assert distance(real, fake) == pytest.approx(expected, rel=1e-9)
 
@@ -166,7 +168,7 @@ def test_frechet_is_torchmetrics():
 def test_kid_is_torchmetrics_of_one_subset_of_all():
     # Its subsets are drawn otherwise than torch-fidelity's, so no others compare.
     real, fake = mixed(200, 12, 1), mixed(200, 12, 2)
-    metric = KernelInceptionDistance(Given(), subsets=1, subset_size=200)
+    metric = KernelInceptionDistance(RunAssets(), subsets=1, subset_size=200)
     expected, _ = by_torchmetrics(metric, real, fake)
     assert kid(real, fake) == pytest.approx(expected.item(), rel=1e-9)
 

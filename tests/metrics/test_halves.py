@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ganray.metrics import halves
+from ganray.metrics import intervals
 from ganray.metrics.diversity import effective_rank, unit_rows, vendi_of_moments, vendi_score
 from ganray.metrics.frechet import Moments, kid
-from ganray.metrics.manifold import Manifold, manifold_scores
+from ganray.metrics.precision_recall import Manifold, manifold_scores
 
 HALVES = 5
 
@@ -21,8 +21,8 @@ def cloud(count, rng_seed, copies=0):
 @pytest.mark.parametrize("copies", [0, 30])
 def test_manifold_scores_of_each_half(copies):
     real, fake = Manifold.fit(cloud(150, 0)), 0.8 * cloud(201, 1, copies)
-    found = halves.manifold_halves(real, fake, HALVES, rng_seed=7)
-    chosen = halves._random_halves(201, HALVES, 7)
+    found = intervals.manifold_halves(real, fake, HALVES, rng_seed=7)
+    chosen = intervals._random_halves(201, HALVES, 7)
     assert (chosen.sum(1) == 100).all()
     for i, half in enumerate(chosen):
         scores = manifold_scores(real, Manifold.fit(fake[half]))
@@ -33,24 +33,24 @@ def test_manifold_scores_of_each_half(copies):
 
 def test_one_image_has_no_scatter():
     real, fake = Manifold.fit(cloud(50, 0)), torch.ones(40, 6)
-    found = halves.manifold_halves(real, fake, HALVES, rng_seed=0)
+    found = intervals.manifold_halves(real, fake, HALVES, rng_seed=0)
     assert all(np.ptp(values) < 1e-12 for values in found.values())
     assert found["recall"][0] == 0
 
 
 def test_moments_and_kid_of_each_half():
     real, fake = cloud(90, 0), cloud(123, 1)
-    ranks = halves.moments_halves(effective_rank, fake, HALVES, rng_seed=3)
-    vendis = halves.moments_halves(vendi_of_moments, unit_rows(fake), HALVES, rng_seed=3)
-    kids = halves.kid_halves(real, fake, HALVES, rng_seed=3)
-    parts = halves._parts(len(fake), 3)
+    ranks = intervals.moments_halves(effective_rank, fake, HALVES, rng_seed=3)
+    vendis = intervals.moments_halves(vendi_of_moments, unit_rows(fake), HALVES, rng_seed=3)
+    kids = intervals.kid_halves(real, fake, HALVES, rng_seed=3)
+    parts = intervals._parts(len(fake), 3)
     assert sorted(torch.cat(parts).tolist()) == list(range(123))
-    for i, chosen in enumerate(halves._random_halves(len(parts), HALVES, 3)):
+    for i, chosen in enumerate(intervals._random_halves(len(parts), HALVES, 3)):
         rows = fake[torch.cat([p for p, taken in zip(parts, chosen, strict=True) if taken])]
         assert ranks[i] == pytest.approx(effective_rank(Moments.of(rows)))
         assert vendis[i] == pytest.approx(vendi_score(rows))
     # kid's halves have one draw more, the whole, in front.
-    for i, chosen in enumerate(halves._random_halves(len(parts), HALVES + 1, 3)[1:]):
+    for i, chosen in enumerate(intervals._random_halves(len(parts), HALVES + 1, 3)[1:]):
         rows = fake[torch.cat([p for p, taken in zip(parts, chosen, strict=True) if taken])]
         assert kids[i] == pytest.approx(kid(real, rows), abs=1e-12)
 
@@ -60,6 +60,7 @@ def test_halves_scatter_as_new_samples_do():
     real, sets = Manifold.fit(cloud(200, 0)), [0.6 * cloud(200, 100 + i) for i in range(40)]
     whole = [manifold_scores(real, Manifold.fit(fakes)).coverage for fakes in sets]
     spread = [
-        halves.manifold_halves(real, fakes, 60, rng_seed=0)["coverage"].std() for fakes in sets[:5]
+        intervals.manifold_halves(real, fakes, 60, rng_seed=0)["coverage"].std()
+        for fakes in sets[:5]
     ]
     assert np.mean(spread) == pytest.approx(np.std(whole), rel=0.35)

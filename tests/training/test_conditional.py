@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ganray.data.reader import ShardReader
+from ganray.data.reader import ShardedDataset
 from ganray.training import loop
 from ganray.training.launch import launch
 from ganray.training.plan import describe, step_bytes
@@ -23,12 +23,12 @@ def conditional(tmp_path):
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
 def test_the_labels_of_a_step_are_those_of_its_images(conditional, squares, shuffle):
     config = replace(conditional, data=replace(conditional.data, shuffle=shuffle, block_rows=4))
-    images = ShardReader(squares)
+    images = ShardedDataset(squares)
     state = TrainState(config, images.image_shape, torch.device("cpu"), classes=2)
     with loop.stream(config, images, state.device, 0) as batches:
         for _ in range(12):  # more than one epoch
             batch = next(batches).numpy()
-            (labels,) = loop.my_labels(state, images)
+            (labels,) = loop.rank_labels(state, images)
             # Large squares are the class 1: 81 bright pixels instead of 16.
             large = (batch[..., 0] > 100).sum((1, 2)) == 81
             np.testing.assert_array_equal(labels.argmax(1).numpy(), large)
@@ -59,14 +59,14 @@ def test_images_without_labels_are_refused_before_anything_is_held(conditional, 
 
 @pytest.fixture
 def plan_of(conditional, tmp_path):
-    from ganray.data.prepare import DataPlan
+    from ganray.data.prepare import DatasetPlan
+    from ganray.evaluation.reference import RunDatasets
     from ganray.training.plan import Workers
-    from ganray.training.sets import Sets
 
     def make(classes):
         shape = (16, 16, 3)
-        images = DataPlan("squares", False, tmp_path, 9, shape, shape, "/s", 9, True, classes)
-        return Sets(conditional, images, images), Workers(1, False, 1), "here"
+        images = DatasetPlan("squares", False, tmp_path, 9, shape, shape, "/s", 9, True, classes)
+        return RunDatasets(conditional, images, images), Workers(1, False, 1), "here"
 
     return make
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ganray.training.context import torchrun_group
+from ganray.distributed import torchrun_group
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganray.config import DataConfig
-from ganray.config_json import check_resumes
-from ganray.data.convert import write_shards
+from ganray.config.schema import DataConfig
+from ganray.config.serialization import check_resumes
+from ganray.data.writer import write_shards
 from ganray.training import journal
 from ganray.training.launch import launch
 from ganray.training.state import read_state

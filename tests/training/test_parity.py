@@ -46,9 +46,9 @@ def facts(home, rank=0):
     return json.loads((home / f"facts-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["two", "odd", "labels", "cured"])
+@pytest.mark.parametrize("name", ["two", "odd", "labels", "apply_regularizers"])
 def test_two_ranks_learn_what_one_learns(alone, together, name):
-    penalties = ["D/gp"] if name == "cured" else []
+    penalties = ["D/gp"] if name == "apply_regularizers" else []
     for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob", *penalties):
         one, two = (journal.history(home / "runs" / name, metric) for home in (alone, together))
         np.testing.assert_array_equal(one[0], two[0])

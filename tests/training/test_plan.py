@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ganray import presets
-from ganray.config import Config, LossConfig, RayConfig, TrainConfig
-from ganray.data.prepare import DataPlan
+from ganray.config import presets
+from ganray.config.schema import Config, LossConfig, RayConfig, TrainConfig
+from ganray.data.prepare import DatasetPlan
+from ganray.evaluation.reference import RunDatasets
 from ganray.training.plan import Cluster, Workers, describe, resolve, step_bytes
-from ganray.training.sets import Sets
 
 
 def config(batch_size=128, **ray):
@@ -65,7 +65,7 @@ def test_no_more_workers_are_chosen_than_a_batch_has_images():
     assert resolve(config(batch_size=1), LAPTOP).count == 1
 
 
-def cured(batch_size=128, workers=1, unroll=0, **network):
+def apply_regularizers(batch_size=128, workers=1, unroll=0, **network):
     base = config(batch_size, workers=workers)
     loss = replace(base.loss, unroll=unroll)
     return replace(base, network=replace(base.network, **network), loss=loss)
@@ -75,12 +75,15 @@ def cured(batch_size=128, workers=1, unroll=0, **network):
     ("asked", "message"),
     [
         (
-            cured(100, 3, pack=4),
+            apply_regularizers(100, 3, pack=4),
             "train.batch_size=100 over 3 workers must be a multiple of 12, as D looks at 4 images"
             " together (network.pack=4, network.minibatch_stddev=0); try 96",
         ),
-        (cured(2, pack=2, minibatch_stddev=2), "over 1 worker must be a multiple of 4"),
-        (cured(unroll=5, workers=2), "loss.unroll=5 must be 0 with 2 workers"),
+        (
+            apply_regularizers(2, pack=2, minibatch_stddev=2),
+            "over 1 worker must be a multiple of 4",
+        ),
+        (apply_regularizers(unroll=5, workers=2), "loss.unroll=5 must be 0 with 2 workers"),
     ],
 )
 def test_what_the_workers_would_part_is_refused_with_a_way_out(asked, message):
@@ -91,16 +94,18 @@ def test_what_the_workers_would_part_is_refused_with_a_way_out(asked, message):
 
 
 def test_a_batch_that_no_worker_parts_goes_through():
-    assert resolve(cured(96, 3, pack=4, minibatch_stddev=4), SERVER).count == 3
-    assert resolve(cured(unroll=5), SERVER).count == 1
+    assert resolve(apply_regularizers(96, 3, pack=4, minibatch_stddev=4), SERVER).count == 3
+    assert resolve(apply_regularizers(unroll=5), SERVER).count == 1
 
 
 def test_the_plan_names_every_decision(tmp_path):
     preset = replace(presets.cpu32(), name="mine", home=tmp_path)
     shape = 32, 32, 3
     what = "procedural faces (no CelebA was given)"
-    images = DataPlan(what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False, 0)
-    text = describe(Sets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
+    images = DatasetPlan(
+        what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False, 0
+    )
+    text = describe(RunDatasets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
     for part in (
         "--name mine",
         "12,000 images",
@@ -121,7 +126,7 @@ def test_the_plan_names_every_decision(tmp_path):
     assert (
         "wgan + R1 0.1 + GP 10 + unroll 5 by 0.1 + pack 2 + minibatch stddev 4 + spectral norm"
         " + G every 5 steps + 2 G steps, adam"
-    ) in describe(Sets(many, images, images), Workers(1, False, 1), "sqlite:///x")
+    ) in describe(RunDatasets(many, images, images), Workers(1, False, 1), "sqlite:///x")
 
 
 def test_the_memory_estimate_follows_batch_and_weights(tmp_path):

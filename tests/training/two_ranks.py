@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from ganray.data.reader import ShardReader
-from ganray.distributed import Means, from_leader, rank, world_size
+from ganray.data.reader import ShardedDataset
+from ganray.distributed import Means, from_leader, rank, torchrun_group, world_size
+from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan.step import discriminator_step, generator_step
-from ganray.training.context import LocalContext, torchrun_group
-from ganray.training.judge import NO_CLASSIFIER
+from ganray.training.context import LocalContext
 from ganray.training.launch import launch, work
 from ganray.training.state import TrainState
 from tests.conftest import cured_config, tiny_config
@@ -27,7 +27,7 @@ from tests.conftest import cured_config, tiny_config
 def bytes_on_the_wire(shards: str, home: Path) -> dict[str, int]:
     """Gradient bytes that one D step and one G step hand to all_reduce."""
     config = tiny_config(home)
-    state = TrainState(config, ShardReader(Path(shards)).image_shape, torch.device("cpu"))
+    state = TrainState(config, ShardedDataset(Path(shards)).image_shape, torch.device("cpu"))
     sent = {"D": 0, "G": 0}
 
     def counting(name):
@@ -84,7 +84,7 @@ def main() -> None:
         finished = tiny_config(home, name="two")
         launch(finished, shards)
         # Or rank 1 would begin anew, alone, and wait for ever.
-        work(finished, shards, NO_CLASSIFIER, Blind(finished.run_folder(), 3))
+        work(finished, shards, NO_ASSETS, Blind(finished.run_folder(), 3))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(cured_config(home), shards)

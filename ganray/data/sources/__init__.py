@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ganray.errors import UserError
+
 if TYPE_CHECKING:
-    from ganray.data.shards import Source
+    from ganray.data.format import ImageSource
 
 NAMES = {
     "celeba": "aligned CelebA as downloaded: PATH holds its zip (or folder) and its text files",
@@ -29,7 +31,7 @@ def open_source(
     download: bool = False,
     rng_seed: int = 0,
     count: int | None = None,
-) -> Source:
+) -> ImageSource:
     """Open an image set by the name it has on the command line.
 
     Args:
@@ -43,11 +45,11 @@ def open_source(
         ValueError: The name is unknown, an option does not go with it, or the set cannot be opened.
     """
     if name not in NAMES:
-        raise ValueError(f"source={name!r} is unknown; use one of {', '.join(NAMES)}")
+        raise UserError(f"source={name!r} is unknown; use one of {', '.join(NAMES)}")
     if count is not None and name != "stacked-mnist":
-        raise ValueError(f"count={count}: only stacked-mnist makes as many as asked; leave it out")
+        raise UserError(f"count={count}: only stacked-mnist makes as many as asked; leave it out")
     if download and name not in (*_DOWNLOADABLE, "digits"):
-        raise ValueError(
+        raise UserError(
             f"download=True: {name} cannot be fetched, only {', '.join(_DOWNLOADABLE)}; leave it "
             "out"
         )
@@ -56,11 +58,11 @@ def open_source(
 
         return Digits.open()
     if path is None:
-        raise ValueError(f"{name} needs a path: {NAMES[name]}")
+        raise UserError(f"{name} needs a path: {NAMES[name]}")
     return _open_path(name, Path(path), download, rng_seed, 128_000 if count is None else count)
 
 
-def _open_path(name: str, path: Path, download: bool, rng_seed: int, count: int) -> Source:
+def _open_path(name: str, path: Path, download: bool, rng_seed: int, count: int) -> ImageSource:
     # Each source is imported where it is used: nobody pays for one that was not asked for.
     if name == "celeba":
         from ganray.data.sources.celeba import CelebA

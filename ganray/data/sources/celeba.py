@@ -12,6 +12,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.errors import UserError
+
 ARCHIVE, FOLDER = "img_align_celeba.zip", "img_align_celeba"
 ATTRIBUTES, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
 NUM_ATTRIBUTES = 40
@@ -69,14 +71,14 @@ class CelebA:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; {BY_HAND}")
+            raise UserError(f"{folder}: no such folder; {BY_HAND}")
         if not (folder / ATTRIBUTES).exists() and (folder / "celeba").is_dir():
             folder = folder / "celeba"
         location = folder / ARCHIVE
         if not location.exists():
             location = folder / FOLDER
         if not location.exists():
-            raise ValueError(f"{folder}: holds neither {ARCHIVE} nor {FOLDER}/; {BY_HAND}")
+            raise UserError(f"{folder}: holds neither {ARCHIVE} nor {FOLDER}/; {BY_HAND}")
 
         files, attribute_names, attributes = _read_attributes(folder / ATTRIBUTES)
         split = _read_partition(folder / PARTITION, files)
@@ -104,7 +106,7 @@ class CelebA:
         # torchvision, gdown and requests each raise kinds of their own for a net that is not there.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise UserError(
                 f"{folder}: CelebA could not be downloaded ({type(error).__name__}: {reason}); "
                 f"{BY_HAND}"
             ) from error
@@ -129,11 +131,11 @@ class CelebA:
             image = Image.fromarray(simplejpeg.decode_jpeg(self.read_bytes(index)))
         # simplejpeg raises ValueError for a bad stream, zipfile BadZipFile or zlib.error.
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"{self.location}: {name} cannot be decoded ({error}); fetch the set again"
             ) from error
         if image.size != (178, 218):
-            raise ValueError(
+            raise UserError(
                 f"{self.location}: {name} is {image.height}x{image.width} pixels, not 218x178; "
                 "use the 'aligned and cropped' images of CelebA"
             )
@@ -182,7 +184,7 @@ class CelebA:
             try:
                 archive = zipfile.ZipFile(self.location)
             except (zipfile.BadZipFile, OSError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{self.location}: not a whole zip file ({error}); download it again"
                 ) from error
             inside = f"{FOLDER}/" if f"{FOLDER}/{self.files[0]}" in archive.NameToInfo else ""
@@ -197,10 +199,10 @@ class CelebA:
             names = [Path(name).name for name in self._open_archive()[0].namelist()]
         there = {name for name in names if name.endswith(".jpg")}
         if not there:
-            raise ValueError(f"{self.location}: holds no .jpg file; {BY_HAND}")
+            raise UserError(f"{self.location}: holds no .jpg file; {BY_HAND}")
         if there != set(self.files):
             odd = min(there ^ set(self.files))
-            raise ValueError(
+            raise UserError(
                 f"{self.location}: {len(there)} images but {ATTRIBUTES} lists {len(self.files)} "
                 f"(first that differs: {odd}); take both from the same download"
             )
@@ -213,17 +215,17 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
         File names, attribute names, and uint8 (N, 40) with 1 for ``1`` and 0 for ``-1``.
     """
     if not path.exists():
-        raise ValueError(f"{path}: missing; {BY_HAND}")
+        raise UserError(f"{path}: missing; {BY_HAND}")
     lines = path.read_bytes().rstrip().splitlines()
     header, rows = b"\n".join(lines[:2]), lines[2:]
     count, *attribute_names = header.decode(errors="replace").split() or [""]
     if not count.isdigit() or len(set(attribute_names)) != NUM_ATTRIBUTES:
-        raise ValueError(
+        raise UserError(
             f"{path}: unknown header; line 1 must be the number of images and line 2 the "
             f"{NUM_ATTRIBUTES} attribute names, as CelebA publishes it; {BY_HAND}"
         )
     if int(count) != len(rows):
-        raise ValueError(
+        raise UserError(
             f"{path}: says {int(count)} images but has {len(rows)} rows; download it again"
         )
     files, values = [], []
@@ -236,7 +238,7 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
             or digits.translate(None, b"01")
             or not name[:-4].isdigit()
         ):
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {number} is not a file name and {NUM_ATTRIBUTES} values of -1 or 1; "
                 "download it again"
             )
@@ -254,7 +256,7 @@ def _read_partition(path: Path, files: list[str]) -> NDArray[np.uint8]:
     if [row[0] for row in rows] != files or any(
         row[1:] not in (["0"], ["1"], ["2"]) for row in rows
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: must name the {len(files)} images of {ATTRIBUTES} in its order, each with "
             "0, 1 or 2; download both again, or remove this file to treat all as training images"
         )

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.errors import UserError
+
 NUM_TEST = 297
 
 
@@ -45,7 +47,7 @@ class Digits:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"digits: they come with scikit-learn, which does not import ({error}); "
                 "pip install scikit-learn"
             ) from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ganray.data.sources.listing import held_out, name_hash, patiently, shown
+from ganray.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -71,10 +72,10 @@ class ImageFolder:
         """
         root = Path(root).expanduser().absolute()
         if not root.is_dir():
-            raise ValueError(f"{root}: no such folder; give the folder that holds the images")
+            raise UserError(f"{root}: no such folder; give the folder that holds the images")
         found = sorted(_find_images(root))
         if not found:
-            raise ValueError(f"{root}: holds no image; looked for {', '.join(SUFFIXES)} files")
+            raise UserError(f"{root}: holds no image; looked for {', '.join(SUFFIXES)} files")
         # By a hash of the name, and not by the name: data.shuffle=blocks reads neighbours together,
         # which would otherwise all be of one class.
         order = sorted(range(len(found)), key=lambda i: (name_hash(found[i], b"order"), found[i]))
@@ -120,7 +121,7 @@ class ImageFolder:
             picture = upright.convert("RGB")
         height, width, _ = self.image_shape
         if height and picture.size != (width, height):
-            raise ValueError(
+            raise UserError(
                 f"{shown(path)}: is {picture.height}x{picture.width} pixels now, but was "
                 f"{height}x{width} when the folder was opened; leave the images alone and start "
                 "again"
@@ -170,7 +171,7 @@ def _find_images(root: Path) -> Iterator[str]:
 def _refuse_odd_link(path: Path, inside: Path) -> None:
     target = path.resolve()
     if not target.is_file() or not target.is_relative_to(inside):
-        raise ValueError(
+        raise UserError(
             f"{shown(path)}: a link that leads out of the folder, nowhere, or to a folder (which "
             "could go round in circles); put the files themselves there, or remove it"
         )
@@ -198,7 +199,7 @@ def _classes(
     if not names:
         return np.full(len(files), -1), ()
     if None in folders:
-        raise ValueError(
+        raise UserError(
             f"{root}: {shown(files[folders.index(None)])} lies beside the class folders "
             f"({shown(names[0])} and so on), so it has no class; move such files into one, or out"
         )
@@ -229,7 +230,7 @@ def _orientation(file: Image.Image) -> int:
 
 def _refuse_deep(file: Image.Image) -> None:
     if file.mode.split(";")[0] in DEEP_MODES:
-        raise ValueError(f"has more than 8 bits a channel ({file.mode})")
+        raise UserError(f"has more than 8 bits a channel ({file.mode})")
 
 
 @contextlib.contextmanager
@@ -240,6 +241,6 @@ def _named_errors(path: Path) -> Iterator[None]:
     # PIL raises OSError, SyntaxError, ValueError and others for a bad file.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"{shown(path)}: cannot be read as an 8-bit image ({reason}); replace or remove it"
         ) from error

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.errors import UserError
+
 # The parts in order, with their place in SPLITS. An idx file is a magic number, the lengths of its
 # axes, both big-endian, and bytes. torchvision could read them too, but costs a worker 3 s.
 PARTS = {"train": 0, "t10k": 2}
@@ -142,7 +144,7 @@ class StackedMNIST:
 
     def __init__(self, digits: MNIST, *, rng_seed: int = 0, count: int = 128_000) -> None:
         if rng_seed < 0 or not 1 <= count <= FIRST_HELD_OUT:
-            raise ValueError(
+            raise UserError(
                 f"rng_seed={rng_seed}, count={count}: rng_seed must be at least 0 and count from 1 "
                 f"to {FIRST_HELD_OUT}"
             )
@@ -232,7 +234,7 @@ def _absent(folder: Path) -> list[str]:
 def _refuse_absent(root: Path, folder: Path, dataset: str) -> None:
     absent = _absent(folder)
     if absent:
-        raise ValueError(
+        raise UserError(
             f"{root}: holds no {dataset}; looked in {folder} and found no {', '.join(absent)}; "
             "let torchvision fetch it with --data.download true, or use the source digits, which "
             "needs no files"
@@ -249,7 +251,7 @@ def _download(dataset: str, root: Path) -> None:
     # torchvision and urllib each raise kinds of their own for a net that is not there.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise UserError(
             f"{root}: {dataset} could not be downloaded ({type(error).__name__}: {reason}); fetch "
             f"it on a machine that can and copy its folder {dataset} here, or use the source "
             "digits, which needs no files"
@@ -266,12 +268,12 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     magic, *shape = data[:header].view(">u4").tolist() if len(data) >= header else [0]
     if magic != 0x800 + num_axes or shape[1:] != [SIDE] * (num_axes - 1):
         kind = f"{SIDE}x{SIDE} images" if num_axes == 3 else "labels"
-        raise ValueError(
+        raise UserError(
             f"{path}: damaged or another set; it must be an idx file of {kind}; delete it and "
             "download again"
         )
     if len(data) - header != np.prod(shape, dtype=np.int64):
-        raise ValueError(
+        raise UserError(
             f"{path}: cut short or too long: {len(data)} bytes for {shape[0]} entries; delete it "
             "and download again"
         )
@@ -280,7 +282,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 
 def _refuse_unfit(path: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
     if len(images) != len(labels) or not len(labels) or labels.max() >= CLASSES:
-        raise ValueError(
+        raise UserError(
             f"{path}: has {len(labels)} labels up to {labels.max(initial=0)} for {len(images)} "
             f"images; there must be one each, of 0 to {CLASSES - 1}; delete all four files and "
             "download again"

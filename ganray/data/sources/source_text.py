@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.listing import held_out
+from ganray.errors import UserError
 
 GROUP = "img_align_celeba"
 AS_THE_TEXT = f"give the file that the text's notebook makes, with a group {GROUP}"
@@ -102,7 +103,7 @@ class SourceTextHDF5:
         try:
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, pixels)
         except Exception as error:  # a filter's complaint may be of several kinds
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: {name} cannot be read ({_short(error)}); make or fetch it again"
             ) from error
         return Image.fromarray(pixels)
@@ -144,7 +145,7 @@ def open_group(path: Path) -> Iterator[h5py.Group]:
 
 def _open(path: Path) -> _Handle:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; {AS_THE_TEXT}")
+        raise UserError(f"{path}: no such file; {AS_THE_TEXT}")
     with contextlib.ExitStack() as stack:
         # Through a file of our own: HDF5 would lock it, which network file systems may refuse, and
         # would not open it at all beside a handle of this process that locks in another way.
@@ -152,7 +153,7 @@ def _open(path: Path) -> _Handle:
         try:
             file = stack.enter_context(h5py.File(raw, "r"))
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: cannot be opened as HDF5 ({_short(error)}); {AS_THE_TEXT}"
             ) from error
         group = None
@@ -160,7 +161,7 @@ def _open(path: Path) -> _Handle:
             if isinstance(file.get(GROUP, getlink=True), h5py.HardLink):
                 group = file[GROUP]
         if not isinstance(group, h5py.Group):
-            raise ValueError(
+            raise UserError(
                 f"{path}: holds no group {GROUP}, or a damaged one or a link instead; {AS_THE_TEXT}"
             )
         stack.pop_all()
@@ -180,7 +181,7 @@ def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.in
         """Note one name; True ends the visit."""
         number = int(raw[:-4]) if re.fullmatch(rb"\d{1,18}\.jpg", raw) else -1
         if number < 0:
-            problems.append(f"{raw!r} in {GROUP} is not a number followed by .jpg")
+            problems.append(f"{raw!r} in {GROUP} is not a number mlflow_sync_context by .jpg")
         elif info.type != h5py.h5l.TYPE_HARD:
             problems.append(f"{raw.decode()} is a link, which could lead to any file")
         elif number in names:
@@ -196,7 +197,7 @@ def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.in
     if not names and not problems:
         problems.append(f"{GROUP} is empty")
     if problems:
-        raise ValueError(f"{path}: {problems[0]}; {AS_THE_TEXT}")
+        raise UserError(f"{path}: {problems[0]}; {AS_THE_TEXT}")
     numbers = sorted(names)
     return [names[number] for number in numbers], np.array(numbers, np.int64)
 
@@ -220,19 +221,19 @@ def open_image(
         found, dtype, layout = dataset.shape, dataset.dtype, dataset.get_create_plist()
         elsewhere = layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL
     except Exception as error:  # HDF5 reports damage, or a group of that name, as several kinds
-        raise ValueError(
+        raise UserError(
             f"{path}: {name} cannot be opened as a dataset ({_short(error)}); make or fetch the "
             "file again"
         ) from error
     wanted = shape or (*found[:2], 3)
     if dtype != np.uint8 or found != wanted or len(found) != 3 or 0 in found:
-        raise ValueError(
+        raise UserError(
             f"{path}: {name} is {dtype} {found}, but every image must be uint8 "
             f"{shape or '(218, 178, 3)'} as the first; {AS_THE_TEXT}"
         )
     if elsewhere:
-        raise ValueError(
-            f"{path}: the pixels of {name} lie in another file, which is not followed, as it could "
+        raise UserError(
+            f"{path}: the pixels of {name} lie in another file, which is not mlflow_sync_context, as it could "
             f"be any of this machine; {AS_THE_TEXT}"
         )
     return dataset

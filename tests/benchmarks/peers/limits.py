@@ -15,7 +15,7 @@ def _in_ram(images: Images) -> torch.Tensor:
     return pixels
 
 
-def gather(images: Images, threads: int) -> Iterator[torch.Tensor]:
+def read_batch(images: Images, threads: int) -> Iterator[torch.Tensor]:
     """Random rows into one kept buffer."""
     torch.set_num_threads(threads)
     pixels, out = _in_ram(images), torch.empty((BATCH, *images.shape), dtype=torch.uint8)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ganray.data.convert import write_shards
 from ganray.data.loader import Loader
-from ganray.data.order import Order
-from ganray.data.reader import ShardReader
+from ganray.data.reader import ShardedDataset
+from ganray.data.sampler import DeterministicSampler
+from ganray.data.writer import write_shards
 from tests.benchmarks.images import BATCH, SIZES, Images, source_of
 
 PREFETCH = 1  # the Loader's default
@@ -30,26 +30,29 @@ def write_jpeg(images: Images) -> None:
 
 def in_line(images: Images, threads: int) -> Iterator[torch.Tensor]:
     """Gather into one kept buffer, where the batch is asked for."""
-    yield from _gather(ShardReader(images.shards, threads=threads))
+    yield from _gather(ShardedDataset(images.shards, threads=threads))
 
 
 def jpeg(images: Images, threads: int) -> Iterator[torch.Tensor]:
     """The same from shards of JPEG files, which are resized while they are read."""
     side = SIZES[images.size]
-    yield from _gather(ShardReader(images.at("ours-jpeg"), size=side, threads=threads))
+    yield from _gather(ShardedDataset(images.at("ours-jpeg"), size=side, threads=threads))
 
 
-def _gather(reader: ShardReader) -> Iterator[torch.Tensor]:
-    order, out = Order(len(reader), 0), torch.empty((BATCH, *reader.image_shape), dtype=torch.uint8)
+def _gather(reader: ShardedDataset) -> Iterator[torch.Tensor]:
+    order, out = (
+        DeterministicSampler(len(reader), 0),
+        torch.empty((BATCH, *reader.image_shape), dtype=torch.uint8),
+    )
     for step in itertools.count():
-        reader.gather(order.rank_ids(step, BATCH, 0, 1), out)
+        reader.read_batch(order.rank_indices(step, BATCH, 0, 1), out)
         yield out
 
 
 def through_thread(images: Images, threads: int) -> Iterator[torch.Tensor]:
     """As the training loop reads: a thread gathers ahead."""
-    reader = ShardReader(images.shards, threads=threads)
-    order = Order(len(reader), 0)
+    reader = ShardedDataset(images.shards, threads=threads)
+    order = DeterministicSampler(len(reader), 0)
     with Loader(
         reader,
         order,

@@ -27,7 +27,7 @@ def write_text(path: Path, **options: object) -> Path:
 def gathered(reader: SourceTextReader, rows: list[int] | None = None) -> np.ndarray:
     wanted = np.arange(len(reader)) if rows is None else np.array(rows, np.int64)
     out = torch.empty((len(wanted), *reader.image_shape), dtype=torch.uint8)
-    reader.gather(wanted, out)
+    reader.read_batch(wanted, out)
     return out.numpy()
 
 

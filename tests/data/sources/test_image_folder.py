@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganray.data.convert import write_shards
 from ganray.data.sources.image_folder import ImageFolder, JpegFolder
+from ganray.data.writer import write_shards
 
 RED, BLUE = (250, 5, 5), (5, 5, 250)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torchvision
 
-from ganray.data.convert import write_shards
 from ganray.data.sources import mnist
 from ganray.data.sources.mnist import MNIST, FashionMNIST, StackedMNIST, draw_triples
+from ganray.data.writer import write_shards
 from tests.conftest import REAL_MNIST, needs_mnist
 
 ROOT = Path(mnist.__file__).parents[3]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ganray.data import source_text
-from ganray.data.convert import write_shards
-from ganray.data.reader import ShardReader
+from ganray.data.reader import ShardedDataset
 from ganray.data.source_text import SourceTextReader
 from ganray.data.sources.source_text import GROUP, SourceTextHDF5
+from ganray.data.writer import write_shards
 from tests.data.sources.source_text_files import (
     NUMBERS,
     PIXELS,
@@ -88,9 +88,9 @@ def test_a_pickled_source_leaves_its_handle_and_needs_no_torch(packed: Path):
 
 def test_a_compressed_file_becomes_shards(packed: Path, tmp_path: Path):
     write_shards(SourceTextHDF5.open(packed), tmp_path / "set", processes=1)
-    reader = ShardReader(tmp_path / "set")
+    reader = ShardedDataset(tmp_path / "set")
     out = torch.empty((len(NUMBERS), *SHAPE), dtype=torch.uint8)
-    reader.gather(np.arange(len(NUMBERS)), out)
+    reader.read_batch(np.arange(len(NUMBERS)), out)
     np.testing.assert_array_equal(out.numpy(), expected())
 
 

@@ -39,7 +39,7 @@ def test_the_reader_gathers_rows_in_any_order(tmp_path: Path, libver: str, userb
     for rows in (None, [12, 0, 5, 5, 1], [7]):
         np.testing.assert_array_equal(gathered(reader, rows), expected(rows))
     assert gathered(reader, []).shape == (0, *SHAPE)
-    rows = reader.rows(np.array([3, 3]))
+    rows = reader.annotations(np.array([3, 3]))
     assert (rows.labels.tolist(), rows.attributes.shape) == ([-1, -1], (2, 0))
 
 
@@ -55,7 +55,7 @@ def test_gather_refuses_what_does_not_fit(raw: Path, cache: Path):
         torch.empty((4, *SHAPE), dtype=torch.uint8)[::2],
     ):
         with pytest.raises(ValueError, match="must be contiguous uint8"):
-            reader.gather(rows, out)
+            reader.read_batch(rows, out)
 
 
 def test_the_index_is_made_once_and_again_when_the_file_changes(

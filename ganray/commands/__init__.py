@@ -1,0 +1,1 @@
+"""What each job does. The jobs only parse their options and call these functions."""

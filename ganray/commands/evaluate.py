@@ -1,0 +1,109 @@
+"""What jobs/evaluate.py does: report on a trained generator, or on two side by side."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ganray.commands import load_generator
+from ganray.commands.load_generator import TrainedGenerator
+from ganray.config.commands import EvaluateConfig
+from ganray.config.schema import Config
+from ganray.data import prepare
+from ganray.data.format import Shape
+from ganray.data.transforms import to_uint8
+from ganray.distributed import local_device
+from ganray.errors import UserError
+from ganray.evaluation.reference import ReferenceSet, check_comparable, prepare_classifier
+from ganray.evaluation.report import EvaluationReport, differences, evaluate_generator, table
+from ganray.training.journal import history
+
+
+def evaluate(options: EvaluateConfig) -> None:
+    """Find the generators, measure them, print, write, log.
+
+    Raises:
+        ValueError: bad input, found before anything is measured.
+    """
+    names = [options.run] + ([options.against] if options.against else [])
+    found = [
+        load_generator.find(name, options.home_folder(), options.tracking_uri) for name in names
+    ]
+    config = _config(found[0], options)
+    data = config.reference_data()
+    made = prepare.plan(data, config.home)
+    digest = prepare.prepare(data, made)
+    with closing(prepare.open_images(data, config.home, made.where)) as images:
+        classifier = prepare_classifier(config, images, digest, local_device())
+        reference_set = ReferenceSet(images, data, classifier, config.evaluation)
+        for each in found:
+            _check_fits(each, reference_set.shape)
+        assessed = [_assess(each, reference_set, options) for each in found]
+    labels = [each.label for each in found]
+    if labels[1:] == labels[:1]:  # runs of one name in two homes
+        labels[1] += "-against"
+    for each, label, assessment in zip(found, labels, assessed, strict=True):
+        print(f"\n{each.source}\n{table(assessment.report)}\nverdict     {assessment.verdict}")
+        out = options.out / label if options.out and options.against else options.out
+        folder = each.output_folder("evaluation", out, options.home_folder())
+        _keep(each, assessment, digest, folder)
+    if options.against:
+        print(f"\n{labels[0]} less {labels[1]}, with 95 % intervals")
+        for name, value in differences(assessed[0].report, assessed[1].report).items():
+            apart = "differ" if value.low > 0 or value.high < 0 else ""
+            print(f"{name:20s} {value.brief():>30s}  {apart}".rstrip())
+
+
+def _config(found: TrainedGenerator, options: EvaluateConfig) -> Config:
+    """The run's own, with this machine's home and the samples that are asked for."""
+    evaluation = replace(found.config.evaluation, report_samples=options.samples)
+    config = replace(found.config, evaluation=evaluation)
+    if found.folder is None:  # its home may be another machine's
+        config = replace(config, home=options.home_folder())
+    root = options.data_root
+    return replace(config, data=replace(config.data, root=root)) if root else config
+
+
+def _check_fits(found: TrainedGenerator, reals: Shape) -> None:
+    height, width, channels = found.images(torch.zeros(1, found.config.latent.size)).shape[1:]
+    try:
+        check_comparable((height, width, channels), reals)
+    except ValueError as error:
+        raise UserError(f"{found.source}: {error}") from error
+
+
+def _assess(
+    found: TrainedGenerator, reference_set: ReferenceSet, options: EvaluateConfig
+) -> EvaluationReport:
+    def generate(z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return to_uint8(found.G(z), found.config.pixel_low())
+
+    result = evaluate_generator(
+        found.config,
+        generate,
+        found.classes,
+        reference_set,
+        samples=options.samples,
+        resamples=options.resamples,
+        title=found.label,
+        saturation=history(found.config.run_folder(), "D/saturation")[1],
+    )
+    if result is None:
+        raise UserError(
+            f"{len(reference_set.images)} real images are too few to compare with; 320 are the"
+            " least: a classifier learns half of them, others stand for the data and a perfect"
+            " generator"
+        )
+    return result
+
+
+def _keep(found: TrainedGenerator, assessment: EvaluationReport, digest: str, folder: Path) -> None:
+    """Write the report, and put it into the run's artifacts, or say why not."""
+    about = {"run": found.config.name, "source": found.source, "reals": digest}
+    files = assessment.write(folder, about)
+    print(f"report      {files[0]}\npage        {files[1]}")
+    found.log(files, "evaluation")

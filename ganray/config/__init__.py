@@ -1,0 +1,1 @@
+"""Configuration: the schema, presets, command line and serialization."""

@@ -1,0 +1,187 @@
+"""What jobs other than a training run are asked to do: flat dataclasses, checked when made.
+
+Standard library only. What a training run is asked to do is in ``ganray.config.schema``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ganray.config.schema import absolute, require
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """What jobs/shard.py is asked to do."""
+
+    source: str = ""
+    """Kind of image set, or `verify`."""
+    path: Path | None = None
+    """Where it is; `digits` needs none."""
+    out: Path | None = None
+    """Folder of the shards; made where missing."""
+    size: int = 0
+    """Resize and crop to this many pixels a side; 0 keeps the original size."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """raw: pixels, the fastest. jpeg: the original files to the byte, 16 times smaller."""
+    split: Literal["all", "train", "valid", "test"] = "all"
+    """Only this part of the source's own partition."""
+    images: int | None = None
+    """Only the first so many images of the split."""
+    processes: int | None = None
+    """How many convert; None: one for each core. The shards are the same for any number."""
+    download: bool = False
+    """Let torchvision fetch the source into `path` where it is not there."""
+    drawn: int = 8_000
+    """faces: how many to draw."""
+    stacked: int | None = None
+    """stacked-mnist: how many images for training; None: 128,000."""
+    rng_seed: int = 0
+    """faces and stacked-mnist: which people, which digits."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "processes", "stacked"):
+            value = getattr(self, name)
+            require(f"--{name}", value, "be positive", value is None or value > 0)
+        require("--drawn", self.drawn, "be positive", self.drawn > 0)
+        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    """What jobs/explore.py is asked to do."""
+
+    run: str = ""
+    """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
+    out: Path | None = None
+    """Folder of the pictures. None: `explore` in the run folder, or explore/NAME in the home."""
+    home: Path | None = None
+    """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
+    tracking_uri: str | None = None
+    """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
+    rng_seed: int = 0
+    """Which latents are drawn; the first pairs are the same however many are asked for."""
+    pairs: int = 4
+    """Pairs of latents to interpolate and to do arithmetic on, and neighbourhood walks."""
+    steps: int = 12
+    """Images from one latent to the other, both ends included."""
+    degrees: float = 45
+    """How far a neighbourhood walk turns away from its latent. Two latents are about 90 apart where
+    they are normal, 41 where uniform."""
+    label: int | None = None
+    """Conditional generators: draw this class only. None: rows take turns through all classes."""
+    animation: Literal["gif", "mp4", "none"] = "gif"
+    """Form of the closed walk; mp4 needs `pip install -e ".[video]"`."""
+    fps: int = 10
+    """Images per second of the animation."""
+    seconds: float = 8
+    """Length of the animation, once around."""
+
+    def __post_init__(self) -> None:
+        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--pairs", self.pairs, "be positive", self.pairs > 0)
+        require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
+        require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
+        require("--fps", self.fps, "lie in [1, 50]", 1 <= self.fps <= 50)
+        rule = f"lie in (0, {600 / self.fps:g}] at {self.fps} a second, as all are kept in memory"
+        require("--seconds", self.seconds, rule, 0 < self.seconds <= 600 / self.fps)
+        label = self.label
+        require("--label", label, "not be negative", label is None or label >= 0)
+
+    def home_folder(self) -> Path:
+        """Absolute; where a training job without --home leaves its runs, too."""
+        home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
+        return absolute("--home", home)
+
+    def frames(self) -> int:
+        """Images of the animation."""
+        return max(2, round(self.fps * self.seconds))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What jobs/evaluate.py is asked to do."""
+
+    run: str = ""
+    """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
+    against: str | None = None
+    """Another run, to compare with: both are measured against the data of the first, and through
+    its `evaluation.features`."""
+    samples: int = 5_000
+    """Generated images, and real ones on either side; fewer where there are fewer real ones."""
+    resamples: int = 200
+    """Replicates behind an interval."""
+    out: Path | None = None
+    """Folder of the report. None: `evaluation` in the run folder, or evaluation/NAME at home; below
+    it the checkpoint's name, where that is not the newest."""
+    home: Path | None = None
+    """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
+    tracking_uri: str | None = None
+    """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
+    data_root: str | None = None
+    """Where the data are, if not where the run found them."""
+
+    def __post_init__(self) -> None:
+        require("--samples", self.samples, "be at least 80", self.samples >= 80)
+        require("--resamples", self.resamples, "be at least 20", self.resamples >= 20)
+
+    def home_folder(self) -> Path:
+        """Absolute; where a training job without --home leaves its runs, too."""
+        home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
+        return absolute("--home", home)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What jobs/sweep.py varies, and how."""
+
+    axis: list[str] = field(default_factory=list)
+    """What is varied, e.g. latent.size=1,10,100; give it once for each axis. FIELD+FIELD=A+B,C+D
+    varies fields together. `optimizer` names optimizers with rates of their own, `rate` factors on
+    both learning rates; searches also take a range, rate=0.1..10. None given: the study of latents.
+    """
+    seeds: int = 5
+    """Replicates of each cell, which differ in train.rng_seed alone. The intervals rest on them."""
+    design: Literal["grid", "random", "sobol", "tpe", "asha", "pbt"] = "grid"
+    """grid: every cell. random, sobol: `cells` of them. tpe, asha, pbt look for one good setting:
+    they stop or choose runs by their results, so nothing general follows from their statistics."""
+    cells: int | None = None
+    """random, sobol: cells to run, of `seeds` runs each; asha likewise, None: every cell. tpe, pbt:
+    runs in all, None: 20."""
+    metric: Literal["recall", "coverage", "vendi_share"] = "coverage"
+    """What tpe, asha and pbt make as high as they can."""
+    concurrent: int | None = None
+    """Runs at a time. None: as many as the cluster has room for. tpe and pbt keep it for good."""
+    trials_per_gpu: int = 1
+    """Runs that share a GPU, of one worker each."""
+    retries: int = 2
+    """Crashes that a run survives, going on from its last checkpoint; then it counts as failed."""
+    resume: bool = False
+    """Go on with the study called --name; without one, with the newest."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "trials_per_gpu"):
+            require(f"sweep.{name}", getattr(self, name), "be positive", getattr(self, name) > 0)
+        for name in ("cells", "concurrent"):
+            value = getattr(self, name)
+            require(f"sweep.{name}", value, "be positive", value is None or value > 0)
+        require("sweep.retries", self.retries, "not be negative", self.retries >= 0)
+
+    @property
+    def runs(self) -> int:
+        """Of tpe and pbt, which choose the settings of their runs as they go."""
+        return self.cells or 20
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the settings of runs are chosen as the study goes, so that no plan holds them."""
+        return self.design in ("tpe", "pbt")
+
+    @property
+    def searches(self) -> bool:
+        """Whether runs are chosen, or stopped, by their results."""
+        return self.design in ("tpe", "asha", "pbt")

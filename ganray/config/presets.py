@@ -1,0 +1,213 @@
+"""Named configurations; each states its cost and what to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ganray.config.schema import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LatentConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    RayConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+
+def cpu32() -> Config:
+    """32x32 faces by a narrow DCGAN: under 5 minutes on 2 CPU cores, ends with varied faces."""
+    return Config(
+        preset="cpu32",
+        data=DataConfig(size=32),
+        latent=LatentConfig(size=64),
+        network=NetworkConfig(width_G=16, width_D=16),
+        optimizer=OptimizerConfig(lr_G=1e-3, lr_D=1e-3, beta1=0.5, beta2=0.99),
+        train=TrainConfig(
+            kimg=75, batch_size=32, ema_kimg=2, log_every=5, sample_every=15, checkpoint_every=25
+        ),
+    )
+
+
+def dcgan64() -> Config:
+    """64x64 faces by the DCGAN at its published width, for GPUs: 2 CPU cores make 22 images/s."""
+    return Config(
+        preset="dcgan64",
+        data=DataConfig(size=64),
+        loss=LossConfig(r1_gamma=0.1),
+        train=TrainConfig(kimg=5_000, sample_every=50, checkpoint_every=200),
+    )
+
+
+def mlp() -> Config:
+    """The source text's MLP GAN on 20,000 full 218x178x3 faces: 5 minutes on 2 CPU cores."""
+    return Config(
+        preset="mlp",
+        data=DataConfig(size=0, images=20_000, drawn=20_000),
+        network=NetworkConfig(kind="mlp", width_G=300, width_D=100),
+        # The text's 1e-4 at batch 1, and as the MNIST presets below: times the root of 32, D twice.
+        optimizer=OptimizerConfig(lr_G=5.6e-4, lr_D=11.2e-4, beta1=0.9),
+        train=TrainConfig(
+            kimg=20, batch_size=32, ema_kimg=0, log_every=1, sample_every=2.5, checkpoint_every=10
+        ),
+        # On CPU one worker of two threads is 1.7 times as fast as two that exchange 188 MB a step.
+        ray=RayConfig(cpus_per_worker=2),
+    )
+
+
+# The source text's MNIST nets learn from one image at a time. 64 at a time come to the same (README
+# has both, measured) in a small part of the time, with rates that move the weights as far: times 64
+# for SGD, times 8, the square root, for Adam. D's rate is twice G's: the text updates D twice for
+# each image, by its real and by its fake half, where one update here takes the mean of both.
+_BATCH = 64
+
+
+def first() -> Config:
+    """The source text's first GAN, D 784-200-1, G 1-200-784. 6 s on one core: total collapse."""
+    return Config(
+        preset="first",
+        data=DataConfig(source="mnist", download=True, size=0, split="train"),
+        latent=LatentConfig("uniform", 1),
+        network=NetworkConfig(
+            kind="mlp", width_G=200, width_D=200, activation="sigmoid", layer_norm=False
+        ),
+        loss=LossConfig("mse"),
+        optimizer=OptimizerConfig("sgd", lr_G=0.01 * _BATCH, lr_D=0.02 * _BATCH, beta1=0.0),
+        train=TrainConfig(
+            kimg=60,
+            batch_size=_BATCH,
+            ema_kimg=0,
+            log_every=1,
+            sample_every=7.5,
+            checkpoint_every=30,
+        ),
+        ray=RayConfig(workers=1),  # a net this small is faster on one core than two can agree
+        tracking=TrackingConfig(experiment="mnist"),
+    )
+
+
+def refined() -> Config:
+    """As first, with leaky ReLU, LayerNorm and Adam, 4 epochs. 30 s: D wins, G collapses."""
+    base = first()
+    return replace(
+        base,
+        preset="refined",
+        network=replace(base.network, activation="leaky-relu", leak=0.02, layer_norm=True),
+        optimizer=OptimizerConfig("adam", lr_G=8e-4, lr_D=16e-4, beta1=0.9),
+        train=replace(base.train, kimg=240, log_every=4, sample_every=30, checkpoint_every=60),
+    )
+
+
+def latent_100() -> Config:
+    """As refined, with a latent of size 100 instead of 1, still uniform. 31 s: collapses."""
+    return replace(refined(), preset="latent-100", latent=LatentConfig("uniform", 100))
+
+
+def normal_100() -> Config:
+    """As latent-100, with normal latents and BCE. 30 s: varied digits, 1 and often 4 are rare."""
+    return replace(
+        refined(), preset="normal-100", latent=LatentConfig("normal", 100), loss=LossConfig("bce")
+    )
+
+
+def long() -> Config:
+    """As normal-100, for 12 epochs instead of 4. 87 s: nine digits, more evenly."""
+    base = normal_100()
+    return replace(
+        base, preset="long", train=replace(base.train, kimg=720, log_every=12, sample_every=60)
+    )
+
+
+def conditional() -> Config:
+    """As long, with the label given to both networks. 90 s: the digit that is asked for."""
+    base = long()
+    return replace(base, preset="conditional", network=replace(base.network, conditional=True))
+
+
+def stacked_t3_quarter() -> Config:
+    """Three digits an image, 1,000 modes, D 1/4 of G (PacGAN, table 3; published: 79 modes).
+
+    20,000 steps = 2,560 kimg, 24 minutes on one core (1,780 images/s): 37 to 297 modes in 3 seeds,
+    none of them sharp. --train.kimg 64000 are the 500,000 steps published, 10 hours.
+    """
+    return Config(
+        preset="stacked-t3-quarter",
+        data=DataConfig(source="stacked-mnist", download=True, size=28, split="train"),
+        latent=LatentConfig("normal", 256),
+        network=NetworkConfig(kind="metz", width_G=8, width_D=2),
+        optimizer=OptimizerConfig("adam", lr_G=1e-4, lr_D=2e-4, beta1=0.5, beta2=0.99),
+        train=TrainConfig(
+            kimg=2_560, batch_size=128, log_every=32, sample_every=256, checkpoint_every=512
+        ),
+        ray=RayConfig(workers=1),  # as first
+        tracking=TrackingConfig(experiment="stacked-mnist"),
+    )
+
+
+def stacked_t3_half() -> Config:
+    """As stacked-t3-quarter, and as fast, with D half of G (published: 488 modes)."""
+    base = stacked_t3_quarter()
+    return replace(base, preset="stacked-t3-half", network=replace(base.network, width_D=4))
+
+
+def stacked_t2() -> Config:
+    """The same images by a DCGAN of 64 channels (PacGAN, table 2; published: 79 modes): for GPUs.
+
+    50 epochs; one core makes 136 images/s, all 6,400 kimg in 13 hours. The published latents
+    are uniform in (-1, 1) where these are normal, and the pixels from 0.
+    """
+    base = stacked_t3_quarter()
+    return replace(
+        base,
+        preset="stacked-t2",
+        latent=LatentConfig("normal", 100),
+        network=NetworkConfig(width_G=64, width_D=64),
+        optimizer=OptimizerConfig(beta1=0.5),
+        train=replace(base.train, kimg=6_400, batch_size=64, G_steps=2),
+        ray=RayConfig(),
+    )
+
+
+def latents() -> Config:
+    """As normal-100, for 2 epochs: what jobs/sweep.py compares latents with. 15 s on one core."""
+    base = normal_100()
+    return replace(
+        base,
+        preset="latents",
+        train=replace(base.train, kimg=120, log_every=5, checkpoint_every=60),
+        # All runs at the same points, whatever it takes (a tenth of the time).
+        evaluation=EvaluationConfig(samples=2_000, max_share=1.0, report_samples=0),
+        tracking=TrackingConfig(experiment="latents"),
+    )
+
+
+_CELEBA = (cpu32, dcgan64, mlp)
+_MNIST = (first, refined, latent_100, normal_100, long, conditional)
+_SWEEPS = (latents,)
+_STACKED = (stacked_t3_quarter, stacked_t3_half, stacked_t2)
+
+
+def _name(make: Callable[[], Config]) -> str:
+    return make.__name__.replace("_", "-")
+
+
+CELEBA: dict[str, Config] = {_name(make): make() for make in _CELEBA}
+"""The presets of jobs/celeba.py."""
+
+MNIST: dict[str, Config] = {_name(make): make() for make in _MNIST}
+"""The presets of jobs/mnist.py, in the order in which the source text comes to them."""
+
+STACKED: dict[str, Config] = {_name(make): make() for make in _STACKED}
+"""Presets of jobs/mnist.py too: stacked MNIST, on which mode collapse is counted."""
+
+SWEEPS: dict[str, Config] = {_name(make): make() for make in _SWEEPS}
+"""Presets of jobs/sweep.py alone; it takes all others too."""
+
+ABOUT: dict[str, str] = {
+    _name(make): make.__doc__ or "" for make in (*_SWEEPS, *_CELEBA, *_MNIST, *_STACKED)
+}
+"""What each preset costs and gives, for --help."""

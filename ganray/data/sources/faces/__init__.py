@@ -1,0 +1,164 @@
+"""Procedural aligned faces in CelebA's own layout: the stand-in for a machine without CelebA.
+
+A face is a pure function of `(rng_seed, index)`: ``face_traits`` throws its dice and derives its
+traits and attributes, ``face_painters`` draws them. `draw` returns faces as arrays, `write_celeba`
+leaves them on disk as CelebA's own files, which ``sources`` then reads like the real ones. Nobody
+else imports the two modules below.
+"""
+
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ganray.data.sources.faces.painters import paint
+from ganray.data.sources.faces.traits import (
+    ATTRIBUTE_NAMES,
+    DRAWN_ATTRIBUTES,
+    attributes_of,
+    roll_traits,
+)
+from ganray.errors import UserError
+
+__all__ = ["ATTRIBUTE_NAMES", "DRAWN_ATTRIBUTES", "VERSION", "draw", "is_written", "write_celeba"]
+
+VERSION = 1
+"""Of the drawing; raise it whenever a pixel or an attribute of any face changes."""
+
+_IMAGES_FILE, _ATTRIBUTES_FILE = "img_align_celeba.zip", "list_attr_celeba.txt"
+_PARTITION_FILE = "list_eval_partition.txt"
+_RECORD = "ganray-faces.json"
+_SPLIT = (162_770, 19_867, 19_962)  # CelebA's train, valid, test
+_TASK = 128  # faces a process draws before it hands them over
+
+
+def draw(rng_seed: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the faces with these numbers; face i never depends on its neighbours.
+
+    Args:
+        rng_seed: Any integer; another seed gives other people.
+        indices: Integers (n,), not negative, in any order.
+
+    Returns:
+        Images, uint8 (n, 218, 178, 3), RGB in [0, 255]; and attributes, int8 (n, 40) in {-1, 1},
+        true of the pictures in the columns `DRAWN_ATTRIBUTES`, -1 in all others.
+    """
+    traits = roll_traits(rng_seed, indices)
+    return paint(traits), attributes_of(traits)
+
+
+def is_written(folder: Path, num_images: int, rng_seed: int) -> bool:
+    """Whether `write_celeba` left a whole set of these faces here."""
+    record = folder / _RECORD
+    return record.exists() and json.loads(record.read_text()) == _identity(num_images, rng_seed)
+
+
+def _identity(num_images: int, rng_seed: int) -> dict[str, int]:
+    return {"num_images": num_images, "rng_seed": rng_seed, "version": VERSION}
+
+
+def write_celeba(
+    folder: Path,
+    num_images: int,
+    rng_seed: int,
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write faces 0 ... num_images - 1 as `torchvision.datasets.CelebA` leaves its own.
+
+    The folder then holds `img_align_celeba.zip` (JPEGs 178 wide and 218 tall, stored),
+    `list_attr_celeba.txt`, `list_eval_partition.txt`, and our record `ganray-faces.json`, which
+    comes last: without it the set is not whole. A whole set of the same faces is left alone.
+
+    Args:
+        folder: Made when missing. Files of the real CelebA in it are never replaced.
+        num_images: At most 999,999, for the names have six digits.
+        rng_seed: As for `draw`.
+        processes: How many draw; None is one per core. The bytes written do not depend on it.
+        progress: Called with the number of new faces, every few faces.
+
+    Raises:
+        FileExistsError: The folder holds CelebA files that this function did not write.
+    """
+    if not 1 <= num_images <= 999_999:
+        raise UserError(f"num_images={num_images} is outside 1 ... 999999, six digits of a name")
+    if is_written(folder, num_images, rng_seed):
+        return
+    record, begun = folder / _RECORD, folder / f"{_RECORD}.part"
+    folder.mkdir(parents=True, exist_ok=True)
+    final = [folder / name for name in (_ATTRIBUTES_FILE, _PARTITION_FILE, _IMAGES_FILE)]
+    foreign = [path for path in final if path.exists()]
+    if foreign and not record.exists() and not begun.exists():
+        raise FileExistsError(f"{foreign[0]} is not ours to replace; name another folder")
+    identity = _identity(num_images, rng_seed)
+    begun.write_text(json.dumps(identity))  # claims the folder until it becomes the record
+    for path in (record, *final):
+        path.unlink(missing_ok=True)
+
+    parts = [path.with_name(path.name + ".part") for path in final]
+    attributes = _write_images(parts[2], num_images, rng_seed, processes, progress)
+    lines = [str(num_images), " ".join(ATTRIBUTE_NAMES)]
+    lines += [f"{_name(i)} " + " ".join(f"{x:2d}" for x in row) for i, row in enumerate(attributes)]
+    parts[0].write_text("\n".join(lines) + "\n")
+    train, valid, _ = (
+        num_images * images // sum(_SPLIT) for images in itertools.accumulate(_SPLIT)
+    )
+    split = [f"{_name(i)} {int(i >= train) + int(i >= valid)}\n" for i in range(num_images)]
+    parts[1].write_text("".join(split))
+    for part, path in zip([*parts, begun], [*final, record], strict=True):
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def _write_images(
+    path: Path, num_images: int, rng_seed: int, processes: int | None, progress
+) -> np.ndarray:
+    """Fill the zip, in order, from all cores; returns the attributes, int8 (num_images, 40)."""
+    processes = processes or os.cpu_count() or 1
+    tasks = [
+        (rng_seed, start, min(start + _TASK, num_images)) for start in range(0, num_images, _TASK)
+    ]
+    rows: list[np.ndarray] = []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, ExitStack() as stack:
+        if processes == 1:
+            results = map(_jpegs, tasks)
+        else:
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=spawn)
+            results = stack.enter_context(pool).map(_jpegs, tasks)
+        for (_, start, _), (jpegs, attributes) in zip(tasks, results, strict=True):
+            for index, jpeg in enumerate(jpegs, start):
+                entry = zipfile.ZipInfo(f"img_align_celeba/{_name(index)}", (2015, 9, 28, 0, 0, 0))
+                entry.create_system, entry.external_attr = 3, 0o644 << 16
+                archive.writestr(entry, jpeg)
+            rows.append(attributes)
+            if progress is not None:
+                progress(len(jpegs))
+    return np.concatenate(rows)
+
+
+def _jpegs(task: tuple[int, int, int]) -> tuple[list[bytes], np.ndarray]:
+    """The work of one process: draw faces start ... stop - 1 and pack them."""
+    rng_seed, start, stop = task
+    images, attributes = draw(rng_seed, np.arange(start, stop))
+    jpegs = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=86, subsampling="4:2:0")
+        jpegs.append(buffer.getvalue())
+    return jpegs, attributes
+
+
+def _name(index: int) -> str:
+    """CelebA counts from one."""
+    return f"{index + 1:06d}.jpg"

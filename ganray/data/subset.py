@@ -1,0 +1,52 @@
+"""Some images of a set, read as if there were no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ganray.data.format import Annotations
+from ganray.data.loader import ImageDataset
+
+
+class Subset:
+    """The images at ``ids``, numbered from 0.
+
+    Args:
+        images: The set.
+        ids: int64 (n,), ascending, so that neighbours stay neighbours.
+    """
+
+    def __init__(self, images: ImageDataset, ids: NDArray[np.int64]) -> None:
+        self._images, self._ids = images, ids
+        self.image_shape, self.shard_rows = images.image_shape, images.shard_rows
+        self.class_names, self.attribute_names = images.class_names, images.attribute_names
+        self.counts_replaced = images.counts_replaced
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._ids)
+
+    @property
+    def replaced(self) -> int:
+        """Damaged images of the set that others stood in for, so far."""
+        return self._images.replaced
+
+    def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+        """Copy the images at ``ids``, (n,), into ``out``, uint8 (n, H, W, C)."""
+        self._images.read_batch(self._ids[ids], out)
+
+    def annotations(self, ids: NDArray[np.int64]) -> Annotations:
+        """Return what is known of the images that ``read_batch`` gives for ``ids``."""
+        return self._images.annotations(self._ids[ids])
+
+    def prefetch(self, rows: Iterable[range]) -> None:
+        """Begin to fetch these images, and what lies between them, where they are far away."""
+        self._images.prefetch(range(int(self._ids[r[0]]), int(self._ids[r[-1]]) + 1) for r in rows)
+
+    def close(self) -> None:
+        """Stop fetching; nothing is gathered any more."""
+        self._images.close()

@@ -1,0 +1,1 @@
+"""Comparing generated images with reference images, to measure mode collapse."""

@@ -1,0 +1,94 @@
+"""Evaluation during training: how much of the data the generator covers, in bounded time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ganray.config.schema import EvaluationConfig
+from ganray.data.sampler import rank_slice
+from ganray.distributed import all_rows, from_leader, rank, world_size
+from ganray.evaluation.extractors import Features
+from ganray.evaluation.reference import ReferenceSet, resize_samples
+from ganray.evaluation.suite import ReferenceStatistics, measure
+
+Generate = Callable[[slice], torch.Tensor]
+"""Returns samples at a slice of the fixed evaluation latents, uint8 (n, H, W, C)."""
+
+
+class Evaluator:
+    """Compares samples with the reference images, at the same latents every time.
+
+    Each rank generates its slice of the samples and extracts their features, which are gathered;
+    rank 0 computes the metrics while the other ranks train on. Evaluation never changes the state
+    of training.
+
+    Args:
+        evaluation: Number of samples and the share of the training time that may be spent.
+        reference: Images to compare with.
+        device: Where features are extracted.
+    """
+
+    def __init__(
+        self, evaluation: EvaluationConfig, reference: ReferenceSet, device: torch.device
+    ) -> None:
+        self._max_share, self._device, self._shape = evaluation.max_share, device, reference.shape
+        self.samples = reference.comparable(evaluation.samples)
+        """Number of samples of one evaluation; 0 if there are too few reference images."""
+        if not self.samples:
+            return
+        self._extractor = reference.extractor(device)
+        start = time.perf_counter()
+        if rank() == 0:
+            self._reference = ReferenceStatistics.of(self._extractor, reference.reals(self.samples))
+        # An estimate for the first evaluation, which extracts features of as many images.
+        self._last_s = time.perf_counter() - start
+        self._spent_s, self._started = 0.0, time.perf_counter()
+
+    def __call__(self, generate: Generate, *, final: bool) -> dict[str, float] | None:
+        """Evaluate the generator unless that would exceed the share of time that may be spent.
+
+        Collective: every rank calls it after the same steps.
+
+        Args:
+            generate: Makes the samples of a slice of ``range(self.samples)``.
+            final: Whether this is the last evaluation of the run, which is never skipped.
+
+        Returns:
+            On rank 0 the metrics by name, and `time/evaluation_share`; None on other ranks and
+            if the evaluation was skipped.
+        """
+        if not self.samples or not (final or self._is_affordable()):
+            return None
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # otherwise earlier training steps are counted
+        start = time.perf_counter()
+        features = self._extract(generate)
+        scores = None
+        if rank() == 0:
+            scores = measure(self._reference, features, quick=True)
+        self._last_s = time.perf_counter() - start
+        self._spent_s += self._last_s
+        if scores is not None:
+            share = self._spent_s / (time.perf_counter() - self._started)
+            scores["time/evaluation_share"] = share
+        return scores
+
+    def _is_affordable(self) -> bool:
+        """Whether one more evaluation fits into the share of time; rank 0 decides for all."""
+        spent, elapsed = self._spent_s + self._last_s, time.perf_counter() - self._started
+        return from_leader(spent <= self._max_share * elapsed or self._max_share == 1)
+
+    def _extract(self, generate: Generate) -> Features:
+        """Features of all samples, gathered from all ranks."""
+        slices = [rank_slice(self.samples, r, world_size()) for r in range(world_size())]
+        counts = [part.stop - part.start for part in slices]
+        features = self._extractor.extract(resize_samples(generate(slices[rank()]), self._shape))
+        gathered = [
+            None if part is None else all_rows(part, counts)
+            for part in (features.features, features.modes, features.confidences)
+        ]
+        assert gathered[0] is not None
+        return Features(gathered[0], gathered[1], gathered[2])

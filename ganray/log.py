@@ -1,0 +1,47 @@
+"""Logging setup for jobs and workers.
+
+Modules log through ``logging.getLogger(__name__)`` and never configure handlers. Jobs and worker
+processes call ``configure`` once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+def configure(level: Level = "info", rank: int = 0) -> None:
+    """Send ganray's log records to stdout.
+
+    Messages of level INFO are printed as they are, because they are the output that users read.
+    Others carry their level; those of ranks other than 0 carry the rank; at level DEBUG every
+    record also has a timestamp and the name of its logger.
+
+    Args:
+        level: Lowest level that is printed. Ranks other than 0 print warnings and errors only,
+            except at level ``debug``.
+        rank: Rank of this process in the process group.
+    """
+    lowest = getattr(logging, level.upper())
+    if rank and lowest > logging.DEBUG:
+        lowest = max(lowest, logging.WARNING)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(rank, verbose=lowest <= logging.DEBUG))
+    root = logging.getLogger("ganray")
+    root.handlers = [handler]
+    root.setLevel(lowest)
+    root.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, rank: int, verbose: bool) -> None:
+        super().__init__("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s")
+        self._rank = rank
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        rank = f"[rank {self._rank}] " if self._rank else ""
+        return rank + level + super().format(record)

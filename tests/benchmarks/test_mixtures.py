@@ -1,0 +1,112 @@
+"""The ring and the grid: closed forms, a plain loop as oracle, what the mixture itself scores."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+from scipy.stats import entropy, kstest
+
+from ganray.metrics import modes
+from ganray.metrics.intervals import share_interval
+from tests.benchmarks.gaussian_mixtures import HIGH_QUALITY, MIXTURES, Mixture, grid, ring
+
+BOTH = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=lambda mixture: mixture.name)
+
+
+def test_the_ring_has_eight_modes_and_not_seven_and_a_double():
+    centres = np.array(ring().centres)
+    assert centres.shape == (8, 2)
+    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1)
+    distances = cdist(centres, centres)
+    chord = 2 * math.sin(math.pi / 8)
+    np.testing.assert_allclose(np.sort(distances, 1)[:, 1], chord)
+    assert ring().sigma == 0.01
+
+
+def test_the_grid_is_25_modes_from_minus_4_to_4():
+    axis = (-4, -2, 0, 2, 4)
+    assert set(grid().centres) == {(x, y) for x in axis for y in axis}
+    assert grid().sigma == 0.05
+
+
+@BOTH
+def test_the_mixture_itself_is_of_high_quality_as_the_closed_form_says(mixture):
+    """P(|x| <= 3 sigma) = 1 - exp(-4.5) in the plane."""
+    n = 40_000
+    scores = mixture.score(mixture.sample(n, rng_seed=3))
+    found = share_interval(round(scores.high_quality * n), n, level=0.999)
+    assert found.low <= HIGH_QUALITY <= found.high
+    assert pytest.approx(0.98889, abs=1e-5) == HIGH_QUALITY
+    assert scores.modes == len(mixture.centres)
+    floor = modes.kl_floor(n, np.ones(len(mixture.centres)), repeats=500)
+    assert floor.low / 2 <= scores.reverse_kl <= floor.high * 2
+    assert sum(scores.counts) == scores.n == n
+
+
+@BOTH
+def test_points_are_spread_as_they_should_be(mixture):
+    points = mixture.sample(20_000, rng_seed=0)
+    assert points.dtype == np.float32
+    nearest, _ = mixture.nearest(points)
+    offsets = (points - np.array(mixture.centres)[nearest]) / mixture.sigma
+    for axis in range(2):
+        assert kstest(offsets[:, axis], "norm").pvalue > 1e-3
+
+
+def test_samples_are_a_function_of_seed_and_step():
+    draw = ring().sample
+    np.testing.assert_array_equal(draw(5, rng_seed=1, step=2), draw(5, rng_seed=1, step=2))
+    for other in ({"rng_seed": 2, "step": 2}, {"rng_seed": 1, "step": 3}):
+        assert not np.isin(draw(5, **other), draw(5, rng_seed=1, step=2)).any()
+    assert draw(0, rng_seed=0).shape == (0, 2)
+
+
+@BOTH
+def test_scores_are_those_of_a_plain_loop(mixture):
+    """Points of the mixture, near it, and anywhere."""
+    rng = np.random.default_rng(0)
+    points = mixture.sample(300, rng_seed=0) + rng.normal(0, mixture.sigma * 2, (300, 2))
+    points = np.concatenate([points, rng.uniform(-5, 5, (200, 2))])
+    counts, good = [0] * len(mixture.centres), [0] * len(mixture.centres)
+    for x, y in points:
+        distances = [math.hypot(x - a, y - b) for a, b in mixture.centres]
+        at = distances.index(min(distances))
+        counts[at] += 1
+        good[at] += distances[at] <= 3 * mixture.sigma
+    scores = mixture.score(points)
+    assert scores.counts == tuple(counts)
+    assert scores.modes == sum(count > 0 for count in good)
+    assert scores.high_quality == sum(good) / 500
+    assert scores.reverse_kl == pytest.approx(entropy(counts, np.ones(len(counts))))
+
+
+@BOTH
+def test_collapse_to_one_centre(mixture):
+    scores = mixture.score([mixture.centres[-1]] * 10)
+    assert (scores.modes, scores.high_quality) == (1, 1.0)
+    assert scores.reverse_kl == pytest.approx(math.log(len(mixture.centres)))
+
+
+def test_between_the_modes_is_no_mode_though_the_nearest_are_balanced():
+    scores = ring().score(0.9 * np.array(ring().centres))
+    assert (scores.modes, scores.high_quality) == (0, 0.0)
+    assert scores.reverse_kl == pytest.approx(0)
+
+
+def test_the_edge_of_three_sigma_belongs_to_it():
+    mixture = Mixture("one", ((0.0, 0.0),), 1.0)
+    assert mixture.score([[3, 0], [0, 3], [3.0001, 0], [0, 0]]).high_quality == 0.75
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.zeros((0, 2)), r"points: \(0, 2\); must be"),
+        (np.zeros((4, 3)), r"points: \(4, 3\); must be"),
+        ([[0, np.nan], [1, 1]], "1 of 2 are not finite"),
+    ],
+)
+def test_points_that_cannot_be_scored_are_refused(points, message):
+    with pytest.raises(ValueError, match=message):
+        ring().score(points)

@@ -1,0 +1,75 @@
+"""jobs/shard.py as a user calls it."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ganray.config.commands import ShardConfig
+from ganray.data.reader import ShardedDataset
+
+ROOT = Path(__file__).parents[2]
+main = runpy.run_path(str(ROOT / "jobs" / "shard.py"))["main"]
+
+
+def test_digits_are_made_verified_and_damage_is_named(tmp_path: Path, capsys):
+    out = tmp_path / "digits"
+    main(["digits", "--out", str(out), "--size", "16", "--split", "test", "--processes", "1"])
+    assert "297 images of 16x16x1 (raw), 10 classes in 1 shards" in capsys.readouterr().out
+    assert set(ShardedDataset(out).annotations(np.arange(297)).labels) == set(range(10))
+    main(["verify", str(out)])
+    assert "whole: 297 images" in capsys.readouterr().out
+    shard = out / "shard-00000.h5"
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard-00000\.h5 is damaged"):
+        main(["verify", str(out)])
+
+
+def test_faces_are_drawn_and_kept_as_jpegs(tmp_path: Path, capsys):
+    words = ["faces", str(tmp_path / "faces"), "--out", str(tmp_path / "set"), "--drawn", "5"]
+    main([*words, "--encoding", "jpeg", "--processes", "1"])
+    assert "5 images of 218x178x3 (jpeg), 40 attributes in 1 shards" in capsys.readouterr().out
+    main([*words, "--encoding=jpeg"])  # done already
+    with pytest.raises(ValueError, match="another recipe"):
+        main([*words, "--size", "32"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "source"),
+        (["oranges"], "source='oranges' is not one of celeba, mnist,"),
+        (["celeba", "/nowhere"], "--out is missing"),
+        (["celeba", "/nowhere", "--out", "x"], "/nowhere: no such folder"),
+        (["celeba", "--out", "x"], "celeba needs a path"),
+        (["verify"], "verify needs a path"),
+        (["faces", "--out", "x"], "faces needs a path"),
+        (["digits", "--out", "x", "--size", "3"], "--size=3 must be 0 or at least 8"),
+        (["digits", "--out", "x", "--sice", "16"], "--sice is not an option; did you mean --size"),
+        (["digits", "--out", "x", "--stacked", "9"], "only stacked-mnist makes as many as asked"),
+        (["digits", "--out", "x", "--encoding", "jpeg"], "digits holds no JPEG files"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words: list[str], message: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r".") as error:
+        main(words)
+    assert message in " ".join(str(error.value).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_source_and_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("celeba", "mnist", "folder", "source-text", "faces", "verify", "--processes"):
+        assert word in text
+
+
+@pytest.mark.parametrize("bad", [{"images": 0}, {"processes": -1}, {"drawn": 0}, {"rng_seed": -1}])
+def test_wrong_numbers_are_refused(bad: dict):
+    with pytest.raises(ValueError, match=next(iter(bad)).replace("_", "-")):
+        ShardConfig(**bad)

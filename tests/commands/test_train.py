@@ -1,0 +1,207 @@
+"""The job as a user starts it: a dry run, bad input, and a whole run without Ray."""
+
+import functools
+import json
+import re
+import shutil
+import sys
+import zipfile
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from ganray.config import cli
+from ganray.data.writer import write_shards
+from ganray.evaluation import reference
+from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
+from ganray.integrations import mlflow_sync
+from ganray.training import journal
+from tests.conftest import Squares, load_job
+
+TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
+TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
+TINY += ["--train.log_every", "0.06", "--train.sample_every", "0.06", "--launcher", "torch"]
+TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
+
+
+@pytest.fixture(scope="module")
+def celeba():
+    return load_job("celeba")
+
+
+@pytest.fixture
+def fails(celeba, home, monkeypatch, capsys):
+    """Run the job with bad input: exit code 2, one line on stderr, which is returned."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["celeba.py", *map(str, argv)])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(celeba.main)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stop.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return run
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(celeba, home, capsys):
+    celeba.main(["--dry-run", "--train.kimg", "1"])
+    out = capsys.readouterr().out
+    for word in ("run", "data", "shards", "networks", "training", "workers", "memory", "results"):
+        assert re.search(rf"^{word} ", out, re.MULTILINE), word
+    assert "NO CELEBA WAS GIVEN" in out
+    assert not home.exists()
+
+
+def test_a_run_without_ray_leaves_numbers_pictures_and_a_model(celeba, home, capsys):
+    celeba.main([*TINY, "--name", "one"])
+    folder = home / "runs" / "one"
+    assert journal.history(folder, "D/loss")[0].tolist() == [60, 120]
+    for name in ("samples.png", "losses.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert json.loads((folder / "config.json").read_text())["name"] == "one"
+    out = capsys.readouterr().out
+    assert f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db" in out
+    assert str(folder / "samples.png") in out
+
+    celeba.main([*TINY, "--name", "one"])  # finished: ends at once, in the same MLflow run
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    history = client.get_metric_history(run.info.run_id, "D/loss")
+    assert [metric.step for metric in history] == [60, 120]
+
+
+def test_a_run_goes_on_with_its_images_wherever_they_are_and_with_no_others(
+    celeba, home, squares, fails, tmp_path, capsys
+):
+    shutil.copytree(squares, tmp_path / "moved")
+    write_shards(Squares(90), tmp_path / "others", processes=1)
+    celeba.main([*TINY, "--data.root", str(squares), "--name", "same"])
+    celeba.main([*TINY, "--data.root", str(tmp_path / "moved"), "--name", "same"])
+    capsys.readouterr()
+    refused = fails(*TINY, "--data.root", str(tmp_path / "others"), "--name", "same")
+    assert "has learned from 100 images of squares" in refused
+    assert "these are others: 90 images of squares" in refused
+    assert "another --name" in refused
+
+
+def test_shards_behind_a_url_are_trained_on(celeba, home, squares, capsys):
+    url = f"file://{squares}"
+    remote = ["--data.root", url, "--data.cache", str(home / "cache"), "--name", "far"]
+    celeba.main([*TINY, *remote])
+    assert f"100 images of squares in {url}" in capsys.readouterr().out
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
+    assert run.info.status == "FINISHED"
+    (dataset,) = run.inputs.dataset_inputs
+    assert json.loads(dataset.dataset.source)["url"] == url
+
+
+def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later(
+    celeba, home, capsys, monkeypatch
+):
+    quick = functools.partial(reference_classifier, recipe=TrainingRecipe(min_images=640))
+    monkeypatch.setattr(reference, "reference_classifier", quick)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    argv = [*TINY, "--name", "one", "--data.drawn", "400", "--evaluation.report_samples", "90"]
+    with monkeypatch.context() as patch:
+        open_run = mlflow_sync.open_run
+        dead = {"uri": "http://127.0.0.1:9"}  # from when the run was opened on
+        patch.setattr(mlflow_sync, "open_run", lambda *a: replace(open_run(*a), **dead))
+        patch.setattr(mlflow_sync.JournalSync, "patience_s", 0.1)
+        celeba.main(argv)
+    out, folder = capsys.readouterr().out, home / "runs" / "one"
+    assert (folder / "evaluation" / "report.json").exists()
+    said = ("\nverdict ", "\ncheckpoint ", f"\nsamples     {home}", " took no more: ", "\nlook ")
+    places = [out.index(words) for words in said]
+    assert places == sorted(places)
+    assert "generator " not in out
+
+    celeba.main(argv)
+    assert re.search(r"^generator +models:/", capsys.readouterr().out, re.MULTILINE)
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert "report/recall" in run.data.metrics
+    assert "D/loss" in run.data.metrics
+    files = client.list_artifacts(run.info.run_id) + client.list_artifacts(
+        run.info.run_id, "evaluation"
+    )
+    assert {"samples.png", "evaluation/report.json"} <= {file.path for file in files}
+
+
+def test_the_same_name_with_other_settings_is_refused(celeba, home, fails, capsys):
+    celeba.main([*TINY, "--name", "one"])
+    capsys.readouterr()
+    line = fails(*TINY, "--name", "one", "--latent.size", "9")
+    assert "latent.size=9 (was 64); use another --name" in line
+
+
+def damaged_zip(folder):
+    short_attributes(folder)
+    (folder / "img_align_celeba.zip").write_bytes(b"PK\x03\x04 cut off")
+    path = folder / "list_attr_celeba.txt"
+    path.write_text(path.read_text().replace("2", "1", 1))
+
+
+def short_attributes(folder):
+    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
+        archive.writestr("img_align_celeba/000001.jpg", b"x")
+        archive.writestr("img_align_celeba/000002.jpg", b"x")
+    names = " ".join(f"name{i}" for i in range(40))
+    row = "000001.jpg " + " ".join(["1"] * 40)
+    (folder / "list_attr_celeba.txt").write_text(f"2\n{names}\n{row}\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: folder.rmdir(), "bad"),
+        (lambda folder: None, "bad"),
+        (damaged_zip, "img_align_celeba.zip"),
+        (short_attributes, "list_attr_celeba.txt"),
+    ],
+)
+def test_bad_celeba(fails, tmp_path, spoil, message):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    spoil(folder)
+    line = fails("--data.root", folder, "--dry-run")
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_more_workers_than_the_machine_has(fails):
+    line = fails("--ray.workers", "500", "--dry-run")
+    assert "ray.workers=500 need 1 CPU each, but the cluster has 1 node" in line
+
+
+def test_a_batch_that_the_world_cannot_split(fails):
+    assert "train.batch_size=1" in fails("--train.batch_size", "1", "--ray.workers", "2")
+
+
+def test_without_ray_a_batch_must_hold_whole_packs_too(fails):
+    line = fails(*TINY, "--network.pack", "8", "--dry-run")
+    assert "train.batch_size=12 over 1 worker must be a multiple of 8" in line
+    assert "try 16" in line
+
+
+def test_a_home_that_cannot_be_written(fails, tmp_path):
+    (tmp_path / "file").write_text("")  # root may write anywhere, but not below a file
+    line = fails(*TINY, "--home", tmp_path / "file" / "home")
+    assert "home=" in line
+    assert "GANRAY_HOME" in line
+
+
+def test_no_cluster_at_the_address(fails):
+    line = fails("--ray.address", "127.0.0.1:9", "--dry-run")
+    assert "ray.address=127.0.0.1:9: no cluster there" in line
+
+
+def test_an_mlflow_server_that_is_down(fails):
+    line = fails(*TINY, "--tracking.uri", "http://127.0.0.1:9")
+    assert "tracking.uri=http://127.0.0.1:9" in line

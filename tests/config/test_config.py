@@ -1,0 +1,166 @@
+"""Config: validation in one line, JSON and back, and what may change on resume."""
+
+import ast
+import dataclasses
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ganray.config import schema as module
+from ganray.config.presets import ABOUT, CELEBA, MNIST, STACKED
+from ganray.config.schema import (
+    SECTIONS,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    NetworkConfig,
+    TrainConfig,
+)
+from ganray.config.serialization import check_resumes, flatten, from_dict, to_dict
+
+
+def test_every_preset_goes_through_json_unchanged():
+    for preset in (CELEBA | STACKED).values():
+        with_path = replace(preset, data=replace(preset.data, cache=Path("/local")))
+        for config in (preset, with_path):
+            assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_unknown_keys_are_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"loss: unknown key\(s\) \['nme'\]; known: \['name'"):
+        from_dict(to_dict(Config()) | {"loss": {"nme": "bce"}})
+
+
+@pytest.mark.parametrize(
+    ("root", "kept"),
+    [
+        ("http://me:pass@host:80/a@b", "http://***@host:80/a@b"),
+        ("https://store/set?sig=pass", "https://store/set?***"),
+        ("s3://bucket/set", "s3://bucket/set"),
+        ("/data/a?b", "/data/a?b"),
+        (None, None),
+    ],
+)
+def test_what_is_secret_in_a_url_is_not_kept(root, kept):
+    config = Config(data=DataConfig(root=root))
+    assert to_dict(config)["data"]["root"] == flatten(config)["data.root"] == kept
+    check_resumes(from_dict(to_dict(config)), config)
+
+
+def test_flat_names():
+    flat = flatten(Config())
+    assert flat["latent.size"] == 100
+    assert flat["home"] == "~/.ganray"
+    assert not any(isinstance(value, dict | Path) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(batch_size=0), "train.batch_size=0 must be positive"),
+        (lambda: TrainConfig(kimg=-1), "train.kimg=-1 must be positive"),
+        (lambda: TrainConfig(kimg=float("nan")), "train.kimg=nan must be positive"),
+        (lambda: TrainConfig(rng_seed=-1), "train.rng_seed=-1 must lie in"),
+        (lambda: DataConfig(size=3), "data.size=3 must be 0 or at least 8"),
+        (lambda: TrainConfig(G_every=0), "train.G_every=0 must be at least 1"),
+        (lambda: LossConfig(gp_weight=-1), "loss.gp_weight=-1 must not be negative"),
+        (lambda: NetworkConfig(pack=9), "network.pack=9 must lie in 1 .. 8"),
+        (lambda: NetworkConfig(minibatch_stddev=1), "network.minibatch_stddev=1 must be 0 or at"),
+        (lambda: NetworkConfig(pack=2, conditional=True), "network.conditional=True; use one of"),
+        (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divide by 4"),
+        (
+            lambda: Config(data=DataConfig(size=12)),
+            "data.size to be 16 or more, not 12; try --data",
+        ),
+        (lambda: Config(data=DataConfig(size=0)), "data.size to be 16 or more, not 0; try --data"),
+        (lambda: NetworkConfig(kind="metz", width_D=0), "network.width_D=0 must be positive"),
+        (lambda: Config(name="a/b"), "name='a/b' may hold letters"),
+        (lambda: Config(name="../up"), "name='../up' may hold letters"),
+    ],
+)
+def test_a_bad_value_gives_name_value_and_rule(make, message):
+    with pytest.raises(ValueError, match=r".") as error:
+        make()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_durations_in_images_become_whole_steps():
+    train = TrainConfig(kimg=1, batch_size=128)
+    assert train.steps() == 8  # 7.8 rounded up: at least 1,000 images are shown
+    assert train.every(0.001) == 1
+
+
+def test_resuming_may_change_where_and_how_long_but_not_what():
+    before = Config(name="a")
+    check_resumes(before, replace(before, home=Path("/x"), train=TrainConfig(kimg=99)))
+    check_resumes(before, replace(before, ray=replace(before.ray, workers=8)))
+    with pytest.raises(ValueError, match=r"train.rng_seed=7 \(was 0\); use another --name"):
+        check_resumes(before, replace(before, train=TrainConfig(rng_seed=7)))
+
+
+def test_a_run_from_before_a_field_was_there_has_its_default_and_may_go_on():
+    config = Config(name="a")
+    old = to_dict(config)
+    for section, name in (("network", "pack"), ("loss", "unroll"), ("train", "G_every")):
+        del old[section][name]
+    assert from_dict(old) == config
+    packed = replace(config, network=replace(config.network, pack=2))
+    with pytest.raises(ValueError, match=r"network.pack=2 \(was 1\); use another --name"):
+        check_resumes(from_dict(old), packed)
+
+
+def test_G_takes_its_turn_after_D_has_learned():
+    assert [TrainConfig().G_turn(step) for step in range(2)] == [["G"], ["G"]]
+    turns = [TrainConfig(G_every=3, G_steps=2).G_turn(step) for step in range(6)]
+    assert turns == [[], [], ["G", "G1"], [], [], ["G", "G1"]]
+
+
+def test_every_field_has_a_docstring():
+    tree = ast.parse(inspect.getsource(module))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for kind in (Config, *SECTIONS.values()):
+        body = classes[kind.__name__].body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign):
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented or ast.unparse(node.target) in SECTIONS, ast.unparse(node)
+
+
+def test_every_preset_says_what_it_is():
+    for name, preset in (CELEBA | MNIST | STACKED).items():
+        assert preset.preset == name
+        assert len(ABOUT[name]) > 40
+
+
+def test_samples_may_be_compared_with_other_images_of_the_same_source():
+    data = DataConfig("mnist", images=500, size=28, flip=True)
+    config = Config(data=data, evaluation=EvaluationConfig(reals={"images": None, "flip": False}))
+    assert config.reference_data() == DataConfig("mnist", size=28)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert flatten(config)["evaluation.reals.images"] is None
+    plain = replace(config, evaluation=EvaluationConfig())
+    assert plain.reference_data() == plain.data
+    assert not [name for name in flatten(plain) if "reals" in name]
+    assert config.images_identity() != plain.images_identity()
+    read = replace(config, data=replace(data, threads=2, shuffle="blocks"))
+    assert config.images_identity() == read.images_identity()
+    check_resumes(config, plain)  # a run may be measured in another way from now on
+    nine = replace(config, evaluation=EvaluationConfig(reals={"images": 9}))
+    with pytest.raises(ValueError, match=r"evaluation\.reals\.images=not said \(was 9\)"):
+        check_resumes(nine, plain, keep=("evaluation.",))
+    with pytest.raises(ValueError, match=r"evaluation\.reals=.*: data\.size=3 must be 0 or"):
+        replace(config, evaluation=EvaluationConfig(reals={"size": 3}))
+    with pytest.raises(ValueError, match="show another part of such images"):
+        Config(data=replace(data, crop=24), evaluation=EvaluationConfig(reals={"size": 64}))
+    with pytest.raises(ValueError, match=r"evaluation\.reals: threads must be among images,"):
+        EvaluationConfig(reals={"threads": 2})  # pyright: ignore
+
+
+def test_configs_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().name = "b"
