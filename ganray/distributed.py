@@ -26,7 +26,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wrap(objective: nn.Module, device: torch.device) -> nn.Module:
+def wrap_ddp(objective: nn.Module, device: torch.device) -> nn.Module:
     """Average the gradients of the objective's trainable parameters over all ranks.
 
     Parameters that are frozen now are left out for good: neither reduced nor sent. In a world
@@ -41,7 +41,7 @@ def wrap(objective: nn.Module, device: torch.device) -> nn.Module:
     return wrapped
 
 
-def from_leader(value: T) -> T:
+def broadcast_from_rank0(value: T) -> T:
     """Collective: rank 0's value, on every rank."""
     if world_size() == 1:
         return value
@@ -50,7 +50,7 @@ def from_leader(value: T) -> T:
     return box[0]
 
 
-def all_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Collective: the rows of all ranks, in the order of ranks, on every rank.
 
     Args:
@@ -127,7 +127,7 @@ def torchrun_group() -> Iterator[None]:
 
 
 @contextmanager
-def leader_first() -> Iterator[bool]:
+def rank0_first() -> Iterator[bool]:
     """Rank 0 runs the block while the others wait, then they run it. Yields "I am the leader"."""
     if world_size() > 1 and rank() != 0:
         dist.barrier()

@@ -119,7 +119,7 @@ def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     """The tiny config trained on the squares, logged to MLflow in its home. Not to be changed."""
     from ganray.integrations import mlflow_sync
     from ganray.training.launch import create_run_folder, launch
-    from ganray.training.state import load_generator
+    from ganray.training.state import generator_from_checkpoint
 
     config = tiny_config(tmp_path_factory.mktemp("known"))
     create_run_folder(config)
@@ -128,7 +128,7 @@ def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         run = mlflow_sync.open_run(config, dataset, {})
-    uri = mlflow_sync.log_generator(run, load_generator(checkpoint), 8, (16, 16, 3))
+    uri = mlflow_sync.log_generator(run, generator_from_checkpoint(checkpoint), 8, (16, 16, 3))
     return KnownRun(config, checkpoint, run.run_id, uri)
 
 

@@ -30,13 +30,14 @@ def evaluate(options: EvaluateConfig) -> None:
     """
     names = [options.run] + ([options.against] if options.against else [])
     found = [
-        load_generator.find(name, options.home_folder(), options.tracking_uri) for name in names
+        load_generator.load_generator(name, options.home_folder(), options.tracking_uri)
+        for name in names
     ]
     config = _config(found[0], options)
     data = config.reference_data()
-    made = prepare.plan(data, config.home)
-    digest = prepare.prepare(data, made)
-    with closing(prepare.open_images(data, config.home, made.where)) as images:
+    made = prepare.plan_dataset(data, config.home)
+    digest = prepare.prepare_dataset(data, made)
+    with closing(prepare.open_dataset(data, config.home, made.location)) as images:
         classifier = prepare_classifier(config, images, digest, local_device())
         reference_set = ReferenceSet(images, data, classifier, config.evaluation)
         for each in found:
@@ -80,7 +81,7 @@ def _assess(
 ) -> EvaluationReport:
     def generate(z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return to_uint8(found.G(z), found.config.pixel_low())
+            return to_uint8(found.G(z), found.config.pixel_min())
 
     result = evaluate_generator(
         found.config,

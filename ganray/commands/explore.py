@@ -51,7 +51,7 @@ def explore(options: ExploreConfig) -> None:
     """
     if options.animation == "mp4":
         require_encoder()
-    found = load_generator.find(options.run, options.home_folder(), options.tracking_uri)
+    found = load_generator.load_generator(options.run, options.home_folder(), options.tracking_uri)
     _check_label(found, options.label)
     print(f"generator   {found.source}; {_in_words(found)}", flush=True)
     folder = found.output_folder("explore", options.out, options.home_folder())

@@ -16,7 +16,13 @@ from ganray.errors import UserError
 from ganray.gan.networks import one_hot_labels
 from ganray.integrations import mlflow_runs, mlflow_sync
 from ganray.integrations.mlflow_sync import Run
-from ganray.training.state import CONFIG_FILE, STATE_FILE, load_generator, read_config, read_state
+from ganray.training.state import (
+    CONFIG_FILE,
+    STATE_FILE,
+    generator_from_checkpoint,
+    read_config,
+    read_state,
+)
 
 _BATCH = 64
 """Images made at once: a full-size generator needs 1 MB or so for each."""
@@ -27,7 +33,7 @@ class TrainedGenerator:
     """A generator on the CPU, and what its run says about it."""
 
     G: Callable[[torch.Tensor], torch.Tensor]
-    """float32 (n, latent.size + classes) -> float (n, C, H, W) in [config.pixel_low(), 1]."""
+    """float32 (n, latent.size + classes) -> float (n, C, H, W) in [config.pixel_min(), 1]."""
     classes: int
     """Classes it can be asked for; 0: it takes no label."""
     config: Config
@@ -58,7 +64,7 @@ class TrainedGenerator:
             labels = torch.full((len(z),), label)
             z = torch.cat([z, one_hot_labels(labels, self.classes)], 1)
         with torch.no_grad():
-            parts = [to_uint8(self.G(part), self.config.pixel_low()) for part in z.split(_BATCH)]
+            parts = [to_uint8(self.G(part), self.config.pixel_min()) for part in z.split(_BATCH)]
         return torch.cat(parts).numpy()
 
     def output_folder(self, name: str, out: Path | None, home: Path) -> Path:
@@ -83,7 +89,7 @@ class TrainedGenerator:
             print(f"MLflow      has not got the {what}, they are kept: {error}")
 
 
-def find(name: str, home: Path, tracking_uri: str | None = None) -> TrainedGenerator:
+def load_generator(name: str, home: Path, tracking_uri: str | None = None) -> TrainedGenerator:
     """The generator that a person means.
 
     Args:
@@ -118,7 +124,7 @@ def _of_checkpoint(checkpoint: Path, tracking_uri: str | None) -> TrainedGenerat
     if tracking_uri:
         config = replace(config, tracking=replace(config.tracking, uri=tracking_uri))
     classes = read_state(checkpoint).get("classes", 0)
-    generator, source = load_generator(checkpoint), f"checkpoint {checkpoint}"
+    generator, source = generator_from_checkpoint(checkpoint), f"checkpoint {checkpoint}"
     is_newest = folder is not None and _checkpoint(folder) == checkpoint
     name = "" if is_newest else checkpoint.name
     return TrainedGenerator(generator, classes, config, source, folder, None, name)

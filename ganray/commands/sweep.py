@@ -30,7 +30,7 @@ from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.progress import SweepProgress
 from ganray.sweeps.results import RunResult
 from ganray.training import launch
-from ganray.training.plan import Workers, aligned, check_world, decisions, resolve
+from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
 from ganray.training.state import CONFIG_FILE
 
 LATENTS = (
@@ -68,10 +68,10 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     config, axes = judged_alike(_for_trials(config, options, axes), axes)
     study = _planned(config, options, axes)
     cluster = ray_train.cluster_resources(config.ray)
-    workers = resolve(config, cluster)
+    workers = resolve_workers(config, cluster)
     configs = _check(study, config, options, workers)
     images = SweepDatasets(config, configs)
-    at_a_time = ray_tune.room(options, workers, cluster)
+    at_a_time = ray_tune.max_concurrent(options, workers, cluster)
     _show(study, config, options, images, workers, at_a_time)
     if config.dry_run:
         return
@@ -213,7 +213,7 @@ def _check(
     for cell in itertools.product(*(a.extremes for a in study.axes)) if options.chooses else ():
         try:
             configs.append(design.trial(study.name, cell, 0).config(config))
-            check_world(configs[-1], workers.count)
+            check_workers(configs[-1], workers.count)
         except ValueError as error:
             raise UserError(
                 f"sweep.design={options.design} may draw what cannot be: {error}; name values that"
@@ -222,7 +222,7 @@ def _check(
     for trial in study.trials:
         one = trial.config(config)
         configs.append(one)
-        check_world(one, workers.count)
+        check_workers(one, workers.count)
         if (path := one.run_folder() / CONFIG_FILE).exists() and options.design != "pbt":
             check_resumes(from_dict(json.loads(path.read_text())), one)
     if options.trials_per_gpu > 1 and workers.gpu and workers.count > 1:
@@ -256,11 +256,11 @@ def _show(
         levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
         rows[axis.title] = levels
     rows["each run"] = "but for what is varied:"
-    rows |= decisions(images.in_plan, workers)
+    rows |= plan_rows(images.in_plan, workers)
     if judges := " ".join(summary.judges(study.axes)):
         rows["judges"] = judges
     rows["results"] = f"{study_folder(config)} and {mlflow_sync.store_uri(config)}"
-    print(aligned(rows))
+    print(format_rows(rows))
     if options.searches:
         print(
             f"{options.design} looks for one good setting: it chooses or stops runs by their"

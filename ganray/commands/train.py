@@ -18,10 +18,10 @@ from ganray.data import prepare
 from ganray.data.prepare import DatasetPlan
 from ganray.data.transforms import to_uint8
 from ganray.distributed import (
-    from_leader,
-    leader_first,
+    broadcast_from_rank0,
     local_device,
     rank,
+    rank0_first,
     torchrun_group,
     world_size,
 )
@@ -33,8 +33,8 @@ from ganray.integrations import mlflow_sync, ray_train
 from ganray.training import launch, run_figures
 from ganray.training.discriminator_check import NOISE_BELOW, REAL_ABOVE, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
-from ganray.training.plan import Workers, check_world, classes_of, describe, resolve
-from ganray.training.state import load_generator
+from ganray.training.plan import Workers, check_workers, describe, num_classes, resolve_workers
+from ganray.training.state import generator_from_checkpoint
 
 
 def run(config: Config) -> None:
@@ -44,7 +44,7 @@ def run(config: Config) -> None:
         ValueError: bad input, found before a worker is held where that is possible.
     """
     with torchrun_group():
-        config = from_leader(config)  # a default name holds the time of one process
+        config = broadcast_from_rank0(config)  # a default name holds the time of one process
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(
@@ -52,11 +52,11 @@ def run(config: Config) -> None:
                     " torchrun out"
                 )
             config = replace(config, launcher="torch")  # it is over before Ray has started
-        with leader_first() as leads:
+        with rank0_first() as leads:
             if leads and not config.dry_run:
                 config = replace(config, data=prepare.fetch(config.data, config.home))
-        config = from_leader(config)  # digits may stand in for MNIST
-        found = reference.find(config)
+        config = broadcast_from_rank0(config)  # digits may stand in for MNIST
+        found = reference.locate_datasets(config)
         workers = _workers(config)
         if rank() == 0:
             if found.images.drawn:
@@ -64,9 +64,9 @@ def run(config: Config) -> None:
             print(describe(found, workers, mlflow_sync.store_uri(config)), flush=True)
         if config.dry_run:
             return
-        with leader_first() as leads:
+        with rank0_first() as leads:
             digest, judge = _ready(found) if leads else ("", NO_ASSETS)
-        judge = from_leader(judge)
+        judge = broadcast_from_rank0(judge)
         if config.check_discriminator:
             _check_discriminator(found, digest, workers)
             return
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
         if rank() == 0:
             _train_and_report(found, digest, judge, workers)
         else:
-            launch.launch(config, found.images.where, judge)
+            launch.launch(config, found.images.location, judge)
 
 
 def _ready(found: RunDatasets) -> tuple[str, EvaluationAssets]:
@@ -83,7 +83,7 @@ def _ready(found: RunDatasets) -> tuple[str, EvaluationAssets]:
     config, images = found.config, found.images
     launch.create_run_folder(config)
     digest = reference.prepare_datasets(found)
-    identity = prepare.identity(config.data, images, config.home)
+    identity = prepare.dataset_identity(config.data, images, config.home)
     launch.record_dataset(config.run_folder(), str(images), identity)
     if config.check_discriminator:
         return digest, NO_ASSETS
@@ -101,21 +101,21 @@ def warn_procedural_faces() -> None:
 
 def _workers(config: Config) -> Workers:
     if config.launcher == "ray":
-        return resolve(config, ray_train.cluster_resources(config.ray))
+        return resolve_workers(config, ray_train.cluster_resources(config.ray))
     workers = Workers(world_size(), torch.cuda.is_available(), torch.get_num_threads())
-    check_world(config, workers.count)
+    check_workers(config, workers.count)
     return workers
 
 
 def _check_discriminator(found: RunDatasets, digest: str, workers: Workers) -> None:
     config, images = found.config, found.images
-    dataset = reference.dataset_of(found, digest)
+    dataset = reference.dataset_info(found, digest)
     run = mlflow_sync.open_run(config, dataset, tags_of(config, workers))
-    with mlflow_sync.mlflow_sync_context(run) as follower:
+    with mlflow_sync.sync_run(run) as follower:
         with (
             print_progress(config),
             closing(Journal(config.run_folder())) as log,
-            closing(prepare.open_images(config.data, config.home, images.where)) as opened,
+            closing(prepare.open_dataset(config.data, config.home, images.location)) as opened,
         ):
             verdict = check_discriminator(config, opened, log)
         print(f"check       {verdict}")
@@ -132,16 +132,16 @@ def _train_and_report(
     found: RunDatasets, digest: str, judge: EvaluationAssets, workers: Workers
 ) -> None:
     config, images = found.config, found.images
-    dataset = reference.dataset_of(found, digest)
+    dataset = reference.dataset_info(found, digest)
     run = mlflow_sync.open_run(config, dataset, tags_of(config, workers))
-    with mlflow_sync.mlflow_sync_context(run) as follower:
+    with mlflow_sync.sync_run(run) as follower:
         checkpoint = _train(config, images, judge, workers)
         pictures = {
             "losses": run_figures.draw_losses(config),
             "samples": run_figures.last_samples(config),
             "epochs": run_figures.draw_epochs(config, images.count, images.image_shape),
         }
-        assessment, files = _assess(found, judge, load_generator(checkpoint)), []
+        assessment, files = _assess(found, judge, generator_from_checkpoint(checkpoint)), []
         if assessment is not None:
             about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
             about["reals"] = reference.reference_digest(found)
@@ -159,8 +159,10 @@ def _train_and_report(
                 mlflow_sync.log_file(run, file, "evaluation")
             if assessment is not None:
                 mlflow_sync.log_report(run, assessment.summary(), assessment.tags())
-            inputs = config.latent.size + classes_of(config, images)
-            generator = load_generator(checkpoint)  # on the CPU, unlike the one that was assessed
+            inputs = config.latent.size + num_classes(config, images)
+            generator = generator_from_checkpoint(
+                checkpoint
+            )  # on the CPU, unlike the one that was assessed
             return mlflow_sync.log_generator(run, generator, inputs, images.image_shape)
 
         if model := follower.deliver(send):  # last, as MLflow may be gone by now
@@ -172,8 +174,8 @@ def _train(config: Config, images: DatasetPlan, judge: EvaluationAssets, workers
     """The last checkpoint."""
     with print_progress(config):
         if config.launcher == "ray":
-            return ray_train.launch(config, images.where, judge, workers)
-        return launch.launch(config, images.where, judge)
+            return ray_train.launch(config, images.location, judge, workers)
+        return launch.launch(config, images.location, judge)
 
 
 def _assess(
@@ -188,13 +190,13 @@ def _assess(
 
     def generate(z: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return to_uint8(generator(z.to(device)), config.pixel_low())
+            return to_uint8(generator(z.to(device)), config.pixel_min())
 
-    with reference.opened(found) as images:
+    with reference.open_reference(found) as images:
         return evaluate_generator(
             config,
             generate,
-            classes_of(config, found.images),
+            num_classes(config, found.images),
             judge.reference_set(config, images),
             samples=config.evaluation.report_samples,
             title=config.name,

@@ -114,7 +114,7 @@ class DataConfig:
                 f"data.crop={self.crop} is cut from images of data.size={self.size}; use less"
             )
 
-    def seen_shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+    def cropped_shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
         """(H, W, C) that the networks see of images of this shape.
 
         Raises:
@@ -226,7 +226,7 @@ class NetworkConfig:
                 " own with network.conditional=True; use one of the two"
             )
 
-    def together(self) -> int:
+    def group_size(self) -> int:
         """How many consecutive images of a batch D looks at together: no rank may part them."""
         return self.pack * max(1, self.minibatch_stddev)
 
@@ -325,9 +325,9 @@ class TrainConfig:
 
     def steps(self) -> int:
         """Optimizer steps of D in the whole run."""
-        return self.every(self.kimg)
+        return self.kimg_to_steps(self.kimg)
 
-    def G_turn(self, step: int) -> list[str]:
+    def generator_updates(self, step: int) -> list[str]:
         """The streams of latents of G's updates in this step of D; none where it is not G's turn.
 
         A turn ends a round of `G_every` steps, so that G meets a D that has learned.
@@ -336,7 +336,7 @@ class TrainConfig:
             return []
         return ["G", *(f"G{again}" for again in range(1, self.G_steps))]
 
-    def every(self, kimg: float) -> int:
+    def kimg_to_steps(self, kimg: float) -> int:
         """A duration in kimg as a number of whole steps, at least one."""
         return max(1, math.ceil(kimg * 1000 / self.batch_size))
 
@@ -487,7 +487,7 @@ class Config:
         """Everything one run leaves on disk: config, journal, pictures, checkpoints."""
         return self.home / "runs" / self.name
 
-    def pixel_low(self) -> float:
+    def pixel_min(self) -> float:
         """What black becomes: 0 for the source text's sigmoid generator, -1 for a tanh one."""
         return 0.0 if self.network.kind == "mlp" else -1.0
 

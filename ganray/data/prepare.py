@@ -51,7 +51,7 @@ class DatasetPlan:
     """(H, W, C) of the shards."""
     image_shape: Shape
     """(H, W, C) that the networks see."""
-    where: str
+    location: str
     """The shards: a folder, or a URL without its password; or a file that is read in place."""
     bytes: int
     """Size of the shards, about."""
@@ -92,7 +92,7 @@ def fetch(data: DataConfig, home: Path) -> DataConfig:
     return data
 
 
-def plan(data: DataConfig, home: Path) -> DatasetPlan:
+def plan_dataset(data: DataConfig, home: Path) -> DatasetPlan:
     """Find the images and where their shards go.
 
     Raises:
@@ -111,7 +111,7 @@ def plan(data: DataConfig, home: Path) -> DatasetPlan:
     return made
 
 
-def prepare(data: DataConfig, made: DatasetPlan) -> str:
+def prepare_dataset(data: DataConfig, made: DatasetPlan) -> str:
     """Draw the faces if there are none, convert what is not converted yet.
 
     Returns:
@@ -119,7 +119,7 @@ def prepare(data: DataConfig, made: DatasetPlan) -> str:
     """
     if data.is_remote():
         return open_remote(data).manifest.digest()
-    where = Path(made.where)
+    where = Path(made.location)
     if made.source is None:
         return Manifest.read(where).digest() if where.is_dir() else str(where.stat().st_size)
     if is_whole(where):
@@ -138,26 +138,26 @@ def prepare(data: DataConfig, made: DatasetPlan) -> str:
     ).digest()
 
 
-def identity(data: DataConfig, made: DatasetPlan, home: Path) -> str:
+def dataset_identity(data: DataConfig, made: DatasetPlan, home: Path) -> str:
     """Return 16 hex digits that tell the images that `prepare` left from others, wherever they are.
 
     Other than the digest they stay where shards of the same images are made anew.
     """
     if data.is_remote():
         return open_remote(data).manifest.recipe.digest()
-    where = Path(made.where)
+    where = Path(made.location)
     if where.is_dir():
         return Manifest.read(where).recipe.digest()
     return SourceTextReader(where, home / "data").fingerprint()
 
 
-def open_images(data: DataConfig, home: Path, where: str) -> ImageDataset:
+def open_dataset(data: DataConfig, home: Path, where: str) -> ImageDataset:
     """Open what `prepare` left, in the process that reads it.
 
     Args:
         data: How to read.
         home: For the index of a file that is read in place.
-        where: `DatasetPlan.where`.
+        where: `DatasetPlan.location`.
     """
     if data.is_remote():
         folder: Path | RemoteShards = open_remote(data)
@@ -262,7 +262,7 @@ def _open(name: str, root: Path) -> ImageSource:
 def _seen(data: DataConfig, stored: Shape) -> Shape:
     """Return what the networks see of images stored, or decoded, in this shape."""
     sides = (data.size, data.size) if data.size else stored[:2]
-    return data.seen_shape((*sides, stored[2]))
+    return data.cropped_shape((*sides, stored[2]))
 
 
 def _root(data: DataConfig, home: Path) -> Path:
@@ -292,7 +292,7 @@ def check_room(plans: Iterable[DatasetPlan], home: Path) -> None:
     """
     existing = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    made = {plan.where: plan for plan in plans if not plan.ready}.values()
+    made = {plan.location: plan for plan in plans if not plan.ready}.values()
     need = sum(plan.bytes + (plan.count * _JPEG_BYTES if plan.drawn else 0) for plan in made)
     if need > free:
         raise UserError(

@@ -118,7 +118,7 @@ _ALIVE = 0.2
 """Vendi share that is reached after a quarter of the training, unless variety never came."""
 
 
-def alarm(series: Mapping[str, Series], saturation: float, progress: float) -> str:
+def collapse_warning(series: Mapping[str, Series], saturation: float, progress: float) -> str:
     """Why the last evaluation gives alarm, in words; '' if it does not.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 
 from ganray.config.schema import EvaluationConfig
 from ganray.data.sampler import rank_slice
-from ganray.distributed import all_rows, from_leader, rank, world_size
+from ganray.distributed import all_gather_rows, broadcast_from_rank0, rank, world_size
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, resize_samples
 from ganray.evaluation.suite import ReferenceStatistics, measure
@@ -79,7 +79,7 @@ class Evaluator:
     def _is_affordable(self) -> bool:
         """Whether one more evaluation fits into the share of time; rank 0 decides for all."""
         spent, elapsed = self._spent_s + self._last_s, time.perf_counter() - self._started
-        return from_leader(spent <= self._max_share * elapsed or self._max_share == 1)
+        return broadcast_from_rank0(spent <= self._max_share * elapsed or self._max_share == 1)
 
     def _extract(self, generate: Generate) -> Features:
         """Features of all samples, gathered from all ranks."""
@@ -87,7 +87,7 @@ class Evaluator:
         counts = [part.stop - part.start for part in slices]
         features = self._extractor.extract(resize_samples(generate(slices[rank()]), self._shape))
         gathered = [
-            None if part is None else all_rows(part, counts)
+            None if part is None else all_gather_rows(part, counts)
             for part in (features.features, features.modes, features.confidences)
         ]
         assert gathered[0] is not None

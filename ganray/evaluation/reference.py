@@ -79,7 +79,7 @@ class ReferenceSet:
     @property
     def shape(self) -> Shape:
         """(H, W, C) of a real."""
-        return self.data.seen_shape(self.images.image_shape)
+        return self.data.cropped_shape(self.images.image_shape)
 
     def comparable(self, samples: int, parts: int = 1) -> int:
         """How many of them there are to compare with: see the function of this name."""
@@ -167,7 +167,7 @@ def _labelled(
         known = labels >= 0
         ids, labels = ids[known], labels[known]
     labels = torch.from_numpy(labels)
-    height, width, channels = data.seen_shape(images.image_shape)
+    height, width, channels = data.cropped_shape(images.image_shape)
     if not _stacked(images):
         shape = (len(ids), height, width, channels)
         return LazyImages(shape, lambda: read(data, images, ids)), labels
@@ -286,29 +286,29 @@ class RunDatasets:
 
     def judge(self, classifier: str) -> EvaluationAssets:
         """Who judges, by the classifier that `prepare_run_classifier` trained."""
-        return EvaluationAssets(classifier, "" if self.same else self.reals.where)
+        return EvaluationAssets(classifier, "" if self.same else self.reals.location)
 
 
-def find(config: Config) -> RunDatasets:
+def locate_datasets(config: Config) -> RunDatasets:
     """Find both sets.
 
     Raises:
         ValueError: they are not there, the disk has too little room for their shards, or samples
             cannot be brought to the size of the reals.
     """
-    images = prepare.plan(config.data, config.home)
+    images = prepare.plan_dataset(config.data, config.home)
     reference, compares = config.reference_data(), config.evaluation.compares()
     if reference == config.data or not compares or config.check_discriminator:
         return RunDatasets(config, images, images)
     try:
-        reals = prepare.plan(reference, config.home)
+        reals = prepare.plan_dataset(reference, config.home)
     except ValueError as error:
         named = f"images to compare with, evaluation.reals={config.evaluation.reals}"
         raise UserError(f"{named}: {error}") from error
-    if reference.split != config.data.split and reals.where == images.where:
+    if reference.split != config.data.split and reals.location == images.location:
         raise UserError(
             f"data.split={config.data.split}, and that of the images to compare with is"
-            f" {reference.split}: but all of {reals.where} are used, whatever the split; make a"
+            f" {reference.split}: but all of {reals.location} are used, whatever the split; make a"
             " set of each by jobs/shard.py"
         )
     check_comparable(images.image_shape, reals.image_shape)
@@ -320,29 +320,29 @@ def prepare_datasets(sets: RunDatasets) -> str:
     """Make the shards that are not there yet; returns 16 hex digits for those that are learned."""
     config = sets.config
     if not sets.same:
-        prepare.prepare(config.reference_data(), sets.reals)
-    return prepare.prepare(config.data, sets.images)
+        prepare.prepare_dataset(config.reference_data(), sets.reals)
+    return prepare.prepare_dataset(config.data, sets.images)
 
 
 def prepare_run_classifier(sets: RunDatasets) -> str:
     """Train the classifier that samples are judged by, before a worker is held; its file."""
-    with opened(sets) as images:
+    with open_reference(sets) as images:
         return prepare_classifier(sets.config, images, reference_digest(sets), local_device())
 
 
 def reference_digest(sets: RunDatasets) -> str:
     """16 hex digits for what samples are compared with, once it is laid down."""
-    return prepare.prepare(sets.config.reference_data(), sets.reals)
+    return prepare.prepare_dataset(sets.config.reference_data(), sets.reals)
 
 
-def opened(sets: RunDatasets) -> closing[ImageDataset]:
+def open_reference(sets: RunDatasets) -> closing[ImageDataset]:
     """Around the block: the images that samples are compared with."""
     config = sets.config
-    return closing(prepare.open_images(config.reference_data(), config.home, sets.reals.where))
+    return closing(prepare.open_dataset(config.reference_data(), config.home, sets.reals.location))
 
 
-def dataset_of(sets: RunDatasets, digest: str) -> dict[str, str]:
+def dataset_info(sets: RunDatasets, digest: str) -> dict[str, str]:
     """What was learned, for the lineage: name, digest and path."""
     images = sets.images
     name = "procedural faces" if images.drawn else sets.config.data.source
-    return {"name": name, "digest": digest, "path": images.where}
+    return {"name": name, "digest": digest, "path": images.location}

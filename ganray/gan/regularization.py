@@ -1,7 +1,7 @@
 """What is done to a discriminator against mode collapse, whichever network it is.
 
 Packs and groups are *consecutive images of the global batch*. So a step is the same on any number
-of ranks, as long as none of them parts what D looks at together (`NetworkConfig.together`).
+of ranks, as long as none of them parts what D looks at together (`NetworkConfig.group_size`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def add_minibatch_stddev(D: nn.Module, group: int) -> None:
 def normalise(D: nn.Module) -> None:
     """Divide each weight matrix of D by its largest singular value: Miyato et al. 2018.
 
-    The singular vectors are mlflow_sync_context by one power iteration in each forward pass in training mode,
+    The singular vectors are sync_run by one power iteration in each forward pass in training mode,
     and kept in buffers: the same on all ranks, which start alike and make the same passes.
     """
     for layer in list(D.modules()):

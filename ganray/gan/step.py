@@ -80,7 +80,7 @@ class GeneratorObjective(nn.Module):
 
     With `unroll`, a D some steps ahead, which has learned from these very images. Each rank would
     look ahead by its own share of the batch, so that the run would depend on how many there are:
-    `plan.check_world` allows one. The steps go down D's adversarial loss, without its penalties.
+    `plan.check_workers` allows one. The steps go down D's adversarial loss, without its penalties.
     """
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: LossConfig) -> None:

@@ -58,7 +58,7 @@ class Run:
     run_id: str
     experiment_id: str
     folder: Path
-    """The run folder whose journal is mlflow_sync_context."""
+    """The run folder whose journal is sync_run."""
 
 
 def store_uri(config: Config) -> str:
@@ -149,7 +149,7 @@ def log_config(client: MlflowClient, run_id: str, config: Config) -> None:
 
 
 @contextmanager
-def mlflow_sync_context(run: Run, poll_s: float = 2.0) -> Iterator[JournalSync]:
+def sync_run(run: Run, poll_s: float = 2.0) -> Iterator[JournalSync]:
     """Around the work: send the journal as it grows, at the end the rest and the final status."""
     follower = JournalSync(run, poll_s)
     try:

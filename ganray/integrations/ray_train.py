@@ -31,7 +31,7 @@ from ganray.config.schema import Config, RayConfig
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.training.context import keep_checkpoint, latest_checkpoint
-from ganray.training.launch import work
+from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
 
@@ -209,7 +209,7 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
     config = job["config"]
     context = RayContext(config.run_folder(), config.train.keep_checkpoints)
     try:
-        work(config, job["images"], job["judge"], context)
+        run_worker(config, job["images"], job["judge"], context)
     except Diverged as error:
         return {"diverged": str(error)}
     return {}

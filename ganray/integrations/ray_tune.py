@@ -45,7 +45,7 @@ from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
 from ganray.sweeps.design import SweepPlan, Trial, trial
 from ganray.training.context import LocalContext
-from ganray.training.launch import work
+from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.state import CONFIG_FILE
@@ -93,7 +93,7 @@ class Watcher(Protocol):
         ...
 
 
-def room(options: SweepConfig, workers: Workers, cluster: Cluster) -> int:
+def max_concurrent(options: SweepConfig, workers: Workers, cluster: Cluster) -> int:
     """How many runs there is room for at a time, at least one."""
     if workers.gpu:
         share = options.trials_per_gpu if workers.count == 1 else 1
@@ -374,7 +374,7 @@ def _alone(config: Config, job: Job, options: SweepConfig) -> None:
         torch.cuda.set_per_process_memory_fraction(1 / options.trials_per_gpu)
     population = options.design == "pbt"
     given = job.given_to(config)
-    work(config, given.images, given.judge, TuneContext(config, population))
+    run_worker(config, given.images, given.judge, TuneContext(config, population))
 
 
 class TuneContext(LocalContext):

@@ -12,7 +12,7 @@ from ganray.errors import UserError
 from ganray.evaluation import reference
 from ganray.evaluation.reference import EvaluationAssets, RunDatasets, comparable
 from ganray.evaluation.suite import MIN_IMAGES
-from ganray.training.plan import classes_of
+from ganray.training.plan import num_classes
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class SweepDatasets:
             key = config.images_identity()
             if key not in self._sets:
                 _fetch(config)
-                self._sets[key] = reference.find(config)
-            classes_of(config, self._sets[key].images)
+                self._sets[key] = reference.locate_datasets(config)
+            num_classes(config, self._sets[key].images)
         for one in self:
             _check_enough(one, halved=one.reals.classes > 0)
         _check_differ(self)
@@ -72,7 +72,7 @@ class SweepDatasets:
         for one in self:
             data, reference, home = one.config.data, one.config.reference_data(), one.config.home
             for what, found in ((data, one.images), (reference, one.reals)):
-                told[prepare.identity(what, found, home)] = str(found)
+                told[prepare.dataset_identity(what, found, home)] = str(found)
         return ", ".join(dict.fromkeys(told.values())), "-".join(told)
 
     def given(self) -> dict[Hashable, RunAssets]:
@@ -89,20 +89,20 @@ class SweepDatasets:
                 classifiers[reference_id] = reference.prepare_run_classifier(one)
                 _check_enough(one, halved=bool(classifiers[reference_id]))
             judge = one.judge(classifiers[reference_id])
-            given[key] = RunAssets(one.images.where, judge, one.images.classes)
+            given[key] = RunAssets(one.images.location, judge, one.images.classes)
         return given
 
     def local(self) -> list[Path]:
         """What all nodes must see."""
         near = [one for one in self if not one.config.data.is_remote()]
-        return sorted({Path(plan.where) for one in near for plan in (one.images, one.reals)})
+        return sorted({Path(plan.location) for one in near for plan in (one.images, one.reals)})
 
     def dataset_of(self, config: Config) -> dict[str, str]:
         """What MLflow is told of the images of a run; of the base, of those that are shown."""
         key = config.images_identity()
         if key not in self._sets:
             key = self.in_plan.config.images_identity()
-        return reference.dataset_of(self._sets[key], self._digests[key])
+        return reference.dataset_info(self._sets[key], self._digests[key])
 
 
 def _fetch(config: Config) -> None:
@@ -121,7 +121,7 @@ def _check_differ(found: Iterable[RunDatasets]) -> None:
         data, images = one.config.data, one.images
         # Sides of 0 and 28 are the same for images of 28x28, and a crop of 28 is none.
         crop = 0 if images.image_shape == _uncut(one) else data.crop
-        made_of = (images.source, data.source, data.split) if images.source else (images.where,)
+        made_of = (images.source, data.source, data.split) if images.source else (images.location,)
         shape, form = images.image_shape, (data.encoding, data.flip)
         key = (*made_of, images.count, shape, crop, *form)
         if (other := known.setdefault(key, one.config)) is not one.config:

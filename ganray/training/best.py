@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ganray.evaluation.diagnosis import WATCHED, alarm, half_life
+from ganray.evaluation.diagnosis import WATCHED, collapse_warning, half_life
 from ganray.training import journal
 from ganray.training.state import TrainState
 
@@ -33,7 +33,7 @@ def record_scores(
         known = past < now  # a resumed run has already recorded evaluations that it repeats
         curves[name] = ([*past[known], now], [*values[known], scores[name]])
     saturation = journal.history(folder, "D/saturation")[1][-1:]
-    warning = alarm(
+    warning = collapse_warning(
         {name: values for name, (_, values) in curves.items()},
         float(saturation[0]) if len(saturation) else math.nan,
         state.step / state.config.train.steps(),

@@ -92,7 +92,7 @@ def check_discriminator(
 
 def _held_back(config: Config, images: ImageDataset) -> np.ndarray:
     """Ids of whole packs: the first in a run's order, which for far images lie in few shards."""
-    together = config.network.together()
+    together = config.network.group_size()
     most = min(HELD_BACK, len(images) // 5)
     count = max(together, most // together * together)
     if count >= len(images):
@@ -109,7 +109,7 @@ def _batch_of(state: TrainState, images: ImageDataset, ids: np.ndarray) -> Batch
     if state.classes:
         classes = torch.from_numpy(images.annotations(ids).labels).to(state.device)
         labels = [networks.one_hot_labels(classes, state.classes)]
-    real = to_float(real, state.config.pixel_low())
+    real = to_float(real, state.config.pixel_min())
     return real, _noise_like(real, state.config, "held noise", 0), labels
 
 
@@ -117,7 +117,7 @@ def _batches(
     state: TrainState, images: ImageDataset, pixels: Iterator[torch.Tensor]
 ) -> Iterator[Batch]:
     """One batch a step, each with noise of its own."""
-    low, size = state.config.pixel_low(), state.config.train.batch_size
+    low, size = state.config.pixel_min(), state.config.train.batch_size
     for batch in pixels:
         real = to_float(rank_images(state, batch, slice(0, size)), low)
         labels = rank_labels(state, images)
@@ -127,7 +127,7 @@ def _batches(
 
 
 def _noise_like(real: torch.Tensor, config: Config, stream: str, step: int) -> torch.Tensor:
-    low, seed = config.pixel_low(), latents.seed_of(config.train.rng_seed, stream, step)
+    low, seed = config.pixel_min(), latents.seed_of(config.train.rng_seed, stream, step)
     generator = torch.Generator(real.device).manual_seed(seed)
     return low + (1 - low) * torch.rand(real.shape, generator=generator, device=real.device)
 
@@ -169,7 +169,7 @@ def _judge(state: TrainState, held: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _verdict(state: TrainState, held: Batch, learned: int) -> DiscriminatorCheck:
-    folder, low = state.config.run_folder(), state.config.pixel_low()
+    folder, low = state.config.run_folder(), state.config.pixel_min()
     real_probs, noise_probs = (probs.cpu().numpy() for probs in _judge(state, held))
     pack = state.config.network.pack  # one picture for each of D's words
     real, noise = (to_uint8(images[::pack], low).cpu().numpy() for images in (held[0], held[1]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from ganray.config.schema import Config
 from ganray.config.serialization import check_resumes, from_dict, to_dict
 from ganray.data.loader import ImageDataset
-from ganray.data.prepare import open_images
+from ganray.data.prepare import open_dataset
 from ganray.distributed import rank
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
@@ -75,21 +75,23 @@ def launch(config: Config, images: str, judge: EvaluationAssets = NO_ASSETS) -> 
 
     Args:
         config: The run.
-        images: Where the shards are: `DatasetPlan.where`.
+        images: Where the shards are: `DatasetPlan.location`.
         judge: Who compares samples with what.
     """
     context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
-    work(config, images, judge, context)
+    run_worker(config, images, judge, context)
     checkpoint = context.latest_checkpoint()
     assert checkpoint is not None, "the loop ends with a checkpoint"
     return checkpoint
 
 
-def work(config: Config, images: str, judge: EvaluationAssets, context: WorkerContext) -> None:
+def run_worker(
+    config: Config, images: str, judge: EvaluationAssets, context: WorkerContext
+) -> None:
     """One rank's life, the same under every launcher."""
     with (
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
-        closing(open_images(config.data, config.home, images)) as opened,
+        closing(open_dataset(config.data, config.home, images)) as opened,
         _reals(config, opened, judge.reals) as reals,
     ):
         evaluator = Evaluator(config.evaluation, judge.reference_set(config, reals), context.device)
@@ -102,5 +104,5 @@ def _reals(config: Config, learned: ImageDataset, where: str) -> Iterator[ImageD
     if not where:
         yield learned
         return
-    with closing(open_images(config.reference_data(), config.home, where)) as images:
+    with closing(open_dataset(config.reference_data(), config.home, where)) as images:
         yield images

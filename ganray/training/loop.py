@@ -20,7 +20,7 @@ from ganray.data.in_memory import InMemoryDataset
 from ganray.data.loader import ImageDataset, Loader
 from ganray.data.sampler import DeterministicSampler, rank_slice
 from ganray.data.transforms import augment, to_float
-from ganray.distributed import Means, from_leader, rank, world_size
+from ganray.distributed import Means, broadcast_from_rank0, rank, world_size
 from ganray.evaluation.evaluator import Evaluator
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
@@ -58,7 +58,7 @@ def train(
     # Wake up: the same weights on every rank, then each its own slice of the global batch.
     device, size = context.device, config.train.batch_size
     state = first_state(config, images, device)
-    if checkpoint := from_leader(context.latest_checkpoint()):
+    if checkpoint := broadcast_from_rank0(context.latest_checkpoint()):
         state.load(checkpoint)
     mine = rank_slice(size, rank(), world_size())
     weight = (mine.stop - mine.start) * world_size() / size
@@ -69,7 +69,7 @@ def train(
 
     with contextlib.closing(stream(config, images, device, state.step)) as batches:
         while state.step < config.train.steps():
-            real = to_float(rank_images(state, next(batches), mine), config.pixel_low())
+            real = to_float(rank_images(state, next(batches), mine), config.pixel_min())
             labels = rank_labels(state, images)
             how = labels, weight, autocast
             # Discriminator.
@@ -79,29 +79,29 @@ def train(
             )
             means.add(stats)
             # Generator, where it is its turn; then its moving average.
-            for draw in config.train.G_turn(state.step):
+            for draw in config.train.generator_updates(state.step):
                 z = rank_latents(state, draw, mine, labels)
                 stats = generator_step(state.G_objective, state.D, state.G_optimizer, real, z, *how)
                 means.add(stats)
             state.advance()
             # Log: the only place where the host waits for the device.
-            if state.due(config.train.log_every):
+            if state.is_due(config.train.log_every):
                 means.add(replaced(images, device))
                 scores = means.sync() | pace.lap(state.images_seen, size, device)
                 check_finite(scores, state.step)
                 journal.metrics(state.images_seen, scores)
             # Look.
-            if state.due(config.train.sample_every) and rank() == 0:
+            if state.is_due(config.train.sample_every) and rank() == 0:
                 picture = sample_grid(state.samples().numpy(), state.columns)
                 journal.image("samples", state.images_seen, picture)
             # Judge: how much of the data does G cover?
-            if state.due(config.evaluation.every or config.train.sample_every):
-                generate = partial(state.images_of, "evaluation", evaluator.samples)
+            if state.is_due(config.evaluation.every or config.train.sample_every):
+                generate = partial(state.generate, "evaluation", evaluator.samples)
                 scores = evaluator(generate, final=state.step == config.train.steps())
                 if scores is not None:
                     last_scores = record_scores(state, journal, scores)
             # Remember: every rank takes part.
-            if state.due(config.train.checkpoint_every):
+            if state.is_due(config.train.checkpoint_every):
                 checkpoint_now(state, context, last_scores)
     return state
 
@@ -109,7 +109,7 @@ def train(
 def first_state(config: Config, images: ImageDataset, device: torch.device) -> TrainState:
     """Networks and optimizers for these images, before the first step."""
     classes = len(images.class_names) if config.network.conditional else 0
-    return TrainState(config, config.data.seen_shape(images.image_shape), device, classes)
+    return TrainState(config, config.data.cropped_shape(images.image_shape), device, classes)
 
 
 def stream(

@@ -54,7 +54,7 @@ def this_machine() -> Cluster:
     return Cluster(os.cpu_count() or 1, torch.cuda.device_count(), 1)
 
 
-def resolve(config: Config, cluster: Cluster) -> Workers:
+def resolve_workers(config: Config, cluster: Cluster) -> Workers:
     """Choose the workers and check that the cluster has them.
 
     Raises:
@@ -74,17 +74,17 @@ def resolve(config: Config, cluster: Cluster) -> Workers:
             + (f" --ray.cpus_per_worker {max(cluster.cpus, 1)}" if cpus > cluster.cpus else "")
             + (" --ray.gpu false" if gpu and not fits else "")
         )
-    check_world(config, count)
+    check_workers(config, count)
     return Workers(count, gpu, cpus)
 
 
-def check_world(config: Config, count: int) -> None:
+def check_workers(config: Config, count: int) -> None:
     """Refuse what cannot be learned by so many workers.
 
     Raises:
         ValueError: the batch has fewer images, or parts what D looks at together; or G looks ahead.
     """
-    size, together = config.train.batch_size, config.network.together()
+    size, together = config.train.batch_size, config.network.group_size()
     if size < count:
         raise UserError(
             f"train.batch_size={size} cannot be split over {count} workers; give at least {count}"
@@ -109,19 +109,19 @@ def describe(sets: RunDatasets, workers: Workers, results: str) -> str:
     config = sets.config
     again = f"{config.name} (stopped? the same command with --name {config.name} goes on)"
     where = f"{config.run_folder()} and {results}"
-    return aligned({"run": again} | decisions(sets, workers) | {"results": where})
+    return format_rows({"run": again} | plan_rows(sets, workers) | {"results": where})
 
 
-def aligned(rows: Mapping[str, str]) -> str:
+def format_rows(rows: Mapping[str, str]) -> str:
     """A line for each name and text."""
     width = max(9, *map(len, rows))
     return "\n".join(f"{name:{width}s} {text}" for name, text in rows.items())
 
 
-def decisions(sets: RunDatasets, workers: Workers) -> dict[str, str]:
+def plan_rows(sets: RunDatasets, workers: Workers) -> dict[str, str]:
     """What a run will do and take, by topic."""
     config, images, train = sets.config, sets.images, sets.config.train
-    classes = classes_of(config, images)
+    classes = num_classes(config, images)
     G, D = _meta_networks(config, images.image_shape, classes)
     height, width, channels = images.stored_shape
     share = math.ceil(train.batch_size / workers.count)
@@ -131,7 +131,7 @@ def decisions(sets: RunDatasets, workers: Workers) -> dict[str, str]:
         "data": str(images),
         "shards": f"{height}x{width}x{channels} {config.data.encoding},"
         f" {images.bytes / 2**20:,.0f} MiB,"
-        f" {'ready' if images.ready else 'to be made'}: {images.where}",
+        f" {'ready' if images.ready else 'to be made'}: {images.location}",
         "networks": f"{config.network.kind}: G {_count(G):,} and D {_count(D):,} parameters,"
         f" z {config.latent}{label}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
@@ -174,7 +174,7 @@ def _game(config: Config) -> str:
     return " + ".join([loss.name, *(text for text, on in added.items() if on)])
 
 
-def classes_of(config: Config, images: DatasetPlan) -> int:
+def num_classes(config: Config, images: DatasetPlan) -> int:
     """How many classes the networks are told of; 0 for an unconditional pair.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ganray.config.schema import Config, OptimizerConfig
 from ganray.config.serialization import check_resumes, from_dict, to_dict
 from ganray.data.transforms import to_uint8
-from ganray.distributed import wrap
+from ganray.distributed import wrap_ddp
 from ganray.errors import UserError
 from ganray.gan import ema, latents, networks
 from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
@@ -47,9 +47,9 @@ class TrainState:
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
         )
         # Wrapped while D is frozen: the G objective's DDP then knows only G's parameters.
-        self.D_objective = wrap(DiscriminatorObjective(self.D, config.loss), device)
+        self.D_objective = wrap_ddp(DiscriminatorObjective(self.D, config.loss), device)
         self.D.requires_grad_(False)
-        self.G_objective = wrap(GeneratorObjective(self.G, self.D, config.loss), device)
+        self.G_objective = wrap_ddp(GeneratorObjective(self.G, self.D, config.loss), device)
         self.D.requires_grad_(True)
         self.D_optimizer = build_optimizer(config.optimizer, self.D, config.optimizer.lr_D)
         self.G_optimizer = build_optimizer(config.optimizer, self.G, config.optimizer.lr_G)
@@ -59,10 +59,10 @@ class TrainState:
         """Real images shown to D so far, summed over ranks."""
         return self.step * self.config.train.batch_size
 
-    def due(self, kimg: float) -> bool:
+    def is_due(self, kimg: float) -> bool:
         """Whether something that happens every `kimg` happens after this step, or at the end."""
         train = self.config.train
-        return self.step % train.every(kimg) == 0 or self.step == train.steps()
+        return self.step % train.kimg_to_steps(kimg) == 0 or self.step == train.steps()
 
     def advance(self) -> None:
         """Count the step and move G_ema."""
@@ -86,9 +86,9 @@ class TrainState:
 
     def samples(self) -> torch.Tensor:
         """The sample grid: uint8 (ROWS * columns, H, W, C) on the CPU."""
-        return self.images_of("samples", ROWS * self.columns).cpu()
+        return self.generate("samples", ROWS * self.columns).cpu()
 
-    def images_of(self, stream: str, count: int, mine: slice = slice(None)) -> torch.Tensor:
+    def generate(self, stream: str, count: int, mine: slice = slice(None)) -> torch.Tensor:
         """G_ema at the same latents every time; where conditional, of each class in turn.
 
         Args:
@@ -102,7 +102,7 @@ class TrainState:
         z = latents.fixed_latents(
             self.config.latent, self.config.train.rng_seed, stream, count, self.classes, self.device
         )[mine]
-        low = self.config.pixel_low()
+        low = self.config.pixel_min()
         # All at once, full-size images would need gigabytes.
         with torch.no_grad():
             parts = [to_uint8(self.G_ema(part), low) for part in z.split(_AT_ONCE)]
@@ -209,7 +209,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_generator(folder: Path) -> nn.Module:
+def generator_from_checkpoint(folder: Path) -> nn.Module:
     """G_ema of a checkpoint, in eval mode on the CPU: float (n, size + classes) -> images."""
     state = read_state(folder)
     config = read_config(folder)

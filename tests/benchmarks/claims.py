@@ -26,7 +26,7 @@ from ganray.gan import latents, networks
 from ganray.metrics import modes
 from ganray.progress import Progress
 from ganray.training import journal
-from ganray.training.state import load_generator, read_config
+from ganray.training.state import generator_from_checkpoint, read_config
 from tests.benchmarks import runs
 
 SAMPLES = 10_000
@@ -152,12 +152,12 @@ def outcome(folder: Path, classifier: classifier.Classifier) -> RunResult:
 def samples(folder: Path, count: int) -> np.ndarray:
     """Images of a run's G_ema at fixed latents: uint8 (count, 28, 28, 1); labels in turn."""
     checkpoint = max(folder.glob("checkpoint_*"))
-    config, G = read_config(checkpoint), load_generator(checkpoint)
+    config, G = read_config(checkpoint), generator_from_checkpoint(checkpoint)
     z = latents.sample(config.latent, count, rng_seed=0, stream="claims", step=0, device=runs.CPU)
     if config.network.conditional:
         labels = networks.one_hot_labels(torch.arange(count) % 10, 10)
         z = torch.cat([z, labels], 1)
-    return to_uint8(G(z), config.pixel_low()).numpy()
+    return to_uint8(G(z), config.pixel_min()).numpy()
 
 
 def table(variants: list[Variant], outcomes: dict[str, list[RunResult]], home: Path) -> str:

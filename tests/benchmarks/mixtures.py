@@ -271,7 +271,7 @@ def train(run: Run) -> Scored:
         share = shares[at].flatten().repeat_interleave(pack) if variant.loss.gp_weight else None
         points = real[at, :, :, None, None]
         discriminator_step(D_objective, G, D_optimizer, points, z_D[at], share=share)
-        if variant.turns.G_turn(step):
+        if variant.turns.generator_updates(step):
             generator_step(G_objective, D, G_optimizer, points, z_G[at])
         half_life = EMA_STEPS * size
         ema.update(averaged, latest, batch_size=size, half_life=half_life, seen=(step + 1) * size)

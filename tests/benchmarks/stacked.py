@@ -32,7 +32,7 @@ from ganray.gan import latents
 from ganray.metrics import modes
 from ganray.progress import Progress
 from ganray.training import journal
-from ganray.training.state import load_generator, read_config, read_state
+from ganray.training.state import generator_from_checkpoint, read_config, read_state
 from tests.benchmarks import runs
 
 CLASSES = 1000
@@ -156,7 +156,7 @@ def main() -> None:
 
     # Here, as those that train at once would all want to write the shards.
     data = replace(STACKED[chosen[0].preset].data, root=str(options.root))
-    prepare.prepare(data, prepare.plan(data, options.home.resolve()))
+    prepare.prepare_dataset(data, prepare.plan_dataset(data, options.home.resolve()))
 
     def run(job: tuple[Variant, int]) -> None:
         train(*job, options.iterations, options.root, options.home)
@@ -216,7 +216,7 @@ def outcome(folder: Path, samples: int, classifier: classifier.Classifier) -> Ru
         found = json.loads(cached.read_text())
         return RunResult(Counted(**found["G"]), Counted(**found["G_ema"]), found["images_per_s"])
     seen, rates = journal.history(folder, "data/images_per_s")
-    generator = load_generator(checkpoint)
+    generator = generator_from_checkpoint(checkpoint)
     of_average = counted(sampled(checkpoint, generator, samples), classifier)
     generator.load_state_dict(read_state(checkpoint)["G"])
     found = RunResult(
@@ -233,7 +233,7 @@ def sampled(checkpoint: Path, G: torch.nn.Module, count: int) -> np.ndarray:
     config = read_config(checkpoint)
     z = latents.sample(config.latent, count, rng_seed=0, stream="stacked", step=0, device=runs.CPU)
     with torch.no_grad():
-        parts = [to_uint8(G(part), config.pixel_low()).numpy() for part in z.split(PART)]
+        parts = [to_uint8(G(part), config.pixel_min()).numpy() for part in z.split(PART)]
     return np.concatenate(parts)
 
 

@@ -73,7 +73,7 @@ def test_a_run_by_name_leaves_its_pictures_on_disk_and_in_mlflow(known, capsys):
     assert sorted(path.name for path in folder.iterdir()) == [*PNGS, "walk.gif"]
     for name in PNGS:
         Image.open(folder / name).verify()
-    found, latent = load_generator.find("tiny", known.config.home), known.config.latent
+    found, latent = load_generator.load_generator("tiny", known.config.home), known.config.latent
     z = latents.sample(latent, 8, rng_seed=0, stream="explore/samples", step=0, device=CPU)
     shown = np.asarray(Image.open(folder / "samples.png"))[52:148, 16 : 16 + 8 * 100]
     for i, image in enumerate(enlarge(found.images(z))):  # 16 pixels six times as large

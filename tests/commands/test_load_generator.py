@@ -36,14 +36,14 @@ def registered(known: KnownRun):
 
 
 def expected(known: KnownRun) -> np.ndarray:
-    return load_generator.find(str(known.checkpoint), known.config.home).images(Z)
+    return load_generator.load_generator(str(known.checkpoint), known.config.home).images(Z)
 
 
 @pytest.mark.parametrize("name", ["tiny", "{folder}", "{checkpoint}"])
 def test_folders_and_names_of_runs(known, name):
     folder = known.config.run_folder()
     name = name.format(folder=folder, checkpoint=known.checkpoint)
-    found = load_generator.find(name, known.config.home)
+    found = load_generator.load_generator(name, known.config.home)
     assert found.source == f"checkpoint {known.checkpoint}"  # the newest of two
     assert (found.folder, found.run, found.classes) == (folder, None, 0)
     assert (found.images(Z) == expected(known)).all()
@@ -55,7 +55,7 @@ def test_folders_and_names_of_runs(known, name):
 )
 def test_names_in_mlflow(known, registered, name):
     name = name.format(run_id=known.run_id, model=known.model_uri)
-    found = load_generator.find(name, known.config.home)
+    found = load_generator.load_generator(name, known.config.home)
     assert found.source.startswith("model models:/")
     assert (found.run.run_id, found.folder) == (known.run_id, known.config.run_folder())
     assert (found.config, found.classes) == (known.config, 0)
@@ -65,7 +65,7 @@ def test_names_in_mlflow(known, registered, name):
 
 def test_a_checkpoint_away_from_its_run(known, tmp_path):
     shutil.copytree(known.checkpoint, tmp_path / "given")
-    found = load_generator.find(str(tmp_path / "given"), tmp_path / "home")
+    found = load_generator.load_generator(str(tmp_path / "given"), tmp_path / "home")
     assert found.folder is None
     assert found.config == known.config
     kept = found.output_folder("evaluation", None, tmp_path / "home")
@@ -86,7 +86,7 @@ def test_what_is_said_of_an_older_checkpoint_has_a_folder_of_its_own(known, tmp_
         str(folder / "best_diversity"): "evaluation/best_diversity",
     }
     for name, place in places.items():
-        found = load_generator.find(name, home)
+        found = load_generator.load_generator(name, home)
         assert found.output_folder("evaluation", None, home) == folder / place
         assert found.label == place.replace("evaluation", "tiny")
         found.log([picture], "evaluation")
@@ -95,7 +95,7 @@ def test_what_is_said_of_an_older_checkpoint_has_a_folder_of_its_own(known, tmp_
 
 def test_a_home_that_was_moved_takes_its_store_along(known, tmp_path):
     shutil.copytree(known.config.home, tmp_path / "moved")
-    found = load_generator.find("tiny", tmp_path / "moved")
+    found = load_generator.load_generator("tiny", tmp_path / "moved")
     assert mlflow_sync.store_uri(found.config) == f"sqlite:///{tmp_path}/moved/mlflow.db"
 
 
@@ -108,20 +108,20 @@ def test_a_run_without_a_model_has_its_newest_checkpoint(known, tmp_path):
     (folder / "config.json").write_text(json.dumps(to_dict(other)))
     dataset = {"name": "squares", "digest": "0", "path": "/data"}
     run = mlflow_sync.open_run(other, dataset, {})
-    found = load_generator.find(run.run_id, home)
+    found = load_generator.load_generator(run.run_id, home)
     assert found.source == f"checkpoint {folder / known.checkpoint.name}"
     assert found.run.run_id == run.run_id
 
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match=r"logged no generator, and no checkpoint of run 'other'"):
-        load_generator.find(run.run_id, home)
+        load_generator.load_generator(run.run_id, home)
 
 
 def test_a_conditional_generator_is_told_the_label(tmp_path):
     config = tiny_config(tmp_path)
     config = replace(config, network=replace(config.network, conditional=True))
     TrainState(config, (16, 16, 3), torch.device("cpu"), 2).save(tmp_path / "two")
-    found = load_generator.find(str(tmp_path / "two"), tmp_path)
+    found = load_generator.load_generator(str(tmp_path / "two"), tmp_path)
     assert found.classes == 2
     seen = []
     watched = replace(found, G=lambda x: seen.append(x) or found.G(x))
@@ -131,7 +131,7 @@ def test_a_conditional_generator_is_told_the_label(tmp_path):
 
 
 def test_many_images_are_made_a_batch_at_a_time(known):
-    found = load_generator.find("tiny", known.config.home)
+    found = load_generator.load_generator("tiny", known.config.home)
     sizes = []
     watched = replace(found, G=lambda x: sizes.append(len(x)) or found.G(x))
     assert len(watched.images(torch.randn(150, 8))) == 150
@@ -150,24 +150,26 @@ def test_many_images_are_made_a_batch_at_a_time(known):
 )
 def test_a_wrong_name_is_one_clear_line(known, name, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_generator.find(name, known.config.home)
+        load_generator.load_generator(name, known.config.home)
     assert "\n" not in str(error.value)
 
 
 def test_a_home_without_runs_says_so(tmp_path):
     with pytest.raises(ValueError, match="there is none; give --home"):
-        load_generator.find("tiny", tmp_path)
+        load_generator.load_generator("tiny", tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(known, tmp_path):
     shutil.copytree(known.checkpoint, tmp_path / "given")
     (tmp_path / "given" / "state.pt").write_bytes(b"PK cut off")
     with pytest.raises(ValueError, match=r"given/state.pt cannot be read"):
-        load_generator.find(str(tmp_path / "given"), tmp_path)
+        load_generator.load_generator(str(tmp_path / "given"), tmp_path)
 
 
 def test_a_checkpoint_that_is_being_written_is_left_alone(known, tmp_path):
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(known.config.run_folder(), folder)
     shutil.copytree(known.checkpoint, folder / "checkpoint_9999999999.part")
-    assert Path(load_generator.find("tiny", tmp_path).source).name == known.checkpoint.name
+    assert (
+        Path(load_generator.load_generator("tiny", tmp_path).source).name == known.checkpoint.name
+    )

@@ -92,7 +92,7 @@ def test_a_bad_value_gives_name_value_and_rule(make, message):
 def test_durations_in_images_become_whole_steps():
     train = TrainConfig(kimg=1, batch_size=128)
     assert train.steps() == 8  # 7.8 rounded up: at least 1,000 images are shown
-    assert train.every(0.001) == 1
+    assert train.kimg_to_steps(0.001) == 1
 
 
 def test_resuming_may_change_where_and_how_long_but_not_what():
@@ -115,8 +115,8 @@ def test_a_run_from_before_a_field_was_there_has_its_default_and_may_go_on():
 
 
 def test_G_takes_its_turn_after_D_has_learned():
-    assert [TrainConfig().G_turn(step) for step in range(2)] == [["G"], ["G"]]
-    turns = [TrainConfig(G_every=3, G_steps=2).G_turn(step) for step in range(6)]
+    assert [TrainConfig().generator_updates(step) for step in range(2)] == [["G"], ["G"]]
+    turns = [TrainConfig(G_every=3, G_steps=2).generator_updates(step) for step in range(6)]
     assert turns == [[], [], ["G", "G1"], [], [], ["G", "G1"]]
 
 

@@ -15,18 +15,18 @@ DRAWN = DataConfig(drawn=12, size=16)
 
 
 def test_without_celeba_faces_are_drawn_and_converted_once(tmp_path):
-    plan = prepare.plan(DRAWN, tmp_path)
+    plan = prepare.plan_dataset(DRAWN, tmp_path)
     assert plan.drawn
     assert not plan.ready
     assert "no CelebA" in str(plan)
-    digest = prepare.prepare(DRAWN, plan)
-    images = prepare.open_images(DRAWN, tmp_path, plan.where)
+    digest = prepare.prepare_dataset(DRAWN, plan)
+    images = prepare.open_dataset(DRAWN, tmp_path, plan.location)
     assert (len(images), images.image_shape) == (12, (16, 16, 3))
-    stamps = [path.stat().st_mtime_ns for path in sorted(Path(plan.where).iterdir())]
-    again = prepare.plan(DRAWN, tmp_path)
+    stamps = [path.stat().st_mtime_ns for path in sorted(Path(plan.location).iterdir())]
+    again = prepare.plan_dataset(DRAWN, tmp_path)
     assert again.ready
-    assert prepare.prepare(DRAWN, again) == digest
-    assert [path.stat().st_mtime_ns for path in sorted(Path(plan.where).iterdir())] == stamps
+    assert prepare.prepare_dataset(DRAWN, again) == digest
+    assert [path.stat().st_mtime_ns for path in sorted(Path(plan.location).iterdir())] == stamps
 
 
 def test_celeba_and_the_drawn_stand_in_go_through_one_path(tmp_path, celeba_zip, celeba_folder):
@@ -34,32 +34,32 @@ def test_celeba_and_the_drawn_stand_in_go_through_one_path(tmp_path, celeba_zip,
     rows = []
     for folder in (celeba_zip, celeba_folder):
         data = DataConfig(root=str(folder), size=16)
-        plan = prepare.plan(data, tmp_path)
+        plan = prepare.plan_dataset(data, tmp_path)
         assert not plan.drawn
-        prepare.prepare(data, plan)
-        rows.append(ShardedDataset(Path(plan.where)).annotations(np.arange(150)))
+        prepare.prepare_dataset(data, plan)
+        rows.append(ShardedDataset(Path(plan.location)).annotations(np.arange(150)))
     np.testing.assert_array_equal(rows[0].ids, rows[1].ids)
     np.testing.assert_array_equal(rows[0].attributes, rows[1].attributes)
 
 
 def test_a_shard_that_was_lost_is_made_again(tmp_path, celeba_folder):
     data = DataConfig(root=str(celeba_folder), size=8)
-    made = prepare.plan(data, tmp_path)
-    digest = prepare.prepare(data, made)
-    (Path(made.where) / "shard-00000.h5").unlink()
+    made = prepare.plan_dataset(data, tmp_path)
+    digest = prepare.prepare_dataset(data, made)
+    (Path(made.location) / "shard-00000.h5").unlink()
     with pytest.raises(ValueError, match="prepare again into this folder"):
-        prepare.open_images(data, tmp_path, made.where)
-    again = prepare.plan(data, tmp_path)
+        prepare.open_dataset(data, tmp_path, made.location)
+    again = prepare.plan_dataset(data, tmp_path)
     assert not again.ready
-    assert prepare.prepare(data, again) == digest
-    assert prepare.plan(data, tmp_path).ready
-    assert len(prepare.open_images(data, tmp_path, made.where)) == 150
+    assert prepare.prepare_dataset(data, again) == digest
+    assert prepare.plan_dataset(data, tmp_path).ready
+    assert len(prepare.open_dataset(data, tmp_path, made.location)) == 150
 
 
 def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
     data = DataConfig(root=str(celeba_folder), size=16)
     plans = [
-        prepare.plan(changed, tmp_path)
+        prepare.plan_dataset(changed, tmp_path)
         for changed in (
             data,
             replace(data, split="train"),
@@ -69,11 +69,11 @@ def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
         )
     ]
     assert [plan.count for plan in plans] == [150, 100, 20, 7, 150]
-    assert len({plan.where for plan in plans}) == 5
+    assert len({plan.location for plan in plans}) == 5
 
 
 def test_a_download_is_planned_without_being_made(tmp_path):
-    plan = prepare.plan(DataConfig(download=True, size=16), tmp_path)
+    plan = prepare.plan_dataset(DataConfig(download=True, size=16), tmp_path)
     assert plan.count == 202_599
     assert not list(tmp_path.iterdir())
 
@@ -88,7 +88,7 @@ def test_a_download_is_planned_without_being_made(tmp_path):
 )
 def test_what_cannot_work_is_refused_in_one_line(data, message, tmp_path):
     with pytest.raises(ValueError, match=r".") as error:
-        prepare.plan(data, tmp_path)
+        prepare.plan_dataset(data, tmp_path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -113,56 +113,56 @@ def test_torchvision_is_asked_once_and_not_where_celeba_is_complete(
 
 def test_digits_need_no_root_and_mnist_is_planned_before_it_is_fetched(tmp_path):
     data = DataConfig(source="digits", size=16, split="train")
-    plan = prepare.plan(data, tmp_path)
+    plan = prepare.plan_dataset(data, tmp_path)
     assert (plan.count, plan.image_shape, plan.ready) == (1_500, (16, 16, 1), False)
-    prepare.prepare(data, plan)
-    assert prepare.plan(data, tmp_path).ready
-    images = prepare.open_images(data, tmp_path, plan.where)
+    prepare.prepare_dataset(data, plan)
+    assert prepare.plan_dataset(data, tmp_path).ready
+    images = prepare.open_dataset(data, tmp_path, plan.location)
     assert set(images.annotations(np.arange(1_500)).labels) == set(range(10))
 
     data = DataConfig(source="mnist", size=0, split="train", download=True)
-    plan = prepare.plan(data, tmp_path)
+    plan = prepare.plan_dataset(data, tmp_path)
     assert (plan.count, plan.image_shape) == (60_000, (28, 28, 1))
     assert "to be fetched" in str(plan)
     with pytest.raises(ValueError, match=r"holds no MNIST"):
-        prepare.plan(replace(data, download=False), tmp_path)
+        prepare.plan_dataset(replace(data, download=False), tmp_path)
 
 
 def test_finished_shards_are_a_root(tmp_path, squares):
     data = DataConfig(root=str(squares), size=16)
-    plan = prepare.plan(data, tmp_path)
-    assert (plan.count, plan.where, plan.ready, plan.source) == (100, str(squares), True, None)
-    assert prepare.prepare(data, plan) == Manifest.read(squares).digest()
+    plan = prepare.plan_dataset(data, tmp_path)
+    assert (plan.count, plan.location, plan.ready, plan.source) == (100, str(squares), True, None)
+    assert prepare.prepare_dataset(data, plan) == Manifest.read(squares).digest()
     assert not list(tmp_path.iterdir())
-    assert prepare.plan(replace(data, crop=8), tmp_path).image_shape == (8, 8, 3)
+    assert prepare.plan_dataset(replace(data, crop=8), tmp_path).image_shape == (8, 8, 3)
     with pytest.raises(ValueError, match=r"data\.size=64.*holds pixels of 16x16.*--data\.size 16"):
-        prepare.plan(replace(data, size=64), tmp_path)
+        prepare.plan_dataset(replace(data, size=64), tmp_path)
     with pytest.raises(ValueError, match=r"data\.images=7: .* holds 100 images"):
-        prepare.plan(replace(data, images=7), tmp_path)
+        prepare.plan_dataset(replace(data, images=7), tmp_path)
     with pytest.raises(ValueError, match=r"data\.crop=17 is larger than the images, 16x16"):
-        prepare.plan(replace(data, size=0, crop=17), tmp_path)
+        prepare.plan_dataset(replace(data, size=0, crop=17), tmp_path)
 
 
 def test_shards_behind_a_url_are_a_root(tmp_path, squares):
     data = DataConfig(root=f"file://{squares}", size=16, cache=tmp_path / "cache")
-    plan = prepare.plan(data, tmp_path)
-    assert (plan.count, plan.where, plan.ready) == (100, data.root, True)
-    assert prepare.prepare(data, plan) == Manifest.read(squares).digest()
-    images = prepare.open_images(data, tmp_path, plan.where)
+    plan = prepare.plan_dataset(data, tmp_path)
+    assert (plan.count, plan.location, plan.ready) == (100, data.root, True)
+    assert prepare.prepare_dataset(data, plan) == Manifest.read(squares).digest()
+    images = prepare.open_dataset(data, tmp_path, plan.location)
     assert not list(tmp_path.glob("cache/*/*.h5"))
     assert images.annotations(np.arange(100)).ids.tolist() == list(range(100))
     assert data.blocks(images.shard_rows) == (64, 4)
     with pytest.raises(ValueError, match=r"nowhere"):
-        prepare.plan(replace(data, root="file:///nowhere"), tmp_path)
+        prepare.plan_dataset(replace(data, root="file:///nowhere"), tmp_path)
 
 
 def test_jpegs_are_kept_once_and_read_in_any_size(tmp_path, celeba_zip):
     data = DataConfig(root=str(celeba_zip), encoding="jpeg", size=32)
-    plan = prepare.plan(data, tmp_path)
+    plan = prepare.plan_dataset(data, tmp_path)
     assert (plan.stored_shape, plan.image_shape) == ((218, 178, 3), (32, 32, 3))
-    prepare.prepare(data, plan)
+    prepare.prepare_dataset(data, plan)
     for size, shape in ((32, (32, 32, 3)), (64, (64, 64, 3)), (0, (218, 178, 3))):
         other = replace(data, size=size)
-        again = prepare.plan(other, tmp_path)
-        assert (again.where, again.ready) == (plan.where, True)
-        assert prepare.open_images(other, tmp_path, plan.where).image_shape == shape
+        again = prepare.plan_dataset(other, tmp_path)
+        assert (again.location, again.ready) == (plan.location, True)
+        assert prepare.open_dataset(other, tmp_path, plan.location).image_shape == shape

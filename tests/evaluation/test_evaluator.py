@@ -13,11 +13,11 @@ from PIL import Image
 
 from ganray.config.schema import DataConfig, EvaluationConfig
 from ganray.config.serialization import to_dict
-from ganray.data.prepare import open_images
+from ganray.data.prepare import open_dataset
 from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
 from ganray.data.writer import resize_and_crop, write_shards
-from ganray.distributed import all_rows
+from ganray.distributed import all_gather_rows
 from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
 from ganray.evaluation.reference import EvaluationAssets
@@ -79,7 +79,7 @@ def found_by_hand(config, checkpoint: Path, reals: str) -> float:
     opened = ShardedDataset(Path(reals))
     state = TrainState(config, (16, 16, 3), CPU)
     state.load(checkpoint)
-    samples = reference.resize_samples(state.images_of("evaluation", 90), opened.image_shape)
+    samples = reference.resize_samples(state.generate("evaluation", 90), opened.image_shape)
     beside = reference.ReferenceSet(opened, config.reference_data(), "", config.evaluation)
     eyes = beside.extractor(CPU)
     stats = ReferenceStatistics.of(eyes, beside.reals(90))
@@ -137,7 +137,7 @@ def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, t
     config = evaluated(tmp_path)
     settings = replace(config.evaluation, every=1.0, features="dinov2", weights=weights)
     config = replace(config, evaluation=settings)
-    opened = open_images(config.data, config.home, str(squares))
+    opened = open_dataset(config.data, config.home, str(squares))
     eyes = reference.ReferenceSet(opened, config.data, "", settings).extractor(CPU)
     seen = eyes.extract(torch.zeros(2, 16, 16, 3).byte())
     assert seen.features.shape == (2, WIDTH)
@@ -151,7 +151,7 @@ def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares
         EvaluationConfig(features="inception")
     config = evaluated(tmp_path)
     settings = replace(config.evaluation, features="dinov2", weights=str(tmp_path / "none"))
-    opened = open_images(config.data, config.home, str(squares))
+    opened = open_dataset(config.data, config.home, str(squares))
     with pytest.raises(ValueError, match="dinov2_vits14_pretrain"):
         reference.prepare_classifier(replace(config, evaluation=settings), opened, "", CPU)
     opened.close()
@@ -161,7 +161,7 @@ def test_no_image_is_read_where_the_classifier_is_found(squares, tmp_path, monke
     quick = functools.partial(reference_classifier, recipe=TrainingRecipe(min_images=640))
     monkeypatch.setattr(reference, "reference_classifier", quick)
     config = evaluated(tmp_path)
-    opened = open_images(config.data, config.home, str(squares))
+    opened = open_dataset(config.data, config.home, str(squares))
     trained = reference.prepare_classifier(config, opened, "squares", CPU)
     monkeypatch.setattr(reference, "read", None)
     assert reference.prepare_classifier(config, opened, "squares", CPU) == trained
@@ -191,7 +191,7 @@ def test_only_a_better_state_takes_the_place_of_the_best(squares, tmp_path):
 
 def test_rows_of_a_world_of_one():
     rows = torch.arange(6).reshape(3, 2)
-    assert all_rows(rows, [3]) is rows
+    assert all_gather_rows(rows, [3]) is rows
 
 
 def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch, capsys):

@@ -22,11 +22,11 @@ def run_of(home, samples=80, check=False, reals=None, **data):
 
 
 def test_other_reals_are_found_and_laid_down_where_anything_is_compared(tmp_path):
-    found = reference.find(run_of(tmp_path, images=100, reals={"images": None}))
+    found = reference.locate_datasets(run_of(tmp_path, images=100, reals={"images": None}))
     assert not found.same
     assert (found.images.count, found.reals.count) == (100, 1797)
     assert reference.prepare_datasets(found) != reference.reference_digest(found)
-    with reference.opened(found) as images:
+    with reference.open_reference(found) as images:
         assert len(images) == 1797
     for config in (
         run_of(tmp_path, images=100),
@@ -34,7 +34,7 @@ def test_other_reals_are_found_and_laid_down_where_anything_is_compared(tmp_path
         run_of(tmp_path, samples=0, images=100, reals={"images": 50}),
         run_of(tmp_path, check=True, images=100, reals={"images": 50}),
     ):
-        found = reference.find(config)
+        found = reference.locate_datasets(config)
         assert found.same
         assert reference.prepare_datasets(found)
     assert len(list((tmp_path / "shards").iterdir())) == 2
@@ -46,7 +46,7 @@ def test_faces_are_drawn_once_for_both(tmp_path, monkeypatch):
     monkeypatch.setattr(
         prepare, "Progress", lambda *told, **more: shown.append(told) or progress(*told, **more)
     )
-    found = reference.find(
+    found = reference.locate_datasets(
         run_of(tmp_path, source="celeba", drawn=12, images=5, reals={"images": None})
     )
     reference.prepare_datasets(found)
@@ -57,10 +57,10 @@ def test_faces_are_drawn_once_for_both(tmp_path, monkeypatch):
 def test_both_sets_must_have_room(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1797 * 64 + 99)  # for one of 8x8 digits
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: free)
-    reference.find(run_of(tmp_path))
-    reference.find(run_of(tmp_path, flip=True, reals={"flip": False}))  # of one set
+    reference.locate_datasets(run_of(tmp_path))
+    reference.locate_datasets(run_of(tmp_path, flip=True, reals={"flip": False}))  # of one set
     with pytest.raises(ValueError, match="the shards need"):
-        reference.find(run_of(tmp_path, images=100, reals={"images": None}))
+        reference.locate_datasets(run_of(tmp_path, images=100, reals={"images": None}))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_both_sets_must_have_room(tmp_path, monkeypatch):
 def test_reals_that_are_not_to_be_had_are_refused_by_their_name(tmp_path, squares, reals, message):
     root = {"root": str(squares), "source": "celeba"} if reals != {"split": "valid"} else {}
     with pytest.raises(ValueError, match=message) as error:
-        reference.find(run_of(tmp_path, reals=reals, **root))
+        reference.locate_datasets(run_of(tmp_path, reals=reals, **root))
     assert "\n" not in str(error.value)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ganray.evaluation import suite
-from ganray.evaluation.diagnosis import alarm, diagnose, half_life
+from ganray.evaluation.diagnosis import collapse_warning, diagnose, half_life
 from ganray.evaluation.extractors import Features
 from ganray.metrics import modes
 
@@ -212,6 +212,6 @@ def test_half_life_is_the_first_fall_below_half_of_the_best():
     ],
 )
 def test_alarm_says_why(recall, vendi, saturation, progress, words):
-    said = alarm({"recall": recall, "vendi_share": vendi}, saturation, progress)
+    said = collapse_warning({"recall": recall, "vendi_share": vendi}, saturation, progress)
     assert words in said
     assert bool(words) == bool(said)

@@ -157,9 +157,9 @@ def test_no_net_mixes_images_but_those_that_D_looks_at_together_or_keeps_other_b
     shape = SHAPES.get(name, (28, 28, 1))
     G, D = networks.build(config.network, config.latent, shape, classes)
     assert not list(G.buffers())
-    mlflow_sync_context = {"_u", "_v"} if config.network.spectral_norm else set()
-    assert {name.split(".")[-1] for name, _ in D.named_buffers()} == mlflow_sync_context
-    size = config.network.together()
+    sync_run = {"_u", "_v"} if config.network.spectral_norm else set()
+    assert {name.split(".")[-1] for name, _ in D.named_buffers()} == sync_run
+    size = config.network.group_size()
     z = torch.randn(3 * size, config.latent.size + classes)
     labels = [networks.one_hot_labels(torch.arange(3 * size), classes)] if classes else []
     mine, judged = slice(size, 2 * size), slice(*(k * size // config.network.pack for k in (1, 2)))

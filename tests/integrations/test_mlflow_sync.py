@@ -16,8 +16,8 @@ from ganray.integrations import mlflow_sync
 from ganray.integrations.mlflow_sync import (
     JournalSync,
     log_generator,
-    mlflow_sync_context,
     open_run,
+    sync_run,
 )
 from ganray.training.journal import Journal
 from tests.conftest import tiny_config
@@ -171,16 +171,14 @@ def test_a_server_that_is_gone_at_the_end_is_one_line_and_is_not_asked_again(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     run, sent = start(config), []
     dead = replace(run, uri="http://127.0.0.1:9")
-    with mlflow_sync_context(
-        dead, poll_s=60
-    ) as follower:  # the journal is empty: all of it was sent
+    with sync_run(dead, poll_s=60) as follower:  # the journal is empty: all of it was sent
         assert follower.deliver(lambda: mlflow_sync.log_report(dead, {"x": 1.0}, {})) is None
         assert follower.deliver(lambda: sent.append("more")) is None
     assert not sent
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("MLflow at http://127.0.0.1:9 took no more (API request to ")
     assert line.endswith(f"{run.folder} has everything; the same command sends the rest")
-    with mlflow_sync_context(run) as follower:
+    with sync_run(run) as follower:
         assert follower.deliver(lambda: "sent") == "sent"
     assert client(run).get_run(run.run_id).info.status == "FINISHED"
 
@@ -189,7 +187,7 @@ def test_a_server_that_is_gone_before_the_status_ends_no_run_in_a_traceback(
     config, capsys, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with mlflow_sync_context(replace(start(config), uri="http://127.0.0.1:9"), poll_s=60):
+    with sync_run(replace(start(config), uri="http://127.0.0.1:9"), poll_s=60):
         pass
     assert "took no more" in capsys.readouterr().out
 
@@ -268,7 +266,7 @@ def test_the_final_status_tells_how_it_ended(config, stop, status):
     run = start(config)
 
     def work():
-        with mlflow_sync_context(run):
+        with sync_run(run):
             write(config, 10)
             if stop:
                 raise stop

@@ -8,7 +8,7 @@ import pytest
 from ganray.distributed import local_device
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.integrations import ray_train
-from ganray.training.launch import launch, work
+from ganray.training.launch import launch, run_worker
 from ganray.training.state import read_state
 from tests.conftest import tiny_config
 from tests.training.test_resume import Killed, states_equal
@@ -30,7 +30,7 @@ def under_torch(config, images):
 def under_ray(config, images):
     config.run_folder().mkdir(parents=True, exist_ok=True)
     context = ray_train.RayContext(config.run_folder(), config.train.keep_checkpoints)
-    work(config, str(images), NO_ASSETS, context)
+    run_worker(config, str(images), NO_ASSETS, context)
 
 
 def written(config):

@@ -64,7 +64,7 @@ def test_a_run_that_ended_when_the_driver_was_killed_tells_a_search_its_figure(
     monkeypatch.setattr(ray_tune.tune, "report", told.append)
     context = SimpleNamespace(get_trial_id=lambda: "1")
     monkeypatch.setattr(ray_tune.tune, "get_context", lambda: context)
-    monkeypatch.setattr(ray_tune, "work", None)  # it is not run again
+    monkeypatch.setattr(ray_tune, "run_worker", None)  # it is not run again
     first = study.trials[0]
     folder = first.config(job.base).run_folder()
     log = Journal(folder)

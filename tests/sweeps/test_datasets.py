@@ -15,11 +15,11 @@ from ganray.evaluation.reference import EvaluationAssets
 from ganray.sweeps.axes import judged_alike, parse_axis
 from ganray.sweeps.datasets import SweepDatasets
 from ganray.sweeps.design import plan
-from ganray.training.plan import Workers, decisions
+from ganray.training.plan import Workers, plan_rows
 from tests.conftest import Squares, tiny_config
 
 
-def images_of(home, *texts, conditional=False, **data):
+def generate(home, *texts, conditional=False, **data):
     plain = tiny_config(home)
     network = replace(plain.network, kind="mlp", conditional=conditional)
     evaluation = replace(plain.evaluation, samples=80)
@@ -30,12 +30,12 @@ def images_of(home, *texts, conditional=False, **data):
 
 
 def test_runs_that_differ_in_other_things_share_one_set(tmp_path):
-    base, images = images_of(tmp_path, "latent.size=1,2", "data.threads=1,2")
+    base, images = generate(tmp_path, "latent.size=1,2", "data.threads=1,2")
     (one,) = images
     assert one.same
     assert images.in_plan.config == base
     images.prepare_datasets()
-    identity = prepare.identity(base.data, one.images, tmp_path)
+    identity = prepare.dataset_identity(base.data, one.images, tmp_path)
     assert images.identity() == ("1,797 images of scikit-learn's digits", identity)
 
 
@@ -47,7 +47,7 @@ def test_runs_are_given_what_they_learn_and_what_judges_them(tmp_path, monkeypat
         return ""
 
     monkeypatch.setattr(reference, "prepare_run_classifier", prepare_run_classifier)
-    base, images = images_of(tmp_path, "data.images=100,null", "data.size=8,16")
+    base, images = generate(tmp_path, "data.images=100,null", "data.size=8,16")
     images.prepare_datasets()
     given = images.given()
     assert len(given) == 4
@@ -74,14 +74,14 @@ def test_runs_are_given_what_they_learn_and_what_judges_them(tmp_path, monkeypat
 def test_an_axis_is_not_given_a_stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "fetch", lambda data, home: replace(data, source="digits"))
     with pytest.raises(ValueError, match=r"data\.source=mnist is asked for by an axis"):
-        images_of(tmp_path, "data.source=digits,mnist")
+        generate(tmp_path, "data.source=digits,mnist")
 
 
 def test_levels_that_are_the_same_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"two levels .* come to the same 1,797 images of"):
-        images_of(tmp_path, "data.images=5000,null")
+        generate(tmp_path, "data.images=5000,null")
     with pytest.raises(ValueError, match=r"two levels .* come to the same"):  # no faces are drawn
-        images_of(tmp_path, "data.drawn=1,2")
+        generate(tmp_path, "data.drawn=1,2")
 
 
 @pytest.mark.parametrize(
@@ -99,25 +99,25 @@ def test_levels_that_are_the_same_images_are_refused(tmp_path):
 def test_the_same_images_by_other_words_are_the_same(tmp_path, axis, data, same):
     if same:
         with pytest.raises(ValueError, match=r"two levels .* come to the same 1,797 images of"):
-            images_of(tmp_path, axis, **data)
+            generate(tmp_path, axis, **data)
     else:
-        assert len(list(images_of(tmp_path, axis, **data)[1])) == 2
+        assert len(list(generate(tmp_path, axis, **data)[1])) == 2
 
 
 def test_finished_shards_have_no_splits(tmp_path):
     write_shards(Squares(200), tmp_path / "set", processes=1)
     with pytest.raises(ValueError, match=r"data\.split=test, .* but all of .* are used"):
-        images_of(tmp_path, "data.split=all,test", root=str(tmp_path / "set"), source="celeba")
+        generate(tmp_path, "data.split=all,test", root=str(tmp_path / "set"), source="celeba")
 
 
 def test_too_few_images_to_compare_with_end_a_study_before_it_begins(tmp_path, monkeypatch):
     def faces(count):
-        return images_of(tmp_path, "latent.size=1", source="celeba", size=8, drawn=count)[1]
+        return generate(tmp_path, "latent.size=1", source="celeba", size=8, drawn=count)[1]
 
     few = r"159 images of .* are too few to compare runs with: 80 must be left, once"
     with pytest.raises(ValueError, match=few):
-        images_of(tmp_path, "data.source+data.images=digits+159")
-    images_of(tmp_path, "data.source+data.images=digits+160")
+        generate(tmp_path, "data.source+data.images=digits+159")
+    generate(tmp_path, "data.source+data.images=digits+160")
     with pytest.raises(ValueError, match=r"79 images of .* 80 must be left; compare"):
         faces(79)
     # Whether there will be a classifier of attributes, the plan does not say.
@@ -130,11 +130,11 @@ def test_too_few_images_to_compare_with_end_a_study_before_it_begins(tmp_path, m
 def test_images_that_no_run_learns_are_not_shown_with_the_networks_of_the_base(tmp_path):
     """Which may not take them: these are asked for labels, and faces have none."""
     levels = "data.source+network.conditional=celeba+false"
-    base, images = images_of(tmp_path, levels, conditional=True, drawn=99)
+    base, images = generate(tmp_path, levels, conditional=True, drawn=99)
     assert base.network.conditional
     assert not images.in_plan.config.network.conditional
-    decisions(images.in_plan, Workers(1, False, 1))
-    base, images = images_of(tmp_path, "latent.size=1,2", conditional=True)
+    plan_rows(images.in_plan, Workers(1, False, 1))
+    base, images = generate(tmp_path, "latent.size=1,2", conditional=True)
     assert images.in_plan.config == base
 
 
@@ -142,6 +142,6 @@ def test_shards_must_have_room_together(tmp_path, monkeypatch):
     one = 1797 * 64
     free = shutil.disk_usage(tmp_path)._replace(free=one + 1)
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: free)
-    images_of(tmp_path, "latent.size=1,2")
+    generate(tmp_path, "latent.size=1,2")
     with pytest.raises(ValueError, match="the shards need"):
-        images_of(tmp_path, "data.source+data.images=digits+1700,digits+1750")
+        generate(tmp_path, "data.source+data.images=digits+1700,digits+1750")

@@ -10,7 +10,7 @@ from ganray.data.reader import ShardedDataset
 from ganray.training import loop
 from ganray.training.launch import launch
 from ganray.training.plan import describe, step_bytes
-from ganray.training.state import TrainState, load_generator, read_state
+from ganray.training.state import TrainState, generator_from_checkpoint, read_state
 from tests.conftest import tiny_config
 
 
@@ -38,7 +38,7 @@ def test_the_labels_of_a_step_are_those_of_its_images(conditional, squares, shuf
 def test_a_run_saves_how_many_classes_it_knows(conditional, squares):
     folder = launch(conditional, squares)
     assert read_state(folder)["classes"] == 2
-    G = load_generator(folder)
+    G = generator_from_checkpoint(folder)
     assert G(torch.randn(3, conditional.latent.size + 2)).shape == (3, 3, 16, 16)
 
 

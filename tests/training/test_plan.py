@@ -9,7 +9,7 @@ from ganray.config import presets
 from ganray.config.schema import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.evaluation.reference import RunDatasets
-from ganray.training.plan import Cluster, Workers, describe, resolve, step_bytes
+from ganray.training.plan import Cluster, Workers, describe, resolve_workers, step_bytes
 
 
 def config(batch_size=128, **ray):
@@ -31,7 +31,7 @@ LAPTOP, SERVER = Cluster(cpus=2, gpus=0, nodes=1), Cluster(cpus=64, gpus=8, node
     ],
 )
 def test_all_gpus_else_two_cpu_workers(cluster, ray, expected):
-    assert resolve(config(**ray), cluster) == expected
+    assert resolve_workers(config(**ray), cluster) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def test_all_gpus_else_two_cpu_workers(cluster, ray, expected):
 )
 def test_more_than_the_cluster_has_is_refused_with_what_it_has(cluster, ray, message):
     with pytest.raises(ValueError, match=r".") as error:
-        resolve(config(**ray), cluster)
+        resolve_workers(config(**ray), cluster)
     assert message in str(error.value)
 
 
 def test_a_batch_smaller_than_the_world_is_refused():
     with pytest.raises(ValueError, match=r"train.batch_size=4 cannot be split over 8 workers"):
-        resolve(config(batch_size=4, workers=8), SERVER)
+        resolve_workers(config(batch_size=4, workers=8), SERVER)
 
 
 def test_no_more_workers_are_chosen_than_a_batch_has_images():
-    assert resolve(config(batch_size=4), SERVER).count == 4
-    assert resolve(config(batch_size=1), LAPTOP).count == 1
+    assert resolve_workers(config(batch_size=4), SERVER).count == 4
+    assert resolve_workers(config(batch_size=1), LAPTOP).count == 1
 
 
 def apply_regularizers(batch_size=128, workers=1, unroll=0, **network):
@@ -88,14 +88,14 @@ def apply_regularizers(batch_size=128, workers=1, unroll=0, **network):
 )
 def test_what_the_workers_would_part_is_refused_with_a_way_out(asked, message):
     with pytest.raises(ValueError, match=r".") as error:
-        resolve(asked, SERVER)
+        resolve_workers(asked, SERVER)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_batch_that_no_worker_parts_goes_through():
-    assert resolve(apply_regularizers(96, 3, pack=4, minibatch_stddev=4), SERVER).count == 3
-    assert resolve(apply_regularizers(unroll=5), SERVER).count == 1
+    assert resolve_workers(apply_regularizers(96, 3, pack=4, minibatch_stddev=4), SERVER).count == 3
+    assert resolve_workers(apply_regularizers(unroll=5), SERVER).count == 1
 
 
 def test_the_plan_names_every_decision(tmp_path):

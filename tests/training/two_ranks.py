@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ganray.data.reader import ShardedDataset
-from ganray.distributed import Means, from_leader, rank, torchrun_group, world_size
+from ganray.distributed import Means, broadcast_from_rank0, rank, torchrun_group, world_size
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import LocalContext
-from ganray.training.launch import launch, work
+from ganray.training.launch import launch, run_worker
 from ganray.training.state import TrainState
 from tests.conftest import cured_config, tiny_config
 
@@ -80,11 +80,11 @@ def main() -> None:
     with torchrun_group():
         facts: dict[str, object] = {"wire": bytes_on_the_wire(shards, home)}
         facts |= means_of_unequal_ranks()
-        facts["leader"] = from_leader(f"rank {rank()}")
+        facts["leader"] = broadcast_from_rank0(f"rank {rank()}")
         finished = tiny_config(home, name="two")
         launch(finished, shards)
         # Or rank 1 would begin anew, alone, and wait for ever.
-        work(finished, shards, NO_ASSETS, Blind(finished.run_folder(), 3))
+        run_worker(finished, shards, NO_ASSETS, Blind(finished.run_folder(), 3))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(cured_config(home), shards)
