@@ -15,7 +15,7 @@ data.crop); several fields joined by +; `optimizer` or `rate`.
     python jobs/sweep.py --sweep.axis latent.distribution+latent.scaling=uniform+raw,uniform+centred
     python jobs/sweep.py cpu32 --sweep.axis loss.name=bce,hinge,relativistic --sweep.seeds 3
     python jobs/sweep.py --sweep.axis data.images=500,5000,null
-    python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.cells 30
+    python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.settings 30
     python jobs/sweep.py --resume
     ray job submit --working-dir . -- python jobs/sweep.py --name latents --home /mnt/shared/ganray
 """

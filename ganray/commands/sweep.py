@@ -24,7 +24,7 @@ from ganray.errors import UserError
 from ganray.integrations import mlflow_sync, mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_sweep import SweepRuns
 from ganray.sweeps import design, report, results, summary
-from ganray.sweeps.axes import Axis, Level, judged_alike, parse_axis
+from ganray.sweeps.axes import Axis, Level, parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.progress import SweepProgress
@@ -65,7 +65,7 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     if options.resume:
         config, options = _left_behind(config, options)
     axes = [parse_axis(text, config, read) for text in options.axis or LATENTS]
-    config, axes = judged_alike(_for_trials(config, options, axes), axes)
+    config, axes = share_reference(_for_trials(config, options, axes), axes)
     study = _planned(config, options, axes)
     cluster = ray_train.cluster_resources(config.ray)
     workers = resolve_workers(config, cluster)
@@ -76,35 +76,35 @@ def sweep(config: Config, options: SweepConfig, read: Read) -> None:
     if config.dry_run:
         return
     images.prepare_datasets()
-    launch.record_dataset(study_folder(config), *images.identity())
-    shared = ray_tune.Job(config, images.given(), workers)
+    launch.record_dataset(sweep_folder(config), *images.identity())
+    shared = ray_tune.Job(config, images.run_assets(), workers)
     _claim(study, config, options)
     ray_train.connect(config.ray)
-    for where in images.local():
+    for where in images.local_folders():
         ray_train.check_nodes_see(where)
-    runs = SweepRuns(study, config, images.dataset_of, train.tags_of(config, workers))
+    runs = SweepRuns(study, config, images.dataset_info, train.tags_of(config, workers))
     with _closed(runs):
         watch = _Watch(study, config, options, runs)
         if watch.left():
-            ray_tune.run(shared, study, options, study_folder(config), at_a_time, watch)
+            ray_tune.run(shared, study, options, sweep_folder(config), at_a_time, watch)
         print(watch.board.table(), flush=True)
         _answer(watch.study, config, options, runs)
 
 
-def study_folder(config: Config) -> Path:
+def sweep_folder(config: Config) -> Path:
     """Plan, Tune's state and answer of the study; its runs are where all runs are."""
-    return config.home / "studies" / config.name
+    return config.home / "sweeps" / config.name
 
 
 def _left_behind(config: Config, options: SweepConfig) -> tuple[Config, SweepConfig]:
     """The study to resume, as it was begun: that of the name, else the newest."""
-    begun = config.home.glob(f"studies/{config.name or '*'}/{_OPTIONS}")
+    begun = config.home.glob(f"sweeps/{config.name or '*'}/{_OPTIONS}")
     newest = max(begun, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         named = f" called {config.name!r}" if config.name else ""
         raise UserError(f"sweep.resume: {config.home} holds no study{named} to go on with")
     before, kept = _begun(newest.parent)
-    if kept.chooses and options.concurrent is None:
+    if kept.is_adaptive and options.concurrent is None:
         options = replace(options, concurrent=kept.concurrent)
     # A URL is kept without its password.
     data = replace(before.data, root=config.data.root or before.data.root)
@@ -130,7 +130,7 @@ def _for_trials(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> C
             " and --check-discriminator"
         )
     evaluation, train = replace(config.evaluation, report_samples=0), config.train
-    if options.searches:  # which look at figures as they come
+    if options.is_search:  # which look at figures as they come
         rung = train.kimg / _RUNGS
         evaluation = replace(evaluation, every=rung, max_share=1.0)
         train = replace(train, checkpoint_every=rung)
@@ -143,24 +143,24 @@ def _for_trials(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> C
 
 def _planned(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> SweepPlan:
     """The study by this name as it stands, or a new one."""
-    if options.chooses:
+    if options.is_adaptive:
         study = SweepPlan(config.name, tuple(axes), ())
     else:
         some = options.design if options.design in ("random", "sobol") else "grid"
-        if options.design == "asha" and options.cells:
+        if options.design == "asha" and options.settings:
             some = "random"
-        study = design.plan(
+        study = design.make_plan(
             config.name,
             axes,
             options.seeds,
-            order=some,
-            cells=options.cells,
+            design=some,
+            settings=options.settings,
             first_seed=config.train.rng_seed,
         )
-    folder = study_folder(config)
+    folder = sweep_folder(config)
     if not (folder / design.FILE).exists():
         return study
-    before = design.load(folder)
+    before = design.load_plan(folder)
     _check_goes_on(config, options)
     if [axis.name for axis in before.axes] != [axis.name for axis in axes] or (
         study.trials and study != before
@@ -174,9 +174,9 @@ def _planned(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Swee
 
 def _check_goes_on(config: Config, options: SweepConfig) -> None:
     """Refuse to go on with a study by runs that those it has do not compare with."""
-    base, before = _begun(study_folder(config))
-    asked = ["design", *(["metric"] if options.searches else [])]
-    asked += ["cells", "concurrent"] if options.chooses else []  # which Tune restores
+    base, before = _begun(sweep_folder(config))
+    asked = ["design", *(["metric"] if options.is_search else [])]
+    asked += ["settings", "concurrent"] if options.is_adaptive else []  # which Tune restores
     for name in asked:
         old, new = getattr(before, name), getattr(options, name)
         if old != new:
@@ -210,9 +210,9 @@ def _check(
                     f" does it; name some of {', '.join(_LIVE)}"
                 )
     configs = []
-    for cell in itertools.product(*(a.extremes for a in study.axes)) if options.chooses else ():
+    for cell in itertools.product(*(a.extremes for a in study.axes)) if options.is_adaptive else ():
         try:
-            configs.append(design.trial(study.name, cell, 0).config(config))
+            configs.append(design.make_trial(study.name, cell, 0).config(config))
             check_workers(configs[-1], workers.count)
         except ValueError as error:
             raise UserError(
@@ -243,11 +243,11 @@ def _show(
 ) -> None:
     if any(one.images.drawn for one in images):
         train.warn_procedural_faces()
-    if not options.chooses:
+    if not options.is_adaptive:
         seeds = len({trial.rng_seed for trial in study.trials})
-        count = f"{len(study.cells)} cells x {seeds} seeds = {len(study.trials)} runs"
+        count = f"{len(study.settings)} cells x {seeds} seeds = {len(study.trials)} runs"
     else:
-        count = f"{options.runs} runs"
+        count = f"{options.num_trials} runs"
     rows = {
         "study": f"{config.name} (stopped? --resume --name {config.name} goes on)",
         "runs": f"{count}, {options.design}, {at_a_time} at a time",
@@ -256,12 +256,12 @@ def _show(
         levels = "{:g} .. {:g}".format(*axis.range) if axis.range else ", ".join(axis.labels)
         rows[axis.title] = levels
     rows["each run"] = "but for what is varied:"
-    rows |= plan_rows(images.in_plan, workers)
+    rows |= plan_rows(images.shown, workers)
     if judges := " ".join(summary.judges(study.axes)):
         rows["judges"] = judges
-    rows["results"] = f"{study_folder(config)} and {mlflow_sync.store_uri(config)}"
+    rows["results"] = f"{sweep_folder(config)} and {mlflow_sync.store_uri(config)}"
     print(format_rows(rows))
-    if options.searches:
+    if options.is_search:
         print(
             f"{options.design} looks for one good setting: it chooses or stops runs by their"
             " results, so its means are censored and say nothing of effects"
@@ -271,7 +271,7 @@ def _show(
 
 def _claim(study: SweepPlan, config: Config, options: SweepConfig) -> None:
     """Make the study's folder."""
-    folder = study_folder(config)
+    folder = sweep_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
@@ -313,15 +313,15 @@ class _Watch:
 
     def left(self) -> bool:
         """Whether any run is still to be made, or to be tried again."""
-        if self._options.chooses:
-            return len(self._known.outcomes) < self._options.runs
+        if self._options.is_adaptive:
+            return len(self._known.by_trial) < self._options.num_trials
         return self._known.count("waiting", "failed") > 0
 
     def begin(self, trial: Trial, config: Config, levels: Sequence[Level]) -> None:
         """A run begins, or goes on."""
         if levels:
             self.study = self.study.with_trial(trial, levels)
-            self.study.save(study_folder(self._base))
+            self.study.save(sweep_folder(self._base))
             self.board.grow(self.study)
         launch.create_run_folder(config, changed=self._options.design == "pbt")
         self._runs.begin(trial, config)
@@ -346,12 +346,12 @@ def _answer(study: SweepPlan, config: Config, options: SweepConfig, runs: SweepR
     found = report.write(
         collected,
         config,
-        study_folder(config),
-        censored=options.searches,
+        sweep_folder(config),
+        censored=options.is_search,
         commit=train.git_commit() or "",
     )
     print(found.text)
-    runs.log_answer(found.files, found.note, found.metrics)
+    runs.log_report(found.files, found.note, found.metrics)
     print(f"answer      {found.page}")
     _say_where_to_look(runs.parent, study)
 

@@ -147,9 +147,9 @@ class SweepConfig:
     seeds: int = 5
     """Replicates of each cell, which differ in train.rng_seed alone. The intervals rest on them."""
     design: Literal["grid", "random", "sobol", "tpe", "asha", "pbt"] = "grid"
-    """grid: every cell. random, sobol: `cells` of them. tpe, asha, pbt look for one good setting:
+    """grid: every cell. random, sobol: `settings` of them. tpe, asha, pbt look for one good setting:
     they stop or choose runs by their results, so nothing general follows from their statistics."""
-    cells: int | None = None
+    settings: int | None = None
     """random, sobol: cells to run, of `seeds` runs each; asha likewise, None: every cell. tpe, pbt:
     runs in all, None: 20."""
     metric: Literal["recall", "coverage", "vendi_share"] = "coverage"
@@ -166,22 +166,22 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for name in ("seeds", "trials_per_gpu"):
             require(f"sweep.{name}", getattr(self, name), "be positive", getattr(self, name) > 0)
-        for name in ("cells", "concurrent"):
+        for name in ("settings", "concurrent"):
             value = getattr(self, name)
             require(f"sweep.{name}", value, "be positive", value is None or value > 0)
         require("sweep.retries", self.retries, "not be negative", self.retries >= 0)
 
     @property
-    def runs(self) -> int:
+    def num_trials(self) -> int:
         """Of tpe and pbt, which choose the settings of their runs as they go."""
-        return self.cells or 20
+        return self.settings or 20
 
     @property
-    def chooses(self) -> bool:
+    def is_adaptive(self) -> bool:
         """Whether the settings of runs are chosen as the study goes, so that no plan holds them."""
         return self.design in ("tpe", "pbt")
 
     @property
-    def searches(self) -> bool:
+    def is_search(self) -> bool:
         """Whether runs are chosen, or stopped, by their results."""
         return self.design in ("tpe", "asha", "pbt")

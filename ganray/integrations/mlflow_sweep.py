@@ -61,9 +61,9 @@ def axis_key(axis: Axis) -> str:
 
     A single field is a param of every run already; any other axis gets one of its own.
     """
-    fields = {field for level in axis.levels for field in level.settings}
+    fields = {field for level in axis.levels for field in level.overrides}
     is_param = fields == {axis.name} and axis.name != RATE
-    is_told = is_param and all(level.settings[axis.name] is not None for level in axis.levels)
+    is_told = is_param and all(level.overrides[axis.name] is not None for level in axis.levels)
     return axis.name if is_told else axis_tag(axis)
 
 
@@ -157,11 +157,11 @@ class SweepRuns:
                 flush=True,
             )
 
-    def log_answer(self, files: Iterable[Path], note: str, metrics: Mapping[str, float]) -> None:
+    def log_report(self, files: Iterable[Path], note: str, metrics: Mapping[str, float]) -> None:
         """Put what the study came to into the parent: files, its description, numbers."""
         try:
             for file in files:
-                log_file(self.parent, file, "answer")
+                log_file(self.parent, file, "report")
             log_report(self.parent, _finite(metrics), {})
             self._client.set_tag(self.parent.run_id, NOTE_TAG, _shortened(note))
         except REFUSED as error:
@@ -285,14 +285,14 @@ class SweepRuns:
 
     def _log_end(self, run: Run, outcome: RunResult) -> None:
         values = {}
-        if outcome.counts:  # a crashed or stopped run says nothing of its setting
+        if outcome.scored:  # a crashed or stopped run says nothing of its setting
             values = _finite(outcome.values) | {"diverged": float(outcome.status == "diverged")}
         log_report(run, {f"final/{name}": value for name, value in values.items()}, {})
         if (picture := run.folder / "samples.png").exists():
             log_file(run, picture)
         self._client.set_terminated(run.run_id, _STATUS[outcome.status])
         # Last, as it says that nothing is missing.
-        log_report(run, {}, {"ganray.why": outcome.why, OUTCOME_TAG: outcome.status})
+        log_report(run, {}, {"ganray.why": outcome.reason, OUTCOME_TAG: outcome.status})
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:  # once an outage
@@ -323,7 +323,7 @@ class _Closing:
 
 def _common(study: SweepPlan, base: Config) -> dict[str, object]:
     """The params that all trials share."""
-    varied = {field for axis in study.axes for level in axis.levels for field in level.settings}
+    varied = {field for axis in study.axes for level in axis.levels for field in level.overrides}
     if RATE in varied:
         varied |= _RATES
     return {k: v for k, v in flatten(base).items() if k not in varied | {SEED, "name"}}
@@ -344,6 +344,6 @@ def _shortened(note: str) -> str:
     """Cut at the end of a line, so that no table row is torn."""
     if len(note) <= _NOTE_LIMIT:
         return note
-    tail = "\n\nMore of this is among the artifacts, in `answer/`."
+    tail = "\n\nMore of this is among the artifacts, in `report/`."
     head = note[: _NOTE_LIMIT - len(tail)]
     return head[: head.rfind("\n")] + tail

@@ -122,8 +122,8 @@ def _pages(study: SweepPlan) -> list[_Page]:
     averages = [_TRAINING, _END, _LOSSES]
     varied = [axis for axis in study.axes if len(axis.levels) > 1]
     pages = [_Page(f"by {axis.title}", averages, _levels(axis)) for axis in varied]
-    if len(varied) > 1 and len(study.cells) <= _MOST_LINES:
-        cells = _Groups("tag", CELL_TAG, [cell_name(cell) for cell in study.cells])
+    if len(varied) > 1 and len(study.settings) <= _MOST_LINES:
+        cells = _Groups("tag", CELL_TAG, [cell_name(cell) for cell in study.settings])
         pages.append(_Page("by cell", averages, cells))
     every = [_TRAINING, _END, _SETTINGS, _SAMPLES, _LOSSES, _DIFFERENCES]
     pages.append(_Page("every run", every))
@@ -136,7 +136,7 @@ def _pages(study: SweepPlan) -> list[_Page]:
 def _levels(axis: Axis) -> _Groups:
     key = axis_key(axis)
     is_field = key == axis.name  # whose values stand for the levels
-    values = [str(v.settings[key]) if is_field else v.label for v in axis.levels]
+    values = [str(v.overrides[key]) if is_field else v.label for v in axis.levels]
     return _Groups("param", key, values)
 
 

@@ -43,7 +43,7 @@ from ganray.integrations import ray_train
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
-from ganray.sweeps.design import SweepPlan, Trial, trial
+from ganray.sweeps.design import SweepPlan, Trial, make_trial
 from ganray.training.context import LocalContext
 from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
@@ -126,12 +126,12 @@ def run(
 
     trainable = tune.with_resources(ganray_trial, _resources(job.workers, options))
     known = results.collect(study, job.base.home / "runs")
-    over = {t.name for t in study.trials if known.of(t).status not in ("waiting", "failed")}
+    over = {t.name for t in study.trials if known.get(t).status not in ("waiting", "failed")}
     tries = 0
     while True:
         ended = len(_driver.ended)
         left = tuple(t for t in study.trials if t.name not in over | _driver.ended)
-        if not (left or options.chooses):
+        if not (left or options.is_adaptive):
             return
         try:
             _tuner(trainable, job, replace(study, trials=left), options, folder, at_a_time).fit()
@@ -142,7 +142,7 @@ def run(
                 raise
         tries = 0 if len(_driver.ended) > ended else tries + 1
         if tries > options.retries:
-            can = at_a_time > 1 and not options.chooses
+            can = at_a_time > 1 and not options.is_adaptive
             fewer = f", as with --sweep.concurrent {at_a_time // 2}" if can else ""
             raise UserError(
                 "a node is short of memory: Ray kills runs before any of them ends; --resume goes"
@@ -161,7 +161,7 @@ def _tuner(
     those of whose runs Tune alone knows; all others go on by their own folders.
     """
     path = str(folder / _TUNE)
-    if options.chooses and tune.Tuner.can_restore(path):
+    if options.is_adaptive and tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable, resume_errored=True)
     return tune.Tuner(
         trainable,
@@ -186,7 +186,7 @@ def _resources(workers: Workers, options: SweepConfig) -> Any:
 
 
 def _space(study: SweepPlan, options: SweepConfig) -> dict[str, Any]:
-    if options.chooses:
+    if options.is_adaptive:
         return {"levels": {axis.name: _choice(axis) for axis in study.axes}}
     return {"trial": tune.grid_search([_plain(trial) for trial in study.trials])}
 
@@ -207,9 +207,9 @@ def _tune_config(
 ) -> tune.TuneConfig:
     metric = f"collapse/{options.metric}"
     return tune.TuneConfig(
-        metric=metric if options.searches else None,
-        mode="max" if options.searches else None,
-        num_samples=options.runs if options.chooses else 1,
+        metric=metric if options.is_search else None,
+        mode="max" if options.is_search else None,
+        num_samples=options.num_trials if options.is_adaptive else 1,
         search_alg=_tpe(metric, at_a_time) if options.design == "tpe" else None,
         scheduler=_scheduler(job, study, options),
         # Tune's own limit breaks the searchers', and is not needed where a run's resources are
@@ -329,7 +329,7 @@ def trial_of(
         return Trial(**(given | {"levels": tuple(given["levels"])}))
     levels = levels_of(study, values)
     seed = int.from_bytes(hashlib.sha256(trial_id.encode()).digest()[:2], "little")
-    found = trial(study.name, levels, seed)
+    found = make_trial(study.name, levels, seed)
     if options.design == "pbt":
         return replace(found, name=f"{study.name}.member-{seed}", label=f"member-{seed}")
     return found
@@ -346,18 +346,20 @@ def _run(job: Job, study: SweepPlan, options: SweepConfig, values: Mapping[str, 
     config = this.config(job.base)
     folder, given = config.run_folder(), job.given_to(config)
     found = results.read(folder)
-    if found is not None and found.counts:  # the driver was killed before it heard of it
+    if found is not None and found.scored:  # the driver was killed before it heard of it
         _tell_end(config, options, found)
         return
     try:
         if job.workers.count > 1:
             ray_train.launch(
-                config, given.images, given.judge, job.workers, callbacks=[TuneReportCallback()]
+                config, given.shards, given.assets, job.workers, callbacks=[TuneReportCallback()]
             )
         else:
             _alone(config, job, options)
     except Diverged as error:
-        _tell_end(config, options, results.record(folder, "diverged", str(error), given.classes))
+        _tell_end(
+            config, options, results.record(folder, "diverged", str(error), given.num_classes)
+        )
     else:
         results.record(folder, "finished")
 
@@ -374,7 +376,7 @@ def _alone(config: Config, job: Job, options: SweepConfig) -> None:
         torch.cuda.set_per_process_memory_fraction(1 / options.trials_per_gpu)
     population = options.design == "pbt"
     given = job.given_to(config)
-    run_worker(config, given.images, given.judge, TuneContext(config, population))
+    run_worker(config, given.shards, given.assets, TuneContext(config, population))
 
 
 class TuneContext(LocalContext):

@@ -108,10 +108,10 @@ def ranking(results: Results) -> list[Row]:
     these metrics, falls to whichever of the others in 1 of 40 studies at most. (Simulated with 12
     cells that are alike, 2 % or fewer fell; but of runs in two camps with 3 seeds, 8 %.)
     """
-    tally = Counter((t.levels, results.of(t).status) for t in results.study.trials)
+    tally = Counter((t.levels, results.get(t).status) for t in results.plan.trials)
     cells = [
         cell
-        for cell in results.study.cells
+        for cell in results.plan.settings
         if tally[cell, "finished"] + tally[cell, "diverged"] > 0
     ]
     runs = {metric: _by_cell(results, metric, cells) for metric in (*RANKED, *SHOWN)}
@@ -133,7 +133,7 @@ def ranking(results: Results) -> list[Row]:
 
 def _by_cell(results: Results, metric: str, cells: Sequence[tuple[str, ...]]) -> Array:
     """A metric's values: (cells, replicates), nan where there is none."""
-    found, axes = results.array(metric), results.study.axes
+    found, axes = results.array(metric), results.plan.axes
     places = [[a.labels.index(label) for a, label in zip(axes, c, strict=True)] for c in cells]
     return np.array([found[tuple(place)] for place in places]).reshape(len(cells), found.shape[-1])
 
@@ -205,7 +205,7 @@ def compare(
         within: another axis: compare at each of its levels on its own; all these intervals are
             right together.
     """
-    found, axes = results.array(metric), results.study.axes
+    found, axes = results.array(metric), results.plan.axes
     axis = axes[axis_index]
     pairs = list(combinations(range(len(axis.levels)), 2))
     parts = {"": found}
@@ -243,7 +243,7 @@ def anova(results: Results, metric: str) -> list[Effect]:
 
     With fewer than 3 seeds shares are eta squared itself, and may be anything from 0 to 1.
     """
-    found, axes = results.array(metric), results.study.axes
+    found, axes = results.array(metric), results.plan.axes
     known = np.isfinite(found)
     if not known.any() or np.ptp(found[known]) <= _TINY:
         return []

@@ -37,7 +37,7 @@ class Level:
 
     label: str
     """What it is called in tables, e.g. "uniform centred"."""
-    settings: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     """Fields of the config, by dotted names, or `rate`, a factor on both learning rates."""
 
 
@@ -53,7 +53,7 @@ class Axis:
     """Of a number that a search may choose: least and most; drawn evenly in its logarithm."""
     whole: bool = False
     """Whether the numbers of the range are whole."""
-    own_judge: bool = False
+    own_reference: bool = False
     """Whether levels differ in what images show; then each is judged by images of its own."""
 
     @property
@@ -73,9 +73,9 @@ class Axis:
         return set(self.name.split("+"))
 
     @property
-    def same_judge(self) -> bool:
+    def shared_reference(self) -> bool:
         """Whether levels differ in how many images are learned, or in which form."""
-        return not self.own_judge and not _FORMS.isdisjoint(self.fields)
+        return not self.own_reference and not _FORMS.isdisjoint(self.fields)
 
     def level(self, value: str | float) -> Level:
         """The level of this label, or of this number; pbt's numbers can leave the range."""
@@ -124,13 +124,13 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
     levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
     labels = _shortest([level.label for level in levels])
     levels = [replace(level, label=label) for level, label in zip(levels, labels, strict=True)]
-    alike = any(a.settings == b.settings for a, b in itertools.combinations(levels, 2))
+    alike = any(a.overrides == b.overrides for a, b in itertools.combinations(levels, 2))
     if not equals or alike or len(set(labels)) < len(labels) or not labels:
         raise UserError(
             f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with values that differ;"
             " for example --sweep.axis latent.size=1,10,100"
         )
-    return Axis(name, tuple(levels), own_judge=not _DEPICTS.isdisjoint(fields))
+    return Axis(name, tuple(levels), own_reference=not _DEPICTS.isdisjoint(fields))
 
 
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0", "data.root": "null"}
@@ -194,12 +194,12 @@ def _level(
             f"sweep.axis={text}: {value!r} must hold {len(fields)} values joined by +, one for each"
             f" of {', '.join(fields)}"
         )
-    settings: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for field, one in zip(fields, values, strict=True):
         if field == OPTIMIZER:
-            settings |= _optimizer(one, base)
+            overrides |= _optimizer(one, base)
         elif field == RATE:
-            settings[RATE] = _rate(one)
+            overrides[RATE] = _rate(one)
         else:
             found = _read(text, field, one, read)
             if field == "data.root" and found and without_secrets(found) != found:
@@ -208,14 +208,14 @@ def _level(
                     " password or signature; make one study for each, with --data.root, which is"
                     " kept without them"
                 )
-            settings[field] = str(found) if isinstance(found, Path) else found
+            overrides[field] = str(found) if isinstance(found, Path) else found
     named = zip(fields, values, strict=True)
     shown = [
-        "all" if field == "data.images" and settings[field] is None else one
+        "all" if field == "data.images" and overrides[field] is None else one
         for field, one in named
         if _PLAIN.get(field) != one
     ]
-    return Level(" ".join(shown) or value, settings)
+    return Level(" ".join(shown) or value, overrides)
 
 
 def _read(text: str, field: str, value: str, read: Callable[[str, str], Any]) -> Any:
@@ -250,18 +250,18 @@ def _rate(text: str) -> float:
     return factor
 
 
-def judged_alike(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Axis]]:
+def share_reference(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Axis]]:
     """The base with the reals of all runs fixed to its own; and the axes, marked.
 
     So runs on fewer images, smaller or mirrored ones are compared with the same reals, through the
     same classifier (Karras et al. 2020, "Training GANs with limited data", do so for FID). Only
-    where an axis says what images show (`Axis.own_judge`), its levels are judged by their own.
+    where an axis says what images show (`Axis.own_reference`), its levels are judged by their own.
     Where squares are cut from images, the size of these says so, too.
     """
     cut = base.data.crop or any("data.crop" in axis.fields for axis in axes)
     if cut:
-        axes = [a if "data.size" not in a.fields else replace(a, own_judge=True) for a in axes]
-    named = {field for axis in axes if axis.same_judge for field in axis.fields}
+        axes = [a if "data.size" not in a.fields else replace(a, own_reference=True) for a in axes]
+    named = {field for axis in axes if axis.shared_reference for field in axis.fields}
     fields = [field.removeprefix("data.") for field in sorted(_FORMS & named)]
     held = {field: getattr(base.data, field) for field in fields}
     reals = cast(ReferenceData, held | base.evaluation.reals)

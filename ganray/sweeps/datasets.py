@@ -19,10 +19,10 @@ from ganray.training.plan import num_classes
 class RunAssets:
     """What the workers of a run are given beside its config."""
 
-    images: str
+    shards: str
     """Where the shards are."""
-    judge: EvaluationAssets
-    classes: int
+    assets: EvaluationAssets
+    num_classes: int
     """Of the images; 0 for none."""
 
 
@@ -52,11 +52,11 @@ class SweepDatasets:
             _check_enough(one, halved=one.reals.classes > 0)
         _check_differ(self)
         prepare.check_room((plan for one in self for plan in (one.images, one.reals)), base.home)
-        self.in_plan = next(iter(self))
+        self.shown = next(iter(self))
         """Those of the base where a run learns them, with its networks; else all of a run's own."""
         if base.images_identity() in self._sets:
             found = self._sets[base.images_identity()]
-            self.in_plan = RunDatasets(base, found.images, found.reals)
+            self.shown = RunDatasets(base, found.images, found.reals)
 
     def __iter__(self) -> Iterator[RunDatasets]:
         """One for each choice of images."""
@@ -75,7 +75,7 @@ class SweepDatasets:
                 told[prepare.dataset_identity(what, found, home)] = str(found)
         return ", ".join(dict.fromkeys(told.values())), "-".join(told)
 
-    def given(self) -> dict[Hashable, RunAssets]:
+    def run_assets(self) -> dict[Hashable, RunAssets]:
         """What runs are given, by `Config.images_identity`; trains the classifiers that judge.
 
         Raises:
@@ -92,16 +92,16 @@ class SweepDatasets:
             given[key] = RunAssets(one.images.location, judge, one.images.classes)
         return given
 
-    def local(self) -> list[Path]:
+    def local_folders(self) -> list[Path]:
         """What all nodes must see."""
         near = [one for one in self if not one.config.data.is_remote()]
         return sorted({Path(plan.location) for one in near for plan in (one.images, one.reals)})
 
-    def dataset_of(self, config: Config) -> dict[str, str]:
+    def dataset_info(self, config: Config) -> dict[str, str]:
         """What MLflow is told of the images of a run; of the base, of those that are shown."""
         key = config.images_identity()
         if key not in self._sets:
-            key = self.in_plan.config.images_identity()
+            key = self.shown.config.images_identity()
         return reference.dataset_info(self._sets[key], self._digests[key])
 
 
@@ -144,6 +144,6 @@ def _check_enough(one: RunDatasets, *, halved: bool) -> None:
     if not comparable(one.reals.count, halved, one.config.evaluation.samples):
         half = ", once a classifier has learned half of them" if halved else ""
         raise UserError(
-            f"{one.reals} are too few to compare runs with: {MIN_IMAGES} must be left{half}; compare"
-            " with more of them, by --evaluation.reals.images or other values of the axis"
+            f"{one.reals} are too few to compare runs with: {MIN_IMAGES} must be left{half};"
+            " compare with more of them, by --evaluation.reals.images or other values of the axis"
         )

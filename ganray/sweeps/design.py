@@ -23,7 +23,7 @@ from ganray.config.schema import Config
 from ganray.errors import UserError
 from ganray.sweeps.axes import RATE, SEED, Axis, Level
 
-Order = Literal["grid", "random", "sobol"]
+Design = Literal["grid", "random", "sobol"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trial:
     levels: tuple[str, ...]
     """A label for each axis."""
     rng_seed: int
-    settings: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     """Fields of the config that differ from the base, by dotted names."""
 
     def config(self, base: Config) -> Config:
@@ -46,7 +46,7 @@ class Trial:
         Raises:
             ValueError: these settings do not go together.
         """
-        return with_settings(replace(base, name=self.name), self.settings)
+        return apply_overrides(replace(base, name=self.name), self.overrides)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SweepPlan:
     """In the order in which they are run."""
 
     @property
-    def cells(self) -> list[tuple[str, ...]]:
+    def settings(self) -> list[tuple[str, ...]]:
         """Those that have runs, as labels, in the order of the axes' levels."""
         wanted = {trial.levels for trial in self.trials}
         return [
@@ -76,17 +76,17 @@ class SweepPlan:
         return replace(self, axes=tuple(axes), trials=tuple(trials.values()))
 
     def save(self, folder: Path) -> None:
-        """Write `study.json`."""
+        """Write `plan.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{FILE}.part"
         part.write_text(json.dumps(asdict(self), indent=1))
         part.replace(folder / FILE)
 
 
-FILE = "study.json"
+FILE = "plan.json"
 
 
-def load(folder: Path) -> SweepPlan:
+def load_plan(folder: Path) -> SweepPlan:
     """Read what `SweepPlan.save` wrote."""
     values = json.loads((folder / FILE).read_text())
     axes = [
@@ -103,19 +103,19 @@ def load(folder: Path) -> SweepPlan:
     return SweepPlan(values["name"], tuple(axes), tuple(trials))
 
 
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """The config with these fields, by dotted names, and `rate` on its learning rates.
 
     Raises:
         ValueError: they do not go together.
     """
     sections: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
+    for name, value in overrides.items():
         section, _, field = name.partition(".")
         if field:
             sections.setdefault(section, {})[field] = value
     parts = {s: replace(getattr(config, s), **values) for s, values in sections.items()}
-    if factor := settings.get(RATE):
+    if factor := overrides.get(RATE):
         optimizer = parts.get("optimizer", config.optimizer)
         parts["optimizer"] = replace(
             optimizer, lr_G=optimizer.lr_G * factor, lr_D=optimizer.lr_D * factor
@@ -123,13 +123,13 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return replace(config, **parts)
 
 
-def plan(
+def make_plan(
     name: str,
     axes: Sequence[Axis],
     seeds: int,
     *,
-    order: Order = "grid",
-    cells: int | None = None,
+    design: Design = "grid",
+    settings: int | None = None,
     first_seed: int = 0,
 ) -> SweepPlan:
     """All runs of a study, in the order in which they are to be run.
@@ -138,9 +138,9 @@ def plan(
         name: of the study.
         axes: what is varied.
         seeds: replicates of each cell.
-        order: grid: all cells. random, sobol: some of them, drawn evenly; Sobol's sequence also
+        design: grid: all cells. random, sobol: some of them, drawn evenly; Sobol's sequence also
             takes each level about as often.
-        cells: how many, of random and sobol.
+        settings: how many, of random and sobol.
         first_seed: `train.rng_seed` of the first replicate.
 
     Raises:
@@ -154,17 +154,17 @@ def plan(
                 " --sweep.design tpe or pbt"
             )
     chosen = [list(cell) for cell in itertools.product(*(axis.levels for axis in axes))]
-    if order != "grid":
-        if cells is None or not 0 < cells <= len(chosen):
+    if design != "grid":
+        if settings is None or not 0 < settings <= len(chosen):
             raise UserError(
-                f"sweep.cells={cells} must lie in 1 .. {len(chosen)}, the number of cells of the"
-                f" whole grid, with sweep.design={order}"
+                f"sweep.settings={settings} must lie in 1 .. {len(chosen)}, the size of the"
+                f" whole grid, with sweep.design={design}"
             )
-        chosen = _some(axes, cells, order, first_seed)
+        chosen = _some(axes, settings, design, first_seed)
     trials = []
     for seed in range(first_seed, first_seed + seeds):
         shuffled = np.random.default_rng([first_seed, seed]).permutation(len(chosen))
-        trials += [trial(name, chosen[i], seed) for i in shuffled]
+        trials += [make_trial(name, chosen[i], seed) for i in shuffled]
     if twice := [n for n, count in Counter(t.name for t in trials).items() if count > 1]:
         raise UserError(
             f"sweep.axis: two levels give runs of one name, {twice[0]}, for which only letters and"
@@ -176,7 +176,7 @@ def plan(
 def _check_axes(axes: Sequence[Axis]) -> None:
     seen: dict[str, str] = {}
     for axis in axes:
-        for field in {field for level in axis.levels for field in level.settings}:
+        for field in {field for level in axis.levels for field in level.overrides}:
             if field in seen:
                 raise UserError(
                     f"sweep.axis: {field} is set by both {seen[field]} and {axis.name}; leave one"
@@ -185,9 +185,9 @@ def _check_axes(axes: Sequence[Axis]) -> None:
             seen[field] = axis.name
 
 
-def _some(axes: Sequence[Axis], count: int, order: Order, seed: int) -> list[list[Level]]:
+def _some(axes: Sequence[Axis], count: int, design: Design, seed: int) -> list[list[Level]]:
     sizes = [len(axis.levels) for axis in axes]
-    if order == "random":
+    if design == "random":
         picked = np.random.default_rng(seed).permutation(math.prod(sizes))[:count]
         indices = np.array(np.unravel_index(picked, sizes)).T
     else:
@@ -204,13 +204,13 @@ def _sobol(sizes: Sequence[int], count: int, seed: int) -> np.ndarray:
     return np.array(list(found))[:count]
 
 
-def trial(study: str, levels: Sequence[Level], seed: int) -> Trial:
+def make_trial(study: str, levels: Sequence[Level], seed: int) -> Trial:
     """One run: these levels with this seed."""
-    settings = {key: value for level in levels for key, value in level.settings.items()}
+    overrides = {key: value for level in levels for key, value in level.overrides.items()}
     label = "-".join(_plain(level.label) for level in levels)
     label = f"{label}-s{seed}" if label else f"s{seed}"
     names = tuple(level.label for level in levels)
-    return Trial(f"{study}.{label}", label, names, seed, settings | {SEED: seed})
+    return Trial(f"{study}.{label}", label, names, seed, overrides | {SEED: seed})
 
 
 def _plain(label: str) -> str:

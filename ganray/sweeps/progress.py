@@ -19,7 +19,7 @@ class SweepProgress:
     def __init__(self, study: SweepPlan, known: Results) -> None:
         self._study = study
         # A run that failed is tried again by a study that goes on.
-        self._outcomes = {n: o for n, o in known.outcomes.items() if o.status != "failed"}
+        self._outcomes = {n: o for n, o in known.by_trial.items() if o.status != "failed"}
         self._before = len(self._outcomes)
         self._running: set[str] = set()
         self._started = self._table_at = time.monotonic()
@@ -84,7 +84,7 @@ class SweepProgress:
 
 def _said(outcome: RunResult) -> str:
     if outcome.status not in ("finished", "stopped"):
-        return f"{outcome.status.upper()} {outcome.why}".rstrip()
+        return f"{outcome.status.upper()} {outcome.reason}".rstrip()
     known = [name for name in RANKED if name in outcome.values]
     scores = "  ".join(f"{name} {outcome.values[name]:.2f}" for name in known)
     return scores if outcome.status == "finished" else f"stopped  {scores}"
@@ -99,7 +99,7 @@ def best_so_far(results: Results, count: int) -> list[str]:
     lines = []
     for place in order[:count]:
         where = np.unravel_index(place, means.shape)
-        axes = zip(results.study.axes, where, strict=True)
+        axes = zip(results.plan.axes, where, strict=True)
         labels = ", ".join(f"{axis.title} {axis.labels[i]}" for axis, i in axes)
         lines.append(f"coverage {means[where]:.3f} (n={runs[where]})  {labels}")
     return lines

@@ -19,7 +19,7 @@ from ganray.sweeps.report_html import draw, page
 from ganray.sweeps.results import RANKED, Results
 from ganray.sweeps.summary import markdown, summary, table
 
-PAGE, JSON = "answer.html", "answer.json"
+PAGE, JSON = "report.html", "report.json"
 _EXPLAINED = ("coverage", "recall")
 """Metrics whose variance is split among the axes."""
 _VERSIONS = ("ganray", "torch", "ray", "mlflow")
@@ -64,7 +64,7 @@ def write(
     files[0].write_text(html)
     files[1].write_text(json.dumps(_plain(results, rows, effects, words), indent=1))
     files += sorted((folder / "figures").glob("*.png"))
-    axes = results.study.axes
+    axes = results.plan.axes
     wide = shutil.get_terminal_size((140, 0)).columns  # a job's log is no terminal
     return Answer(
         text=f"{table(rows, axes, wide)}\n\n{words}",
@@ -102,8 +102,8 @@ def _plain(
         }
 
     return {
-        "study": results.study.name,
-        "axes": {axis.name: axis.labels for axis in results.study.axes},
+        "study": results.plan.name,
+        "axes": {axis.name: axis.labels for axis in results.plan.axes},
         "summary": words,
         "ranked_by": list(RANKED),
         "ranking": [
@@ -122,8 +122,8 @@ def _plain(
             for metric, found in effects.items()
         },
         "runs": {
-            trial.name: {"status": results.of(trial).status, **results.of(trial).values}
-            for trial in results.study.trials
+            trial.name: {"status": results.get(trial).status, **results.get(trial).values}
+            for trial in results.plan.trials
         },
     }
 
@@ -131,15 +131,15 @@ def _plain(
 def _metrics(
     results: Results, rows: list[Row], effects: Mapping[str, list[Effect]]
 ) -> dict[str, float]:
-    values = {f"study/{s}": float(results.count(s)) for s in ("finished", "diverged", "failed")}
+    values = {f"sweep/{s}": float(results.count(s)) for s in ("finished", "diverged", "failed")}
     if rows:
         values |= {
-            f"study/best_{name}": rows[0].means[name].value
+            f"sweep/best_{name}": rows[0].means[name].value
             for name in RANKED
             if name in rows[0].means
         }
     for metric, found in effects.items():
         for effect in found:
             named = "_x_".join(factor.replace("+", "_and_") for factor in effect.factors)
-            values[f"study/{metric}_share_of_{named}".replace(" ", "_")] = effect.share.value
+            values[f"sweep/{metric}_share_of_{named}".replace(" ", "_")] = effect.share.value
     return values

@@ -111,7 +111,7 @@ def draw(
         folder: where the PNGs go; made where missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured = {name for o in results.outcomes.values() if o.counts for name in o.values}
+    measured = {name for o in results.by_trial.values() if o.scored for name in o.values}
     charted = [metric for metric in CHARTED if metric in measured]
     figures = Figures(
         {metric: folder / f"heat-{metric}.png" for metric in charted},
@@ -157,7 +157,7 @@ def page(
     )
     metrics = [name for name in COLUMNS if any(name in row.means for row in rows)]
     return house.get_template("report.html").render(
-        study=results.study,
+        study=results.plan,
         facts=facts(results),
         paragraphs=[text for text in summary.split("\n\n") if text.strip()],
         heads=[head(name) for name in metrics],
@@ -234,9 +234,9 @@ def table_row(row: Row, place: int, metrics: Sequence[str], rows: Sequence[Row])
 
 def facts(results: Results) -> list[tuple[str, str]]:
     """Numbers that stand under the title: (number, of what)."""
-    study = results.study
+    study = results.plan
     seeds = len({trial.rng_seed for trial in study.trials})
-    known = [(len(study.trials), "runs"), (len(study.cells), "settings"), (seeds, "seeds each")]
+    known = [(len(study.trials), "runs"), (len(study.settings), "settings"), (seeds, "seeds each")]
     ends = ("finished", "diverged", "failed", "stopped", "running", "waiting")
     known += [(results.count(end), end) for end in ends]
     return [(f"{count:,}", what) for count, what in known if count]

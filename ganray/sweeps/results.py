@@ -17,7 +17,7 @@ from ganray.training import journal
 
 Status = Literal["waiting", "running", "finished", "diverged", "failed", "stopped"]
 """stopped: by a scheduler, before its end: censored. failed: crashed again and again."""
-_FILE = "outcome.json"
+_FILE = "result.json"
 
 RANKED = {
     "recall": "higher",
@@ -39,11 +39,11 @@ class RunResult:
     status: Status
     values: Mapping[str, float]
     """By the names of ``RANKED`` and ``SHOWN``, those that are known; all finite."""
-    why: str = ""
+    reason: str = ""
     """What a run that failed or diverged said."""
 
     @property
-    def counts(self) -> bool:
+    def scored(self) -> bool:
         """Whether it says how its setting fares: a diverged one does, a crashed one does not."""
         return self.status in ("finished", "diverged")
 
@@ -52,13 +52,13 @@ class RunResult:
 class Results:
     """A study with what its runs came to so far."""
 
-    study: SweepPlan
-    outcomes: Mapping[str, RunResult]
+    plan: SweepPlan
+    by_trial: Mapping[str, RunResult]
     """By the trial's name; those that were begun."""
 
-    def of(self, trial: Trial) -> RunResult:
+    def get(self, trial: Trial) -> RunResult:
         """Its outcome; waiting where it was not begun."""
-        return self.outcomes.get(trial.name, RunResult("waiting", {}))
+        return self.by_trial.get(trial.name, RunResult("waiting", {}))
 
     def array(self, metric: str) -> np.ndarray:
         """One metric of all runs that count: float64 (axis 1, axis 2, ..., replicates).
@@ -66,13 +66,13 @@ class Results:
         Replicates are in the order of their seeds. nan where there is no such run, or it has no
         such value. A run that diverged has the worst value: it covers nothing.
         """
-        axes = self.study.axes
+        axes = self.plan.axes
         places = [{label: i for i, label in enumerate(axis.labels)} for axis in axes]
-        seeds = {s: i for i, s in enumerate(sorted({t.rng_seed for t in self.study.trials}))}
+        seeds = {s: i for i, s in enumerate(sorted({t.rng_seed for t in self.plan.trials}))}
         found = np.full([*(len(axis.levels) for axis in axes), len(seeds)], math.nan)
-        for trial in self.study.trials:
-            outcome = self.of(trial)
-            if not outcome.counts:
+        for trial in self.plan.trials:
+            outcome = self.get(trial)
+            if not outcome.scored:
                 continue
             where = [place[label] for place, label in zip(places, trial.levels, strict=True)]
             found[(*where, seeds[trial.rng_seed])] = outcome.values.get(metric, math.nan)
@@ -80,7 +80,7 @@ class Results:
 
     def count(self, *statuses: Status) -> int:
         """Runs of these statuses."""
-        return sum(self.of(trial).status in statuses for trial in self.study.trials)
+        return sum(self.get(trial).status in statuses for trial in self.plan.trials)
 
 
 def record(folder: Path, status: Status, why: str = "", classes: int = 0) -> RunResult:

@@ -66,9 +66,9 @@ def summary(results: Results, rows: Sequence[Row], *, censored: bool = False) ->
             f" {FEWEST_SEEDS} or more."
         ]
     else:
-        axes = [i for i, axis in enumerate(results.study.axes) if len(axis.levels) > 1]
+        axes = [i for i, axis in enumerate(results.plan.axes) if len(axis.levels) > 1]
         said += ["Brackets hold 95 % intervals over seeds, of all pairs of levels together."]
-        said += judges(results.study.axes)
+        said += judges(results.plan.axes)
         said += [_axis(results, i, [j for j in axes if j != i]) for i in axes]
         said += _variance(results, anova(results, "coverage"))
         said += [_best(results, rows)]
@@ -77,13 +77,13 @@ def summary(results: Results, rows: Sequence[Row], *, censored: bool = False) ->
 
 def judges(axes: Sequence[Axis]) -> list[str]:
     """Which images runs are compared with, where they learn others than the base's."""
-    own = [axis.title for axis in axes if axis.own_judge]
+    own = [axis.title for axis in axes if axis.own_reference]
     said = [
         f"Runs of each level of {title} are compared with its own images, through a classifier of"
         " its own: so coverage of one level does not compare with that of another."
         for title in own
     ]
-    if any(axis.same_judge for axis in axes):
+    if any(axis.shared_reference for axis in axes):
         of = f" of one {' and '.join(own)}" if own else ""
         said.append(f"All runs{of} are compared with the same images, whichever they learn.")
     return said
@@ -91,22 +91,22 @@ def judges(axes: Sequence[Axis]) -> list[str]:
 
 def _others(results: Results) -> tuple[int, ...]:
     """The array's dimensions but the seeds'."""
-    return tuple(range(len(results.study.axes)))
+    return tuple(range(len(results.plan.axes)))
 
 
 def _counts(results: Results) -> str:
-    tally = Counter(results.of(trial).status for trial in results.study.trials)
+    tally = Counter(results.get(trial).status for trial in results.plan.trials)
     order = ("finished", "diverged", "failed", "stopped", "running", "waiting")
     assert set(order) == set(get_args(Status))
     told = ", ".join(f"{tally[status]} {status}" for status in order if tally[status])
-    return f"{_number(len(results.study.trials), 'run')}: {told}."
+    return f"{_number(len(results.plan.trials), 'run')}: {told}."
 
 
 def _picked(results: Results, rows: Sequence[Row]) -> str:
     if not rows or "coverage" not in rows[0].means:
         return ""
     return (
-        f"First of what was tried is {_cell(results.study.axes, rows[0])}, with coverage"
+        f"First of what was tried is {_cell(results.plan.axes, rows[0])}, with coverage"
         f" {rows[0].means['coverage'].value:.2g}; as it was picked for its results, expect less."
     )
 
@@ -146,7 +146,7 @@ def _standing(differences: Sequence[Difference]) -> _Standing | None:
 
 def _axis(results: Results, index: int, others: Sequence[int]) -> str:
     """What coverage and recall say of one axis, over the levels of the others."""
-    axes = results.study.axes
+    axes = results.plan.axes
     axis, over = axes[index], _listed([axes[i].title for i in others], most=len(axes))
     start = f"Over all levels of {over}" if over else "Over all runs"
     by = {metric: compare(results, metric, index) for metric in ("coverage", "recall")}
@@ -187,7 +187,7 @@ def _variance(results: Results, effects: Sequence[Effect]) -> list[str]:
     """Which axes explain the coverage, and which depend on each other."""
     if not effects:
         return ["Coverage is the same in all runs."]
-    titles = {axis.name: axis.title for axis in results.study.axes}
+    titles = {axis.name: axis.title for axis in results.plan.axes}
     alone = {HIGHER, RESIDUAL}
     mains = [e for e in effects if len(e.factors) == 1 and e.factors not in alone]
     mains.sort(key=lambda e: -e.share.value)
@@ -219,7 +219,7 @@ def _largest(mains: Sequence[Effect], luck: Effect, titles: dict[str, str]) -> s
 
 def _depends(results: Results, effect: Effect) -> str:
     """An interaction, and who leads at each level of the second axis."""
-    axes = results.study.axes
+    axes = results.plan.axes
     first, second = ([axis.name for axis in axes].index(name) for name in effect.factors)
     axis, other = axes[first], axes[second]
     start = (
@@ -241,7 +241,7 @@ def _depends(results: Results, effect: Effect) -> str:
 def _best(results: Results, rows: Sequence[Row]) -> str:
     if len(rows) < 2 or math.isnan(rows[0].rank):
         return ""
-    axes, (first, *others) = results.study.axes, rows
+    axes, (first, *others) = results.plan.axes, rows
     text = f"Ranked by recall, coverage, Vendi score and KL together, {_cell(axes, first)} is first"
     if "coverage" in first.means:
         text += f", with coverage {first.means['coverage'].brief()}"

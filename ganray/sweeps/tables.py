@@ -41,7 +41,7 @@ class Cell:
     @property
     def counted(self) -> list[RunResult]:
         """Those that say how the setting fares, by a value of the metric."""
-        return [o for o in self.outcomes if o.counts and self.metric in o.values]
+        return [o for o in self.outcomes if o.scored and self.metric in o.values]
 
     @property
     def values(self) -> np.ndarray:
@@ -104,16 +104,16 @@ class Table:
 
 def tabulate(results: Results, metric: str) -> Table:
     """Lay out one metric of all runs."""
-    axes = results.study.axes
+    axes = results.plan.axes
     rows, columns, *rest = [*axes, _NOTHING, _NOTHING][: max(2, len(axes))]
     trials: dict[tuple[str, ...], list[Trial]] = {}
-    for trial in sorted(results.study.trials, key=lambda t: t.rng_seed):
+    for trial in sorted(results.plan.trials, key=lambda t: t.rng_seed):
         trials.setdefault(trial.levels, []).append(trial)
 
     def cell(*labels: str) -> Cell:
         levels = labels[: len(axes)]
         found = tuple(trials.get(levels, ()))
-        return Cell(levels, metric, found, tuple(map(results.of, found)))
+        return Cell(levels, metric, found, tuple(map(results.get, found)))
 
     panels = [
         Panel(

@@ -12,7 +12,7 @@ from ganray.config import cli
 from ganray.config.commands import SweepConfig
 from ganray.data.writer import write_shards
 from ganray.sweeps import design
-from ganray.sweeps.axes import judged_alike, parse_axis
+from ganray.sweeps.axes import parse_axis, share_reference
 from ganray.training import launch
 from tests.conftest import Squares, load_job
 
@@ -102,7 +102,7 @@ def test_a_search_says_what_its_figures_are_worth(job, capsys):
         (["--sweep.axis", "rate=1..2"], "the range of rate is for searches"),
         (["--sweep.axis", "rate=2..1", "--sweep.design", "tpe"], r"must be FIELD=LEAST\.\.MOST"),
         (["--sweep.design", "pbt", "--sweep.axis", "latent.size=1,2"], "while a run goes on"),
-        (["--sweep.design", "random", "--sweep.cells", "37"], r"must lie in 1 \.\. 36"),
+        (["--sweep.design", "random", "--sweep.settings", "37"], r"must lie in 1 \.\. 36"),
         (
             ["--sweep.design", "tpe", "--sweep.axis", "network.width_G=16..64"],
             r"tpe may draw what cannot be: network\.width_G=17 must be positive and divide by 4",
@@ -153,7 +153,7 @@ def begun(home, *options):
         ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
     )
     axes = [parse_axis(text, config, cli.value_of) for text in sweeps.axis]
-    config, axes = judged_alike(sweep._for_trials(config, sweeps, axes), axes)
+    config, axes = share_reference(sweep._for_trials(config, sweeps, axes), axes)
     sweep._claim(sweep._planned(config, sweeps, axes), config, sweeps)
     return config
 
@@ -197,7 +197,7 @@ def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home,
             r"sweep\.design=grid: study 'old' was begun with asha",
         ),
         (["asha"], ["--sweep.metric", "recall"], r"sweep\.metric=recall: .* begun with coverage"),
-        (["tpe"], ["--sweep.cells", "9"], r"sweep\.cells=9: .* begun with None"),
+        (["tpe"], ["--sweep.settings", "9"], r"sweep\.settings=9: .* begun with None"),
         (["tpe"], ["--sweep.concurrent", "9"], r"sweep\.concurrent=9: .* begun with None"),
     ],
 )
@@ -214,7 +214,7 @@ def test_runs_that_would_not_compare_with_those_of_the_study_are_refused(
 
 def test_a_study_goes_on_with_the_images_that_it_began_with(job, home):
     config = begun(home, "--sweep.axis", "latent.size=1,2")
-    launch.record_dataset(sweep.study_folder(config), "other images", "0" * 16)
+    launch.record_dataset(sweep.sweep_folder(config), "other images", "0" * 16)
     options = [option for option in DIGITS if option != "--dry-run"]
     with pytest.raises(ValueError, match="has learned from other images, and these are others: "):
         job.main([*options, "--name", "old", "--sweep.axis", "latent.size=1,2"])
@@ -231,9 +231,9 @@ def test_resume_takes_the_newest_study_as_it_was_begun(job, home, capsys):
     config = begun(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
     job.main(["--dry-run", "--resume"])
     assert "2 cells x 2 seeds = 4 runs" in capsys.readouterr().out
-    folder = sweep.study_folder(config)
+    folder = sweep.sweep_folder(config)
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
-    assert len(design.load(folder).trials) == 4
+    assert len(design.load_plan(folder).trials) == 4
 
 
 def test_resume_keeps_the_runs_at_a_time_of_a_search_and_of_no_other(job, home, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 from ganray.config.schema import Config
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
-from ganray.sweeps.design import SweepPlan, Trial, plan
+from ganray.sweeps.design import SweepPlan, Trial, make_plan
 from ganray.sweeps.results import RunResult
 from ganray.training.journal import Journal
 from tests.conftest import tiny_config
@@ -24,7 +24,7 @@ def field_axis(name: str, *values: object) -> Axis:
 
 def small_study(name: str = "latents", seeds: int = 3) -> SweepPlan:
     distributions = field_axis("latent.distribution", "normal", "uniform")
-    return plan(name, [distributions, field_axis("latent.size", 1, 64)], seeds)
+    return make_plan(name, [distributions, field_axis("latent.size", 1, 64)], seeds)
 
 
 def base_config(home: Path) -> Config:

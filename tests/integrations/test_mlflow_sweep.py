@@ -16,7 +16,7 @@ from ganray.integrations.mlflow_sweep import SweepRuns, axis_key
 from ganray.integrations.mlflow_view import compare_url, save_views, view_url
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
-from ganray.sweeps.design import plan
+from ganray.sweeps.design import make_plan
 from tests.integrations.small_study import (
     DATASET,
     base_config,
@@ -40,7 +40,7 @@ def home(tmp_path_factory, empty_store):
 
 
 def two_trials(name):
-    return plan(name, [field_axis("latent.size", 1, 64)], seeds=1)
+    return make_plan(name, [field_axis("latent.size", 1, 64)], seeds=1)
 
 
 def start(study, home, **changed):
@@ -177,7 +177,7 @@ def test_what_a_dead_store_missed_arrives_when_it_is_back(home, capsys):
     runs.begin(trial, config)
     runs.end(trial, run_trial(config, trial, ticks=2, pictures=1))
     runs.begin(other, other.config(base_config(home)))
-    runs.log_answer([], "note", {"best": 1.0})
+    runs.log_report([], "note", {"best": 1.0})
     wait_for(lambda: runs._complained)
     restore(runs, home)
     wait_for(lambda: trial.name not in runs._live)
@@ -234,18 +234,18 @@ def test_a_store_that_cannot_be_reached_at_the_start_is_one_clear_line(home):
 
 
 def test_the_answer_lands_in_the_parent_and_a_long_one_is_cut_at_a_line(home, tmp_path):
-    runs = start(two_trials("answer"), home)
+    runs = start(two_trials("report"), home)
     table = tmp_path / "table.md"
     table.write_text("| a |\n")
-    runs.log_answer([table], "| a row |\n" * 1000, {"spread": 0.5, "unknown": float("nan")})
+    runs.log_report([table], "| a row |\n" * 1000, {"spread": 0.5, "unknown": float("nan")})
     runs.close("FINISHED")
     parent = parent_of(runs)
     note = parent.data.tags["mlflow.note.content"]
     assert 7900 < len(note) <= 8000
-    assert note.endswith("| a row |\n\nMore of this is among the artifacts, in `answer/`.")
+    assert note.endswith("| a row |\n\nMore of this is among the artifacts, in `report/`.")
     assert parent.data.metrics == {"spread": 0.5}
-    files = runs._client.list_artifacts(runs.parent.run_id, "answer")
-    assert [file.path for file in files] == ["answer/table.md"]
+    files = runs._client.list_artifacts(runs.parent.run_id, "report")
+    assert [file.path for file in files] == ["report/table.md"]
 
 
 def test_runs_are_grouped_by_a_param_whatever_the_axis_is():

@@ -96,25 +96,25 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     driver = Driver(home, "--resume", "--sweep.concurrent", "1")
     assert driver.end() == 0, driver.text
     assert "8 runs: 4 finished, 4 diverged, 0 running, 0 left" in driver.text
-    study = design.load(home / "studies" / "killed")
+    study = design.load_plan(home / "sweeps" / "killed")
     collected = results.collect(study, home / "runs")
     for trial in study.trials:
         diverges = trial.levels[1] == "1e30"
-        assert collected.of(trial).status == ("diverged" if diverges else "finished")
+        assert collected.get(trial).status == ("diverged" if diverges else "finished")
         if not diverges:
             images, _ = journal.history(home / "runs" / trial.name, "D/loss")
             assert images.tolist() == [600, 1200, 1800, 2400]
-    answer = json.loads((home / "studies" / "killed" / "answer.json").read_text())
+    answer = json.loads((home / "sweeps" / "killed" / "report.json").read_text())
     assert [row["diverged"] for row in answer["ranking"]] == [0, 0, 2, 2]
-    assert (home / "studies" / "killed" / "answer.html").stat().st_size > 50_000
+    assert (home / "sweeps" / "killed" / "report.html").stat().st_size > 50_000
 
     client, parents, children = mlflow_runs(home, "killed")
     (parent,) = parents
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["mlflow.note.content"]
-    assert {file.path for file in client.list_artifacts(parent.info.run_id, "answer")} >= {
-        "answer/answer.html",
-        "answer/answer.json",
+    assert {file.path for file in client.list_artifacts(parent.info.run_id, "report")} >= {
+        "report/report.html",
+        "report/report.json",
     }
     assert sorted(c.data.tags["ganray.name"] for c in children) == sorted(
         trial.name for trial in study.trials
@@ -146,7 +146,7 @@ def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(h
     assert driver.end() == 0, driver.text
     assert "its means are censored" in driver.text
     assert "Runs were chosen or stopped by their results" in driver.text
-    collected = results.collect(design.load(home / "studies" / "asha"), home / "runs")
+    collected = results.collect(design.load_plan(home / "sweeps" / "asha"), home / "runs")
     assert collected.count("finished", "stopped") == 3
     assert collected.count("finished") >= 1
     # They learned different numbers of images; 750 of the 1,500 were left to compare with.
@@ -157,10 +157,10 @@ def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(h
 
 @pytest.mark.parametrize("how", ["tpe", "pbt"])
 def test_searches_run_as_many_as_they_may_and_keep_their_choices(home, how):
-    options = ["--sweep.design", how, "--sweep.cells", "4", "--name", how]
+    options = ["--sweep.design", how, "--sweep.settings", "4", "--name", how]
     driver = Driver(home, "--sweep.axis", "rate=0.1..10", *options)
     assert driver.end() == 0, driver.text
-    study = design.load(home / "studies" / how)
+    study = design.load_plan(home / "sweeps" / how)
     assert len(study.trials) == 4
     assert len({trial.rng_seed for trial in study.trials}) == 4
     rates = [float(label) for label in study.axes[0].labels]

@@ -20,7 +20,7 @@ def ganray_trial(values):
 
 def tuner(options, home, at_a_time, trials=None):
     study = small_study()
-    if options.chooses:
+    if options.is_adaptive:
         study = replace(study, axes=(Axis("rate", (), (0.1, 10.0)),), trials=())
     elif trials:
         study = replace(study, trials=study.trials[:trials])

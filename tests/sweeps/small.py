@@ -7,7 +7,7 @@ from PIL import Image
 
 from ganray.figures import sample_grid
 from ganray.sweeps.axes import Axis, Level
-from ganray.sweeps.design import plan
+from ganray.sweeps.design import make_plan
 from ganray.sweeps.results import Results, RunResult
 
 
@@ -25,7 +25,7 @@ CLEAR = 0.1
 
 def results(*axes, seeds=3, name="s", **ended):
     """A study in which every run finished but for those named: by status, labels of trials."""
-    study = plan(name, axes, seeds)
+    study = make_plan(name, axes, seeds)
     status = {label: s for s, labels in ended.items() for label in labels}
     found = {}
     for trial in study.trials:

@@ -10,7 +10,7 @@ from scipy import stats
 from ganray.metrics.intervals import Estimate, replicate_interval
 from ganray.sweeps.analysis import HIGHER, RESIDUAL, _jackknife, anova, compare, ranking
 from ganray.sweeps.axes import Axis, Level
-from ganray.sweeps.design import plan
+from ganray.sweeps.design import make_plan
 from ganray.sweeps.results import Results, RunResult
 
 SECTIONS = "latent.size", "optimizer.name", "data.size"
@@ -23,7 +23,7 @@ def results_of(ended="finished", **metrics):
         Axis(name, tuple(Level("abcdefgh"[k] + str(i), {name: k}) for k in range(size)))
         for i, (name, size) in enumerate(zip(SECTIONS, shape[:-1], strict=False))
     ]
-    study = plan("s", axes, shape[-1])
+    study = make_plan("s", axes, shape[-1])
     outcomes = {}
     for trial in study.trials:
         place = [a.labels.index(label) for a, label in zip(axes, trial.levels, strict=True)]
@@ -75,10 +75,10 @@ def test_a_half_life_is_that_of_the_runs_that_collapsed():
 
 def test_runs_that_diverged_count_and_those_that_failed_do_not():
     found = results_of(recall=np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]))
-    outcomes = dict(found.outcomes)
+    outcomes = dict(found.by_trial)
     outcomes["s.a0-s0"] = RunResult("diverged", {"recall": 0.0})
     outcomes |= {f"s.b0-s{i}": RunResult("failed", {"recall": 0.9}) for i in range(2)}
-    first, second = ranking(Results(found.study, outcomes))
+    first, second = ranking(Results(found.plan, outcomes))
     assert (first.levels, first.n, first.failed, first.diverged) == (("b0",), 1, 2, 0)
     assert (second.levels, second.n, second.failed, second.diverged) == (("a0",), 3, 0, 1)
 

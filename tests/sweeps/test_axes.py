@@ -10,8 +10,8 @@ from ganray.config.cli import value_of
 from ganray.config.schema import SECTIONS, Config, OptimizerConfig
 from ganray.config.serialization import flatten
 from ganray.sweeps import design
-from ganray.sweeps.axes import OPTIMIZERS, Level, judged_alike, parse_axis
-from ganray.sweeps.design import plan
+from ganray.sweeps.axes import OPTIMIZERS, Level, parse_axis, share_reference
+from ganray.sweeps.design import make_plan
 
 BASE = Config(optimizer=OptimizerConfig("adam", 1e-3, 2e-3))
 
@@ -27,7 +27,7 @@ def axis(text, read=sizes_whole):
 def test_an_axis_of_one_field():
     sizes = axis("latent.size=1,10,100")
     assert sizes.labels == ("1", "10", "100")
-    assert sizes.levels[1].settings == {"latent.size": 10}
+    assert sizes.levels[1].overrides == {"latent.size": 10}
     assert sizes.title == "size"
     assert axis("loss.name=bce,hinge").title == "loss"
 
@@ -35,7 +35,7 @@ def test_an_axis_of_one_field():
 def test_fields_that_move_together_are_one_axis():
     shapes = axis("latent.distribution+latent.scaling=uniform+raw,uniform+centred")
     assert shapes.labels == ("uniform", "uniform centred")
-    assert shapes.levels[1].settings == {
+    assert shapes.levels[1].overrides == {
         "latent.distribution": "uniform",
         "latent.scaling": "centred",
     }
@@ -50,9 +50,9 @@ def test_a_label_leaves_out_what_is_plain():
 
 def test_an_optimizer_brings_a_rate_of_its_own_and_rate_multiplies_it():
     sgd = axis("optimizer=sgd").levels[0]
-    assert sgd.settings["optimizer.lr_G"] == pytest.approx(0.1)
-    assert sgd.settings["optimizer.lr_D"] == pytest.approx(0.2)
-    study = plan("s", [axis("optimizer=sgd,lion"), axis("rate=0.5,2")], 1)
+    assert sgd.overrides["optimizer.lr_G"] == pytest.approx(0.1)
+    assert sgd.overrides["optimizer.lr_D"] == pytest.approx(0.2)
+    study = make_plan("s", [axis("optimizer=sgd,lion"), axis("rate=0.5,2")], 1)
     configs = {trial.levels: trial.config(BASE).optimizer for trial in study.trials}
     assert configs["sgd", "2"] == OptimizerConfig("sgd", 0.2, 0.4, beta1=0.0)
     assert configs["lion", "0.5"].lr_G == pytest.approx(5e-5)
@@ -60,7 +60,7 @@ def test_an_optimizer_brings_a_rate_of_its_own_and_rate_multiplies_it():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_named_optimizer_is_a_valid_one(name):
-    config = plan("s", [axis(f"optimizer={name}")], 1).trials[0].config(BASE)
+    config = make_plan("s", [axis(f"optimizer={name}")], 1).trials[0].config(BASE)
     assert config.optimizer.lr_D == pytest.approx(2 * config.optimizer.lr_G)
 
 
@@ -94,10 +94,10 @@ def test_every_field_of_what_and_how_a_gan_learns_can_be_varied(tmp_path):
     sections = {"data", "latent", "network", "loss", "optimizer", "train"}
     fields = {name for name in flatten(BASE) if name.partition(".")[0] in sections}
     for field in sorted(fields - {"train.rng_seed"}):
-        study = plan("s", [axis(f"{field}={','.join(two_of(field))}", value_of)], 1)
+        study = make_plan("s", [axis(f"{field}={','.join(two_of(field))}", value_of)], 1)
         assert len(study.trials) == 2, field
         study.save(tmp_path)
-        assert design.load(tmp_path) == study, field
+        assert design.load_plan(tmp_path) == study, field
         for trial in study.trials:
             try:
                 config = trial.config(BASE)
@@ -120,8 +120,8 @@ def two_of(field):
 
 
 def trials_of(*texts, base=BASE):
-    base, axes = judged_alike(base, [axis(text, value_of) for text in texts])
-    return [trial.config(base) for trial in plan("s", axes, 1).trials]
+    base, axes = share_reference(base, [axis(text, value_of) for text in texts])
+    return [trial.config(base) for trial in make_plan("s", axes, 1).trials]
 
 
 def test_runs_on_other_images_are_judged_by_the_same():
@@ -143,28 +143,32 @@ def test_what_images_show_is_judged_by_images_that_show_it():
     for text in ("data.source+data.images=digits+5", "data.root=/a", "data.crop=24"):
         (other,) = trials_of(text)
         assert other.reference_data() == other.data
-        assert axis(text).own_judge
+        assert axis(text).own_reference
     # Squares cut from larger images show another part: so their size is such an axis, too.
     cut = replace(BASE, data=replace(BASE.data, crop=24))
     for texts, base in ((("data.size=32",), cut), (("data.crop=24", "data.size=32"), BASE)):
         (other,) = trials_of(*texts, base=base)
         assert other.reference_data() == other.data
-        _, axes = judged_alike(base, [axis(text, value_of) for text in texts])
-        assert all(one.own_judge for one in axes)
+        _, axes = share_reference(base, [axis(text, value_of) for text in texts])
+        assert all(one.own_reference for one in axes)
     (few,) = trials_of("data.source=digits", "data.images=5")
     assert few.reference_data() == replace(few.data, images=None)
-    assert not axis("data.images=1,2").own_judge
+    assert not axis("data.images=1,2").own_reference
 
 
 def test_roots_are_paths_of_any_kind_and_called_by_their_last_part():
     roots = axis("data.root=../a,/d/v1..2/b+c,null", value_of)
     assert roots.labels == ("a", "b+c", "null")
-    assert [level.settings["data.root"] for level in roots.levels] == ["../a", "/d/v1..2/b+c", None]
+    assert [level.overrides["data.root"] for level in roots.levels] == [
+        "../a",
+        "/d/v1..2/b+c",
+        None,
+    ]
     assert axis("data.root=/a/x,/b/x", value_of).labels == ("/a/x", "/b/x")
     sources = axis("data.source+data.root=digits+null,folder+/a/x", value_of)
     assert sources.labels == ("digits", "folder x")
     with pytest.raises(ValueError, match=r"two levels give runs of one name, s\.one-a-s0"):
-        plan("s", [axis("data.root=/one a,/one-a", value_of)], 1)
+        make_plan("s", [axis("data.root=/one a,/one-a", value_of)], 1)
 
 
 @pytest.mark.parametrize("root", ["http://me:hush@host/a", "https://host/a?X-Sig=hush"])
@@ -180,7 +184,7 @@ def test_all_images_are_called_so():
 
 def test_a_number_of_a_range_stays_in_it_and_whole_ones_are_told_apart_however_large():
     rates = axis("optimizer.beta1=0.1..0.9", lambda _, value: float(value))
-    assert rates.level(1.08).settings == {"optimizer.beta1": 0.9}
+    assert rates.level(1.08).overrides == {"optimizer.beta1": 0.9}
     assert rates.level(0.12345).label == "0.123"
     sizes = axis("latent.size=1..2000000")
     assert sizes.level(1_234_567) == Level("1234567", {"latent.size": 1_234_567})

@@ -128,12 +128,12 @@ def test_words_on_a_colour_can_be_read():
 
 @pytest.mark.parametrize("axes", [(KINDS,), (KINDS, SIZES, OPTIMIZERS)], ids=["1", "3"])
 def test_a_strip_chart_has_a_dot_for_each_run(tmp_path, figure, axes):
-    trial = results(*axes).study.trials[0].label
+    trial = results(*axes).plan.trials[0].label
     found = results(*axes, diverged=[trial])
     charts.strip_chart(found, "coverage", tmp_path / "a.png")
     lines = [line for panel in figure.last.axes for line in panel.get_lines()]
     dots = sum(len(line.get_xdata()) for line in lines if line.get_marker() == "o")
-    assert dots == len(found.study.trials) - 1
+    assert dots == len(found.plan.trials) - 1
     assert sum(len(line.get_xdata()) for line in lines if line.get_marker() == "x") == 1
     assert max(pixels(tmp_path / "a.png").shape) < 2600
 
@@ -192,7 +192,7 @@ def test_a_setting_without_samples_is_grey_and_says_why(tmp_path):
 def test_a_sheet_of_many_settings_stays_small(tmp_path):
     many = axis("latent.size", *map(str, range(12)))
     found = results(axis("latent.distribution", *"abcdefghi"), many, OPTIMIZERS, seeds=1)
-    for trial in found.study.trials[:5]:
+    for trial in found.plan.trials[:5]:
         grid(tmp_path / trial.name, (1, 2, 3), side=64)
     contact_sheet.contact_sheet(found, tmp_path, tmp_path / "a.png")
     height, width = pixels(tmp_path / "a.png").shape[:2]

@@ -12,9 +12,9 @@ from ganray.data import prepare
 from ganray.data.writer import write_shards
 from ganray.evaluation import reference
 from ganray.evaluation.reference import EvaluationAssets
-from ganray.sweeps.axes import judged_alike, parse_axis
+from ganray.sweeps.axes import parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
-from ganray.sweeps.design import plan
+from ganray.sweeps.design import make_plan
 from ganray.training.plan import Workers, plan_rows
 from tests.conftest import Squares, tiny_config
 
@@ -25,15 +25,15 @@ def generate(home, *texts, conditional=False, **data):
     evaluation = replace(plain.evaluation, samples=80)
     data = DataConfig(**({"source": "digits", "size": 0} | data))
     base = replace(plain, data=data, network=network, evaluation=evaluation)
-    base, axes = judged_alike(base, [parse_axis(text, base, value_of) for text in texts])
-    return base, SweepDatasets(base, [t.config(base) for t in plan("s", axes, 2).trials])
+    base, axes = share_reference(base, [parse_axis(text, base, value_of) for text in texts])
+    return base, SweepDatasets(base, [t.config(base) for t in make_plan("s", axes, 2).trials])
 
 
 def test_runs_that_differ_in_other_things_share_one_set(tmp_path):
     base, images = generate(tmp_path, "latent.size=1,2", "data.threads=1,2")
     (one,) = images
     assert one.same
-    assert images.in_plan.config == base
+    assert images.shown.config == base
     images.prepare_datasets()
     identity = prepare.dataset_identity(base.data, one.images, tmp_path)
     assert images.identity() == ("1,797 images of scikit-learn's digits", identity)
@@ -49,24 +49,24 @@ def test_runs_are_given_what_they_learn_and_what_judges_them(tmp_path, monkeypat
     monkeypatch.setattr(reference, "prepare_run_classifier", prepare_run_classifier)
     base, images = generate(tmp_path, "data.images=100,null", "data.size=8,16")
     images.prepare_datasets()
-    given = images.given()
+    given = images.run_assets()
     assert len(given) == 4
     assert asked == [base.data]  # it judges all
     few = replace(base, data=replace(base.data, images=100, size=16))
     (reals,) = map(str, (tmp_path / "shards").glob("*-1797-full"))
-    assert given[few.images_identity()].images.endswith("-100-16")
-    assert given[few.images_identity()].judge == EvaluationAssets("", reals)
-    assert {one.classes for one in given.values()} == {10}
-    assert {Path(one.images) for one in given.values()} < set(images.local())
+    assert given[few.images_identity()].shards.endswith("-100-16")
+    assert given[few.images_identity()].assets == EvaluationAssets("", reals)
+    assert {one.num_classes for one in given.values()} == {10}
+    assert {Path(one.shards) for one in given.values()} < set(images.local_folders())
     told, digests = images.identity()
     assert "100 images of scikit-learn's digits" in told
     assert len(digests.split("-")) == len(list((tmp_path / "shards").iterdir())) == 5
     # MLflow has a dataset of its own for each.
-    datasets = [images.dataset_of(replace(few, data=replace(few.data, size=s))) for s in (8, 16)]
+    datasets = [images.dataset_info(replace(few, data=replace(few.data, size=s))) for s in (8, 16)]
     assert datasets[0]["digest"] != datasets[1]["digest"]
-    assert datasets[1]["path"] == given[few.images_identity()].images
-    assert images.dataset_of(base) in [
-        images.dataset_of(one.config)
+    assert datasets[1]["path"] == given[few.images_identity()].shards
+    assert images.dataset_info(base) in [
+        images.dataset_info(one.config)
         for one in images  # no run learns the base's own
     ]
 
@@ -123,8 +123,8 @@ def test_too_few_images_to_compare_with_end_a_study_before_it_begins(tmp_path, m
     # Whether there will be a classifier of attributes, the plan does not say.
     monkeypatch.setattr(reference, "prepare_run_classifier", lambda one: "a file")
     with pytest.raises(ValueError, match=few):
-        faces(159).given()
-    assert len(faces(160).given()) == 1
+        faces(159).run_assets()
+    assert len(faces(160).run_assets()) == 1
 
 
 def test_images_that_no_run_learns_are_not_shown_with_the_networks_of_the_base(tmp_path):
@@ -132,10 +132,10 @@ def test_images_that_no_run_learns_are_not_shown_with_the_networks_of_the_base(t
     levels = "data.source+network.conditional=celeba+false"
     base, images = generate(tmp_path, levels, conditional=True, drawn=99)
     assert base.network.conditional
-    assert not images.in_plan.config.network.conditional
-    plan_rows(images.in_plan, Workers(1, False, 1))
+    assert not images.shown.config.network.conditional
+    plan_rows(images.shown, Workers(1, False, 1))
     base, images = generate(tmp_path, "latent.size=1,2", conditional=True)
-    assert images.in_plan.config == base
+    assert images.shown.config == base
 
 
 def test_shards_must_have_room_together(tmp_path, monkeypatch):

@@ -14,9 +14,9 @@ from tests.sweeps.small import KINDS, SIZES, axis, grid, results
 def ranked(found):
     """A row for each setting, as a ranking has them; the first two are tied."""
     rows = []
-    for place, cell in enumerate(found.study.cells):
-        ended = [found.of(t) for t in found.study.trials if t.levels == cell]
-        values = [o.values for o in ended if o.counts]
+    for place, cell in enumerate(found.plan.settings):
+        ended = [found.get(t) for t in found.plan.trials if t.levels == cell]
+        values = [o.values for o in ended if o.scored]
         means = {
             name: replicate_interval([v[name] for v in values])
             for name in COLUMNS

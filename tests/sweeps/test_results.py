@@ -7,7 +7,7 @@ import pytest
 
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
-from ganray.sweeps.design import plan
+from ganray.sweeps.design import make_plan
 from ganray.sweeps.results import Results, RunResult, collect, record
 from ganray.training.journal import Journal
 
@@ -35,17 +35,19 @@ def test_a_run_that_diverged_covers_nothing_whatever_it_had_reached(tmp_path):
     found = record(tmp_path, "diverged", "D/loss is nan", classes=10)
     assert found.values["recall"] == found.values["coverage"] == 0
     assert found.values["kl_corrected"] == pytest.approx(math.log(10))
-    assert found.counts
-    assert not RunResult("failed", {}).counts
+    assert found.scored
+    assert not RunResult("failed", {}).scored
 
 
 def test_a_run_whose_process_died_before_it_had_a_folder_is_marked_as_failed(tmp_path):
     found = record(tmp_path / "runs" / "s.1-s0", "failed", "the actor died")
-    assert results.read(tmp_path / "runs" / "s.1-s0") == found == RunResult("failed", {}, found.why)
+    assert (
+        results.read(tmp_path / "runs" / "s.1-s0") == found == RunResult("failed", {}, found.reason)
+    )
 
 
 def test_results_are_an_array_of_axes_and_replicates(tmp_path):
-    study = plan("s", [SIZES, KINDS], 3, first_seed=7)
+    study = make_plan("s", [SIZES, KINDS], 3, first_seed=7)
     for i, trial in enumerate(study.trials[:9]):
         journalled(tmp_path / trial.name, i / 10)
         record(tmp_path / trial.name, "failed" if i == 0 else "finished")
@@ -63,11 +65,11 @@ def test_results_are_an_array_of_axes_and_replicates(tmp_path):
         np.testing.assert_equal(value, expected)
     assert found.count("finished") == 8
     assert found.count("waiting") == 3
-    assert found.of(study.trials[11]).status == "waiting"
+    assert found.get(study.trials[11]).status == "waiting"
 
 
 def test_what_was_not_measured_is_not_a_number():
-    study = plan("s", [SIZES], 1)
+    study = make_plan("s", [SIZES], 1)
     found = Results(study, {study.trials[0].name: RunResult("finished", {"recall": 1.0})})
     assert np.isnan(found.array("half_life_kimg")).all()
     assert np.isnan(found.array("recall")).sum() == 1

@@ -27,23 +27,23 @@ def study(means, seeds=5, spread=0.01):
 
 def renamed(found, *labels):
     """With labels of the first axis that are words."""
-    names = dict(zip(found.study.axes[0].labels, labels, strict=True))
-    first = found.study.axes[0]
-    axis = Axis(first.name, tuple(Level(names[v.label], v.settings) for v in first.levels))
+    names = dict(zip(found.plan.axes[0].labels, labels, strict=True))
+    first = found.plan.axes[0]
+    axis = Axis(first.name, tuple(Level(names[v.label], v.overrides) for v in first.levels))
     trials = tuple(
         dataclasses.replace(t, levels=(names[t.levels[0]], *t.levels[1:]))
-        for t in found.study.trials
+        for t in found.plan.trials
     )
-    axes = (axis, *found.study.axes[1:])
-    return Results(dataclasses.replace(found.study, axes=axes, trials=trials), found.outcomes)
+    axes = (axis, *found.plan.axes[1:])
+    return Results(dataclasses.replace(found.plan, axes=axes, trials=trials), found.by_trial)
 
 
 def test_runs_are_counted_by_how_they_ended():
     found = study([0.2, 0.4], seeds=4)
-    outcomes = {**found.outcomes, "s.a0-s0": RunResult("failed", {})}
+    outcomes = {**found.by_trial, "s.a0-s0": RunResult("failed", {})}
     outcomes["s.b0-s1"] = RunResult("diverged", {"coverage": 0.0})
     del outcomes["s.a0-s3"]
-    text = said(Results(found.study, outcomes))
+    text = said(Results(found.plan, outcomes))
     assert text.startswith("8 runs: 5 finished, 1 diverged, 1 failed, 1 waiting. ")
 
 
@@ -59,10 +59,10 @@ def test_a_level_that_is_ahead_of_all_others_is_said_to_be_by_how_much():
 
 def of_axes(found, *names):
     """With other names for its axes."""
-    pairs = zip(found.study.axes, names, strict=True)
+    pairs = zip(found.plan.axes, names, strict=True)
     shows = {"data.source+data.size", "data.crop"}
-    axes = [dataclasses.replace(a, name=n, own_judge=n in shows) for a, n in pairs]
-    return Results(dataclasses.replace(found.study, axes=tuple(axes)), found.outcomes)
+    axes = [dataclasses.replace(a, name=n, own_reference=n in shows) for a, n in pairs]
+    return Results(dataclasses.replace(found.plan, axes=tuple(axes)), found.by_trial)
 
 
 def test_who_judges_is_said_where_runs_learn_other_images():
