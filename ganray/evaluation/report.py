@@ -16,14 +16,12 @@ from ganray.data.format import Shape
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
-from ganray.evaluation.extractors import FeatureExtractor, Features
+from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, check_comparable, resize_samples
 from ganray.evaluation.report_figure import Page, draw
 from ganray.evaluation.suite import MetricResult, ReferenceStatistics, Report, report
-from ganray.gan.latents import fixed_latents, slerp
-from ganray.metrics.diversity import interpolation_jump
+from ganray.gan.latents import fixed_latents
 from ganray.metrics.intervals import Estimate, bootstrap
-from ganray.metrics.similarity import pair_similarity
 from ganray.progress import Progress
 
 Generate = Callable[[torch.Tensor], torch.Tensor]
@@ -32,11 +30,6 @@ Generate = Callable[[torch.Tensor], torch.Tensor]
 _AT_ONCE = 250
 _SHOWN = 500
 """Samples of which some are drawn on the page."""
-_PATHS, _STOPS = 64, 16
-"""Ways between two latents that the interpolation jump is the mean of, and images on each."""
-_PAIRS = 100
-"""Of images that are compared by MS-SSIM, where they are large enough."""
-_LARGE = 160
 
 JSON, PAGE = "report.json", "report.png"
 
@@ -127,12 +120,8 @@ def evaluate_generator(
             progress.add(len(part))
     seen, shown = _joined(looked), torch.cat(shown)
     found = report(reference, seen, control, resamples=resamples)
-    more = {"interpolation_jump": _jump(config, generate, classes, extractor)}
-    if min(shown.shape[1:3]) > _LARGE:
-        more["ms_ssim"] = _alike(shown, others[: len(shown)])
     if saturation is not None and len(saturation):
-        more["D_saturation"] = _saturation(saturation)
-    found = found.with_lines(more)
+        found = found.with_lines({"D_saturation": _saturation(saturation)})
     verdict = diagnose(found)
     nearest = _nearest(reference, seen, len(shown))
     modes = None if seen.modes is None else seen.modes[: len(shown)].cpu().numpy()
@@ -166,39 +155,12 @@ def _nearest(reference: ReferenceStatistics, seen: Features, count: int) -> torc
     return distances.argmin(1).cpu()
 
 
-def _jump(
-    config: Config, generate: Generate, classes: int, extractor: FeatureExtractor
-) -> MetricResult:
-    """Along great circles between two latents, in the features; of one class where there are."""
-    device = torch.device("cpu")
-    z = fixed_latents(config.latent, config.train.rng_seed, "jump", 2 * _PATHS, classes, device)
-    # Both ends of a way have one label, or it would lead from class to class.
-    size, steps = config.latent.size, torch.linspace(0, 1, _STOPS)
-    ways = [
-        torch.cat([slerp(a[:size], b[:size], steps), a[size:].expand(_STOPS, -1)], 1)
-        for a, b in z.unflatten(0, (_PATHS, 2))
-    ]
-    images = [generate(part) for part in torch.cat(ways).split(_AT_ONCE)]
-    features = torch.cat([extractor.extract(part).features for part in images])
-    jumps = interpolation_jump(features.unflatten(0, (_PATHS, _STOPS)))
-    value = bootstrap(_mean, jumps.cpu(), rng_seed=0, resamples=200)
-    return MetricResult("interpolation_jump", value, None, None)
-
-
 def _saturation(shares: np.ndarray) -> MetricResult:
     """Mean discriminator saturation in the last tenth of the run."""
     last = shares[-max(1, len(shares) // 10) :]
     return MetricResult(
         "D_saturation", bootstrap(_mean, last, rng_seed=0, resamples=200), None, None
     )
-
-
-def _alike(fakes: torch.Tensor, others: torch.Tensor) -> MetricResult:
-    def of(images: torch.Tensor) -> torch.Tensor:
-        return pair_similarity(images, min(_PAIRS, len(images) // 2), rng_seed=0)
-
-    value = bootstrap(_mean, of(fakes), rng_seed=0, resamples=200)
-    return MetricResult("ms_ssim", value, _mean(of(others)), None)
 
 
 def _mean(rows: torch.Tensor | np.ndarray) -> float:

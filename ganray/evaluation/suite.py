@@ -17,9 +17,8 @@ from ganray.errors import UserError
 from ganray.evaluation.classifier import ImageBatch
 from ganray.evaluation.extractors import FeatureExtractor, Features
 from ganray.metrics import intervals, modes
-from ganray.metrics.bins import Bins, bin_scores
 from ganray.metrics.diversity import (
-    birthday,
+    birthday_support,
     duplicate_threshold,
     effective_rank,
     unit_rows,
@@ -36,8 +35,6 @@ SURE = 0.9
 """Confidence from which on a sample counts as its mode."""
 HELD = 0.1
 """A mode is held from this part of its share of the real images on."""
-_BIN = 20
-"""ReferenceData a bin, at least; 100 bins at most."""
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -53,16 +50,12 @@ METRICS: dict[str, tuple[Better, str]] = {
     "coverage": ("higher", "reals' balls that hold a fake (k=5)"),
     "precision": ("neither", "fakes within the reals' balls (k=3); 1 in collapse"),
     "density": ("neither", "real balls around a fake (k=5); high in collapse"),
-    "ndb_share": ("lower", "bins of wrong weight (|z| > 3)"),
-    "ndb_js": ("lower", "Jensen-Shannon of the bins, nats"),
     "vendi": ("higher", "effective number of different samples (Vendi score)"),
     "vendi_share": ("higher", "the same, as a share of the reals'"),
     "effective_rank": ("higher", "directions that the features spread over"),
     "support": ("higher", "different images (birthday test)"),
     "frechet": ("lower", "Frechet distance of the features"),
     "kid": ("lower", "kernel distance of the features"),
-    "ms_ssim": ("lower", "likeness of pairs of samples (MS-SSIM)"),
-    "interpolation_jump": ("lower", "largest over mean step between two latents"),
     "D_saturation": ("lower", "images that D was surely right about, in the run's last tenth"),
 }
 """Direction and meaning, in the order in which they are shown."""
@@ -77,7 +70,6 @@ class ReferenceStatistics:
     hash: str
     """Of the extractor."""
     manifold: Manifold
-    bins: Bins
     moments: Moments
     vendi: float
     threshold: float
@@ -102,7 +94,6 @@ class ReferenceStatistics:
             mode_names=extractor.mode_names,
             hash=extractor.hash,
             manifold=Manifold.fit(features, 5),
-            bins=Bins.fit(features, max(2, min(100, len(features) // _BIN))),
             moments=Moments.of(features),
             vendi=vendi_score(features),
             threshold=duplicate_threshold(features),
@@ -148,15 +139,12 @@ def measure(
             " depend on both numbers"
         )
     balls = manifold_scores(reference.manifold, Manifold.fit(features, 3))
-    binned = bin_scores(reference.bins.counts, reference.bins.count(features))
     moments, vendi = Moments.of(features), vendi_score(features)
     values = {
         "recall": balls.recall,
         "coverage": balls.coverage,
         "precision": balls.precision,
         "density": balls.density,
-        "ndb_share": binned.share,
-        "ndb_js": binned.js,
         "vendi": vendi,
         "vendi_share": vendi / reference.vendi,
         "effective_rank": effective_rank(moments),
@@ -166,7 +154,7 @@ def measure(
         values |= _mode_metrics(reference, fake)
     if not quick:
         values["kid"] = kid(reference.seen.features, features)
-        values["support"] = birthday(features, reference.threshold).support.value
+        values["support"] = birthday_support(features, reference.threshold).value
     return {name: values[name] for name in METRICS if name in values}
 
 
@@ -299,12 +287,9 @@ def perfect(reference: ReferenceStatistics, control: Features) -> dict[str, floa
         reference: Of n reals; the generator is measured by n samples.
         control: n reals that are not in the reference.
     """
-    bins = bin_scores(reference.bins.counts, reference.bins.counts)
     ideal = {
         "coverage": ideal_coverage(len(reference), len(reference)),
         "density": 1.0,
-        "ndb_share": bins.different_by_chance / bins.bins,
-        "ndb_js": bins.js_by_chance,
         "vendi_share": 1.0,
         "kid": 0.0,
     }
@@ -350,15 +335,7 @@ def _intervals(
         "kid": intervals.kid_halves(reference.seen.features, features, resamples, **how),
     }
     estimates = {name: interval_of(found[name], values, n) for name, values in replicates.items()}
-    binned = reference.bins.count(features)
-    for name, field in {"ndb_share": "share", "ndb_js": "js"}.items():
-        estimates[name] = _counted(
-            lambda counts, field=field: getattr(bin_scores(reference.bins.counts, counts), field),
-            binned,
-            resamples,
-            rng_seed,
-        )
-    estimates["support"] = birthday(features, reference.threshold).support
+    estimates["support"] = birthday_support(features, reference.threshold)
     if fake.modes is not None:
         estimates |= _mode_intervals(reference, fake, resamples, rng_seed)
     return {name: _clipped(name, estimates[name]) for name in found}
@@ -403,7 +380,7 @@ def _counted(statistic: Any, counts: modes.Counts, resamples: int, rng_seed: int
 def _clipped(name: str, estimate: Estimate) -> Estimate:
     """Without the part of a centred interval that no value of the metric could have."""
     least = -math.inf if name in ("kid", "kl_corrected") else 0.0
-    most = 1.0 if name in ("recall", "coverage", "precision", "ndb_share") else math.inf
+    most = 1.0 if name in ("recall", "coverage", "precision") else math.inf
     low, high = max(least, estimate.low), min(most, estimate.high)
     return Estimate(estimate.value, min(low, estimate.value), max(high, estimate.value), estimate.n)
 

@@ -1,14 +1,13 @@
 """How different the samples are from each other: numbers that need no labels.
 
 All but `duplicate_threshold` look at the generated samples alone, so each means little without
-the same number of as many real images beside it. `confidence.half_samples` gives the intervals
+the same number of as many real images beside it. `intervals.moments_halves` gives the intervals
 of Vendi score and effective rank; the birthday test brings its own.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from scipy.special import gammaincinv
@@ -19,8 +18,6 @@ from ganray.metrics.matrices import TIE, blocks, eigh, refuse_features, squared_
 
 _ROUNDING = 1e-12
 """Squares below this share of the squared length are float32's rounding, not differences."""
-_CLOSEST = 10
-"""Nearest pairs to show."""
 
 
 def unit_rows(features: torch.Tensor) -> torch.Tensor:
@@ -74,23 +71,6 @@ def vendi_of_moments(moments: Moments) -> float:
     return _vendi(mean_square)
 
 
-def vendi_of_kernel(kernel: torch.Tensor) -> float:
-    """Vendi score of given similarities (n, n), symmetric, positive semidefinite, 1 with itself.
-
-    Raises:
-        ValueError: It is not square, not symmetric, or its diagonal is not 1.
-    """
-    refuse_features("kernel", kernel, rows=1)
-    k = kernel.double()
-    square = k.shape[0] == k.shape[1]
-    if not square or not torch.allclose(k, k.T) or not torch.allclose(k.diag(), k.new_ones(len(k))):
-        raise ValueError(
-            f"kernel {tuple(k.shape)}: must be square and symmetric with ones on its diagonal; "
-            "divide k(x, y) by sqrt(k(x, x) k(y, y))"
-        )
-    return _vendi(k / len(k))
-
-
 def effective_rank(moments: Moments) -> float:
     """How many directions the features of G(z) spread over: the "latent size used".
 
@@ -117,21 +97,6 @@ def effective_rank(moments: Moments) -> float:
     return (trace**2 / moments.scatter.square().sum()).item()
 
 
-@dataclass(frozen=True)
-class Birthday:
-    """What the birthday test saw."""
-
-    support: Estimate
-    """How many equally likely items would give as many duplicates; its n is the samples seen.
-
-    inf, with a finite lower end, if there was no duplicate: too few samples to tell more.
-    """
-    duplicates: int
-    """Pairs not farther apart than the threshold; three alike are three pairs."""
-    closest: torch.Tensor
-    """int64 (up to 10, 2), on the CPU: the nearest pairs, nearest first, for a person to judge."""
-
-
 def duplicate_threshold(real_features: torch.Tensor, share: float = 0.01) -> float:
     """Distance up to which two samples count as the same: real images hardly ever come so near.
 
@@ -156,11 +121,11 @@ def duplicate_threshold(real_features: torch.Tensor, share: float = 0.01) -> flo
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}; must be in [0, 1]; 0.01 lets one real image in 100 pair")
-    squares, _, _ = _nearest(real_features, 0.0)
+    squares, _ = _nearest(real_features, 0.0)
     return squares.sqrt().quantile(share).item()
 
 
-def birthday(features: torch.Tensor, threshold: float, *, level: float = 0.95) -> Birthday:
+def birthday_support(features: torch.Tensor, threshold: float, *, level: float = 0.95) -> Estimate:
     """Support size from duplicates among s samples (Arora, Risteski and Zhang 2018).
 
     Two draws from M equally likely items are equal with probability 1 / M: among 37 draws from
@@ -170,10 +135,10 @@ def birthday(features: torch.Tensor, threshold: float, *, level: float = 0.95) -
     the number of items: the rare ones go unseen. In [1, inf]; lower is more collapsed.
 
     The interval is Garwood's for a Poisson count, widened where unequal probabilities show, in
-    duplicates that share a sample. It needs no `half_samples`. In simulations 93 % to 100 % of the
+    duplicates that share a sample. In simulations 93 % to 100 % of the
     intervals held, 85 % with 20 draws of very unequal items.
 
-    Trap: duplicates are what the features cannot tell apart; look at `closest`.
+    Trap: duplicates are what the features cannot tell apart.
 
     Args:
         features: float32 or float64 (s, d), s at least 2, of samples drawn independently.
@@ -187,43 +152,8 @@ def birthday(features: torch.Tensor, threshold: float, *, level: float = 0.95) -
         raise ValueError(f"threshold={threshold}; must not be negative; take duplicate_threshold")
     if not 0 < level < 1:
         raise ValueError(f"level={level}; must be between 0 and 1, both excluded; try 0.95")
-    squares, partners, copies = _nearest(features, threshold)
-    # Two that are each other's nearest are found from both ends.
-    ends = squares.argsort()[: 2 * _CLOSEST]
-    pairs = torch.stack([ends, partners[ends]], dim=1).sort(dim=1).values
-    closest = list(dict.fromkeys(map(tuple, pairs.tolist())))[:_CLOSEST]
-    return Birthday(
-        support=_support(copies.double(), level),
-        duplicates=int(copies.sum()) // 2,
-        closest=torch.tensor(closest),
-    )
-
-
-def interpolation_jump(paths: torch.Tensor) -> torch.Tensor:
-    """Largest over mean step along each path, float64 (p,): how G jumps between what it knows.
-
-    1 if the image changes evenly, k - 1 if all change is in one step, 0 if nothing moves. A
-    generator that holds few images switches between them, so higher is more collapsed; but 0 is
-    collapse as well.
-
-    Trap: it grows with k, as finer steps resolve the jump; compare equal k only.
-
-    Args:
-        paths: Any dtype (p, k, ...), k at least 2: features or images of G along p paths
-            of latents, in order.
-
-    Raises:
-        ValueError: There is no step.
-    """
-    if paths.ndim < 3 or paths.shape[1] < 2:
-        raise ValueError(
-            f"paths: {tuple(paths.shape)}; must be (p, k, ...), k at least 2; stack paths"
-        )
-    points = paths.double().flatten(2)  # bytes would wrap around when subtracted
-    steps = points.diff(dim=1).norm(dim=2)
-    length = points.norm(dim=2).amax(1, keepdim=True)
-    steps = torch.where(steps <= math.sqrt(_ROUNDING) * length, 0.0, steps)
-    return steps.amax(1) / steps.mean(1).clamp_min(1e-300)
+    _, copies = _nearest(features, threshold)
+    return _support(copies.double(), level)
 
 
 def _vendi(weights: torch.Tensor) -> float:
@@ -234,12 +164,10 @@ def _vendi(weights: torch.Tensor) -> float:
     return (-torch.xlogy(spectrum, spectrum).sum()).exp().item()
 
 
-def _nearest(
-    features: torch.Tensor, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Squared distance of each row to its nearest other, which that is, how many are as near.
+def _nearest(features: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared distance of each row to its nearest other, and the others within the threshold.
 
-    Each (n,): float64, int64, int64; "as near" is not farther than the threshold.
+    float64 (n,) and int64 (n,).
     """
     refuse_features("features", features, rows=2)
     points = features.double()
@@ -247,13 +175,13 @@ def _nearest(
     # Made before: small tensors that stay would lie where a block was, so that the next block does
     # not fit there, and a process of 50,000 rows would grow to 16 GB.
     least = points.new_empty(len(points))
-    partner, copies = (least.new_empty(len(points), dtype=torch.int64) for _ in range(2))
+    copies = least.new_empty(len(points), dtype=torch.int64)
     for rows in blocks(len(points), len(points)):
         squares = squared_distances(points[rows], points)
         squares.diagonal(rows.start).fill_(math.inf)
-        least[rows], partner[rows] = squares.min(dim=1)
+        least[rows] = squares.amin(1)
         copies[rows] = (squares <= threshold**2 * (1 + TIE)).sum(1)
-    return least, partner, copies
+    return least, copies
 
 
 def _support(copies: torch.Tensor, level: float) -> Estimate:

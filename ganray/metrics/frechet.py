@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ganray.metrics.matrices import blocks, eigh, refuse_features
@@ -97,9 +96,10 @@ def kid(real: torch.Tensor, fake: torch.Tensor, block_rows: int | None = None) -
     """Kernel distance: the unbiased MMD^2 of all pairs, with the kernel (x . y / d + 1)^3.
 
     Its mean is 0 for fakes drawn like the reals, at any count, so it may be negative; lower is
-    better. In (-inf, inf), no unit. Binkowski et al. 2018; Gretton et al. 2012, equation 3. It is
-    what ``kid_subsets`` scatters around, and for 10,000 images takes as long as 100 subsets of
-    1,000. Trap: collapse shows, but no more than lost fidelity.
+    better. In (-inf, inf), no unit. Binkowski et al. 2018; Gretton et al. 2012, equation 3.
+    Published
+    values are means over random subsets, which scatter around this one. Trap: collapse shows, but
+    no more than lost fidelity.
 
     Args:
         real: float32 or float64 (n, d), finite, n at least 2.
@@ -112,59 +112,6 @@ def kid(real: torch.Tensor, fake: torch.Tensor, block_rows: int | None = None) -
     refuse_features("real", real, rows=2)
     refuse_features("fake", fake, rows=2, like=real.shape[1])
     return _mmd(real.double(), fake.double(), block_rows).item()
-
-
-@dataclass(frozen=True)
-class KidSubsets:
-    """KID over random subsets, as it is published; see ``kid`` for range, direction and traps."""
-
-    mean: float
-    """Mean of the subsets' unbiased MMD^2."""
-    std: float
-    """Their deviation (over `subsets`, not one less). Not the error of the mean: subsets share
-    images, so the error shrinks less than with the root of their number."""
-    subsets: int
-    """Subsets drawn."""
-    size: int
-    """Images of either kind in each."""
-
-
-def kid_subsets(
-    real: torch.Tensor,
-    fake: torch.Tensor,
-    *,
-    subsets: int = 100,
-    size: int = 1000,
-    rng_seed: int = 2020,
-) -> KidSubsets:
-    """KID over random subsets without replacement; prefer ``kid`` where only the value counts.
-
-    Draws the same rows as torch-fidelity for the same seed, and so ends in the same number.
-
-    Args:
-        real: float32 or float64 (n, d), finite, n at least `size`.
-        fake: float32 or float64 (m, d), finite, m at least `size`; on the same device.
-        subsets: At least 1.
-        size: Images of either kind in each, at least 2.
-        rng_seed: Of the draws.
-
-    Raises:
-        ValueError: The above does not hold.
-    """
-    if subsets < 1 or size < 2:
-        raise ValueError(f"subsets={subsets}, size={size}; must be at least 1 and 2; try 100, 1000")
-    refuse_features("real", real, rows=size)
-    refuse_features("fake", fake, rows=size, like=real.shape[1])
-    draws = np.random.RandomState(rng_seed)  # as torch-fidelity, for the same subsets
-    values = []
-    for _ in range(subsets):
-        x, y = (
-            rows[torch.from_numpy(draws.choice(len(rows), size, replace=False)).to(rows.device)]
-            for rows in (real, fake)
-        )
-        values.append(_mmd(x.double(), y.double()))
-    values = torch.stack(values)
-    return KidSubsets(values.mean().item(), values.std(correction=0).item(), subsets, size)
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Three sources of doubt need three tools. Which samples were drawn: `bootstrap_counts` for what
 is computed from counts alone, `bootstrap` for other smooth statistics, `share_interval` for a
-share. The same, but through nearest neighbours: `half_samples`, since a bootstrap is wrong there.
+share. The same, but through nearest neighbours: the `*_halves`, since a bootstrap is wrong there.
 Which `rng_seed` a training started from: `replicate_interval`. Only the last tells whether one
 setting beats another; the others tell whether n was large enough.
 
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, stdtrit
+from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 from ganray.metrics.frechet import Moments, kid
 from ganray.metrics.matrices import TIE, blocks, refuse_features, squared_distances
@@ -128,7 +129,7 @@ def bootstrap(
     Wrong for all that looks at nearest neighbours or at equal samples (precision, recall,
     density, coverage, the birthday test; Vendi score and effective rank unless n is far above the
     number of features): a resample holds a sample 0, 1, 2 ... times, copies are neighbours at
-    distance 0, so radii shrink and duplicates appear that nobody drew. Use `half_samples` there.
+    distance 0, so radii shrink and duplicates appear that nobody drew. Use the `*_halves` there.
 
     Args:
         statistic: (*samples) -> a number.
@@ -154,47 +155,6 @@ def bootstrap(
     ]
     value = float(statistic(*samples))
     return interval_of(value, np.array(replicates), len(samples[0]), level, centred)
-
-
-def half_samples(
-    statistic: Callable[..., float],
-    *samples: Sample,
-    rng_seed: int,
-    resamples: int = 200,
-    level: float = 0.95,
-) -> Estimate:
-    """The interval for metrics that a bootstrap would spoil: recall, coverage, birthday, Vendi.
-
-    Each replicate is the metric of a random half, drawn *without* replacement, so no sample meets
-    its copy. Of statistics that settle as 1 / sqrt(n), halves of one sample scatter around each
-    other just as whole samples do around the truth: of m out of n the variance is
-    sigma^2 (1/m - 1/n), which m = n / 2 makes sigma^2 / n (Shao and Wu 1989). The scatter is
-    centred on the value of all n, since half as many samples are biased otherwise.
-
-    Simulated with 300 against 300 samples in 8 dimensions, 92 % of these intervals held for
-    coverage and 97 % for recall; of the percentile bootstrap's, 0 % and 17 %.
-
-    Args:
-        statistic: (*samples) -> a number; called `resamples` + 1 times.
-        samples: Each (n, ...), n at least 2; several are halved each on its own.
-        rng_seed: Makes the halves repeatable.
-        resamples: Number of halves, at least 2.
-        level: Probability that the interval means to hold, in (0, 1).
-
-    Returns:
-        The estimate; its n is that of the first sample.
-
-    Raises:
-        ValueError: The arguments break the rules above.
-    """
-    _refuse_plan(resamples, level)
-    _refuse_samples(samples, 2)
-    rng = np.random.default_rng(rng_seed)
-    replicates = [
-        float(statistic(*(sample[rng.permutation(len(sample))[::2]] for sample in samples)))
-        for _ in range(resamples)
-    ]
-    return interval_of(float(statistic(*samples)), np.array(replicates), len(samples[0]), level)
 
 
 def replicate_interval(values: Sequence[float], *, level: float = 0.95) -> Estimate:
@@ -239,10 +199,8 @@ def share_interval(hits: int, n: int, *, level: float = 0.95) -> Estimate:
     _refuse_plan(2, level)
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"hits={hits} of n={n}: must be in [0, n] with n >= 1; count both anew")
-    tail = (1 - level) / 2
-    low = float(betaincinv(hits, n - hits + 1, tail)) if hits else 0.0
-    high = float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0
-    return Estimate(hits / n, low, high, n)
+    interval = binomtest(hits, n).proportion_ci(level, method="exact")
+    return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
 def interval_of(

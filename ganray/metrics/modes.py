@@ -1,14 +1,11 @@
 """Which modes were hit, and how evenly: functions of labels and of counts per class. Numpy only.
 
 A divergence means little without the number of samples behind it: a perfect sampler has one above
-0 too, and ``kl_floor`` says which. All divergences are in nats, of the empirical distribution
+0 too. All divergences are in nats, of the empirical distribution
 *to* the reference ("reverse KL" in the GAN literature), so that empty modes keep them finite.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,17 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 """int64 (K,), not negative: how many samples fell into each class."""
-
-
-class Floor(NamedTuple):
-    """What a perfect sampler scores by chance, in nats."""
-
-    mean: float
-    """Exact."""
-    low: float
-    """95 % of perfect samplers lie from here ..."""
-    high: float
-    """... to here: what lies above is no chance."""
 
 
 def count(labels: ArrayLike, classes: int) -> Counts:
@@ -85,23 +71,12 @@ def captured(
     return int((counts >= np.maximum(at_least, needed)).sum())
 
 
-def missing(counts: ArrayLike, names: Sequence[str], *, at_least: int = 1) -> tuple[str, ...]:
-    """Names of the modes with fewer than `at_least` samples, in order.
-
-    Args:
-        counts: int (K,).
-        names: Of the K modes.
-        at_least: Samples, from 1.
-    """
-    return tuple(name for name, hits in zip(names, _counts(counts), strict=True) if hits < at_least)
-
-
 def kl(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
     """Kullback-Leibler divergence in nats: sum over classes of p ln(p / q), where 0 ln 0 = 0.
 
     It lies between 0 and ln K where q is uniform; ln K is all in one class. It is too large by
     about (K - 1) / 2N, and by as much again where the reference is of N samples, too: see
-    ``kl_corrected`` and ``kl_floor``.
+    ``kl_corrected``.
 
     Args:
         counts: int (K,); p is their share. If all are 0 nothing is known, and nan is returned.
@@ -135,39 +110,6 @@ def kl_corrected(
     return _kl(p, q) - bias
 
 
-def kl_floor(
-    samples: int,
-    sampler: ArrayLike,
-    reference: ArrayLike | None = None,
-    *,
-    repeats: int = 2000,
-    rng_seed: int = 0,
-) -> Floor:
-    """What ``kl`` gives of `samples` draws of a perfect sampler to a reference that is exact.
-
-    The mean is exact. The limits are quantiles of `repeats` simulated sets of samples.
-
-    Args:
-        samples: Draws a set, from 1.
-        sampler: Weights of the classes (K,) that it draws from.
-        reference: As for ``kl``; uniform if None, also where the real data are not, as in the
-            published tables.
-        repeats: Simulated sets; 2,000 place the limits to some 2 % of their distance.
-        rng_seed: Of the simulation.
-    """
-    p = _normalised("sampler", sampler)
-    q = np.full(len(p), 1 / len(p)) if reference is None else _normalised("reference", reference)
-    if samples < 1 or q.shape != p.shape:
-        raise ValueError(
-            f"samples={samples}, reference {q.shape} for a sampler of {p.shape}; must be from 1, "
-            "and of the same classes"
-        )
-    rng = np.random.default_rng(rng_seed)
-    drawn = [_kl(rng.multinomial(samples, p) / samples, q) for _ in range(repeats)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Floor(_mean_kl(samples, p, q), float(low), float(high))
-
-
 def js(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
     """Jensen-Shannon divergence in nats, in [0, ln 2]: not its root, which is scipy's distance.
 
@@ -189,28 +131,6 @@ def _kl(p: Floats, q: Floats) -> float:
 def _bias(counts: Counts) -> float:
     """Of a divergence, by one of its two sides being a sample."""
     return (np.count_nonzero(counts) - 1) / (2 * counts.sum())
-
-
-def _mean_kl(samples: int, p: Floats, q: Floats) -> float:
-    """Exact mean: a sum over classes, as each class's count is binomial whatever the others'."""
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, samples + 1)))])
-    total = 0.0
-    for chance, expected in zip(p.tolist(), q.tolist(), strict=True):
-        if chance in (0.0, 1.0):
-            total += -np.log(expected) if chance else 0.0
-            continue
-        # All but 1e-30 of the counts lie within 12 deviations, and 40 where they are few.
-        centre, reach = samples * chance, 12 * np.sqrt(samples * chance) + 40
-        hits = np.arange(max(1, int(centre - reach)), min(samples, int(centre + reach)) + 1)
-        misses = samples - hits
-        log_chance = (
-            (log_factorial[samples] - log_factorial[hits] - log_factorial[misses])
-            + hits * np.log(chance)
-            + misses * np.log1p(-chance)
-        )
-        share = hits / samples
-        total += (np.exp(log_chance) * share * np.log(share / expected)).sum()
-    return float(total)
 
 
 def _counts(counts: ArrayLike) -> Counts:

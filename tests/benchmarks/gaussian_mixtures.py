@@ -33,7 +33,7 @@ class MixtureScores:
     perfect, and all points on the centres give 1."""
     reverse_kl: float
     """Of the shares of the modes to uniform, in nats, every point counted for its nearest centre.
-    0 is perfect, ln K all near one; ``modes.kl_floor`` tells what chance adds at this n."""
+    0 is perfect, ln K all near one; ``ideal_kl`` tells what chance adds at this n."""
     counts: tuple[int, ...]
     """(K,) points nearest to each centre, whatever their distance."""
     n: int
@@ -116,6 +116,21 @@ def grid(side: int = 5, spacing: float = 2.0, sigma: float = 0.05) -> Mixture:
     """Modes on a square around the origin; the defaults are PacGAN's 25, from -4 to 4."""
     axis = [spacing * (i - (side - 1) / 2) for i in range(side)]
     return Mixture(f"grid-{side**2}", tuple((x, y) for x in axis for y in axis), sigma)
+
+
+def ideal_kl(n: int, shares: ArrayLike, repeats: int = 2000) -> tuple[float, float, float]:
+    """Return the mean and the 95 % limits of the KL to uniform of n ideal samples, in nats.
+
+    Args:
+        n: Samples of each simulated set.
+        shares: Weights of the classes (K,) that the sampler draws from.
+        repeats: Simulated sets.
+    """
+    weights = np.asarray(shares, np.float64)
+    counts = np.random.default_rng(0).multinomial(n, weights / weights.sum(), size=repeats)
+    values = [modes.kl(row) for row in counts]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(np.mean(values)), float(low), float(high)
 
 
 MIXTURES: dict[str, Mixture] = {mixture.name: mixture for mixture in (ring(), grid())}

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from ganray.metrics.diversity import birthday
+from ganray.metrics.diversity import birthday_support
 from ganray.metrics.frechet import kid
 from ganray.metrics.precision_recall import Manifold, manifold_scores
 
@@ -26,7 +26,7 @@ CALLS = {
     "precision, recall, density, coverage": lambda real, fake: manifold_scores(
         Manifold.fit(real, 5), Manifold.fit(fake, 3)
     ),
-    "birthday": lambda real, fake: birthday(fake, 1e-3),
+    "birthday": lambda real, fake: birthday_support(fake, 1e-3),
     "kid": kid,
 }
 """All that take distances or kernels of all pairs."""

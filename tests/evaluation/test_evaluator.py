@@ -64,7 +64,7 @@ def test_reals_of_which_few_differ_stop_no_training(tmp_path):
     write_shards(Flat(), tmp_path / "flat", rows_per_shard=100, processes=1)
     config = evaluated(tmp_path)
     launch(config, str(tmp_path / "flat"))
-    _, shares = journal.history(config.run_folder(), "collapse/ndb_share")
+    _, shares = journal.history(config.run_folder(), "collapse/recall")
     assert len(shares) == 2
     assert all(0 <= share <= 1 for share in shares)
 

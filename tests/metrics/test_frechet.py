@@ -9,7 +9,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from ganray.metrics.frechet import Moments, frechet_distance, kid, kid_subsets
+from ganray.metrics.frechet import Moments, frechet_distance, kid
 
 
 def normal(n, d, rng_seed=0, dtype=torch.float64):
@@ -118,26 +118,11 @@ def test_frechet_is_biased_upwards_and_more_so_of_fewer():
     assert few > 10 * many > 0
 
 
-def kid_by_torch_fidelity(real, fake, subsets, size, rng_seed=2020):
-    result = kid_features_to_metric(
-        real, fake, kid_subsets=subsets, kid_subset_size=size, rng_seed=rng_seed, verbose=False
-    )
-    return result["kernel_inception_distance_mean"], result["kernel_inception_distance_std"]
-
-
-@pytest.mark.parametrize("rng_seed", [2020, 7])
-def test_kid_subsets_are_torch_fidelitys(rng_seed):
-    real, fake = mixed(300, 12, 1), mixed(250, 12, 2)
-    result = kid_subsets(real, fake, subsets=20, size=50, rng_seed=rng_seed)
-    expected = kid_by_torch_fidelity(real, fake, 20, 50, rng_seed)
-    assert (result.mean, result.std) == pytest.approx(expected, rel=1e-9)
-    assert (result.subsets, result.size) == (20, 50)
-
-
 def test_kid_of_all_is_torch_fidelitys_of_one_subset_of_all():
     real, fake = mixed(200, 12, 1), mixed(200, 12, 2)
-    assert kid(real, fake) == pytest.approx(kid_by_torch_fidelity(real, fake, 1, 200)[0], rel=1e-9)
-    assert kid_subsets(real, fake, subsets=1, size=200).mean == pytest.approx(kid(real, fake))
+    scores = kid_features_to_metric(real, fake, kid_subsets=1, kid_subset_size=200, verbose=False)
+    expected = scores["kernel_inception_distance_mean"]
+    assert kid(real, fake) == pytest.approx(expected, rel=1e-9)
 
 
 class RunAssets(torch.nn.Module):
@@ -186,12 +171,6 @@ def test_kid_is_unbiased():
     assert (drawn < 0).any()
 
 
-def test_kid_subsets_scatter_around_kid():
-    real, fake = normal(500, 4), 1.1 * normal(500, 4, 1)
-    result = kid_subsets(real, fake, subsets=200, size=100)
-    assert result.mean == pytest.approx(kid(real, fake), abs=4 * result.std / np.sqrt(200))
-
-
 @pytest.mark.parametrize("block_rows", [1, 7, 1000])
 def test_blocks_and_order_do_not_matter_to_kid(block_rows):
     real, fake = mixed(60, 5, 1), mixed(50, 5, 2)
@@ -222,10 +201,6 @@ def test_refuses_what_does_not_fit():
         frechet_distance(Moments.of(rows), Moments.of(normal(10, 2)))
     with pytest.raises(ValueError, match="count=1; a covariance takes 2 rows"):
         frechet_distance(Moments.of(rows), Moments.of(rows[:1]))
-    with pytest.raises(ValueError, match="real: 10 rows; must be at least 20"):
-        kid_subsets(rows, normal(30, 3), size=20)
-    with pytest.raises(ValueError, match="subsets=0, size=1; must be at least 1 and 2"):
-        kid_subsets(rows, rows, subsets=0, size=1)
 
 
 def test_where_the_fast_decomposition_fails_the_slow_one_serves(monkeypatch):

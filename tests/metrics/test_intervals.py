@@ -11,7 +11,6 @@ from ganray.metrics.intervals import (
     Estimate,
     bootstrap,
     bootstrap_counts,
-    half_samples,
     replicate_interval,
     share_interval,
 )
@@ -24,12 +23,6 @@ def kl_to_uniform(counts):
 
 def first_share(counts):
     return counts[..., 0] / counts.sum(-1)
-
-
-def mean_nearest_distance(line):
-    gaps = np.diff(np.sort(line))
-    ends = np.concatenate([gaps[:1], gaps, gaps[-1:]])
-    return np.minimum(ends[1:], ends[:-1]).mean()
 
 
 @pytest.mark.parametrize(
@@ -121,37 +114,6 @@ def test_how_often_the_interval_of_kl_holds():
     assert 0.91 <= held / 200 <= 0.98
 
 
-@pytest.mark.parametrize("n", [200, 201])
-def test_halves_scatter_as_the_mean_does(n):
-    values = np.random.default_rng(6).normal(size=n)
-    got = half_samples(np.mean, values, rng_seed=0, resamples=4000)
-    expected = 2 * 1.96 * values.std(ddof=1) / math.sqrt(n)
-    assert got.high - got.low == pytest.approx(expected, rel=0.05)
-    assert got.low < got.value == values.mean() < got.high
-
-
-def test_halves_hold_where_the_bootstrap_meets_its_own_copies():
-    rng = np.random.default_rng(7)
-    mean = np.mean([mean_nearest_distance(rng.random(200)) for _ in range(2000)])
-    halves, copies = 0, 0
-    for seed in range(60):
-        line = rng.random(200)
-        ours = half_samples(mean_nearest_distance, line, rng_seed=seed, resamples=80)
-        theirs = bootstrap(mean_nearest_distance, line, rng_seed=seed, resamples=80, centred=False)
-        halves += ours.low <= mean <= ours.high
-        copies += theirs.low <= mean <= theirs.high
-    assert halves >= 54
-    assert copies == 0
-
-
-def test_halves_of_two_sets_and_of_tensors():
-    a, b = torch.arange(10.0), torch.arange(5.0)
-    seen = []
-    half_samples(lambda x, y: seen.append((x, y)) or 0.0, a, b, rng_seed=0, resamples=3)
-    assert [(len(x), len(y)) for x, y in seen] == [(5, 3)] * 3 + [(10, 5)]
-    assert all(len(x.unique()) == len(x) for x, _ in seen)
-
-
 def test_replicates_have_students_interval():
     values = [9.0, 10.0, 10.0, 7.0, 8.0]
     got = replicate_interval(values, level=0.9)
@@ -188,7 +150,6 @@ def test_a_share_has_the_exact_interval(hits, n):
         (lambda: bootstrap_counts(first_share, [1], rng_seed=0, level=95), "level=95: must be"),
         (lambda: bootstrap(np.mean, np.ones(0), rng_seed=0), r"samples of \[0\] rows"),
         (lambda: bootstrap(np.mean, np.ones(3), rng_seed=0, resamples=1), "resamples=1: must be"),
-        (lambda: half_samples(np.mean, np.ones(1), rng_seed=0), "at least 2; draw more"),
         (lambda: replicate_interval([]), "at least one"),
         (lambda: replicate_interval([1.0, math.nan]), "must be finite"),
         (lambda: share_interval(3, 2), "hits=3 of n=2"),

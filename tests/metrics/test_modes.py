@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import binom, entropy
+from scipy.stats import entropy
 from torchmetrics.functional import kl_divergence
 
 from ganray.metrics import modes
-
-MNIST_TRAIN = np.array([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
-
-
-def stacked_mnist() -> np.ndarray:
-    """Chances of the 1,000 classes, three digits being drawn from MNIST's training part."""
-    chance = MNIST_TRAIN / MNIST_TRAIN.sum()
-    return np.einsum("a,b,c->abc", chance, chance, chance).ravel()
 
 
 def test_counts_are_of_every_class_and_of_nothing_else():
@@ -122,65 +114,6 @@ def test_the_correction_counts_the_classes_that_were_hit():
     assert modes.kl_corrected(counts, reals=[4, 1, 0, 5]) == modes.kl(counts) - (1 / 80 + 2 / 20)
 
 
-def test_the_exact_floor_by_going_through_all_outcomes():
-    p, q, n = np.array([0.2, 0.8]), np.array([0.5, 0.5]), 7
-    expected = sum(binom.pmf(hits, n, p[0]) * entropy([hits, n - hits], q) for hits in range(n + 1))
-    assert modes.kl_floor(n, p, q, repeats=1).mean == pytest.approx(expected, abs=1e-12)
-    assert modes.kl_floor(1, np.ones(10), repeats=1).mean == pytest.approx(math.log(10))
-    assert modes.kl_floor(9, [1, 0], repeats=1).mean == pytest.approx(math.log(2))
-
-
-def test_the_floor_of_ten_even_classes_is_half_a_class_a_sample():
-    n = 10_000
-    floor = modes.kl_floor(n, np.ones(10))
-    assert floor.mean == pytest.approx(9 / (2 * n), rel=1e-3)
-    # 2N KL is chi-squared with 9 degrees of freedom: 2.70 and 19.02.
-    assert floor.low == pytest.approx(2.70 / (2 * n), rel=0.08)
-    assert floor.high == pytest.approx(19.02 / (2 * n), rel=0.08)
-
-
-@pytest.mark.parametrize(
-    ("samples", "floor"),
-    [(100, 0.047), (1000, 0.0060), (2500, 0.0033), (10_000, 0.0019), (60_000, 0.0015)],
-)
-def test_the_floor_of_mnist_is_what_simulations_gave(samples, floor):
-    assert modes.kl_floor(samples, MNIST_TRAIN, repeats=1).mean == pytest.approx(floor, rel=0.03)
-
-
-@pytest.mark.parametrize(
-    ("samples", "floor", "hit"),
-    [
-        (1000, 0.576, 631),
-        (2500, 0.228, 915),
-        (10_000, 0.0553, 999.9),
-        (25_600, 0.0241, 1000),
-        (26_000, 0.0236, 1000),
-        (50_000, 0.0143, 1000),
-        (260_000, 0.0062, 1000),
-    ],
-)
-def test_the_floor_of_stacked_mnist_is_what_simulations_gave(samples, floor, hit):
-    chances = stacked_mnist()
-    assert modes.kl_floor(samples, chances, repeats=1).mean == pytest.approx(floor, rel=0.01)
-    draws = np.random.default_rng(0).multinomial(samples, chances, size=50)
-    assert np.mean([modes.captured(counts) for counts in draws]) == pytest.approx(hit, abs=4)
-
-
-def test_the_simulation_agrees_with_the_exact_mean_and_repeats():
-    floor = modes.kl_floor(500, MNIST_TRAIN, repeats=400)
-    assert floor.low < floor.mean < floor.high
-    assert floor == modes.kl_floor(500, MNIST_TRAIN, repeats=400)
-    assert floor.high != modes.kl_floor(500, MNIST_TRAIN, repeats=400, rng_seed=1).high
-    rng = np.random.default_rng(2)
-    draws = rng.multinomial(500, MNIST_TRAIN / MNIST_TRAIN.sum(), size=4000)
-    assert np.mean([modes.kl(c) for c in draws]) == pytest.approx(floor.mean, rel=0.02)
-
-
-def test_a_perfect_sampler_measured_against_its_own_weights_has_no_offset():
-    own = modes.kl_floor(10**6, MNIST_TRAIN, MNIST_TRAIN, repeats=1)
-    assert own.mean == pytest.approx(9 / 2e6, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -194,9 +127,6 @@ def test_a_perfect_sampler_measured_against_its_own_weights_has_no_offset():
         (lambda: modes.kl([1, 1], [1, 1, 1]), r"reference: \(3,\) for counts \(2,\)"),
         (lambda: modes.js([1, 1], [0, 0]), "reference: .* adding up to 0.0"),
         (lambda: modes.js([1, 1], [1, math.nan]), "reference: .* adding up to nan"),
-        (lambda: modes.kl_floor(0, [1, 1]), "samples=0"),
-        (lambda: modes.kl_floor(5, [1, 1], [1, 1, 1]), r"reference \(3,\) for a sampler of \(2,\)"),
-        (lambda: modes.kl_floor(5, [2, -1]), "sampler: "),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

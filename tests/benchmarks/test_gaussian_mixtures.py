@@ -7,9 +7,8 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import entropy, kstest
 
-from ganray.metrics import modes
 from ganray.metrics.intervals import share_interval
-from tests.benchmarks.gaussian_mixtures import HIGH_QUALITY, MIXTURES, Mixture, grid, ring
+from tests.benchmarks.gaussian_mixtures import HIGH_QUALITY, MIXTURES, Mixture, grid, ideal_kl, ring
 
 BOTH = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=lambda mixture: mixture.name)
 
@@ -39,9 +38,16 @@ def test_the_mixture_itself_is_of_high_quality_as_the_closed_form_says(mixture):
     assert found.low <= HIGH_QUALITY <= found.high
     assert pytest.approx(0.98889, abs=1e-5) == HIGH_QUALITY
     assert scores.modes == len(mixture.centres)
-    floor = modes.kl_floor(n, np.ones(len(mixture.centres)), repeats=500)
-    assert floor.low / 2 <= scores.reverse_kl <= floor.high * 2
+    _, low, high = ideal_kl(n, np.ones(len(mixture.centres)), repeats=500)
+    assert low / 2 <= scores.reverse_kl <= high * 2
     assert sum(scores.counts) == scores.n == n
+
+
+def test_the_kl_of_an_ideal_sampler_is_chi_squared():
+    """2N KL of 10 even classes has 9 degrees of freedom, with 95 % limits 2.70 and 19.02."""
+    n = 10_000
+    expected = np.array([9, 2.70, 19.02]) / (2 * n)
+    np.testing.assert_allclose(ideal_kl(n, np.ones(10)), expected, rtol=0.08)
 
 
 @BOTH
