@@ -12,7 +12,7 @@ logged or registered model.
     python jobs/evaluate.py faces
     python jobs/evaluate.py faces --samples 10000
     python jobs/evaluate.py normal --against uniform
-    python jobs/evaluate.py ~/.ganray/runs/faces/best_diversity --out report
+    python jobs/evaluate.py ~/.ganray/runs/faces/best_coverage --out report
 """
 
 from __future__ import annotations

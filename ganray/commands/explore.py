@@ -30,7 +30,7 @@ from ganray.gan.latents import (
     closed_walk,
     lerp,
     neighbours,
-    onto_shell,
+    project_to_shell,
     shell_radius,
     slerp,
 )
@@ -130,7 +130,7 @@ def arithmetic(found: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
         notes = [
             f"{name}  ({norm:#.3g})" for name, norm in zip(names, raw.norm(dim=1), strict=True)
         ]
-        scaled = found.images(onto_shell(raw, radius), label)
+        scaled = found.images(project_to_shell(raw, radius), label)
         groups.append(
             [
                 Row(found.images(raw, label), f"raw\n{caption}".strip(), notes),

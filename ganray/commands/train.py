@@ -31,9 +31,9 @@ from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets
 from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator, table
 from ganray.integrations import mlflow_sync, ray_train
 from ganray.training import launch, run_figures
-from ganray.training.discriminator_check import NOISE_BELOW, REAL_ABOVE, check_discriminator
+from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
-from ganray.training.plan import Workers, check_workers, describe, num_classes, resolve_workers
+from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
 from ganray.training.state import generator_from_checkpoint
 
 
@@ -61,7 +61,7 @@ def run(config: Config) -> None:
         if rank() == 0:
             if found.images.drawn:
                 warn_procedural_faces()
-            print(describe(found, workers, mlflow_sync.store_uri(config)), flush=True)
+            print(describe_plan(found, workers, mlflow_sync.store_uri(config)), flush=True)
         if config.dry_run:
             return
         with rank0_first() as leads:
@@ -119,11 +119,11 @@ def _check_discriminator(found: RunDatasets, digest: str, workers: Workers) -> N
         ):
             verdict = check_discriminator(config, opened, log)
         print(f"check       {verdict}")
-        print(f"picture     {verdict.picture}", flush=True)
-        follower.deliver(lambda: mlflow_sync.log_file(run, verdict.picture))
+        print(f"picture     {verdict.figure}", flush=True)
+        follower.deliver(lambda: mlflow_sync.log_file(run, verdict.figure))
     if not verdict.separates:
         raise UserError(
-            f"check_discriminator=True: D must reach {REAL_ABOVE} and {NOISE_BELOW}; try more"
+            f"check_discriminator=True: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
             " --train.kimg or another --optimizer.lr_D"
         )
 

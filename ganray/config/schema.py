@@ -436,6 +436,8 @@ class Config:
     """ray: a TorchTrainer. torch: this process, or the processes torchrun started; no Ray."""
     dry_run: bool = False
     """Print the resolved plan and exit."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of log messages that are printed. debug: from all ranks, with timestamps."""
     check_discriminator: bool = False
     """Only let D learn, here, to tell real images from noise, and show how well it can."""
     data: DataConfig = field(default_factory=DataConfig)

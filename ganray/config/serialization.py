@@ -73,8 +73,14 @@ def _known(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 # What may change when a run goes on: where and how long it runs, not what is learned.
-_FREE_TO_CHANGE = ("home", "launcher", "dry_run", "preset", "ray.", "tracking.", "train.kimg")
-_FREE_TO_CHANGE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
+_FREE_TO_CHANGE = ("home", "launcher", "dry_run", "log_level", "preset", "ray.")
+_FREE_TO_CHANGE += (
+    "tracking.",
+    "train.kimg",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+)
 _FREE_TO_CHANGE += ("train.keep_checkpoints", "data.root", "data.download", "data.cache")
 _FREE_TO_CHANGE += ("data.residence", "data.threads", "data.verify", "evaluation.")
 

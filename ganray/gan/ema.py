@@ -12,7 +12,7 @@ def update(
     *,
     batch_size: int,
     half_life: float,
-    seen: int,
+    images_seen: int,
 ) -> None:
     """Move the average towards the latest weights by one step of `batch_size` images.
 
@@ -23,9 +23,9 @@ def update(
         batch_size: images of the step, over all ranks.
         half_life: images after which a weight's influence is halved; 0 copies G. Counted in
             images, so that runs with other batch sizes average over the same stretch.
-        seen: images shown so far. The half-life grows with 5 % of it (as in StyleGAN2-ADA and
+        images_seen: images shown so far. The half-life grows with 5 % of it (as in StyleGAN2-ADA and
             EDM), or an early sample would still show the random first weights.
     """
-    half_life = min(half_life, 0.05 * seen)
+    half_life = min(half_life, 0.05 * images_seen)
     keep = 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
     torch._foreach_lerp_(averaged, latest, 1.0 - keep)  # pyright: ignore[reportPrivateImportUsage]

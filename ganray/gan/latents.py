@@ -21,7 +21,7 @@ COMPONENTS, COMPONENT_STD = 10, 0.5
 Moment = float | torch.Tensor
 
 
-def seed_of(rng_seed: int, stream: str, step: int) -> int:
+def derive_seed(rng_seed: int, stream: str, step: int) -> int:
     """A 63-bit seed; streams and steps that differ in anything give unrelated seeds."""
     digest = hashlib.sha256(f"{rng_seed}/{stream}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
@@ -41,7 +41,7 @@ def sample(
     Every rank draws the whole batch and takes its slice, so that no two ranks share a z and the
     run does not depend on the number of ranks. Numbers differ between CPU and CUDA generators.
     """
-    generator = torch.Generator(device).manual_seed(seed_of(rng_seed, stream, step))
+    generator = torch.Generator(device).manual_seed(derive_seed(rng_seed, stream, step))
     z = _raw(latent, batch_size, generator)
     if latent.scaling != "raw":
         mean, std = moments(latent)
@@ -93,7 +93,7 @@ def _exponential(shape: tuple[int, int], generator: torch.Generator) -> torch.Te
 @lru_cache
 def _centres(size: int) -> torch.Tensor:
     """Of the mixture: normal draws, the same ones in every run; float32 (COMPONENTS, size)."""
-    generator = torch.Generator().manual_seed(seed_of(0, "mixture", size))
+    generator = torch.Generator().manual_seed(derive_seed(0, "mixture", size))
     return torch.randn(COMPONENTS, size, generator=generator)
 
 
@@ -206,7 +206,7 @@ def shell_radius(latent: LatentConfig) -> float:
     return math.sqrt(float(((mean + latent.offset).square() + std.square()).double().sum()))
 
 
-def onto_shell(z: torch.Tensor, radius: float) -> torch.Tensor:
+def project_to_shell(z: torch.Tensor, radius: float) -> torch.Tensor:
     """Z (n, size), each scaled to the length `radius`; the zero latent stays where it is."""
     return z * (radius / z.norm(dim=1, keepdim=True).clamp_min(1e-12))
 

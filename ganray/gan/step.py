@@ -43,11 +43,11 @@ class DiscriminatorObjective(nn.Module):
         real: torch.Tensor,
         fake: torch.Tensor,
         *labels: torch.Tensor,
-        share: torch.Tensor | None = None,
+        alpha: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Stats]:
         """Real and fake (n, C, H, W) -> mean loss and statistics.
 
-        `share` (n,), in [0, 1) and alike in a pack, is where between fake and real WGAN-GP looks.
+        `alpha` (n,), in [0, 1) and alike in a pack, is where between fake and real WGAN-GP looks.
         """
         real = real.requires_grad_(self.loss.r1_gamma > 0)
         fake = fake.requires_grad_(self.loss.r2_gamma > 0)
@@ -68,8 +68,8 @@ class DiscriminatorObjective(nn.Module):
             stats["D/r2"] = gradient_penalty(fake, fake_logits)
             total = total + 0.5 * self.loss.r2_gamma * stats["D/r2"]
         if self.loss.gp_weight:
-            assert share is not None, "drawn by the caller, for all ranks"
-            middle = interpolate_images(real, fake, share)
+            assert alpha is not None, "drawn by the caller, for all ranks"
+            middle = interpolate_images(real, fake, alpha)
             stats["D/gp"] = wgan_gp_penalty(middle, self.D(middle, *labels).float())
             total = total + self.loss.gp_weight * stats["D/gp"]
         return total.mean(), {name: value.detach() for name, value in stats.items()}
@@ -117,7 +117,7 @@ def discriminator_step(
     labels: Labels = (),
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
-    share: torch.Tensor | None = None,
+    alpha: torch.Tensor | None = None,
 ) -> Stats:
     """Update D once. `weight` is this rank's share of the global batch times the world size.
 
@@ -126,7 +126,7 @@ def discriminator_step(
     with autocast:
         with torch.no_grad():
             fake = G(z)
-        loss, stats = objective(real, fake, *labels, share=share)
+        loss, stats = objective(real, fake, *labels, alpha=alpha)
     optimizer.zero_grad(set_to_none=True)
     (loss * weight).backward()
     optimizer.step()

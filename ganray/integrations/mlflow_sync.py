@@ -312,8 +312,8 @@ class JournalSync:
                 self._send_image(event)
             elif is_new:
                 points += _points(event)
-                if event.get("alarm"):
-                    self._client.set_tag(self._run.run_id, ALARM_TAG, event["alarm"])
+                if event.get("warning"):
+                    self._client.set_tag(self._run.run_id, ALARM_TAG, event["warning"])
             if (is_new and is_picture) or len(points) >= _BATCH // 2 or after == events[-1][1]:
                 self._client.log_batch(self._run.run_id, metrics=points)
                 points = []

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ganray.sweeps.results import Results
 from ganray.sweeps.tables import Cell, Panel, Table, digits, short, tabulate, title_of
-from ganray.training.state import COLUMNS, ROWS
+from ganray.training.state import GRID_COLUMNS, GRID_ROWS
 
 _PIXELS = 1_500_000
 """Of all tiles together, about: a page with hundreds of settings must still open."""
@@ -36,7 +36,7 @@ def contact_sheet(
         metric: whose mean stands below each tile.
     """
     table = tabulate(results, metric)
-    columns = min(columns, ROWS)
+    columns = min(columns, GRID_ROWS)
     side = int(np.clip(math.sqrt(_PIXELS / len(table.cells)) / columns, *_SIDES))
     tiles = [
         [[tile(cell, runs, columns, side) for cell in row] for row in panel.cells]
@@ -84,9 +84,9 @@ def tile(cell: Cell, runs: Path, columns: int, side: int) -> np.ndarray | None:
 
 def crop(grid: np.ndarray, columns: int, side: int) -> np.ndarray:
     """The upper left of a sample grid, uint8 (H, W, 3), its samples no larger than `side`."""
-    height = grid.shape[0] // ROWS
+    height = grid.shape[0] // GRID_ROWS
     # Samples are squares, except where the grid then holds no whole number of them.
-    width = height if grid.shape[1] % height == 0 else grid.shape[1] // COLUMNS
+    width = height if grid.shape[1] % height == 0 else grid.shape[1] // GRID_COLUMNS
     part = Image.fromarray(grid[: columns * height, : columns * width])
     # By a whole factor: samples were enlarged by whole pixels, and stay as sharp as they were.
     return np.asarray(part.reduce(math.ceil(max(height, width) / side)))

@@ -13,7 +13,7 @@ from ganray.evaluation.diagnosis import WATCHED, collapse_warning, half_life
 from ganray.training import journal
 from ganray.training.state import TrainState
 
-BEST = "best_diversity"
+BEST = "best_coverage"
 """Folder of the checkpoint with the highest coverage, in the run folder."""
 _SCORE = "score.json"
 
@@ -42,7 +42,7 @@ def record_scores(
     values = {
         name if "/" in name else f"collapse/{name}": float(value) for name, value in scores.items()
     }
-    values["collapse/alarm"] = float(bool(warning))
+    values["collapse/warning"] = float(bool(warning))
     lived = half_life(*curves["recall"])
     if lived is not None:
         values["collapse/half_life_kimg"] = lived / 1000

@@ -35,7 +35,7 @@ from ganray.training.loop import (
 )
 from ganray.training.state import TrainState
 
-REAL_ABOVE, NOISE_BELOW = 0.99, 0.01
+MIN_REAL_PROB, MAX_NOISE_PROB = 0.99, 0.01
 """The source text's mark."""
 HELD_BACK = 256
 """ImageDataset, or a fifth of a smaller set, that D is judged by and never learns from."""
@@ -56,13 +56,13 @@ class DiscriminatorCheck:
     """The same of uniform noise."""
     images_seen: int
     """Real images that D learned from."""
-    picture: Path
+    figure: Path
     """How the two came apart, and examples."""
 
     @property
     def separates(self) -> bool:
         """Whether D passes the source text's mark."""
-        return self.real_prob > REAL_ABOVE and self.noise_prob < NOISE_BELOW
+        return self.real_prob > MIN_REAL_PROB and self.noise_prob < MAX_NOISE_PROB
 
     def __str__(self) -> str:
         return (
@@ -127,7 +127,7 @@ def _batches(
 
 
 def _noise_like(real: torch.Tensor, config: Config, stream: str, step: int) -> torch.Tensor:
-    low, seed = config.pixel_min(), latents.seed_of(config.train.rng_seed, stream, step)
+    low, seed = config.pixel_min(), latents.derive_seed(config.train.rng_seed, stream, step)
     generator = torch.Generator(real.device).manual_seed(seed)
     return low + (1 - low) * torch.rand(real.shape, generator=generator, device=real.device)
 
@@ -143,8 +143,8 @@ def _train_until_separated(
     for step, (real, noise, labels) in enumerate(batches, start=1):
         # The noise stands where a step has its latents, before a G that changes nothing.
         how = state.D_optimizer, real, noise, labels
-        shares = rank_alphas(state, everything)
-        means.add(discriminator_step(state.D_objective, G, *how, share=shares))
+        alpha = rank_alphas(state, everything)
+        means.add(discriminator_step(state.D_objective, G, *how, alpha=alpha))
         if step < due and step < steps:
             continue
         due = math.ceil(1.2 * step)  # some nets need a thousand times as many images as others
@@ -153,7 +153,7 @@ def _train_until_separated(
         real_prob, noise_prob = (probs.mean().item() for probs in _judge(state, held))
         held_out = {"check/real_prob": real_prob, "check/noise_prob": noise_prob}
         log.metrics(step * size, scores | held_out)
-        if (real_prob > REAL_ABOVE and noise_prob < NOISE_BELOW) or step == steps:
+        if (real_prob > MIN_REAL_PROB and noise_prob < MAX_NOISE_PROB) or step == steps:
             return step * size
     raise AssertionError("the stream of batches is endless")
 
@@ -177,8 +177,8 @@ def _verdict(state: TrainState, held: Batch, learned: int) -> DiscriminatorCheck
         journal.history(folder, f"check/{kind}_prob") for kind in ("real", "noise")
     )
     shown = [
-        Judged("real images", real, real_probs, real_curve, REAL_ABOVE),
-        Judged("noise", noise, noise_probs, noise_curve, NOISE_BELOW),
+        Judged("real images", real, real_probs, real_curve, MIN_REAL_PROB),
+        Judged("noise", noise, noise_probs, noise_curve, MAX_NOISE_PROB),
     ]
     path = folder / PICTURE
     separation_chart(shown, path)

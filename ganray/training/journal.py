@@ -51,9 +51,9 @@ class Journal:
         """Numbers by name at a point in training, counted in images."""
         self._append("metrics", images_seen, values=dict(values))
 
-    def collapse(self, images_seen: int, values: Mapping[str, float], alarm: str) -> None:
+    def collapse(self, images_seen: int, values: Mapping[str, float], warning: str) -> None:
         """What an evaluation came to, and why it gives alarm; '' if it does not."""
-        self._append("collapse", images_seen, values=dict(values), alarm=alarm)
+        self._append("collapse", images_seen, values=dict(values), warning=warning)
 
     def image(self, name: str, images_seen: int, image: np.ndarray) -> None:
         """A picture, uint8 (H, W, 3), e.g. a sample grid; kept as PNG, each step its own file."""
@@ -110,7 +110,7 @@ def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(images, dtype=np.int64), np.array(values, dtype=np.float64)
 
 
-def line(event: Event, total_images: int) -> str:
+def progress_line(event: Event, total_images: int) -> str:
     """A metrics event as one line for people: how far, how fast, how long to go, the losses.
 
     G is left out where D trains alone.
@@ -138,7 +138,9 @@ def collapse_line(event: Event) -> str:
     parts.append(f"coverage {values['collapse/coverage']:.2f}")
     parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of the reals'")
     parts.append(f"({values['time/evaluation_share']:.1%} of the time)")
-    return "  ".join(parts) + (f"\n{'ALARM':>13}    {event['alarm']}" if event["alarm"] else "")
+    return "  ".join(parts) + (
+        f"\n{'WARNING':>13}    {event['warning']}" if event["warning"] else ""
+    )
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def print_progress(config: Config) -> Iterator[None]:
             for event, after in read(folder, offset):
                 offset, heard = after, time.monotonic()
                 if event["name"] == "metrics":
-                    print(line(event, total), flush=True)
+                    print(progress_line(event, total), flush=True)
                 if event["name"] == "collapse":
                     print(collapse_line(event), flush=True)
             if time.monotonic() - heard > _SILENCE_S:

@@ -21,6 +21,7 @@ from ganray.data.loader import ImageDataset, Loader
 from ganray.data.sampler import DeterministicSampler, rank_slice
 from ganray.data.transforms import augment, to_float
 from ganray.distributed import Means, broadcast_from_rank0, rank, world_size
+from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
@@ -31,7 +32,7 @@ from ganray.training.journal import Journal
 from ganray.training.state import TrainState
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """A loss is no longer finite: raised on every rank at the same step, and final."""
 
 

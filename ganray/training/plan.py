@@ -104,7 +104,7 @@ def check_workers(config: Config, count: int) -> None:
         )
 
 
-def describe(sets: RunDatasets, workers: Workers, results: str) -> str:
+def describe_plan(sets: RunDatasets, workers: Workers, results: str) -> str:
     """The resolved plan, a line for each thing a person decides on."""
     config = sets.config
     again = f"{config.name} (stopped? the same command with --name {config.name} goes on)"
@@ -207,8 +207,8 @@ def step_bytes(config: Config, image_shape: Shape, images: int, classes: int = 0
     counted = [*G.parameters(), *D.parameters()]
     D_objective = DiscriminatorObjective(D, config.loss)
     G_objective = GeneratorObjective(G, D, config.loss)
-    share = torch.empty(images, device="meta")
-    D_kept = _kept_bytes(lambda: D_objective(real, fake, *labels, share=share), counted)
+    alpha = torch.empty(images, device="meta")
+    D_kept = _kept_bytes(lambda: D_objective(real, fake, *labels, alpha=alpha), counted)
     G_kept = _kept_bytes(lambda: G_objective(z, real, *labels), counted)
     return weights + max(D_kept, G_kept)
 

@@ -11,7 +11,7 @@ from ganray.config.schema import Config
 from ganray.figures import Row, labelled_rows, loss_chart
 from ganray.gan.losses import LOSSES
 from ganray.training import journal
-from ganray.training.state import ROWS
+from ganray.training.state import GRID_ROWS
 
 STRIP = 8
 """Annotations of the strip of epochs, at most."""
@@ -40,7 +40,7 @@ def draw_epochs(config: Config, num_images: int, image_shape: tuple[int, int, in
     rows = []
     for grid in (grids[i] for i in picked):
         picture = np.asarray(Image.open(grid))
-        height = len(picture) // ROWS
+        height = len(picture) // GRID_ROWS
         width = height * image_shape[1] // image_shape[0]
         row = picture[:height].reshape(height, -1, width, 3).swapaxes(0, 1)
         rows.append(Row(row, f"epoch {int(grid.stem) / num_images:.3g}"))

@@ -24,7 +24,7 @@ Shape = tuple[int, int, int]
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
-ROWS, COLUMNS = 8, 8
+GRID_ROWS, GRID_COLUMNS = 8, 8
 """Of a sample grid; a conditional one has a column for each class, where there are few."""
 _AT_ONCE = 256
 """Images that G_ema makes at a time."""
@@ -76,17 +76,17 @@ class TrainState:
             self._latest,
             batch_size=train.batch_size,
             half_life=half_life,
-            seen=self.images_seen,
+            images_seen=self.images_seen,
         )
 
     @property
     def columns(self) -> int:
         """Of the sample grid."""
-        return self.classes if 0 < self.classes <= 2 * COLUMNS else COLUMNS
+        return self.classes if 0 < self.classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
 
     def samples(self) -> torch.Tensor:
-        """The sample grid: uint8 (ROWS * columns, H, W, C) on the CPU."""
-        return self.generate("samples", ROWS * self.columns).cpu()
+        """The sample grid: uint8 (GRID_ROWS * columns, H, W, C) on the CPU."""
+        return self.generate("samples", GRID_ROWS * self.columns).cpu()
 
     def generate(self, stream: str, count: int, mine: slice = slice(None)) -> torch.Tensor:
         """G_ema at the same latents every time; where conditional, of each class in turn.
@@ -163,7 +163,7 @@ def build_networks(
 ) -> tuple[nn.Module, nn.Module]:
     """(G, D) with first weights that are a function of train.rng_seed, alike on every rank."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(latents.seed_of(config.train.rng_seed, "weights", 0))
+        torch.manual_seed(latents.derive_seed(config.train.rng_seed, "weights", 0))
         G, D = networks.build(config.network, config.latent, image_shape, classes)
     layout = networks.memory_format(config.network)
     return G.to(device, memory_format=layout), D.to(device, memory_format=layout)  # pyright: ignore

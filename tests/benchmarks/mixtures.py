@@ -255,7 +255,7 @@ def train(run: Run) -> Scored:
     seed, pack = run.rng_seed, variant.network.pack
     size = nets.batch_size * pack  # PacGAN's batches have as many packs as others have points
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(latents.seed_of(seed, "weights", 0))
+        torch.manual_seed(latents.derive_seed(seed, "weights", 0))
         G, D = nets.build(pack)
         D = apply_regularizers(D, variant.network)
         G_ema, _ = nets.build(pack)
@@ -272,14 +272,16 @@ def train(run: Run) -> Scored:
             block = step // BLOCK
             real = block_of(torch.from_numpy(mixture.sample(BLOCK * size, seed, block)), size)
             z_D, z_G = (noise(LATENT, size, seed, stream, block) for stream in ("D", "G"))
-            shares = noise(LatentConfig("uniform", 1), size // pack, seed, "penalty", block)
-        share = shares[at].flatten().repeat_interleave(pack) if variant.loss.gp_weight else None
+            alphas = noise(LatentConfig("uniform", 1), size // pack, seed, "penalty", block)
+        alpha = alphas[at].flatten().repeat_interleave(pack) if variant.loss.gp_weight else None
         points = real[at, :, :, None, None]
-        discriminator_step(D_objective, G, D_optimizer, points, z_D[at], share=share)
+        discriminator_step(D_objective, G, D_optimizer, points, z_D[at], alpha=alpha)
         if variant.turns.generator_updates(step):
             generator_step(G_objective, D, G_optimizer, points, z_G[at])
         half_life = EMA_STEPS * size
-        ema.update(averaged, latest, batch_size=size, half_life=half_life, seen=(step + 1) * size)
+        ema.update(
+            averaged, latest, batch_size=size, half_life=half_life, images_seen=(step + 1) * size
+        )
     seconds = time.perf_counter() - started
     scored = {"G": scores(mixture, G), "G_ema": scores(mixture, G_ema)}
     said = {"variant": variant.name, "mixture": run.mixture, "rng_seed": seed, "nets": run.nets}

@@ -77,13 +77,13 @@ def test_what_is_said_of_an_older_checkpoint_has_a_folder_of_its_own(known, tmp_
     picture.write_bytes(b"png")
     shutil.copytree(known.config.home, home)
     folder = home / "runs" / "tiny"
-    shutil.copytree(folder / known.checkpoint.name, folder / "best_diversity")
+    shutil.copytree(folder / known.checkpoint.name, folder / "best_coverage")
     sent = []
     monkeypatch.setattr(mlflow_runs, "add", lambda run, files, folder: sent.append(folder))
     places = {
         "tiny": "evaluation",
         str(folder / known.checkpoint.name): "evaluation",
-        str(folder / "best_diversity"): "evaluation/best_diversity",
+        str(folder / "best_coverage"): "evaluation/best_coverage",
     }
     for name, place in places.items():
         found = load_generator.load_generator(name, home)

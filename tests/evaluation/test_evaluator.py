@@ -214,16 +214,16 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     _, saturation = journal.history(known.config.run_folder(), "D/saturation")
     assert held["lines"]["D_saturation"]["fake"]["value"] == pytest.approx(saturation[-1])
     # The same weights, but their run was looked at through a network whose file is not here.
-    other = tmp_path / "runs" / "tiny" / "best_diversity"
+    other = tmp_path / "runs" / "tiny" / "best_coverage"
     shutil.copytree(known.checkpoint, other)
     by_inception = EvaluationConfig(features="inception", weights=str(tmp_path / "none"))
     config = to_dict(replace(known.config, evaluation=by_inception))
     (other / CONFIG_FILE).write_text(json.dumps(config))
     job.main([*argv, "--against", str(other)])
     out = capsys.readouterr().out
-    assert "tiny less tiny/best_diversity, with 95 % intervals" in out
+    assert "tiny less tiny/best_coverage, with 95 % intervals" in out
     assert "differ" not in out.split("with 95 % intervals")[1]  # it is the same run twice
-    places = (tmp_path / "report" / "tiny", tmp_path / "report" / "tiny" / "best_diversity")
+    places = (tmp_path / "report" / "tiny", tmp_path / "report" / "tiny" / "best_coverage")
     one, two = (json.loads((place / "report.json").read_text()) for place in places)
     assert one["extractor"] == two["extractor"]
     assert (one["source"], two["source"]) == (

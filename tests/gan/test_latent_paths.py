@@ -12,7 +12,7 @@ from ganray.gan.latents import (
     closed_walk,
     lerp,
     neighbours,
-    onto_shell,
+    project_to_shell,
     shell_radius,
     slerp,
 )
@@ -109,7 +109,7 @@ def test_the_shell_is_where_latents_lie(distribution):
     radius = shell_radius(LatentConfig(distribution, 100))
     z = draw(2000, distribution=distribution)
     assert z.square().sum(1).mean().sqrt() == pytest.approx(radius, rel=0.01)
-    scaled = onto_shell(z, radius)
+    scaled = project_to_shell(z, radius)
     torch.testing.assert_close(scaled.norm(dim=1), torch.full((2000,), radius))
     torch.testing.assert_close(scaled / radius, z / z.norm(dim=1, keepdim=True))
 
@@ -122,4 +122,4 @@ def test_the_shell_moves_with_scaling_and_offset():
 
 
 def test_zero_has_no_place_on_the_shell_and_stays():
-    assert torch.equal(onto_shell(torch.zeros(1, 3), 5.0), torch.zeros(1, 3))
+    assert torch.equal(project_to_shell(torch.zeros(1, 3), 5.0), torch.zeros(1, 3))

@@ -110,8 +110,8 @@ def test_wgan_gp_is_10_times_the_penalty_where_the_shares_say():
             return x.flatten() ** 2 / 2
 
     objective = DiscriminatorObjective(Square(), LossConfig(name="wgan", gp_weight=10))
-    real, fake, share = torch.tensor([[8.0]]), torch.tensor([[0.0]]), torch.tensor([0.25])
-    loss, stats = objective(real, fake, share=share)
+    real, fake, alpha = torch.tensor([[8.0]]), torch.tensor([[0.0]]), torch.tensor([0.25])
+    loss, stats = objective(real, fake, alpha=alpha)
     assert stats["D/gp"].tolist() == [(2 - 1) ** 2]
     assert loss.item() == (0 - 32) + 10 * 1
 
@@ -157,7 +157,7 @@ def test_G_ema_has_the_stated_half_life():
     nn.init.zeros_(G_ema.weight)
     averaged, latest = ([p.detach() for p in net.parameters()] for net in (G_ema, G))
     for _ in range(5):
-        ema.update(averaged, latest, batch_size=20, half_life=100, seen=10**6)
+        ema.update(averaged, latest, batch_size=20, half_life=100, images_seen=10**6)
     torch.testing.assert_close(G_ema.weight.detach(), torch.tensor([[0.5]]))
-    ema.update(averaged, latest, batch_size=20, half_life=0, seen=10**6)
+    ema.update(averaged, latest, batch_size=20, half_life=0, images_seen=10**6)
     torch.testing.assert_close(G_ema.weight.detach(), torch.tensor([[1.0]]))

@@ -53,7 +53,7 @@ def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, pictures: int 
                     "collapse/kl_corrected": 1.2 * (1 - variety),
                     "collapse/modes_held": float(round(10 * variety)),
                 },
-                alarm="",
+                warning="",
             )
         if tick % max(ticks // pictures, 1) == 0:
             log.image("samples", images, _picture(rng, int(1 + 15 * end * grown)))

@@ -9,7 +9,7 @@ import torch
 from ganray.data.reader import ShardedDataset
 from ganray.training import loop
 from ganray.training.launch import launch
-from ganray.training.plan import describe, step_bytes
+from ganray.training.plan import describe_plan, step_bytes
 from ganray.training.state import TrainState, generator_from_checkpoint, read_state
 from tests.conftest import tiny_config
 
@@ -53,8 +53,8 @@ def test_images_without_labels_are_refused_before_anything_is_held(conditional, 
     with pytest.raises(
         ValueError, match=r"network.conditional=True needs images with class labels"
     ):
-        describe(*plan_of(classes=0))
-    assert "beside one of 2 labels" in describe(*plan_of(classes=2))
+        describe_plan(*plan_of(classes=0))
+    assert "beside one of 2 labels" in describe_plan(*plan_of(classes=2))
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_D_separates_squares_from_noise_and_stops_there(enough, tmp_path, condit
     assert seen[0] == 12
     assert seen[-1] == verdict.images_seen
     assert probs[-1] == pytest.approx(verdict.real_prob, abs=1e-6)
-    picture = np.asarray(Image.open(verdict.picture).convert("RGB"))
+    picture = np.asarray(Image.open(verdict.figure).convert("RGB"))
     assert picture.shape == (480, 1320, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # the noise is in it
 

@@ -70,7 +70,7 @@ def test_other_ranks_keep_silent(tmp_path, monkeypatch):
 def test_the_line_says_how_far_how_fast_and_how_long():
     values = {"data/images_per_s": 500.0, "D/loss": 0.6931, "G/loss": 0.7}
     values |= {"D/real_prob": 0.5, "D/fake_prob": 0.25}
-    text = journal.line({"images": 25_000, "values": values}, 100_000)
+    text = journal.progress_line({"images": 25_000, "values": values}, 100_000)
     assert "25.0 / 100 kimg ( 25%)" in text
     assert "500 images/s" in text
     assert "D 0.693" in text

@@ -9,7 +9,7 @@ from ganray.config import presets
 from ganray.config.schema import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.evaluation.reference import RunDatasets
-from ganray.training.plan import Cluster, Workers, describe, resolve_workers, step_bytes
+from ganray.training.plan import Cluster, Workers, describe_plan, resolve_workers, step_bytes
 
 
 def config(batch_size=128, **ray):
@@ -105,7 +105,7 @@ def test_the_plan_names_every_decision(tmp_path):
     images = DatasetPlan(
         what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False, 0
     )
-    text = describe(RunDatasets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
+    text = describe_plan(RunDatasets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
     for part in (
         "--name mine",
         "12,000 images",
@@ -126,7 +126,7 @@ def test_the_plan_names_every_decision(tmp_path):
     assert (
         "wgan + R1 0.1 + GP 10 + unroll 5 by 0.1 + pack 2 + minibatch stddev 4 + spectral norm"
         " + G every 5 steps + 2 G steps, adam"
-    ) in describe(RunDatasets(many, images, images), Workers(1, False, 1), "sqlite:///x")
+    ) in describe_plan(RunDatasets(many, images, images), Workers(1, False, 1), "sqlite:///x")
 
 
 def test_the_memory_estimate_follows_batch_and_weights(tmp_path):

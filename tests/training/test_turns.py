@@ -21,7 +21,7 @@ def test_G_learns_in_its_turns_and_G_ema_averages_over_all_steps(squares, tmp_pa
     averaged = list(before["G_ema"].values())
     for step in range(6, 11):
         latest = list((after if step == 10 else before)["G"].values())
-        ema.update(averaged, latest, batch_size=12, half_life=50, seen=12 * step)
+        ema.update(averaged, latest, batch_size=12, half_life=50, images_seen=12 * step)
     assert all(map(torch.equal, averaged, after["G_ema"].values()))
 
 
