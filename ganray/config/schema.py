@@ -353,16 +353,17 @@ class EvaluationConfig:
     """Of the training time, at most: an evaluation that would take more is left out."""
     report_samples: int = 5_000
     """The same of the report at the end, which has intervals; 0: no report."""
-    features: Literal["classifier", "inception", "dinov2"] = "classifier"
-    """What images are compared by. inception, dinov2: networks of others, whose weights you have
-    in a file; slower by far, but their distances compare with published ones."""
+    features: Literal["classifier", "inception"] = "classifier"
+    """Network that computes the features of images. classifier: trained on the reference images.
+    inception: Inception v3 from a file of weights that you have, with `pip install
+    'ganray[pretrained]'`; far slower, but Frechet distances compare with published ones."""
     reals: ReferenceData = field(default_factory=ReferenceData)
     """Fields of `data` that are others for the images that samples are compared with, e.g.
     --data.split train --evaluation.reals.split test: images held out; or --data.images 500
     --evaluation.reals.images null: the whole set, as in Karras et al. 2020. Samples of another size
     are resized to theirs. What is not named is as in `data`."""
     weights: str | None = None
-    """inception, dinov2: that file, where every worker sees it. Nothing is fetched."""
+    """inception: path of the weights, on every node. Nothing is downloaded."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "report_samples"):

@@ -103,7 +103,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: The images have another shape or dtype than those it was trained on.
         """
-        refuse_images("images", images)
+        check_images("images", images)
         if tuple(images.shape[1:]) != self.image_shape:
             raise UserError(
                 f"images: {tuple(images.shape)}; this classifier was trained on (n, "
@@ -338,7 +338,7 @@ def _pixels(images: ImageBatch, device: torch.device) -> torch.Tensor:
     return as_tensor(images).to(device).permute(0, 3, 1, 2).float()
 
 
-def refuse_images(name: str, images: ImageBatch | LazyImages) -> None:
+def check_images(name: str, images: ImageBatch | LazyImages) -> None:
     """Refuse what is not uint8 (n, H, W, C), H and W at least 8 and C 1 or 3.
 
     Raises:
@@ -381,7 +381,7 @@ def _outputs(labels: Labels) -> int:
 
 
 def _refuse_set(name: str, images: ImageBatch | LazyImages, labels: Labels) -> None:
-    refuse_images(f"{name}_images", images)
+    check_images(f"{name}_images", images)
     shape, dtype = tuple(labels.shape), str(labels.dtype).removeprefix("torch.")
     least = 2 if name == "train" else 1  # BatchNorm cannot learn from one
     if len(shape) == 2:

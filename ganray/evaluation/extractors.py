@@ -25,7 +25,7 @@ from ganray.evaluation.classifier import (
     Labels,
     as_tensor,
     batches,
-    refuse_images,
+    check_images,
 )
 
 TOLD = 0.9
@@ -63,7 +63,7 @@ class FeatureExtractor(Protocol):
         ...
 
 
-class ByClass:
+class ClassExtractor:
     """Modes are the classes that the reference classifier tells apart."""
 
     def __init__(self, classifier: Classifier, names: tuple[str, ...]) -> None:
@@ -78,7 +78,7 @@ class ByClass:
         return Features(features, modes, sure)
 
 
-class ClassifierFeatures:
+class ClassifierFeatureExtractor:
     """The classifier's features alone, where it tells no modes."""
 
     mode_names: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class ClassifierFeatures:
         return Features(self._classifier.features(images), None, None)
 
 
-class ByChannel:
+class StackedDigitsExtractor:
     """Modes are the triples of digits of stacked MNIST, "000" to "999"; red is the hundreds."""
 
     def __init__(self, classifier: Classifier, names: Sequence[str] = "0123456789") -> None:
@@ -110,7 +110,7 @@ class ByChannel:
     def extract(self, images: ImageBatch) -> Features:
         """As ``FeatureExtractor.look``: C is 3.
 
-        ClassifierFeatures are those of red, green and blue side by side, (n, 384), confidence is the least
+        ClassifierFeatureExtractor are those of red, green and blue side by side, (n, 384), confidence is the least
         of their probabilities.
 
         Raises:
@@ -125,7 +125,7 @@ class ByChannel:
 
 
 def split_channels(images: ImageBatch, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stacked MNIST as single digits, to train the classifier of ``ByChannel`` on.
+    """Stacked MNIST as single digits, to train the classifier of ``StackedDigitsExtractor`` on.
 
     20,000 images have as many digits as MNIST: there is no need for more.
 
@@ -157,7 +157,7 @@ def split_labels(labels: torch.Tensor) -> torch.Tensor:
     return (labels[:, None] // weights % 10).flatten()
 
 
-class ByAttributes:
+class AttributeExtractor:
     """Modes are the combinations of a few attributes, as far as real images show them.
 
     They are named like "Male, no Smiling". Of the 2^k combinations, the fewest that together hold
@@ -265,7 +265,7 @@ def choose_attributes(
     return tuple(names[int(column)] for column in columns[chosen])
 
 
-class Pixels:
+class PixelExtractor:
     """For images of which nothing is known: features are the pixels, coarsely, and no modes.
 
     Not a random network: that sees no more, and not the same twice.
@@ -285,14 +285,14 @@ class Pixels:
         Raises:
             ValueError: The images have another shape or dtype.
         """
-        refuse_images("images", images)
+        check_images("images", images)
         block = [-(-size // self._side) for size in images.shape[1:3]]
         means = [avg_pool2d(x, block, ceil_mode=True) for x in batches(images, self._device)]
         return Features(torch.cat(means).flatten(1) / 255, None, None)
 
 
 class CombinedExtractor:
-    """ClassifierFeatures of one extractor, modes of another."""
+    """ClassifierFeatureExtractor of one extractor, modes of another."""
 
     def __init__(self, features: FeatureExtractor, modes: FeatureExtractor) -> None:
         self._features, self._modes = features, modes
@@ -306,10 +306,10 @@ class CombinedExtractor:
 
 def _channels(images: ImageBatch) -> torch.Tensor:
     """uint8 (n, H, W, 3) -> (3n, H, W, 1)."""
-    refuse_images("images", images)
+    check_images("images", images)
     if images.shape[3] != 3:
         raise UserError(
-            f"images: {tuple(images.shape)}; must have 3 channels, a digit in each; use ByClass "
+            f"images: {tuple(images.shape)}; must have 3 channels, a digit in each; use ClassExtractor "
             "for grey images"
         )
     return as_tensor(images).permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(3)

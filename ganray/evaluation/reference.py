@@ -19,17 +19,17 @@ from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.classifier import LazyImages, load_classifier, reference_classifier
 from ganray.evaluation.extractors import (
-    ByAttributes,
-    ByChannel,
-    ByClass,
-    ClassifierFeatures,
+    AttributeExtractor,
+    ClassExtractor,
+    ClassifierFeatureExtractor,
     CombinedExtractor,
     FeatureExtractor,
-    Pixels,
+    PixelExtractor,
+    StackedDigitsExtractor,
     split_channels,
     split_labels,
 )
-from ganray.evaluation.pretrained import DinoV2, Inception
+from ganray.evaluation.pretrained import InceptionExtractor
 from ganray.evaluation.suite import MIN_IMAGES
 
 # Which reals are compared with does not depend on a run's own seed: runs that are compared with
@@ -103,7 +103,8 @@ class ReferenceSet:
         own = _own_extractor(self.classifier, self.images, device)
         if self.evaluation.features == "classifier":
             return own
-        return CombinedExtractor(_pretrained(self.evaluation, device), own)
+        inception = InceptionExtractor(Path(self.evaluation.weights or ""), device)
+        return CombinedExtractor(inception, own)
 
 
 def comparable(images: int, halved: bool, samples: int, parts: int = 1) -> int:
@@ -137,7 +138,8 @@ def prepare_classifier(
     evaluation = config.evaluation
     told = images.class_names or images.attribute_names
     if evaluation.features != "classifier":
-        _pretrained(evaluation, device)  # a wrong file is told of here, before a worker is held
+        # Report a wrong file here, before a worker is held.
+        InceptionExtractor(Path(evaluation.weights or ""), device)
     if not evaluation.compares() or not told:
         return ""
     height, width, channels = images.image_shape
@@ -182,25 +184,20 @@ def _held_out(images: int) -> int:
     return min(_HELD_OUT, images // 2)
 
 
-def _pretrained(evaluation: EvaluationConfig, device: torch.device) -> FeatureExtractor:
-    kind = Inception if evaluation.features == "inception" else DinoV2
-    return kind(Path(evaluation.weights or ""), device)
-
-
 def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> FeatureExtractor:
     if not file:
-        return Pixels(device)
+        return PixelExtractor(device)
     classifier = load_classifier(Path(file), device)
     if _stacked(images):
-        return ByChannel(classifier)
+        return StackedDigitsExtractor(classifier)
     if images.class_names:
-        return ByClass(classifier, images.class_names)
+        return ClassExtractor(classifier, images.class_names)
     known = images.annotations(_shuffled_ids(images)[:_LEARNED]).attributes
     try:
-        return ByAttributes(classifier, images.attribute_names, known)
+        return AttributeExtractor(classifier, images.attribute_names, known)
     except ValueError as error:  # attributes that cannot be told apart: still its features are
         print(f"no modes: {error}", flush=True)
-        return ClassifierFeatures(classifier)
+        return ClassifierFeatureExtractor(classifier)
 
 
 def check_comparable(made: Shape, reals: Shape) -> None:

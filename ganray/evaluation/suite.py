@@ -21,12 +21,17 @@ from ganray.metrics.diversity import (
     birthday_support,
     duplicate_threshold,
     effective_rank,
-    unit_rows,
-    vendi_of_moments,
+    normalize_rows,
+    vendi_from_moments,
     vendi_score,
 )
 from ganray.metrics.frechet import Moments, frechet_distance, kid
-from ganray.metrics.intervals import Estimate, bootstrap_counts, interval_of, share_interval
+from ganray.metrics.intervals import (
+    Estimate,
+    bootstrap_counts,
+    interval_from_replicates,
+    share_interval,
+)
 from ganray.metrics.precision_recall import Manifold, ideal_coverage, manifold_scores
 
 MIN_IMAGES = 80
@@ -113,7 +118,7 @@ def mode_counts(seen: Features, classes: int, at_least: float = 0.0) -> modes.Co
     assert seen.modes is not None
     assert seen.confidences is not None
     labels, confidences = seen.modes.cpu().numpy(), seen.confidences.cpu().numpy()
-    return modes.count_sure(labels, confidences, classes, at_least=at_least)
+    return modes.count_confident(labels, confidences, classes, at_least=at_least)
 
 
 def measure(
@@ -164,9 +169,9 @@ def _mode_metrics(reference: ReferenceStatistics, fake: Features) -> dict[str, f
     sure = mode_counts(fake, len(real), at_least=SURE)
     shares = HELD * real / real.sum()
     return {
-        "modes": modes.captured(counts),
-        "modes_held": modes.captured(counts, share=shares),
-        "modes_sure": modes.captured(sure, share=shares, samples=n),
+        "modes": modes.count_captured(counts),
+        "modes_held": modes.count_captured(counts, share=shares),
+        "modes_sure": modes.count_captured(sure, share=shares, samples=n),
         "sure_share": float(sure.sum() / n),
     } | {name: divergence(counts, real) for name, divergence in _DIVERGENCES.items()}
 
@@ -178,7 +183,9 @@ def _expected(real: modes.Counts) -> np.ndarray:
 
 _DIVERGENCES: dict[str, Callable[[modes.Counts, modes.Counts], float]] = {
     "kl": lambda fake, real: modes.kl(fake, _expected(real)),
-    "kl_corrected": lambda fake, real: modes.kl_corrected(fake, _expected(real), reals=real),
+    "kl_corrected": lambda fake, real: modes.kl_corrected(
+        fake, _expected(real), reference_counts=real
+    ),
     "js": lambda fake, real: modes.js(fake, _expected(real)),
 }
 """Of the modes of fakes, int (K,), from those of reals."""
@@ -309,7 +316,7 @@ def _perfect_modes(
     """
     n, rng = int(real.sum()), np.random.default_rng(0)
     pairs = rng.multinomial(n, (real + others) / (2 * n), size=(repeats, 2))
-    ideal = {"modes": (modes.captured(real) + modes.captured(others)) / 2}
+    ideal = {"modes": (modes.count_captured(real) + modes.count_captured(others)) / 2}
     for name, divergence in _DIVERGENCES.items():
         ideal[name] = float(np.mean([divergence(*pair) for pair in pairs]))
     return ideal
@@ -324,17 +331,22 @@ def _intervals(
 ) -> dict[str, Estimate]:
     features, n = fake.features, len(fake.features)
     how: dict[str, Any] = {"rng_seed": rng_seed}
-    vendis = intervals.moments_halves(vendi_of_moments, unit_rows(features), resamples, **how)
-    replicates = intervals.manifold_halves(reference.manifold, features, resamples, **how) | {
+    vendis = intervals.half_sample_moments(
+        vendi_from_moments, normalize_rows(features), resamples, **how
+    )
+    replicates = intervals.half_sample_manifold(reference.manifold, features, resamples, **how) | {
         "vendi": vendis,
         "vendi_share": vendis / reference.vendi,
-        "effective_rank": intervals.moments_halves(effective_rank, features, resamples, **how),
-        "frechet": intervals.moments_halves(
+        "effective_rank": intervals.half_sample_moments(effective_rank, features, resamples, **how),
+        "frechet": intervals.half_sample_moments(
             lambda part: frechet_distance(reference.moments, part), features, resamples, **how
         ),
-        "kid": intervals.kid_halves(reference.seen.features, features, resamples, **how),
+        "kid": intervals.half_sample_kid(reference.seen.features, features, resamples, **how),
     }
-    estimates = {name: interval_of(found[name], values, n) for name, values in replicates.items()}
+    estimates = {
+        name: interval_from_replicates(found[name], values, n)
+        for name, values in replicates.items()
+    }
     estimates["support"] = birthday_support(features, reference.threshold)
     if fake.modes is not None:
         estimates |= _mode_intervals(reference, fake, resamples, rng_seed)
@@ -355,10 +367,10 @@ def _mode_intervals(
     # One class more, of those that are not sure: they are drawn again, too.
     gated = np.append(sure, n - sure.sum())
     return {
-        "modes": of(modes.captured),
-        "modes_held": of(lambda drawn: modes.captured(drawn, share=shares)),
+        "modes": of(modes.count_captured),
+        "modes_held": of(lambda drawn: modes.count_captured(drawn, share=shares)),
         "modes_sure": of(
-            lambda drawn: modes.captured(drawn[:-1], share=shares, samples=n), drawn=gated
+            lambda drawn: modes.count_captured(drawn[:-1], share=shares, samples=n), drawn=gated
         ),
         "sure_share": share_interval(int(sure.sum()), n),
     } | {

@@ -1,7 +1,7 @@
 """How different the samples are from each other: numbers that need no labels.
 
 All but `duplicate_threshold` look at the generated samples alone, so each means little without
-the same number of as many real images beside it. `intervals.moments_halves` gives the intervals
+the same number of as many real images beside it. `intervals.half_sample_moments` gives the intervals
 of Vendi score and effective rank; the birthday test brings its own.
 """
 
@@ -14,19 +14,19 @@ from scipy.special import gammaincinv
 
 from ganray.metrics.frechet import Moments
 from ganray.metrics.intervals import Estimate
-from ganray.metrics.matrices import TIE, blocks, eigh, refuse_features, squared_distances
+from ganray.metrics.matrices import TIE, blocks, check_features, eigh, squared_distances
 
 _ROUNDING = 1e-12
 """Squares below this share of the squared length are float32's rounding, not differences."""
 
 
-def unit_rows(features: torch.Tensor) -> torch.Tensor:
+def normalize_rows(features: torch.Tensor) -> torch.Tensor:
     """Each row of floating (n, d) scaled to length 1, float64; rows of zeros stay zero.
 
     Raises:
         ValueError: The features are not finite floating (n, d), n at least 1.
     """
-    refuse_features("features", features, rows=1)
+    check_features("features", features, rows=1)
     rows = features.double()
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-150)
 
@@ -47,15 +47,15 @@ def vendi_score(features: torch.Tensor) -> float:
         features: float32 or float64 (n, d), n at least 1.
 
     Raises:
-        ValueError: As `unit_rows`.
+        ValueError: As `normalize_rows`.
     """
-    rows = unit_rows(features)
+    rows = normalize_rows(features)
     n, d = rows.shape
     return _vendi((rows.T @ rows if d < n else rows @ rows.T) / n)
 
 
-def vendi_of_moments(moments: Moments) -> float:
-    """`vendi_score` from `Moments.of(unit_rows(features))`, merged over batches and ranks.
+def vendi_from_moments(moments: Moments) -> float:
+    """`vendi_score` from `Moments.of(normalize_rows(features))`, merged over batches and ranks.
 
     Raises:
         ValueError: There are no rows, or they were not of length 1.
@@ -66,7 +66,7 @@ def vendi_of_moments(moments: Moments) -> float:
     if (length := mean_square.trace().item()) > 1 + 1e-6:
         raise ValueError(
             f"moments: mean squared length {length:.4g} of the rows; must be at most 1; "
-            "take Moments.of(unit_rows(features))"
+            "take Moments.of(normalize_rows(features))"
         )
     return _vendi(mean_square)
 
@@ -169,7 +169,7 @@ def _nearest(features: torch.Tensor, threshold: float) -> tuple[torch.Tensor, to
 
     float64 (n,) and int64 (n,).
     """
-    refuse_features("features", features, rows=2)
+    check_features("features", features, rows=2)
     points = features.double()
     points = points - points.mean(0)
     # Made before: small tensors that stay would lie where a block was, so that the next block does

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ganray.metrics.matrices import blocks, eigh, refuse_features
+from ganray.metrics.matrices import blocks, check_features, eigh
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Moments:
         Raises:
             ValueError: The features are not as above.
         """
-        refuse_features("features", features, rows=0)
+        check_features("features", features, rows=0)
         if len(features) == 0:
             return cls.none(features.shape[1], features.device)
         rows = features.double()
@@ -109,8 +109,8 @@ def kid(real: torch.Tensor, fake: torch.Tensor, block_rows: int | None = None) -
     Raises:
         ValueError: The features are not as above.
     """
-    refuse_features("real", real, rows=2)
-    refuse_features("fake", fake, rows=2, like=real.shape[1])
+    check_features("real", real, rows=2)
+    check_features("fake", fake, rows=2, like=real.shape[1])
     return _mmd(real.double(), fake.double(), block_rows).item()
 
 

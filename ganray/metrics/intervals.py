@@ -24,7 +24,7 @@ from scipy.special import stdtrit
 from scipy.stats import binomtest
 
 from ganray.metrics.frechet import Moments, kid
-from ganray.metrics.matrices import TIE, blocks, refuse_features, squared_distances
+from ganray.metrics.matrices import TIE, blocks, check_features, squared_distances
 from ganray.metrics.precision_recall import Manifold
 
 Sample = NDArray[Any] | torch.Tensor
@@ -113,7 +113,7 @@ def bootstrap_counts(
     n = int(held.sum())
     drawn = np.random.default_rng(rng_seed).multinomial(n, held / n, size=resamples)
     value = float(statistic(held))
-    return interval_of(value, np.asarray(statistic(drawn)), n, level, centred)
+    return interval_from_replicates(value, np.asarray(statistic(drawn)), n, level, centred)
 
 
 def bootstrap(
@@ -154,7 +154,7 @@ def bootstrap(
         for _ in range(resamples)
     ]
     value = float(statistic(*samples))
-    return interval_of(value, np.array(replicates), len(samples[0]), level, centred)
+    return interval_from_replicates(value, np.array(replicates), len(samples[0]), level, centred)
 
 
 def replicate_interval(values: Sequence[float], *, level: float = 0.95) -> Estimate:
@@ -203,7 +203,7 @@ def share_interval(hits: int, n: int, *, level: float = 0.95) -> Estimate:
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
-def interval_of(
+def interval_from_replicates(
     value: float,
     replicates: NDArray[np.float64],
     n: int,
@@ -241,7 +241,7 @@ Replicates = NDArray[np.float64]
 """(R,): the metric of each half."""
 
 
-def manifold_halves(
+def half_sample_manifold(
     real: Manifold,
     fake: torch.Tensor,
     halves: int,
@@ -263,7 +263,7 @@ def manifold_halves(
     Raises:
         ValueError: The fakes are not as above.
     """
-    refuse_features("fake", fake, rows=8, like=real.features.shape[1])
+    check_features("fake", fake, rows=8, like=real.features.shape[1])
     centre = real.features.double().mean(0)
     reals, fakes = real.features.double() - centre, fake.double() - centre
     in_half = _random_halves(len(fakes), halves, rng_seed, fake.device)
@@ -296,7 +296,7 @@ def manifold_halves(
     return {name: values.cpu().numpy() for name, values in found.items()}
 
 
-def moments_halves(
+def half_sample_moments(
     statistic: Callable[[Moments], float], rows: torch.Tensor, halves: int, *, rng_seed: int
 ) -> Replicates:
     """A statistic of the moments of random halves of the rows (n, d): Vendi, rank, Frechet.
@@ -313,7 +313,9 @@ def moments_halves(
     return np.array(found)
 
 
-def kid_halves(real: torch.Tensor, fake: torch.Tensor, halves: int, *, rng_seed: int) -> Replicates:
+def half_sample_kid(
+    real: torch.Tensor, fake: torch.Tensor, halves: int, *, rng_seed: int
+) -> Replicates:
     """``frechet.kid`` of random halves of the fakes (m, d) against all reals (n, d)."""
     x, y = real.double(), fake.double()
     groups = [y[part] for part in _parts(len(y), rng_seed)]

@@ -20,7 +20,7 @@ TIE = 1e-8
 (1e-10 where most is cancelled), below the rounding of float32 features (6e-8)."""
 
 
-def refuse_features(name: str, features: torch.Tensor, rows: int, like: int | None = None) -> None:
+def check_features(name: str, features: torch.Tensor, rows: int, like: int | None = None) -> None:
     """Refuse what is not a feature matrix of at least `rows` rows, and of `like` columns if given.
 
     Raises:

@@ -32,7 +32,7 @@ def count(labels: ArrayLike, classes: int) -> Counts:
     return np.bincount(labels.astype(np.int64), minlength=classes)
 
 
-def count_sure(
+def count_confident(
     labels: ArrayLike, confidences: ArrayLike, classes: int, *, at_least: float = 0.9
 ) -> Counts:
     """As ``count``, of the samples whose confidence (n,) in [0, 1] is `at_least` so much.
@@ -49,7 +49,7 @@ def count_sure(
     return count(labels[confidences >= at_least], classes)
 
 
-def captured(
+def count_captured(
     counts: ArrayLike, *, at_least: int = 1, share: ArrayLike = 0.0, samples: int | None = None
 ) -> int:
     """Modes with `at_least` so many samples and this `share` of all.
@@ -88,7 +88,10 @@ def kl(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
 
 
 def kl_corrected(
-    counts: ArrayLike, reference: ArrayLike | None = None, *, reals: ArrayLike | None = None
+    counts: ArrayLike,
+    reference: ArrayLike | None = None,
+    *,
+    reference_counts: ArrayLike | None = None,
 ) -> float:
     """``kl`` less its first-order bias, (m - 1) / 2N, m being the classes hit (Miller 1955).
 
@@ -99,14 +102,14 @@ def kl_corrected(
     Args:
         counts: As for ``kl``.
         reference: As for ``kl``.
-        reals: Counts (K,) that the reference was estimated from: their (m - 1) / 2N comes off,
+        reference_counts: Counts (K,) that the reference was estimated from: their (m - 1) / 2N comes off,
             too. None: the reference is exact, as a uniform one is.
     """
     counts = _counts(counts)
     p, q = _pair(counts, reference)
     if not counts.any():
         return float("nan")
-    bias = _bias(counts) + (0 if reals is None else _bias(_counts(reals)))
+    bias = _bias(counts) + (0 if reference_counts is None else _bias(_counts(reference_counts)))
     return _kl(p, q) - bias
 
 

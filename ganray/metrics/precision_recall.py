@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ganray.metrics.matrices import TIE, blocks, refuse_features, squared_distances
+from ganray.metrics.matrices import TIE, blocks, check_features, squared_distances
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Manifold:
         """
         if k < 1:
             raise ValueError(f"k={k}; must be at least 1; 3 and 5 are usual")
-        refuse_features("features", features, rows=k + 1)
+        check_features("features", features, rows=k + 1)
         points = features.double()
         points = points - points.mean(0)
         # Made before: small tensors that stay would lie where a block was, so that the next does
@@ -107,7 +107,7 @@ def manifold_scores(
     """
     _refuse_k("real", real, max(precision_recall_k, density_coverage_k))
     _refuse_k("fake", fake, precision_recall_k)
-    refuse_features("fake", fake.features, rows=1, like=real.features.shape[1])
+    check_features("fake", fake.features, rows=1, like=real.features.shape[1])
     reals, fakes = real.features.double(), fake.features.double()
     centre = reals.mean(0)
     reals, fakes = reals - centre, fakes - centre

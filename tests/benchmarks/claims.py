@@ -137,7 +137,7 @@ def outcome(folder: Path, classifier: classifier.Classifier) -> RunResult:
     seen, rates = journal.history(folder, "data/images_per_s")
     tenth = max(1, len(rates) // 10)
     found = RunResult(
-        digits=modes.captured(counts, share=SHARE),
+        digits=modes.count_captured(counts, share=SHARE),
         counts=counts.tolist(),
         kl=modes.kl(counts),
         sure=float((probs.max(1) > 0.9).mean()),

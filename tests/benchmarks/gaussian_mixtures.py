@@ -87,7 +87,7 @@ class Mixture:
         nearest, near = self.nearest(points)
         counts = modes.count(nearest, len(self.centres))
         return MixtureScores(
-            modes=modes.captured(modes.count(nearest[near], len(self.centres))),
+            modes=modes.count_captured(modes.count(nearest[near], len(self.centres))),
             high_quality=float(near.mean()),
             reverse_kl=modes.kl(counts),
             counts=tuple(counts.tolist()),

@@ -242,11 +242,11 @@ def counted(images: np.ndarray, classifier: classifier.Classifier) -> Counted:
     """Count the modes of images, uint8 (n, 28, 28, 3)."""
     labels, sureness = recognised(images, classifier)
     counts = modes.count(labels, CLASSES)
-    gated = modes.count_sure(labels, sureness, CLASSES, at_least=SURE)
+    gated = modes.count_confident(labels, sureness, CLASSES, at_least=SURE)
     return Counted(
-        modes=modes.captured(counts),
+        modes=modes.count_captured(counts),
         kl=modes.kl(counts),
-        gated=modes.captured(gated),
+        gated=modes.count_captured(gated),
         sure=float(gated.sum() / len(images)),
     )
 

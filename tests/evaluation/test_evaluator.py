@@ -27,7 +27,7 @@ from ganray.training import best, journal
 from ganray.training.launch import launch
 from ganray.training.state import CONFIG_FILE, TrainState, read_state
 from tests.conftest import Squares, load_job, tiny_config
-from tests.evaluation.test_pretrained import WIDTH, dinov2_weights, saved
+from tests.evaluation.test_pretrained import random_inception, save
 
 CPU = torch.device("cpu")
 
@@ -132,27 +132,26 @@ def test_reals_that_samples_cannot_be_brought_to_are_refused(made, reals, messag
     reference.check_comparable(reals, reals)
 
 
-def test_images_may_be_compared_by_a_network_of_the_users_own_weights(squares, tmp_path):
-    weights = str(saved(dinov2_weights(), tmp_path / "dinov2.pth"))
-    config = evaluated(tmp_path)
-    settings = replace(config.evaluation, every=1.0, features="dinov2", weights=weights)
-    config = replace(config, evaluation=settings)
-    opened = open_dataset(config.data, config.home, str(squares))
-    eyes = reference.ReferenceSet(opened, config.data, "", settings).extractor(CPU)
-    seen = eyes.extract(torch.zeros(2, 16, 16, 3).byte())
-    assert seen.features.shape == (2, WIDTH)
+def test_inception_features_are_combined_with_the_modes_of_the_classifier(
+    squares, tmp_path, monkeypatch
+):
+    weights = save(random_inception(monkeypatch).state_dict(), tmp_path / "inception.pth")
+    settings = EvaluationConfig(features="inception", weights=str(weights))
+    opened = open_dataset(DataConfig(size=16), tmp_path, str(squares))
+    extractor = reference.ReferenceSet(opened, DataConfig(size=16), "", settings).extractor(CPU)
+    features = extractor.extract(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    assert features.features.shape == (2, 2048)
+    assert extractor.hash.endswith("+pixels-16")
     opened.close()
-    launch(config, str(squares))
-    assert journal.history(config.run_folder(), "collapse/coverage")[0].tolist() == [240]
 
 
 def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares, tmp_path):
     with pytest.raises(ValueError, match=r"features=inception needs a file"):
         EvaluationConfig(features="inception")
     config = evaluated(tmp_path)
-    settings = replace(config.evaluation, features="dinov2", weights=str(tmp_path / "none"))
+    settings = replace(config.evaluation, features="inception", weights=str(tmp_path / "none"))
     opened = open_dataset(config.data, config.home, str(squares))
-    with pytest.raises(ValueError, match="dinov2_vits14_pretrain"):
+    with pytest.raises(ValueError, match="weights-inception"):
         reference.prepare_classifier(replace(config, evaluation=settings), opened, "", CPU)
     opened.close()
 

@@ -9,11 +9,11 @@ from ganray.data.sources.mnist import StackedMNIST
 from ganray.evaluation import classifier
 from ganray.evaluation.classifier import FEATURES, Classifier
 from ganray.evaluation.extractors import (
-    ByAttributes,
-    ByChannel,
-    ByClass,
+    AttributeExtractor,
+    ClassExtractor,
     CombinedExtractor,
-    Pixels,
+    PixelExtractor,
+    StackedDigitsExtractor,
     choose_attributes,
     split_channels,
 )
@@ -36,8 +36,8 @@ def digits() -> Classifier:
 
 def test_a_stack_is_looked_at_as_its_three_channels(digits):
     single = [noise(20, 8, 8, 1) // divisor for divisor in (1, 2, 5)]
-    looks = [ByClass(digits, tuple("0123456789")).extract(images) for images in single]
-    extractor = ByChannel(digits)
+    looks = [ClassExtractor(digits, tuple("0123456789")).extract(images) for images in single]
+    extractor = StackedDigitsExtractor(digits)
     seen = extractor.extract(np.concatenate(single, 3))
     torch.testing.assert_close(seen.features, torch.cat([look.features for look in looks], 1))
     assert seen.features.shape == (20, 3 * FEATURES)
@@ -49,7 +49,7 @@ def test_a_stack_is_looked_at_as_its_three_channels(digits):
 
 
 def test_modes_of_a_stack_are_named_as_stacked_mnist_names_its_classes(digits):
-    assert ByChannel(digits).mode_names == StackedMNIST.class_names
+    assert StackedDigitsExtractor(digits).mode_names == StackedMNIST.class_names
 
 
 def test_a_stack_comes_apart_into_its_digits():
@@ -103,7 +103,7 @@ PEOPLE = np.repeat(
 
 
 def test_modes_are_the_common_combinations_and_the_rest_is_one():
-    extractor = ByAttributes(Lamps(), NAMES, PEOPLE, chosen=NAMES)
+    extractor = AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=NAMES)
     assert extractor.mode_names == (
         "Male, no Wearing Hat, No Beard",
         "no Male, no Wearing Hat, No Beard",
@@ -117,7 +117,7 @@ def test_modes_are_the_common_combinations_and_the_rest_is_one():
 
 
 def test_a_generator_is_told_which_combinations_it_misses():
-    extractor = ByAttributes(Lamps(), NAMES, PEOPLE, chosen=("Male", "Wearing_Hat"))
+    extractor = AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=("Male", "Wearing_Hat"))
     assert extractor.mode_names[-1] == "other"
     men = extractor.extract(lit(PEOPLE[PEOPLE[:, 0] == 1]))
     counts = modes.count(men.modes, len(extractor.mode_names))
@@ -126,12 +126,12 @@ def test_a_generator_is_told_which_combinations_it_misses():
 
 
 def test_without_rare_combinations_there_is_no_other():
-    extractor = ByAttributes(Lamps(), NAMES, PEOPLE, chosen=["Male"])
+    extractor = AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=["Male"])
     assert extractor.mode_names == ("Male", "no Male")
 
 
 def test_confidence_is_that_of_the_least_certain_attribute():
-    extractor = ByAttributes(Lamps(), NAMES, PEOPLE, chosen=("Wearing_Hat", "Male"))
+    extractor = AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=("Wearing_Hat", "Male"))
     images = lit(np.array([[1, 0, 1]]))
     images[0, 0, :3, 0] = [128 + 96, 128 - 64, 128]  # logits 3, -2 and, not chosen, 0
     seen = extractor.extract(images)
@@ -142,7 +142,7 @@ def test_confidence_is_that_of_the_least_certain_attribute():
 
 def test_the_hash_names_the_chosen_and_the_modes():
     made = [
-        ByAttributes(Lamps(), NAMES, people, chosen=chosen).hash
+        AttributeExtractor(Lamps(), NAMES, people, chosen=chosen).hash
         for people, chosen in [
             (PEOPLE, ("Male",)),
             (PEOPLE, ("Wearing_Hat",)),
@@ -151,7 +151,7 @@ def test_the_hash_names_the_chosen_and_the_modes():
         ]
     ]
     assert len(set(made)) == 4
-    assert made[0] == ByAttributes(Lamps(), NAMES, PEOPLE, chosen=("Male",)).hash
+    assert made[0] == AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=("Male",)).hash
 
 
 def test_told_even_and_different_attributes_are_chosen():
@@ -182,14 +182,14 @@ def test_told_even_and_different_attributes_are_chosen():
 )
 def test_attributes_that_cannot_make_modes_are_refused(people, chosen, message):
     with pytest.raises(ValueError, match=message):
-        ByAttributes(Lamps(), NAMES, people, chosen=chosen)
+        AttributeExtractor(Lamps(), NAMES, people, chosen=chosen)
 
 
 @pytest.mark.parametrize(("size", "left"), [(28, 14), (32, 16), (8, 8), (40, 14)])
 def test_pixels_are_the_means_of_blocks(size, left, monkeypatch):
     monkeypatch.setattr(classifier, "PIXELS_AT_ONCE", 2 * size * size)
     images = noise(5, size, size, 3)
-    seen = Pixels(CPU).extract(images)
+    seen = PixelExtractor(CPU).extract(images)
     assert (seen.features.dtype, seen.features.shape) == (torch.float32, (5, 3 * left * left))
     assert seen.modes is seen.confidences is None
     block = -(-size // 16)
@@ -200,13 +200,13 @@ def test_pixels_are_the_means_of_blocks(size, left, monkeypatch):
 
 
 def test_the_hash_of_pixels_says_how_coarse_they_are():
-    assert (Pixels(CPU).hash, Pixels(CPU, side=4).hash) == ("pixels-16", "pixels-4")
+    assert (PixelExtractor(CPU).hash, PixelExtractor(CPU, side=4).hash) == ("pixels-16", "pixels-4")
     grey = np.full((1, 9, 8, 1), 51, np.uint8)
-    assert Pixels(CPU, side=1).extract(grey).features.tolist() == [[pytest.approx(0.2)]]
+    assert PixelExtractor(CPU, side=1).extract(grey).features.tolist() == [[pytest.approx(0.2)]]
 
 
 def test_joined_has_the_features_of_one_and_the_modes_of_the_other():
-    pixels, lamps = Pixels(CPU), ByAttributes(Lamps(), NAMES, PEOPLE, chosen=["Male"])
+    pixels, lamps = PixelExtractor(CPU), AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=["Male"])
     joined = CombinedExtractor(pixels, lamps)
     seen, images = joined.extract(lit(PEOPLE)), lit(PEOPLE)
     assert torch.equal(seen.features, pixels.extract(images).features)
@@ -218,9 +218,9 @@ def test_joined_has_the_features_of_one_and_the_modes_of_the_other():
 
 def test_no_images_are_seen_as_none(digits):
     for extractor, channels, width in [
-        (ByChannel(digits), 3, 3 * FEATURES),
-        (ByAttributes(Lamps(), NAMES, PEOPLE, chosen=["Male"]), 1, 3),
-        (Pixels(CPU), 1, 64),
+        (StackedDigitsExtractor(digits), 3, 3 * FEATURES),
+        (AttributeExtractor(Lamps(), NAMES, PEOPLE, chosen=["Male"]), 1, 3),
+        (PixelExtractor(CPU), 1, 64),
     ]:
         seen = extractor.extract(np.zeros((0, 8, 8, channels), np.uint8))
         assert seen.features.shape == (0, width)

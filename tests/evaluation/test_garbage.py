@@ -8,7 +8,7 @@ from ganray.data.sources.mnist import MNIST
 from ganray.evaluation import suite
 from ganray.evaluation.classifier import reference_classifier
 from ganray.evaluation.diagnosis import diagnose
-from ganray.evaluation.extractors import ByClass
+from ganray.evaluation.extractors import ClassExtractor
 from tests.conftest import REAL_MNIST, needs_mnist
 
 pytestmark = needs_mnist
@@ -38,7 +38,7 @@ def compared(digits, tmp_path_factory):
         device=torch.device("cpu"),
     )
     assert classifier.accuracy > 0.975  # 98.1 %; of all of MNIST it learns to tell 99.2 %
-    extractor = ByClass(classifier, MNIST.class_names)
+    extractor = ClassExtractor(classifier, MNIST.class_names)
     reals, others = images[LEARNED : LEARNED + 2 * N].reshape(2, N, 28, 28, 1)
     return extractor, suite.ReferenceStatistics.of(extractor, reals), extractor.extract(others)
 

@@ -118,9 +118,11 @@ def test_the_perfect_generator_is_measured_against_as_few_reals():
     weights = np.maximum(reals, 0.5)
     pairs = list(zip(fakes, weights, reals, strict=True))
     truth = {
-        "modes": np.mean([modes.captured(fake) for fake in fakes]),
+        "modes": np.mean([modes.count_captured(fake) for fake in fakes]),
         "kl": np.mean([modes.kl(fake, weight) for fake, weight, _ in pairs]),
-        "kl_corrected": np.mean([modes.kl_corrected(f, w, reals=r) for f, w, r in pairs]),
+        "kl_corrected": np.mean(
+            [modes.kl_corrected(f, w, reference_counts=r) for f, w, r in pairs]
+        ),
         "js": np.mean([modes.js(fake, weight) for fake, weight, _ in pairs]),
     }
     extractor = Labels()

@@ -11,8 +11,8 @@ from ganray.metrics.diversity import (
     birthday_support,
     duplicate_threshold,
     effective_rank,
-    unit_rows,
-    vendi_of_moments,
+    normalize_rows,
+    vendi_from_moments,
     vendi_score,
 )
 from ganray.metrics.frechet import Moments
@@ -50,9 +50,9 @@ def test_vendi_adds_up_over_ranks():
     features = normal(100, 12, seed=2)
     features[5] = 0
     total = Moments.none(12)
-    for part in unit_rows(features).split(33):
+    for part in normalize_rows(features).split(33):
         total = total.merge(Moments.of(part))
-    assert vendi_of_moments(total) == pytest.approx(vendi_score(features), abs=1e-9)
+    assert vendi_from_moments(total) == pytest.approx(vendi_score(features), abs=1e-9)
 
 
 @pytest.mark.parametrize("width", [2, 9])
@@ -155,8 +155,8 @@ def test_without_a_duplicate_only_the_lower_end_is_known():
     [
         (lambda: vendi_score(torch.zeros(0, 3)), "must be at least 1"),
         (lambda: vendi_score(torch.full((2, 3), math.nan)), "must be finite"),
-        (lambda: vendi_of_moments(Moments.none(3)), "moments of 0 rows"),
-        (lambda: vendi_of_moments(Moments.of(normal(9, 30))), "mean squared length"),
+        (lambda: vendi_from_moments(Moments.none(3)), "moments of 0 rows"),
+        (lambda: vendi_from_moments(Moments.of(normal(9, 30))), "mean squared length"),
         (lambda: effective_rank(Moments.of(normal(1, 3))), "moments of 1 rows"),
         (lambda: birthday_support(normal(1, 3), 0.0), "must be at least 2"),
         (lambda: birthday_support(normal(9, 3), -1.0), "threshold=-1.0; must not be negative"),

@@ -20,19 +20,19 @@ def test_counts_are_of_every_class_and_of_nothing_else():
 
 def test_the_gate_keeps_what_is_sure():
     labels, confidences = [0, 0, 1, 2], [0.89, 0.9, 1.0, 0.2]
-    assert modes.count_sure(labels, confidences, 3).tolist() == [1, 1, 0]
-    assert modes.count_sure(labels, confidences, 3, at_least=0.2).tolist() == [2, 1, 1]
-    assert modes.count_sure([1], [math.nan], 3).sum() == 0
+    assert modes.count_confident(labels, confidences, 3).tolist() == [1, 1, 0]
+    assert modes.count_confident(labels, confidences, 3, at_least=0.2).tolist() == [2, 1, 1]
+    assert modes.count_confident([1], [math.nan], 3).sum() == 0
 
 
 def test_a_mode_is_captured_from_a_number_or_a_share_on():
     counts = [0, 1, 9, 90]
-    assert modes.captured(counts) == 3
-    assert modes.captured(counts, at_least=9) == 2
-    assert modes.captured(counts, share=0.09) == 2
-    assert modes.captured(counts, share=0.09, samples=1000) == 1  # most were not sure
-    assert modes.captured([7, 93], share=0.07) == 2  # 0.07 * 100 > 7 in floating point
-    assert modes.captured([0, 0], share=0.0) == 0
+    assert modes.count_captured(counts) == 3
+    assert modes.count_captured(counts, at_least=9) == 2
+    assert modes.count_captured(counts, share=0.09) == 2
+    assert modes.count_captured(counts, share=0.09, samples=1000) == 1  # most were not sure
+    assert modes.count_captured([7, 93], share=0.07) == 2  # 0.07 * 100 > 7 in floating point
+    assert modes.count_captured([0, 0], share=0.0) == 0
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
@@ -104,14 +104,16 @@ def test_the_correction_of_a_reference_that_is_a_sample_itself_takes_off_both_bi
     reals = rng.multinomial(2600, np.full(100, 0.01), size=100)
     pairs = list(zip(fakes, reals, strict=True))
     assert np.mean([modes.kl(f, r) for f, r in pairs]) == pytest.approx(0.0209, abs=8e-4)
-    corrected = [modes.kl_corrected(f, r, reals=r) for f, r in pairs]
+    corrected = [modes.kl_corrected(f, r, reference_counts=r) for f, r in pairs]
     assert np.mean(corrected) == pytest.approx(0, abs=8e-4)
 
 
 def test_the_correction_counts_the_classes_that_were_hit():
     counts = [30, 10, 0, 0]
     assert modes.kl_corrected(counts) == modes.kl(counts) - 1 / 80
-    assert modes.kl_corrected(counts, reals=[4, 1, 0, 5]) == modes.kl(counts) - (1 / 80 + 2 / 20)
+    assert modes.kl_corrected(counts, reference_counts=[4, 1, 0, 5]) == modes.kl(counts) - (
+        1 / 80 + 2 / 20
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_the_correction_counts_the_classes_that_were_hit():
         (lambda: modes.count([-1], 10), "labels: from -1 to -1"),
         (lambda: modes.count([0.5], 10), r"labels: float64 \(1,\); must be integers"),
         (lambda: modes.count([[1]], 10), r"labels: int64 \(1, 1\)"),
-        (lambda: modes.count_sure([1, 1], [0.5], 2), r"confidences: \(1,\) for labels \(2,\)"),
+        (lambda: modes.count_confident([1, 1], [0.5], 2), r"confidences: \(1,\) for labels \(2,\)"),
         (lambda: modes.kl([1, -1]), r"counts: int64 \(2,\); must be integers \(K,\) of at least 0"),
         (lambda: modes.kl([0.5, 0.5]), "counts: float64"),
         (lambda: modes.kl([1, 1], [1, 1, 1]), r"reference: \(3,\) for counts \(2,\)"),
