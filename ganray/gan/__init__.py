@@ -1,1 +1,1 @@
-"""Latents, networks, losses and the two updates. Knows nothing of files, ranks or logging."""
+"""Latents, networks, losses and the two updates. Independent of files, ranks and logging."""

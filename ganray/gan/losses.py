@@ -1,7 +1,7 @@
-"""Adversarial losses on logits and gradient penalties, all per logit: (n,) in, (n,) out.
+"""Adversarial losses and gradient penalties, per logit: (n,) in, (n,) out.
 
-D's losses are the mean of its real and its fake half, so that an undecided D (logit 0
-everywhere) scores the ideal that the source text draws: ln 2 for bce, 0.25 for mse.
+D's loss is the mean of its real and its fake term, so that a D that outputs logit 0 everywhere has
+the ideal loss of the source text: ln 2 for bce, 0.25 for mse.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import relu, softplus
 
-PerImage = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LogitLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A pair of objectives, each (real_logits, fake_logits) -> (n,), to be minimised."""
+    """Losses of D and G, each (real_logits, fake_logits) -> (n,), to be minimised."""
 
-    D: PerImage
-    G: PerImage
+    D: LogitLoss
+    G: LogitLoss
     ideal: float | None
-    """Both losses where D cannot tell real from fake; None where the game has no such value."""
+    """Both losses if D cannot distinguish real from fake; None if the loss has no such value."""
 
 
 # Goodfellow et al. 2014, the non-saturating form: softplus(-x) = -log sigmoid(x).
@@ -38,7 +38,7 @@ _mse = Loss(
     G=lambda _, fake: (fake.sigmoid() - 1) ** 2,
     ideal=0.25,
 )
-# Mao et al. 2017, with targets 1 and 0; no sigmoid, so that far-off logits still pull.
+# Mao et al. 2017, with targets 1 and 0. Without a sigmoid, distant logits still have a gradient.
 _lsgan = Loss(
     D=lambda real, fake: ((real - 1) ** 2 + fake**2) / 2,
     G=lambda _, fake: (fake - 1) ** 2,
@@ -50,8 +50,8 @@ _hinge = Loss(
     G=lambda _, fake: -fake,
     ideal=None,
 )
-# Arjovsky et al. 2017: minus D's loss estimates the distance. Not halved as the others, since the
-# published weight of its penalty is for the whole difference.
+# Arjovsky et al. 2017: minus D's loss estimates the Wasserstein distance. Not halved like the
+# others, because the published penalty weight of 10 refers to the full difference.
 _wgan = Loss(
     D=lambda real, fake: fake - real,
     G=lambda _, fake: -fake,
@@ -75,30 +75,31 @@ LOSSES: dict[str, Loss] = {
 
 
 def gradient_penalty(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Squared norm of d logit / d its images, (n,): R1 at the reals, R2 at the fakes.
+    """Return the squared norm of d logit / d image, (n,): R1 at real images, R2 at fake images.
 
-    `images` must require gradients and be what the n `logits` were computed from, n times as many
-    where D judges packs. But for what D is told of a group's spread, a logit may depend on its own
-    images only (so: no BatchNorm in D). Mescheder et al. 2018, eq. 9.
+    `images` must require gradients and be the input of the n `logits`; with packs there are
+    n * pack of them. A logit may depend on its own images only, except through the minibatch
+    standard deviation, so D must not contain BatchNorm. Mescheder et al. 2018, eq. 9.
     """
     return _gradient(images, logits).square().sum(1)
 
 
 def wgan_gp_penalty(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """(|d logit / d its images| - 1)^2, (n,): the GP of WGAN-GP (Gulrajani et al. 2017, eq. 3)."""
+    """Return (|d logit / d image| - 1)^2, (n,): the penalty of Gulrajani et al. 2017, eq. 3."""
     return (_gradient(images, logits).norm(dim=1) - 1) ** 2
 
 
-def interpolate_images(real: torch.Tensor, fake: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Points on the lines from fake to real images (n, C, H, W), where `share` (n,) in [0, 1) says.
+def interpolate_images(real: torch.Tensor, fake: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Mix images (n, C, H, W) with the weights `alpha` (n,) in [0, 1) of the real ones.
 
-    Cut off from G, and asking for gradients: where the GP is taken.
+    The result, where the gradient penalty of WGAN-GP is taken, is detached from G and requires
+    gradients.
     """
-    share = share.reshape(-1, *[1] * (real.dim() - 1))
-    return (fake + share * (real - fake)).detach().requires_grad_()
+    alpha = alpha.reshape(-1, *[1] * (real.dim() - 1))
+    return (fake + alpha * (real - fake)).detach().requires_grad_()
 
 
 def _gradient(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """D logit / d its images, float32: a row for each logit."""
+    """Return d logit / d image, float32, one row per logit."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.float().reshape(len(logits), -1)

@@ -1,7 +1,7 @@
-"""What is done to a discriminator against mode collapse, whichever network it is.
+"""Regularization of the discriminator against mode collapse, for any network.
 
-Packs and groups are *consecutive images of the global batch*. So a step is the same on any number
-of ranks, as long as none of them parts what D looks at together (`NetworkConfig.group_size`).
+Packs and groups are *consecutive images of the global batch*. A step is the same on any number of
+ranks as long as no pack or group is split between ranks (`NetworkConfig.group_size`).
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ganray.config.schema import NetworkConfig
 
 Discriminator = Callable[..., torch.Tensor]
-"""(images, *labels) -> logits."""
+"""Function (images, *labels) -> logits."""
 
 
 def apply_regularizers(D: nn.Module, network: NetworkConfig) -> nn.Module:
-    """D with what the config asks for; made for images of `pack` times the channels.
+    """Add minibatch stddev, spectral norm and packing to D as configured.
 
-    The last linear or convolutional layer of D must be the one that gives the logits.
+    D must take images with `pack` times the channels, and its last linear or convolutional layer
+    must output the logits.
     """
     if network.minibatch_stddev:
         add_minibatch_stddev(D, network.minibatch_stddev)
     if network.spectral_norm:
-        normalise(D)
+        add_spectral_norm(D)
     return PackedDiscriminator(D, network.pack) if network.pack > 1 else D
 
 
 class PackedDiscriminator(nn.Module):
-    """A discriminator that judges several images by one logit: PacGAN, Lin et al. 2018."""
+    """A discriminator that gives one logit for `pack` images: PacGAN, Lin et al. 2018."""
 
     def __init__(self, D: nn.Module, pack: int) -> None:
         super().__init__()
         self.D, self.pack = D, pack
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (n, C, H, W), n a multiple of `pack` -> logits (n / pack,)."""
+        """Return logits (n / pack,) for images (n, C, H, W), n a multiple of `pack`."""
         n, channels, height, width = images.shape
         return self.D(images.reshape(n // self.pack, self.pack * channels, height, width))
 
 
 class MinibatchStddev(nn.Module):
-    """One more feature, the mean standard deviation in a group: Karras et al. 2018, section 3.
+    """Appends the mean stddev of each group as a feature: Karras et al. 2018, section 3.
 
-    Where G has collapsed, a group of fakes is more alike than a group of reals, and D can see it.
+    If G has collapsed, fake images of a group differ less than real ones, which D can detect.
     """
 
     def __init__(self, group: int) -> None:
@@ -55,17 +56,17 @@ class MinibatchStddev(nn.Module):
         self.group = group
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (n, F) or (n, F, H, W), n a multiple of `group` -> the same, F + 1 of them."""
+        """Map features (n, F) or (n, F, H, W), n a multiple of `group`, to F + 1 features."""
         groups = features.float().unflatten(0, (-1, self.group))
-        # The root of zero has no gradient, and a group of equal images is what this is about.
+        # The gradient of sqrt is infinite at 0, the variance of the equal images of a collapsed G.
         stddev = (groups.var(1, correction=0) + 1e-8).sqrt().flatten(1).mean(1)
         shape = (len(features), 1, *features.shape[2:])
-        told = stddev.repeat_interleave(self.group).reshape(-1, *[1] * (features.dim() - 1))
-        return torch.cat([features, told.expand(shape).to(features.dtype)], 1)
+        feature = stddev.repeat_interleave(self.group).reshape(-1, *[1] * (features.dim() - 1))
+        return torch.cat([features, feature.expand(shape).to(features.dtype)], 1)
 
 
 def add_minibatch_stddev(D: nn.Module, group: int) -> None:
-    """Give D's last layer the spread of each group of images, and a weight for it, 0 at first."""
+    """Insert `MinibatchStddev` before D's last layer, which gets an input weight of 0 for it."""
     layers = [(n, m) for n, m in D.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     name, last = layers[-1]
     weight = last.weight.detach()
@@ -77,21 +78,21 @@ def add_minibatch_stddev(D: nn.Module, group: int) -> None:
     D.set_submodule(name, nn.Sequential(MinibatchStddev(group), last))
 
 
-def normalise(D: nn.Module) -> None:
+def add_spectral_norm(D: nn.Module) -> None:
     """Divide each weight matrix of D by its largest singular value: Miyato et al. 2018.
 
-    The singular vectors are sync_run by one power iteration in each forward pass in training mode,
-    and kept in buffers: the same on all ranks, which start alike and make the same passes.
+    Each forward pass in training mode updates the singular vectors by one power iteration. They are
+    buffers that are not synchronised: ranks start from the same values and do the same passes.
     """
     for layer in list(D.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            parts = spectral_norm(layer).get_submodule("parametrizations.weight")
-            assert isinstance(parts, nn.ModuleList)
-            parts[0] = _FullPrecision(parts[0])
+            parametrizations = spectral_norm(layer).get_submodule("parametrizations.weight")
+            assert isinstance(parametrizations, nn.ModuleList)
+            parametrizations[0] = _FullPrecision(parametrizations[0])
 
 
 class _FullPrecision(nn.Module):
-    """Keeps the power iteration out of autocast: bf16 would lose its slow convergence."""
+    """Excludes the power iteration from autocast: in bf16 it does not converge."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -105,27 +106,25 @@ class _FullPrecision(nn.Module):
 def unrolled_discriminator(
     D: nn.Module, steps: int, lr: float, loss: Callable[[Discriminator], torch.Tensor]
 ) -> Discriminator:
-    """D as it would be after some more steps; gradients flow through them: Metz et al. 2017.
+    """Return D after some more training steps, differentiable through them: Metz et al. 2017.
 
     Args:
-        D: left as it is.
-        steps: how many, 0 or more.
-        lr: of each step, plain gradient descent. Metz et al. unroll the optimizer that D has.
-        loss: of a D, a scalar.
-
-    Returns:
-        What to call in D's place.
+        D: Discriminator, not modified.
+        steps: Number of steps, 0 or more.
+        lr: Learning rate of the steps, which are plain gradient descent. Metz et al. unroll D's own
+            optimizer.
+        loss: Returns the scalar loss of a discriminator.
     """
-    # Leaves of their own: D is frozen while G learns.
+    # New leaves that require gradients, because D is frozen in the G step.
     weights = {name: p.detach().requires_grad_() for name, p in D.named_parameters()}
     for _ in range(steps):
         gradients = torch.autograd.grad(
-            loss(_with(D, weights)), list(weights.values()), create_graph=True
+            loss(_with_weights(D, weights)), list(weights.values()), create_graph=True
         )
-        moved = zip(weights.items(), gradients, strict=True)
-        weights = {name: weight - lr * gradient for (name, weight), gradient in moved}
-    return _with(D, weights)
+        pairs = zip(weights.items(), gradients, strict=True)
+        weights = {name: weight - lr * gradient for (name, weight), gradient in pairs}
+    return _with_weights(D, weights)
 
 
-def _with(D: nn.Module, weights: dict[str, torch.Tensor]) -> Discriminator:
+def _with_weights(D: nn.Module, weights: dict[str, torch.Tensor]) -> Discriminator:
     return lambda *inputs: functional_call(D, weights, inputs)

@@ -1,12 +1,12 @@
-"""The whole algorithm: two objectives and the two updates.
+"""The GAN algorithm: the objectives of D and G and one update of each.
 
-DDP wraps an *objective*, not a network: one DDP forward for each backward, whatever the
-objective does inside, and only the trained network's gradients on the wire.
+DDP wraps an *objective*, not a network, so that there is one DDP forward per backward, however
+often the objective calls its networks, and only the trained network's gradients are reduced.
 
 `labels` is empty, or for a conditional pair holds the one-hot labels (n, classes) of the real
-images. The fakes are of the same classes, so that D learns nothing from the labels alone.
+images. Fake images have the same labels, so that D learns nothing from the labels alone.
 
-Statistics have a number for each logit: one an image, (n,), or one a pack of images, (n / pack,).
+Statistics have one value per logit: (n,), or (n / pack,) if D classifies packs of images.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Stats = dict[str, torch.Tensor]
 Labels = Sequence[torch.Tensor]
 
 _FULL_PRECISION = nullcontext()
-_SURE = math.log(99)
-"""The logit of a probability of 0.99."""
+_CONFIDENT_LOGIT = math.log(99)
+"""Logit of the probability 0.99."""
 
 
 class DiscriminatorObjective(nn.Module):
-    """(real, fake) -> (loss, statistics): real up, fake down, D's slope small at both."""
+    """Loss of D: adversarial loss plus gradient penalties."""
 
     def __init__(self, D: nn.Module, loss: LossConfig) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class DiscriminatorObjective(nn.Module):
         *labels: torch.Tensor,
         alpha: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Stats]:
-        """Real and fake (n, C, H, W) -> mean loss and statistics.
+        """Return the mean loss and statistics for real and fake images (n, C, H, W).
 
-        `alpha` (n,), in [0, 1) and alike in a pack, is where between fake and real WGAN-GP looks.
+        `alpha` (n,) in [0, 1), equal within a pack, are the mixing weights of WGAN-GP.
         """
         real = real.requires_grad_(self.loss.r1_gamma > 0)
         fake = fake.requires_grad_(self.loss.r2_gamma > 0)
@@ -57,8 +57,12 @@ class DiscriminatorObjective(nn.Module):
             "D/loss": adversarial,
             "D/real_prob": real_logits.sigmoid(),
             "D/fake_prob": fake_logits.sigmoid(),
-            # Of images that D is right about, and more than 99 % sure: near 1, G learns nothing.
-            "D/saturation": ((real_logits > _SURE).float() + (fake_logits < -_SURE).float()) / 2,
+            # Share of images that D classifies correctly with > 99 % probability. Near 1, G's
+            # gradients vanish.
+            "D/saturation": (
+                (real_logits > _CONFIDENT_LOGIT).float() + (fake_logits < -_CONFIDENT_LOGIT).float()
+            )
+            / 2,
         }
         total = adversarial
         if self.loss.r1_gamma:
@@ -68,19 +72,19 @@ class DiscriminatorObjective(nn.Module):
             stats["D/r2"] = gradient_penalty(fake, fake_logits)
             total = total + 0.5 * self.loss.r2_gamma * stats["D/r2"]
         if self.loss.gp_weight:
-            assert alpha is not None, "drawn by the caller, for all ranks"
-            middle = interpolate_images(real, fake, alpha)
-            stats["D/gp"] = wgan_gp_penalty(middle, self.D(middle, *labels).float())
+            assert alpha is not None, "loss.gp_weight needs alpha"
+            mixed = interpolate_images(real, fake, alpha)
+            stats["D/gp"] = wgan_gp_penalty(mixed, self.D(mixed, *labels).float())
             total = total + self.loss.gp_weight * stats["D/gp"]
         return total.mean(), {name: value.detach() for name, value in stats.items()}
 
 
 class GeneratorObjective(nn.Module):
-    """(z, real) -> (loss, statistics): make D call the fakes real. D is frozen by the caller.
+    """Loss of G, computed through a D that the caller has frozen.
 
-    With `unroll`, a D some steps ahead, which has learned from these very images. Each rank would
-    look ahead by its own share of the batch, so that the run would depend on how many there are:
-    `plan.check_workers` allows one. The steps go down D's adversarial loss, without its penalties.
+    With `unroll`, D is first unrolled by that many steps on these images, down its adversarial loss
+    without the penalties. Each rank would unroll on its own slice of the batch, so the result would
+    depend on the world size: `plan.check_workers` allows one worker only.
     """
 
     def __init__(self, G: nn.Module, D: nn.Module, loss: LossConfig) -> None:
@@ -90,9 +94,12 @@ class GeneratorObjective(nn.Module):
     def forward(
         self, z: torch.Tensor, real: torch.Tensor, *labels: torch.Tensor
     ) -> tuple[torch.Tensor, Stats]:
-        """Latents (n, size) -> mean loss, statistics. Only pairwise losses look at `real`."""
+        """Return the mean loss and statistics for latents z (n, size).
+
+        `real` is used by the relativistic loss and by unrolling only.
+        """
         loss, fake, D = LOSSES[self.loss.name], self.G(z), self.D
-        real = real.detach()  # the D step's penalties may have left it asking for gradients
+        real = real.detach()  # the penalties of the D step may have left requires_grad set
         if steps := self.loss.unroll:
 
             def D_loss(D: Discriminator) -> torch.Tensor:
@@ -102,7 +109,8 @@ class GeneratorObjective(nn.Module):
         fake_logits = D(fake, *labels).float()
         real_logits = fake_logits.detach()
         if self.loss.name == "relativistic":
-            with torch.set_grad_enabled(steps > 0):  # G moves no reals, but a D that looks ahead
+            # Real logits depend on G only through an unrolled D.
+            with torch.set_grad_enabled(steps > 0):
                 real_logits = D(real, *labels).float()
         adversarial = loss.G(real_logits, fake_logits)
         return adversarial.mean(), {"G/loss": adversarial.detach()}
@@ -119,9 +127,21 @@ def discriminator_step(
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
     alpha: torch.Tensor | None = None,
 ) -> Stats:
-    """Update D once. `weight` is this rank's share of the global batch times the world size.
+    """Update D once and return its statistics.
 
-    G is called bare under no_grad: its graph is not needed, and DDP must see one forward only.
+    G is called without DDP and under no_grad: its graph is not needed, and DDP must see one forward
+    only.
+
+    Args:
+        objective: `DiscriminatorObjective`, possibly wrapped in DDP.
+        G: The generator.
+        optimizer: Optimizer of D.
+        real: Real images of this rank, (n, C, H, W).
+        z: Latents of this rank, (n, size).
+        labels: See the module's docstring.
+        weight: This rank's share of the global batch times the world size.
+        autocast: Context of the forward passes.
+        alpha: Mixing weights of WGAN-GP, (n,).
     """
     with autocast:
         with torch.no_grad():
@@ -143,7 +163,10 @@ def generator_step(
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
 ) -> Stats:
-    """Update G once, through a frozen D whose gradients are neither computed nor sent."""
+    """Update G once, through a frozen D whose gradients are neither computed nor reduced.
+
+    The arguments are those of `discriminator_step`.
+    """
     D.requires_grad_(False)
     with autocast:
         loss, stats = objective(z, real, *labels)
