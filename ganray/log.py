@@ -28,12 +28,23 @@ def configure(level: Level = "info", rank: int = 0) -> None:
     lowest = getattr(logging, level.upper())
     if rank and lowest > logging.DEBUG:
         lowest = max(lowest, logging.WARNING)
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _StdoutHandler()
     handler.setFormatter(_Formatter(rank, verbose=lowest <= logging.DEBUG))
     root = logging.getLogger("ganray")
     root.handlers = [handler]
     root.setLevel(lowest)
     root.propagate = False
+
+
+class _StdoutHandler(logging.Handler):
+    """Writes to the current ``sys.stdout``, which tests and notebooks replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stdout.write(self.format(record) + "\n")
+            sys.stdout.flush()
+        except Exception:
+            self.handleError(record)
 
 
 class _Formatter(logging.Formatter):

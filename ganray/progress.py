@@ -1,5 +1,6 @@
-"""Progress of a long task: a bar on a terminal, a whole line now and then in a job log."""
+"""Progress of a long task: a bar on a terminal, one log line every few seconds in a job log."""
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -7,35 +8,37 @@ from typing import Self
 
 from tqdm import tqdm
 
-LINE_EVERY_S = 10.0
-LINE = (
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL_S = 10.0
+_FORMAT = (
     "{desc}: {percentage:3.0f}%  {n_fmt}/{total_fmt}{unit} "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
 )
 
 
 class Progress:
-    """Context manager that shows what is done, how far, how fast and how long it will still take.
+    """Context manager that shows the progress, speed and remaining time of a task.
 
-    Everything goes to standard output: job logs show standard error as if it were trouble. Where
-    that is no terminal, a bar redrawn with carriage returns would be one endless line, so whole
-    lines are printed instead, at most one every ``LINE_EVERY_S`` seconds, and one at the end.
+    A terminal gets a bar on standard output, because job logs mark standard error as errors. In a
+    job log, where a bar's carriage returns would make one endless line, a line is logged at most
+    every ``LOG_INTERVAL_S`` seconds and once at the end.
 
     Args:
-        total: How many units the task has.
-        what: What is being done, for example ``"celeba -> shards"``.
-        unit: What is counted, for example ``"images"``.
+        total: Number of units of the task.
+        what: Name of the task, for example ``"celeba -> shards"``.
+        unit: Name of the units, for example ``"images"``.
     """
 
     def __init__(self, total: int, what: str, unit: str) -> None:
         self.total, self.what, self.unit = total, what, unit
         self.done = 0
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_log = time.monotonic()
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Self:
-        """Start the clock, and the bar where there is a terminal."""
-        self._started = self._last_line = time.monotonic()
+        """Start the clock, and the bar if standard output is a terminal."""
+        self._started = self._last_log = time.monotonic()
         if sys.stdout.isatty():
             self._bar = tqdm(
                 total=self.total,
@@ -52,8 +55,8 @@ class Progress:
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
-            self._print_line()
+        elif time.monotonic() - self._last_log >= LOG_INTERVAL_S:
+            self._log()
 
     def __exit__(
         self,
@@ -61,21 +64,21 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the last state standing, also when the task failed: it says how far it came."""
+        """Show the final state, also if the task failed."""
         if self._bar is not None:
             self._bar.close()
         else:
-            self._print_line()
+            self._log()
 
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+    def _log(self) -> None:
+        self._last_log = time.monotonic()
         line = tqdm.format_meter(
             n=self.done,
             total=self.total,
-            elapsed=self._last_line - self._started,
+            elapsed=self._last_log - self._started,
             prefix=self.what,
             unit=f" {self.unit}",
             unit_scale=True,
-            bar_format=LINE,
+            bar_format=_FORMAT,
         )
-        print(line, flush=True)
+        logger.info(line)

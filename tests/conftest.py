@@ -14,6 +14,7 @@ from PIL import Image
 # test_parity compares give their workers one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from ganray import log
 from ganray.config.schema import (
     Config,
     DataConfig,
@@ -68,6 +69,12 @@ class Squares:
 
     def fingerprint(self) -> str:
         return f"{self.count:064d}"
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> None:
+    """Print log records on stdout, as jobs do; a test may configure another level."""
+    log.configure()
 
 
 @pytest.fixture(scope="session")
