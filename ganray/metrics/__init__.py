@@ -1,1 +1,1 @@
-"""How much of the data a generator covers. Takes arrays, never a trainer."""
+"""Metrics of mode collapse, fidelity and diversity, computed from arrays of features or counts."""

@@ -1,8 +1,8 @@
-"""Which modes were hit, and how evenly: functions of labels and of counts per class. Numpy only.
+"""Captured modes and how evenly they are hit, from labels and counts per class. Numpy only.
 
-A divergence means little without the number of samples behind it: a perfect sampler has one above
-0 too. All divergences are in nats, of the empirical distribution
-*to* the reference ("reverse KL" in the GAN literature), so that empty modes keep them finite.
+A divergence means little without the number of samples: an ideal sampler scores above 0 as well.
+All divergences are in nats, of the empirical distribution *to* the reference ("reverse KL" in the
+GAN literature), so they stay finite if modes are empty.
 """
 
 from __future__ import annotations
@@ -12,21 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
-"""int64 (K,), not negative: how many samples fell into each class."""
+"""int64 (K,), not negative: the number of samples in each class."""
 
 
 def count(labels: ArrayLike, classes: int) -> Counts:
-    """Samples of each class, int64 (classes,), of int labels (n,) in [0, classes).
-
-    Raises:
-        ValueError: A label lies outside, or labels are no integers (n,).
-    """
+    """Return the samples per class, int64 (classes,), of int labels (n,) in [0, classes)."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise ValueError(f"labels: {labels.dtype} {labels.shape}; must be integers (n,)")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
-            f"labels: from {labels.min()} to {labels.max()}; must lie in [0, {classes}); give the "
+            f"labels: from {labels.min()} to {labels.max()}; must lie in [0, {classes}); pass the "
             "number of classes that the classifier has"
         )
     return np.bincount(labels.astype(np.int64), minlength=classes)
@@ -35,56 +31,52 @@ def count(labels: ArrayLike, classes: int) -> Counts:
 def count_confident(
     labels: ArrayLike, confidences: ArrayLike, classes: int, *, at_least: float = 0.9
 ) -> Counts:
-    """As ``count``, of the samples whose confidence (n,) in [0, 1] is `at_least` so much.
+    """Return ``count`` of the samples with a confidence (n,) in [0, 1] of `at_least` so much.
 
     Without this gate noise passes for modes: clipped Gaussian noise "captures" 409 of the 1,000
-    classes of stacked MNIST, averages of two digits 990. Give what it lets through of real images
-    beside it.
+    classes of stacked MNIST, averages of two digits 990. Compare with the share of reference images
+    that passes the gate.
     """
     labels, confidences = np.asarray(labels), np.asarray(confidences)
     if labels.shape != confidences.shape:
         raise ValueError(
-            f"confidences: {confidences.shape} for labels {labels.shape}; must be one for each"
+            f"confidences: {confidences.shape} for labels {labels.shape}; must be one per label"
         )
     return count(labels[confidences >= at_least], classes)
 
 
-def count_captured(
-    counts: ArrayLike, *, at_least: int = 1, share: ArrayLike = 0.0, samples: int | None = None
-) -> int:
-    """Modes with `at_least` so many samples and this `share` of all.
+def count_captured(counts: ArrayLike, *, share: ArrayLike = 0.0, samples: int | None = None) -> int:
+    """Return the number of modes with at least one sample and this share of all samples.
 
-    VEEGAN and PacGAN count a mode from one sample on. A share, such as 0.01 of MNIST's ten, does
-    not grow with the number of samples.
+    VEEGAN and PacGAN count a mode from one sample on. With a share, such as 0.01 for the ten modes
+    of MNIST, the result does not grow with the number of samples.
 
     Args:
         counts: int (K,).
-        at_least: Samples, from 1.
-        share: Of `samples`, in [0, 1]; one for all modes, or (K,) of each its own.
-        samples: How many were drawn; the sum of `counts` if None. Counts that were gated add up
-            to less: then give it.
+        share: Minimum share of `samples` in [0, 1], for all modes or (K,) for each.
+        samples: Number of samples; None for the sum of `counts`. Pass it for gated counts, which
+            sum to less.
     """
-    counts = _counts(counts)
-    drawn = counts.sum() if samples is None else samples
-    # A share of 0.07 of 100 is 7.000000000000001 to a computer.
-    needed = np.asarray(share) * drawn * (1 - 1e-12)
-    return int((counts >= np.maximum(at_least, needed)).sum())
+    counts = _check_counts(counts)
+    total = counts.sum() if samples is None else samples
+    # In floating point, a share of 0.07 of 100 is 7.000000000000001.
+    needed = np.asarray(share) * total * (1 - 1e-12)
+    return int((counts >= np.maximum(1, needed)).sum())
 
 
 def kl(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
-    """Kullback-Leibler divergence in nats: sum over classes of p ln(p / q), where 0 ln 0 = 0.
+    """Return the Kullback-Leibler divergence in nats: sum over classes of p ln(p / q), 0 ln 0 = 0.
 
-    It lies between 0 and ln K where q is uniform; ln K is all in one class. It is too large by
-    about (K - 1) / 2N, and by as much again where the reference is of N samples, too: see
+    It lies in [0, ln K] if q is uniform; ln K means that all samples are in one class. It is biased
+    by about (K - 1) / 2N, and by as much again if the reference consists of N samples as well: see
     ``kl_corrected``.
 
     Args:
-        counts: int (K,); p is their share. If all are 0 nothing is known, and nan is returned.
-        reference: Weights of the classes (K,), at any scale, for q; uniform if None. inf is
-            returned where samples fell into a class of weight 0.
+        counts: int (K,), normalised to p. The result is nan if all are 0.
+        reference: Weights of the classes (K,) at any scale, normalised to q; None for uniform. The
+            result is inf if samples fall into a class of weight 0.
     """
-    p, q = _pair(counts, reference)
-    return _kl(p, q)
+    return _kl(*_distributions(counts, reference))
 
 
 def kl_corrected(
@@ -93,32 +85,33 @@ def kl_corrected(
     *,
     reference_counts: ArrayLike | None = None,
 ) -> float:
-    """``kl`` less its first-order bias, (m - 1) / 2N, m being the classes hit (Miller 1955).
+    """Return ``kl`` less its first-order bias (m - 1) / 2N, with m classes hit (Miller 1955).
 
-    Close to 0 of a perfect sampler, and below as often as above: it is not clipped, or means over
-    runs would be too large. Of the classes hit, because what a collapsed generator never
-    draws has no chance to add anything; so it corrects too little where N is not well above K.
+    For an ideal sampler it scatters around 0. It is not clipped at 0, which would bias means over
+    runs. Only classes that were hit count, as those that a collapsed generator never draws add no
+    bias; so it corrects too little where N is not well above K.
 
     Args:
         counts: As for ``kl``.
         reference: As for ``kl``.
-        reference_counts: Counts (K,) that the reference was estimated from: their (m - 1) / 2N comes off,
-            too. None: the reference is exact, as a uniform one is.
+        reference_counts: Counts (K,) from which the reference was estimated; their bias is
+            subtracted too. None if the reference is exact, like a uniform one.
     """
-    counts = _counts(counts)
-    p, q = _pair(counts, reference)
+    counts = _check_counts(counts)
     if not counts.any():
         return float("nan")
-    bias = _bias(counts) + (0 if reference_counts is None else _bias(_counts(reference_counts)))
-    return _kl(p, q) - bias
+    bias = _bias(counts)
+    if reference_counts is not None:
+        bias += _bias(_check_counts(reference_counts))
+    return kl(counts, reference) - bias
 
 
 def js(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
-    """Jensen-Shannon divergence in nats, in [0, ln 2]: not its root, which is scipy's distance.
+    """Return the Jensen-Shannon divergence in nats, in [0, ln 2]; scipy's distance is its root.
 
-    The mean of the divergences of p and q from their own mean. Arguments and nan as for ``kl``.
+    It is the mean divergence of p and q from their average. Arguments and nan are as for ``kl``.
     """
-    p, q = _pair(counts, reference)
+    p, q = _distributions(counts, reference)
     middle = (p + q) / 2
     return (_kl(p, middle) + _kl(q, middle)) / 2
 
@@ -132,35 +125,31 @@ def _kl(p: Floats, q: Floats) -> float:
 
 
 def _bias(counts: Counts) -> float:
-    """Of a divergence, by one of its two sides being a sample."""
+    """Bias of a divergence whose one side is estimated from these counts."""
     return (np.count_nonzero(counts) - 1) / (2 * counts.sum())
 
 
-def _counts(counts: ArrayLike) -> Counts:
+def _check_counts(counts: ArrayLike) -> Counts:
     counts = np.asarray(counts)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise ValueError(
-            f"counts: {counts.dtype} {counts.shape}; must be integers (K,) of at least 0"
+            f"counts: {counts.dtype} {counts.shape}; must be integers (K,), not negative"
         )
     return counts.astype(np.int64)
 
 
-def _normalised(name: str, weights: ArrayLike) -> Floats:
-    weights = np.asarray(weights, np.float64)
-    if weights.ndim != 1 or not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
-        raise ValueError(
-            f"{name}: {weights.shape} adding up to {weights.sum()}; must be weights (K,) of at "
-            "least 0, some of them above"
-        )
-    return weights / weights.sum()
-
-
-def _pair(counts: ArrayLike, reference: ArrayLike | None) -> tuple[Floats, Floats]:
-    """(p, q); p is all nan where there are no samples."""
-    counts = _counts(counts)
+def _distributions(counts: ArrayLike, reference: ArrayLike | None) -> tuple[Floats, Floats]:
+    """(p, q); p is nan if there are no samples."""
+    counts = _check_counts(counts)
     with np.errstate(invalid="ignore"):
         p = counts / counts.sum()
-    q = np.full(len(p), 1 / len(p)) if reference is None else _normalised("reference", reference)
-    if p.shape != q.shape:
-        raise ValueError(f"reference: {q.shape} for counts {p.shape}; must be of the same classes")
-    return p, q
+    if reference is None:
+        return p, np.full(len(p), 1 / len(p))
+    weights = np.asarray(reference, np.float64)
+    total = weights.sum()
+    if weights.shape != p.shape or not (weights >= 0).all() or not 0 < total < np.inf:
+        raise ValueError(
+            f"reference: {weights.shape} with sum {total} for counts {p.shape}; must be one weight "
+            "per class, not negative, with a positive sum"
+        )
+    return p, weights / total

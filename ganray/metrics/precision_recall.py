@@ -1,8 +1,8 @@
-"""Fidelity and coverage by balls around the images: which fakes look real, which reals are met.
+"""Fidelity and coverage from balls around images: precision, recall, density and coverage.
 
-Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 and 2) and density and
-coverage (Naeem et al. 2020, section 3). Each image's ball reaches to its k-th neighbour of the
-same set; a set's balls together are its manifold.
+Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 and 2), density and coverage
+(Naeem et al. 2020, section 3). The ball of an image reaches to its k-th nearest neighbour in the
+same set; the union of a set's balls is its manifold.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import torch
 
 from ganray.metrics.matrices import TIE, blocks, check_features, squared_distances
 
+PRECISION_RECALL_K = 3
+"""Neighbour that bounds the balls of precision and recall, as in Kynkaanniemi et al."""
+DENSITY_COVERAGE_K = 5
+"""Neighbour that bounds the balls of density and coverage, as in Naeem et al."""
+
 
 @dataclass(frozen=True)
 class Manifold:
-    """A set of images and the distances to their neighbours. Fit the reals once, use them often."""
+    """Features of a set of images and the distances to their nearest neighbours."""
 
     features: torch.Tensor
     """float32 or float64 (n, d), as given, on its device."""
@@ -25,28 +30,20 @@ class Manifold:
     """float64 (n, k): *squared* distances to the k nearest others, ascending; 0 for duplicates."""
 
     @classmethod
-    def fit(cls, features: torch.Tensor, k: int = 5, block_rows: int | None = None) -> Manifold:
-        """Find each row's k nearest others among all rows.
+    def fit(cls, features: torch.Tensor, k: int = DENSITY_COVERAGE_K) -> Manifold:
+        """Find the k nearest neighbours of each row; n must exceed k.
 
-        Takes some 100 MB besides the features and their copy in float64, whatever n.
-
-        Args:
-            features: float32 or float64 (n, d), finite, n more than k.
-            k: Neighbours to know; the largest k that scores will ask for.
-            block_rows: Annotations at a time; as many as bounded memory allows if None.
-
-        Raises:
-            ValueError: The features or k are not as above.
+        Needs about 100 MB besides the features and their float64 copy, whatever n is.
         """
         if k < 1:
             raise ValueError(f"k={k}; must be at least 1; 3 and 5 are usual")
         check_features("features", features, rows=k + 1)
         points = features.double()
         points = points - points.mean(0)
-        # Made before: small tensors that stay would lie where a block was, so that the next does
-        # not fit there, and a process of 50,000 rows would grow to 18 GB.
+        # Allocated before the loop: small tensors that outlive a block would fragment its memory,
+        # and a process with 50,000 rows would grow to 18 GB.
         nearest = points.new_empty(len(points), k)
-        for rows in blocks(len(points), len(points), block_rows):
+        for rows in blocks(len(points), len(points)):
             squares = squared_distances(points[rows], points)
             # The nearest of all is the row itself, or a duplicate that is 0 away as well.
             nearest[rows] = squares.topk(k + 1, largest=False).values[:, 1:]
@@ -55,122 +52,82 @@ class Manifold:
 
 @dataclass(frozen=True)
 class ManifoldScores:
-    """How the fakes' manifold lies to the reals'. Compare only at equal n, m, k and features.
+    """Scores of samples against reference images; only equal n, m, k and features compare.
 
-    Collapse shows in ``recall`` and ``coverage`` alone. ``precision`` and ``density`` are blind
-    to it: generators of a single digit scored 1 and up to 2.7.
+    Collapse lowers ``recall`` and ``coverage`` only. ``precision`` and ``density`` do not react:
+    generators of a single digit scored 1 and up to 2.7.
     """
 
     precision: float
-    """Share of fakes within a real's ball, in [0, 1]; higher is more faithful."""
+    """Share of samples within a reference ball, in [0, 1]; higher is more faithful."""
     recall: float
-    """Share of reals within a fake's ball, in [0, 1]; higher is more varied. Fakes strewn far
-    apart have large balls and score high as well: read it beside ``precision``."""
+    """Share of reference images within a sample's ball, in [0, 1]; higher is more diverse. Samples
+    scattered far apart have large balls and score high too: read it together with ``precision``."""
     density: float
-    """Mean number of real balls around a fake, over k; in [0, n / k], 1 for fakes drawn like the
-    reals. Above 1 the fakes crowd where reals are dense, as in collapse: never rank by it."""
+    """Mean number of reference balls around a sample, divided by k; in [0, n / k]. It is 1 for
+    samples from the reference distribution, and above 1 where samples crowd into its dense
+    regions, as in collapse: never rank by it."""
     coverage: float
-    """Share of real balls that hold a fake, in [0, 1]; higher is more varied. Fakes drawn like the
-    reals reach ``ideal_coverage``, not 1; real duplicates have balls of no size, never covered."""
-    reals: int
-    """n, the real images."""
-    fakes: int
-    """m, the fake images."""
-    precision_recall_k: int
-    """Neighbour that ends the balls of ``precision`` and ``recall``, whose rim belongs to them."""
-    density_coverage_k: int
-    """Neighbour that ends the balls of ``density`` and ``coverage``, whose rim does not."""
+    """Share of reference balls that hold a sample, in [0, 1]; higher is more diverse. Samples from
+    the reference distribution reach ``ideal_coverage``, not 1. Balls of exact duplicates have
+    radius 0 and are never covered."""
 
 
 def manifold_scores(
-    real: Manifold,
-    fake: Manifold,
+    reference: Manifold,
+    samples: Manifold,
     *,
-    precision_recall_k: int = 3,
-    density_coverage_k: int = 5,
-    block_rows: int | None = None,
+    precision_recall_k: int = PRECISION_RECALL_K,
+    density_coverage_k: int = DENSITY_COVERAGE_K,
 ) -> ManifoldScores:
-    """Precision, recall, density and coverage in one pass over the distances of reals to fakes.
+    """Return precision, recall, density and coverage from one pass over all distances.
 
-    The ball of precision and recall is closed (``<=``, as its authors have it and torch-fidelity),
-    that of density and coverage open (``<``, as prdc has it): it matters for exact duplicates.
+    The balls of precision and recall are closed (``<=``, as in the authors' code and
+    torch-fidelity), those of density and coverage open (``<``, as in prdc). The difference matters
+    for exact duplicates only.
 
     Args:
-        real: Of n images, fit with k at least both of the k below.
-        fake: Of m images on the same device, fit with k at least `precision_recall_k`.
-        precision_recall_k: 3 in Kynkaanniemi et al.
-        density_coverage_k: 5 in Naeem et al.
-        block_rows: ReferenceData at a time; as many as bounded memory allows if None.
-
-    Raises:
-        ValueError: A k is more than was fit, or the two were fit on other features.
+        reference: Manifold of n images, fit with a k of at least both of the k below.
+        samples: Manifold of m images on the same device, fit with at least `precision_recall_k`.
+        precision_recall_k: Neighbour that bounds the closed balls.
+        density_coverage_k: Neighbour that bounds the open balls.
     """
-    _refuse_k("real", real, max(precision_recall_k, density_coverage_k))
-    _refuse_k("fake", fake, precision_recall_k)
-    check_features("fake", fake.features, rows=1, like=real.features.shape[1])
-    reals, fakes = real.features.double(), fake.features.double()
-    centre = reals.mean(0)
-    reals, fakes = reals - centre, fakes - centre
-    real_closed = real.nearest[:, precision_recall_k - 1, None] * (1 + TIE)
-    fake_closed = fake.nearest[:, precision_recall_k - 1] * (1 + TIE)
-    real_open = real.nearest[:, density_coverage_k - 1, None] * (1 - TIE)
-    precise, recalled, held, covered = _tally(
-        reals, fakes, real_closed, fake_closed, real_open, block_rows
-    )
-    n, m = len(reals), len(fakes)
+    assert max(precision_recall_k, density_coverage_k) <= reference.nearest.shape[1]
+    assert precision_recall_k <= samples.nearest.shape[1]
+    check_features("samples", samples.features, rows=1, like=reference.features.shape[1])
+    x, y = reference.features.double(), samples.features.double()
+    centre = x.mean(0)
+    x, y = x - centre, y - centre
+    x_closed = reference.nearest[:, precision_recall_k - 1, None] * (1 + TIE)
+    y_closed = samples.nearest[:, precision_recall_k - 1] * (1 + TIE)
+    x_open = reference.nearest[:, density_coverage_k - 1, None] * (1 - TIE)
+    precise = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    sums = torch.zeros(3, dtype=torch.int64, device=y.device)
+    for rows in blocks(len(x), len(y)):
+        squares = squared_distances(x[rows], y)
+        precise |= (squares <= x_closed[rows]).any(0)
+        recalled = (squares <= y_closed).any(1)
+        inside = (squares < x_open[rows]).sum(1)
+        sums += torch.stack([recalled.sum(), inside.sum(), inside.count_nonzero()])
+    recalled, inside, covered = sums.tolist()
     return ManifoldScores(
-        precision=precise / m,
-        recall=recalled / n,
-        density=held / (density_coverage_k * m),
-        coverage=covered / n,
-        reals=n,
-        fakes=m,
-        precision_recall_k=precision_recall_k,
-        density_coverage_k=density_coverage_k,
+        precision=int(precise.sum()) / len(y),
+        recall=recalled / len(x),
+        density=inside / (density_coverage_k * len(y)),
+        coverage=covered / len(x),
     )
 
 
-def ideal_coverage(reals: int, fakes: int, k: int = 5) -> float:
-    """Mean coverage of fakes drawn like the reals, whatever the distribution (no duplicates).
+def ideal_coverage(references: int, samples: int, k: int = DENSITY_COVERAGE_K) -> float:
+    """Return the mean coverage of samples from the reference distribution (without duplicates).
 
-    A real is not covered if its k nearest among all others are real (Naeem et al. 2020): about
-    1 - 2^-k for as many fakes as reals, 0.969 for k = 5.
+    A reference image is uncovered if its k nearest among all others are references (Naeem et al.
+    2020): about 1 - 2^-k for equal counts, which is 0.969 for k = 5.
 
     Args:
-        reals: n, more than k.
-        fakes: m, not negative.
-        k: Neighbour that ends a ball.
-
-    Returns:
-        In [0, 1].
+        references: Number of reference images, more than k.
+        samples: Number of samples, not negative.
+        k: Neighbour that bounds a ball.
     """
-    others = reals - 1 + fakes
-    return 1 - math.prod((reals - 1 - i) / (others - i) for i in range(k))
-
-
-def _tally(
-    reals: torch.Tensor,
-    fakes: torch.Tensor,
-    real_closed: torch.Tensor,
-    fake_closed: torch.Tensor,
-    real_open: torch.Tensor,
-    block_rows: int | None,
-) -> list[int]:
-    """Fakes in a closed real ball, reals in a closed fake ball, pairs and reals in open ones."""
-    precise = torch.zeros(len(fakes), dtype=torch.bool, device=fakes.device)
-    sums = torch.zeros(3, dtype=torch.int64, device=fakes.device)
-    for rows in blocks(len(reals), len(fakes), block_rows):
-        squares = squared_distances(reals[rows], fakes)
-        precise |= (squares <= real_closed[rows]).any(0)
-        recalled = (squares <= fake_closed).any(1)
-        held = (squares < real_open[rows]).sum(1)
-        sums += torch.stack([recalled.sum(), held.sum(), held.count_nonzero()])
-    return [int(precise.sum()), *sums.tolist()]
-
-
-def _refuse_k(name: str, manifold: Manifold, k: int) -> None:
-    known = manifold.nearest.shape[1]
-    if not 1 <= k <= known:
-        raise ValueError(
-            f"k={k}; must be from 1 to {known}, which {name} was fit with; fit it with a larger k"
-        )
+    others = references - 1 + samples
+    return 1 - math.prod((references - 1 - i) / (others - i) for i in range(k))

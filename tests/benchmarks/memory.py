@@ -1,9 +1,9 @@
-"""How far metrics of all pairs grow a process, at 50,000 x 50,000: a full matrix takes 19 GiB.
+"""Memory of metrics over all pairs of 50,000 x 50,000 images; a full matrix would take 19 GiB.
 
     python -m tests.benchmarks.memory
 
-Each is measured in a process of its own. Annotations are 4 wide, as memory is in the blocks: wider ones
-add themselves and their float64 copies, and take longer.
+Each metric is measured in its own process. Features have 4 columns, as the blocks take the memory:
+wider features add themselves and their float64 copies, and take longer.
 """
 
 from __future__ import annotations

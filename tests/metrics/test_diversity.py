@@ -1,4 +1,4 @@
-"""Diversity against vendi-score, numpy, the birthday problem, and what can be worked out."""
+"""Diversity metrics against vendi-score, numpy, the birthday problem and closed forms."""
 
 import math
 
@@ -22,41 +22,41 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def atoms(probabilities, samples, rng):
-    """Samples (samples, 1) of items whose features are whole numbers."""
-    drawn = rng.choice(len(probabilities), size=samples, p=probabilities)
-    return torch.tensor(drawn, dtype=torch.float64)[:, None]
+def draw_items(probabilities, samples, rng):
+    """Draw samples (samples, 1) whose only feature is the number of an item."""
+    items = rng.choice(len(probabilities), size=samples, p=probabilities)
+    return torch.tensor(items, dtype=torch.float64)[:, None]
 
 
 @pytest.mark.parametrize(("n", "d"), [(7, 3), (3, 7), (1, 5)])
-def test_samples_all_alike_score_one(n, d):
+def test_equal_samples_have_a_vendi_score_of_one(n, d):
     assert vendi_score(normal(1, d).expand(n, d)) == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("copies", [1, 4])
-def test_orthogonal_samples_count_each(copies):
+def test_each_orthogonal_sample_counts(copies):
     scaled = torch.diag(torch.arange(1.0, 7.0)).repeat(copies, 1)  # lengths do not matter
     assert vendi_score(scaled) == pytest.approx(6, abs=1e-9)
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (15, 20), (64, 64)])
-def test_vendi_is_its_authors(n, d):
+def test_vendi_score_equals_the_authors_code(n, d):
     features = normal(n, d, seed=1).double() + 0.3
-    for theirs in (vendi.score_dual(features.numpy()), vendi.score_X(features.numpy())):
-        assert vendi_score(features) == pytest.approx(theirs, abs=1e-6)
+    for expected in (vendi.score_dual(features.numpy()), vendi.score_X(features.numpy())):
+        assert vendi_score(features) == pytest.approx(expected, abs=1e-6)
 
 
-def test_vendi_adds_up_over_ranks():
+def test_vendi_score_of_merged_moments():
     features = normal(100, 12, seed=2)
     features[5] = 0
     total = Moments.none(12)
-    for part in normalize_rows(features).split(33):
-        total = total.merge(Moments.of(part))
+    for rows in normalize_rows(features).split(33):
+        total = total.merge(Moments.of(rows))
     assert vendi_from_moments(total) == pytest.approx(vendi_score(features), abs=1e-9)
 
 
 @pytest.mark.parametrize("width", [2, 9])
-def test_features_of_zeros_are_one_direction_more(width):
+def test_zero_features_are_one_more_direction(width):
     features = torch.zeros(4, width)
     features[0, 0] = features[1, 1] = 1
     expected = math.exp(-2 * 0.25 * math.log(0.25) - 0.5 * math.log(0.5))
@@ -73,85 +73,77 @@ def test_effective_rank_is_the_participation_ratio_of_the_covariance():
 
 @pytest.mark.parametrize("d", [3, 20])
 def test_effective_rank_of_an_isotropic_cloud_is_its_dimension(d):
-    wide = normal(5000, d, seed=4) @ torch.linalg.qr(normal(64, d, seed=5)).Q.T + 7
-    assert effective_rank(Moments.of(wide)) == pytest.approx(d * 5000 / (d + 5000), rel=0.01)
+    features = normal(5000, d, seed=4) @ torch.linalg.qr(normal(64, d, seed=5)).Q.T + 7
+    assert effective_rank(Moments.of(features)) == pytest.approx(d * 5000 / (d + 5000), rel=0.01)
 
 
-def test_effective_rank_of_a_line_is_one_and_of_a_point_nought():
+def test_effective_rank_is_one_on_a_line_and_zero_for_equal_samples():
     line = normal(40, 1, seed=6) * normal(1, 10, seed=7) + 3
     assert effective_rank(Moments.of(line)) == pytest.approx(1, abs=1e-6)
     point = normal(1, 10).expand(40, 10) * (1 + 1e-7 * normal(40, 1))
     assert effective_rank(Moments.of(point)) == 0
 
 
-def test_pairs_within_the_threshold_are_counted():
+def test_support_counts_pairs_within_the_threshold():
     line = torch.tensor([[0.0], [10.0], [10.5], [30.0], [31.0], [32.0]])
     assert birthday_support(line, threshold=1.0).value == 15 / 3
 
 
-def test_the_threshold_is_a_quantile_of_the_distances_to_the_nearest():
+def test_the_threshold_is_a_quantile_of_nearest_distances():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0], [15.0]])  # nearest at 1, 1, 2, 4, 8
     assert duplicate_threshold(line, 0.0) == pytest.approx(1)
     assert duplicate_threshold(line, 0.5) == pytest.approx(2)
     assert duplicate_threshold(line, 0.625) == pytest.approx(3)
 
 
-def test_real_samples_reach_the_ceiling_of_the_threshold():
-    real = normal(1000, 16, seed=8)
-    support = birthday_support(real, duplicate_threshold(real, 0.01)).value
-    # Ten of the thousand have another as near: five pairs, or a few more where three meet.
+def test_reference_images_reach_the_largest_measurable_support():
+    reference = normal(1000, 16, seed=8)
+    support = birthday_support(reference, duplicate_threshold(reference, 0.01)).value
+    # Ten of the thousand have a neighbour within the threshold: five pairs, or more in triples.
     assert 1000 / 0.01 / 2 <= support <= 1000 / 0.01
 
 
-def test_among_37_of_1000_a_duplicate_is_as_likely_as_not():
-    rng = np.random.default_rng(9)
-    items = np.full(1000, 1e-3)
-    some = [birthday_support(atoms(items, 37, rng), 0.0).value < math.inf for _ in range(300)]
+def test_a_duplicate_among_37_draws_of_1000_items_has_even_odds():
+    rng, items = np.random.default_rng(9), np.full(1000, 1e-3)
+    found = [birthday_support(draw_items(items, 37, rng), 0.0).value < math.inf for _ in range(300)]
     exact = 1 - math.prod(1 - i / 1000 for i in range(37))
     assert exact == pytest.approx(0.49, abs=0.01)
-    assert np.mean(some) == pytest.approx(exact, abs=3 * 0.5 / math.sqrt(300))
+    assert np.mean(found) == pytest.approx(exact, abs=3 * 0.5 / math.sqrt(300))
 
 
 @pytest.mark.parametrize(("items", "samples"), [(10, 200), (1000, 100), (1000, 600)])
-def test_the_support_is_found_within_its_interval(items, samples):
-    rng = np.random.default_rng(10)
-    seen = [
-        birthday_support(atoms(np.full(items, 1 / items), samples, rng), 0.0) for _ in range(60)
-    ]
-    held = [each.low <= items <= each.high for each in seen]
-    assert np.mean(held) >= 0.93
-    # The inverse is estimated without bias.
-    inverse = np.mean([1 / each.value for each in seen])
+def test_the_interval_holds_the_number_of_even_items(items, samples):
+    rng, p = np.random.default_rng(10), np.full(items, 1 / items)
+    estimates = [birthday_support(draw_items(p, samples, rng), 0.0) for _ in range(60)]
+    assert np.mean([e.low <= items <= e.high for e in estimates]) >= 0.93
+    inverse = np.mean([1 / e.value for e in estimates])  # an unbiased estimate
     assert inverse * items == pytest.approx(1, rel=0.15)
 
 
-def test_the_support_of_unequal_items_is_the_effective_number():
+def test_the_support_of_uneven_items_is_the_effective_number():
     p = 1 / np.arange(1, 1001)
     p /= p.sum()
     rng, effective = np.random.default_rng(11), 1 / (p**2).sum()
-    held = []
-    for _ in range(60):
-        support = birthday_support(atoms(p, 500, rng), 0.0)
-        held.append(support.low <= effective <= support.high)
+    estimates = [birthday_support(draw_items(p, 500, rng), 0.0) for _ in range(60)]
     assert 30 < effective < 40
-    assert np.mean(held) >= 0.88
+    assert np.mean([e.low <= effective <= e.high for e in estimates]) >= 0.88
 
 
-def test_samples_all_alike_have_a_support_of_one():
+def test_equal_samples_have_a_support_of_one():
     support = birthday_support(normal(1, 8).expand(200, 8), 0.0)
     assert support.value == support.low == 1
     assert support.high < 1.02
 
 
-def test_without_a_duplicate_only_the_lower_end_is_known():
+def test_without_a_duplicate_only_the_lower_end_is_finite():
     support = birthday_support(normal(100, 8, seed=12), 0.0)
-    # No event is seen with probability 2.5 % if 3.69 are expected.
+    # With 3.69 expected events, none happens with probability 2.5 %.
     assert support.low == pytest.approx(4950 / -math.log(0.025))
     assert support.value == support.high == math.inf
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: vendi_score(torch.zeros(0, 3)), "must be at least 1"),
         (lambda: vendi_score(torch.full((2, 3), math.nan)), "must be finite"),
@@ -160,10 +152,9 @@ def test_without_a_duplicate_only_the_lower_end_is_known():
         (lambda: effective_rank(Moments.of(normal(1, 3))), "moments of 1 rows"),
         (lambda: birthday_support(normal(1, 3), 0.0), "must be at least 2"),
         (lambda: birthday_support(normal(9, 3), -1.0), "threshold=-1.0; must not be negative"),
-        (lambda: birthday_support(normal(9, 3), 1.0, level=95), "level=95; must be between"),
         (lambda: duplicate_threshold(normal(9, 3), 5), r"share=5; must be in \[0, 1\]"),
     ],
 )
-def test_an_error_names_value_rule_and_way_out(call, said):
-    with pytest.raises(ValueError, match=said):
+def test_an_error_names_value_and_rule(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
