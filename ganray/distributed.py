@@ -1,4 +1,4 @@
-"""Ranks, the DDP wrap and the one reduction per tick; true without a process group too."""
+"""Ranks, DDP and collectives; everything also works without a process group."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Processes that train together, 1 without a process group."""
+    """Return the number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def wrap_ddp(objective: nn.Module, device: torch.device) -> nn.Module:
-    """Average the gradients of the objective's trainable parameters over all ranks.
+    """Wrap an objective in DDP, which averages the gradients of its trainable parameters over ranks.
 
-    Parameters that are frozen now are left out for good: neither reduced nor sent. In a world
-    of one the objective is returned as it is. Buffers are not sent: they must follow from what is
-    alike on all ranks.
+    Parameters that are frozen at this time are never reduced. Buffers are not broadcast, so they
+    must be computed from what is equal on all ranks. With one rank the objective is returned
+    unchanged.
     """
     if world_size() == 1:
         return objective
     ids = [device.index] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
-    wrapped.broadcast_buffers = False  # set here, as the argument's name depends on the version
+    wrapped.broadcast_buffers = False  # not an argument: its name depends on the torch version
     return wrapped
 
 
 def broadcast_from_rank0(value: T) -> T:
-    """Collective: rank 0's value, on every rank."""
+    """Return rank 0's value on every rank. Collective."""
     if world_size() == 1:
         return value
     box = [value]
@@ -51,15 +51,15 @@ def broadcast_from_rank0(value: T) -> T:
 
 
 def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Collective: the rows of all ranks, in the order of ranks, on every rank.
+    """Return the rows of all ranks in rank order, on every rank. Collective.
 
     Args:
-        rows: (n_rank, ...), n_rank being this rank's entry of `counts`; 0 will do.
-        counts: Of each rank, the same list on all of them.
+        rows: (n_rank, ...) with n_rank, which may be 0, equal to this rank's entry of `counts`.
+        counts: Number of rows of each rank, the same list on all ranks.
     """
     if world_size() == 1:
         return rows
-    # Padded to one size, for that is what an all_gather of any backend takes.
+    # all_gather needs tensors of equal size.
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
@@ -70,7 +70,7 @@ def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
 class Means:
     """Means of per-image statistics over all steps and ranks since the last ``sync``.
 
-    Sums stay on the device; nothing waits for it between two ticks.
+    Sums stay on the device, so that the host does not wait for it between two syncs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,7 +86,7 @@ class Means:
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
     def sync(self) -> dict[str, float]:
-        """Collective: every rank calls it after the same steps. One all_reduce for all names."""
+        """Return the means by name and reset them. Collective: one all_reduce for all names."""
         if not self._sums:
             return {}
         sums = torch.stack(list(self._sums.values()))
@@ -101,7 +101,7 @@ class Means:
 
 
 def local_device() -> torch.device:
-    """This process's GPU (torchrun's LOCAL_RANK), or the CPU."""
+    """Return and select this process's GPU (LOCAL_RANK of torchrun), or return the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -111,14 +111,14 @@ def local_device() -> torch.device:
 
 @contextmanager
 def torchrun_group() -> Iterator[None]:
-    """Join the process group that torchrun's environment names; without one, do nothing."""
+    """Join the process group that torchrun has configured; do nothing without torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    # The GPU before any collective: until it is set, all ranks of a machine would use the first.
-    # Objects and barriers, which hold no tensor of a GPU's, go over gloo.
+    # Select the GPU before any collective; until then all ranks of a machine use the first one.
+    # Collectives of CPU objects, and barriers, use gloo.
     backend = "cpu:gloo,cuda:nccl" if local_device().type == "cuda" else "gloo"
-    # An hour: the other ranks wait in a barrier while rank 0 prepares the shards.
+    # One hour, because the other ranks wait in a barrier while rank 0 prepares the shards.
     dist.init_process_group(backend, timeout=timedelta(hours=1))
     try:
         yield
@@ -128,7 +128,7 @@ def torchrun_group() -> Iterator[None]:
 
 @contextmanager
 def rank0_first() -> Iterator[bool]:
-    """Rank 0 runs the block while the others wait, then they run it. Yields "I am the leader"."""
+    """Let rank 0 run the block before the other ranks do. Yields whether this is rank 0."""
     if world_size() > 1 and rank() != 0:
         dist.barrier()
     yield rank() == 0

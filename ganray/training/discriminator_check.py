@@ -19,7 +19,7 @@ from ganray.data.transforms import to_float, to_uint8
 from ganray.distributed import Means, local_device
 from ganray.errors import UserError
 from ganray.evaluation.reference import read
-from ganray.figures import Judged, separation_chart
+from ganray.figures import ClassifiedImages, separation_chart
 from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step
 from ganray.training import journal
@@ -177,8 +177,8 @@ def _verdict(state: TrainState, held: Batch, learned: int) -> DiscriminatorCheck
         journal.history(folder, f"check/{kind}_prob") for kind in ("real", "noise")
     )
     shown = [
-        Judged("real images", real, real_probs, real_curve, MIN_REAL_PROB),
-        Judged("noise", noise, noise_probs, noise_curve, MAX_NOISE_PROB),
+        ClassifiedImages("real images", real, real_probs, real_curve, MIN_REAL_PROB),
+        ClassifiedImages("noise", noise, noise_probs, noise_curve, MAX_NOISE_PROB),
     ]
     path = folder / PICTURE
     separation_chart(shown, path)
