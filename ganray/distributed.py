@@ -27,7 +27,7 @@ def world_size() -> int:
 
 
 def wrap_ddp(objective: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap an objective in DDP, which averages the gradients of its trainable parameters over ranks.
+    """Wrap an objective in DDP to average the gradients of its trainable parameters over ranks.
 
     Parameters that are frozen at this time are never reduced. Buffers are not broadcast, so they
     must be computed from what is equal on all ranks. With one rank the objective is returned

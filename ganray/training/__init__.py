@@ -1,1 +1,1 @@
-"""The loop and what it needs: state, where it runs, what it leaves behind. No Ray, no MLflow."""
+"""The training loop, its state, launcher interface and journal. Independent of Ray and MLflow."""

@@ -1,4 +1,4 @@
-"""What the training loop does with evaluation scores: journal, collapse warning, best checkpoint."""
+"""Use of evaluation scores in training: journal, collapse warning and best checkpoint."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ganray.evaluation.diagnosis import WATCHED, collapse_warning, half_life
 from ganray.training import journal
 from ganray.training.state import TrainState
 
-BEST = "best_coverage"
-"""Folder of the checkpoint with the highest coverage, in the run folder."""
-_SCORE = "score.json"
+BEST_FOLDER = "best_coverage"
+"""Subfolder of the run folder for the checkpoint with the highest coverage."""
+_SCORE_FILE = "score.json"
 
 
 def record_scores(
@@ -24,14 +24,17 @@ def record_scores(
     """Write the scores of an evaluation to the journal and keep the best checkpoint. Rank 0 only.
 
     Returns:
-        The journal's values, as `collapse/NAME`.
+        The journal's values, named `collapse/NAME`.
     """
-    folder, now = state.config.run_folder(), state.images_seen
+    folder, images_seen = state.config.run_folder(), state.images_seen
     curves = {}
     for name in WATCHED:
-        past, values = journal.history(folder, f"collapse/{name}")
-        known = past < now  # a resumed run has already recorded evaluations that it repeats
-        curves[name] = ([*past[known], now], [*values[known], scores[name]])
+        images, values = journal.history(folder, f"collapse/{name}")
+        earlier = images < images_seen  # a resumed run repeats evaluations since its checkpoint
+        curves[name] = (
+            [*images[earlier], images_seen],
+            [*values[earlier], scores[name]],
+        )
     saturation = journal.history(folder, "D/saturation")[1][-1:]
     warning = collapse_warning(
         {name: values for name, (_, values) in curves.items()},
@@ -43,29 +46,27 @@ def record_scores(
         name if "/" in name else f"collapse/{name}": float(value) for name, value in scores.items()
     }
     values["collapse/warning"] = float(bool(warning))
-    lived = half_life(*curves["recall"])
-    if lived is not None:
-        values["collapse/half_life_kimg"] = lived / 1000
-    log.collapse(now, values, warning)
+    recall_half_life = half_life(*curves["recall"])
+    if recall_half_life is not None:
+        values["collapse/half_life_kimg"] = recall_half_life / 1000
+    log.collapse(images_seen, values, warning)
     return values
 
 
 def keep_best(state: TrainState, folder: Path, coverage: float) -> None:
-    """Save the state as the best checkpoint if its coverage is the highest so far, atomically."""
-    target, part = folder / BEST, folder / f"{BEST}.part"
+    """Save the state atomically as the best checkpoint if its coverage is the highest so far."""
     if coverage <= best_coverage(folder):
         return
-    shutil.rmtree(part, ignore_errors=True)
-    state.save(part)
+    target, partial = folder / BEST_FOLDER, folder / f"{BEST_FOLDER}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    state.save(partial)
     score = {"coverage": coverage, "images_seen": state.images_seen}
-    (part / _SCORE).write_text(json.dumps(score))
+    (partial / _SCORE_FILE).write_text(json.dumps(score))
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
+    os.replace(partial, target)
 
 
 def best_coverage(folder: Path) -> float:
-    """Coverage of the best checkpoint in a run folder; 0 if there is none."""
-    try:
-        return float(json.loads((folder / BEST / _SCORE).read_text())["coverage"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
+    """Return the coverage of the best checkpoint in a run folder; 0 if there is none."""
+    path = folder / BEST_FOLDER / _SCORE_FILE
+    return float(json.loads(path.read_text())["coverage"]) if path.exists() else 0.0

@@ -1,4 +1,4 @@
-"""Where a worker runs: the three things the loop asks of its launcher."""
+"""The interface between the training loop and its launcher, and checkpoints in the run folder."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ class WorkerContext(Protocol):
     device: torch.device
 
     def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """Collective: every rank calls it after the same steps; only rank 0 brings a folder."""
+        """Report metrics and keep rank 0's checkpoint folder. Collective: all ranks call it."""
         ...
 
     def latest_checkpoint(self) -> Path | None:
-        """The folder to go on from, on storage that all ranks see; what rank 0 finds holds."""
+        """Return the folder of the checkpoint to resume from. Rank 0's result is used."""
         ...
 
 
 class LocalContext:
-    """No Ray: this process alone, or the processes that torchrun started."""
+    """Context of a process without Ray: a plain call, or one of torchrun's processes."""
 
     def __init__(self, run_folder: Path, keep: int) -> None:
         self.device = local_device()
         self._folder, self._keep = run_folder, keep
 
     def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """A barrier of all ranks, once rank 0's checkpoint is kept."""
-        del metrics  # already in the journal; Ray alone has another use for them
+        """Keep rank 0's checkpoint, then wait for all ranks."""
+        del metrics  # already in the journal; only Ray uses them
         if checkpoint is not None:
             keep_checkpoint(checkpoint, self._folder, step, self._keep)
         if world_size() > 1:
             dist.barrier()
 
     def latest_checkpoint(self) -> Path | None:
-        """The run's own."""
+        """Return the latest checkpoint in the run folder."""
         return latest_checkpoint(self._folder)
 
 
 def keep_checkpoint(checkpoint: Path, run_folder: Path, step: int, keep: int) -> None:
-    """Copy a checkpoint to its place in the run folder, whole or not at all; drop the oldest.
+    """Copy a checkpoint folder atomically into the run folder and delete the oldest ones.
 
     Args:
-        checkpoint: the folder that was written.
-        run_folder: where it goes, the same place under every launcher.
-        step: that it was written after.
-        keep: how many are kept, at least 1.
+        checkpoint: Folder to copy.
+        run_folder: Run folder, which is the same under every launcher.
+        step: Training step of the checkpoint.
+        keep: Number of checkpoints to keep, at least 1.
     """
     target = run_folder / f"checkpoint_{step:010d}"  # sorts by step
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(checkpoint, part)
+    partial = target.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint, partial)
     shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    partial.rename(target)
     for old in _checkpoints(run_folder)[:-keep]:
         shutil.rmtree(old)
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint of the highest step, whichever launcher left it; None where there is none."""
+    """Return the checkpoint with the highest step; None if there is none."""
     return next(reversed(_checkpoints(run_folder)), None)
 
 
 def _checkpoints(run_folder: Path) -> list[Path]:
-    return sorted(run_folder.glob("checkpoint_*[0-9]"))  # one that is being written ends in .part
+    return sorted(run_folder.glob("checkpoint_*[0-9]"))  # without incomplete ones, named .part

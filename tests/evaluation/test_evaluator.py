@@ -52,8 +52,8 @@ def test_it_writes_its_series_keeps_the_best_and_changes_nothing(squares, tmp_pa
     highest = max(event["values"]["collapse/coverage"] for event in events)
     assert best.best_coverage(folder) == highest
     if highest:
-        score = json.loads((folder / best.BEST / "score.json").read_text())
-        assert read_state(folder / best.BEST)["step"] * 12 == score["images_seen"]
+        score = json.loads((folder / best.BEST_FOLDER / "score.json").read_text())
+        assert read_state(folder / best.BEST_FOLDER)["step"] * 12 == score["images_seen"]
 
 
 def test_reals_of_which_few_differ_stop_no_training(tmp_path):
