@@ -183,7 +183,7 @@ class AttributeExtractor:
         Raises:
             ValueError: These do not fit each other, or none can be chosen.
         """
-        names, balanced = list(names), classifier.balanced
+        names, balanced = list(names), classifier.balanced_accuracy
         if attributes.shape != (max(len(attributes), 1), len(names)) or len(balanced) != len(names):
             raise UserError(
                 f"attributes: {attributes.shape} for {len(names)} names and a classifier of "

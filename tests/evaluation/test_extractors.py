@@ -82,7 +82,7 @@ class Lamps(nn.Module):
     """A classifier of three lamps: an attribute is there where its pixel is bright."""
 
     hash = "lamps"
-    balanced = (1.0, 1.0, 1.0)
+    balanced_accuracy = (1.0, 1.0, 1.0)
     head = nn.Identity()
 
     def features(self, images: np.ndarray) -> torch.Tensor:
@@ -187,7 +187,7 @@ def test_attributes_that_cannot_make_modes_are_refused(people, chosen, message):
 
 @pytest.mark.parametrize(("size", "left"), [(28, 14), (32, 16), (8, 8), (40, 14)])
 def test_pixels_are_the_means_of_blocks(size, left, monkeypatch):
-    monkeypatch.setattr(classifier, "PIXELS_AT_ONCE", 2 * size * size)
+    monkeypatch.setattr(classifier, "PIXELS_PER_BATCH", 2 * size * size)
     images = noise(5, size, size, 3)
     seen = PixelExtractor(CPU).extract(images)
     assert (seen.features.dtype, seen.features.shape) == (torch.float32, (5, 3 * left * left))
