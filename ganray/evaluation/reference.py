@@ -175,7 +175,7 @@ def _labelled(
         return LazyImages(shape, lambda: read(data, images, ids)), labels
 
     def digits() -> torch.Tensor:
-        return split_channels(read(data, images, ids), labels)[0]
+        return split_channels(read(data, images, ids))
 
     return LazyImages((channels * len(ids), height, width, 1), digits), split_labels(labels)
 

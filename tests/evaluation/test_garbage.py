@@ -1,4 +1,4 @@
-"""The report calls garbage made of real MNIST what it is, through ganray's own classifier."""
+"""The diagnosis of typical failures, made of real MNIST, with the reference classifier."""
 
 import numpy as np
 import pytest
@@ -12,44 +12,44 @@ from ganray.evaluation.extractors import ClassExtractor
 from tests.conftest import REAL_MNIST, needs_mnist
 
 pytestmark = needs_mnist
-LEARNED, N = 10_000, 1000
+TRAINED, N = 10_000, 1000
 KINDS = ("noise", "shuffled", "blends", "one image", "repeats", "few modes", "none")
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """(images, labels): a sixth to learn from, which takes 8 s on one core, and all held out."""
+    """Images and labels: a sixth of MNIST to train on, 8 s on one core, and all held-out ones."""
     mnist = MNIST.open(REAL_MNIST)
-    chosen = np.r_[:LEARNED, np.flatnonzero(mnist.split == 2)]
+    chosen = np.r_[:TRAINED, np.flatnonzero(mnist.split == 2)]
     return mnist.images[chosen][..., None], mnist.labels[chosen]
 
 
 @pytest.fixture(scope="module")
-def compared(digits, tmp_path_factory):
-    """(extractor, reference, control)"""
+def evaluation(digits, tmp_path_factory):
+    """Return (extractor, reference, control)."""
     images, labels = digits
     classifier = reference_classifier(
-        images[:LEARNED],
-        labels[:LEARNED],
-        images[LEARNED:],
-        labels[LEARNED:],
+        images[:TRAINED],
+        labels[:TRAINED],
+        images[TRAINED:],
+        labels[TRAINED:],
         data_digest="a sixth of mnist",
         cache=tmp_path_factory.mktemp("classifiers"),
         device=torch.device("cpu"),
     )
-    assert classifier.accuracy > 0.975  # 98.1 %; of all of MNIST it learns to tell 99.2 %
+    assert classifier.accuracy > 0.975  # 98.1 %; 99.2 % when trained on all of MNIST
     extractor = ClassExtractor(classifier, MNIST.class_names)
-    reals, others = images[LEARNED : LEARNED + 2 * N].reshape(2, N, 28, 28, 1)
-    return extractor, suite.ReferenceStatistics.of(extractor, reals), extractor.extract(others)
+    reference, control = images[TRAINED : TRAINED + 2 * N].reshape(2, N, 28, 28, 1)
+    return extractor, suite.ReferenceStatistics.of(extractor, reference), extractor.extract(control)
 
 
-def garbage(kind, digits):
-    """uint8 (N, 28, 28, 1), of digits that nothing else is compared with."""
+def failure(kind, digits):
+    """Return samples of a failure, uint8 (N, 28, 28, 1), made of digits that no other test uses."""
     rng = np.random.default_rng(0)
-    images, labels = (of_all[LEARNED + 2 * N :] for of_all in digits)
+    images, labels = (array[TRAINED + 2 * N :] for array in digits)
     if kind == "noise":
         return rng.integers(0, 256, (N, 28, 28, 1), dtype=np.uint8)
-    if kind == "shuffled":  # each digit's pixels, in an order of its own
+    if kind == "shuffled":  # the pixels of each digit in random order
         return rng.permuted(images[:N].reshape(N, -1), axis=1).reshape(N, 28, 28, 1)
     if kind == "blends":
         return ((images[:N].astype(int) + images[N : 2 * N]) // 2).astype(np.uint8)
@@ -60,10 +60,10 @@ def garbage(kind, digits):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_report_calls_garbage_what_it_is(kind, digits, compared):
-    extractor, reference, control = compared
-    seen = extractor.extract(garbage(kind, digits))
-    report = suite.report(reference, seen, control, resamples=20)
+def test_the_diagnosis_names_the_failure(kind, digits, evaluation):
+    extractor, reference, control = evaluation
+    samples = extractor.extract(failure(kind, digits))
+    report = suite.report(reference, samples, control, resamples=20)
     verdict = diagnose(report)
     assert verdict.kind == {"shuffled": "noise"}.get(kind, kind), verdict.words
     assert verdict.collapsed == (kind in ("one image", "few modes", "repeats"))

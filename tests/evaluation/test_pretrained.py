@@ -46,7 +46,7 @@ def test_features_are_torch_fidelitys_for_the_same_file(tmp_path, monkeypatch):
     assert features.features.shape == (2, 2048)
     assert features.modes is features.confidences is None
     assert extractor.extract(images[:0]).features.shape == (0, 2048)
-    with pytest.raises(UserError, match="must be uint8"):
+    with pytest.raises(ValueError, match="must be uint8"):
         extractor.extract(np.zeros((1, 32, 32, 3)))
 
 
