@@ -137,9 +137,11 @@ def _train_and_report(
     with mlflow_sync.sync_run(run) as follower:
         checkpoint = _train(config, images, judge, workers)
         pictures = {
-            "losses": run_figures.draw_losses(config),
-            "samples": run_figures.last_samples(config),
-            "epochs": run_figures.draw_epochs(config, images.count, images.image_shape),
+            "losses": run_figures.draw_losses(config.run_folder(), config.loss.name),
+            "samples": run_figures.last_samples(config.run_folder()),
+            "epochs": run_figures.draw_epochs(
+                config.run_folder(), images.count, images.image_shape
+            ),
         }
         assessment, files = _assess(found, judge, generator_from_checkpoint(checkpoint)), []
         if assessment is not None:

@@ -1,10 +1,9 @@
-"""Can D tell real images from noise? Where it cannot, no generator will learn from it."""
+"""Check that D can separate real images from noise; otherwise no generator can learn from it."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,22 +24,21 @@ from ganray.gan.step import discriminator_step
 from ganray.training import journal
 from ganray.training.loop import (
     ThroughputMeter,
+    augment_rows,
+    build_loader,
     build_sampler,
+    build_state,
     check_finite,
-    first_state,
     rank_alphas,
-    rank_images,
     rank_labels,
-    stream,
 )
 from ganray.training.state import TrainState
 
 MIN_REAL_PROB, MAX_NOISE_PROB = 0.99, 0.01
-"""The source text's mark."""
-HELD_BACK = 256
-"""ImageDataset, or a fifth of a smaller set, that D is judged by and never learns from."""
-PICTURE = "discriminator.png"
-"""In the run folder."""
+"""D's mean probabilities that the source text asks for."""
+HELD_OUT = 256
+"""Images, or a fifth of a smaller set, that D is evaluated on and not trained on."""
+FIGURE_FILE = "discriminator.png"
 
 Batch = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 """Real images and noise, float (n, C, H, W), and the one-hot labels of a conditional D."""
@@ -48,25 +46,25 @@ Batch = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class DiscriminatorCheck:
-    """What D says of images and noise that it has not learned from."""
+    """Mean probabilities of D on held-out images and noise."""
 
     real_prob: float
-    """Mean of D's probability, in [0, 1], that real images are real."""
+    """Mean probability, in [0, 1], that real images are real."""
     noise_prob: float
-    """The same of uniform noise."""
+    """Mean probability, in [0, 1], that uniform noise is real."""
     images_seen: int
-    """Real images that D learned from."""
+    """Number of real images that D was trained on."""
     figure: Path
-    """How the two came apart, and examples."""
+    """Figure of the probabilities during training, with examples."""
 
     @property
     def separates(self) -> bool:
-        """Whether D passes the source text's mark."""
-        return self.real_prob > MIN_REAL_PROB and self.noise_prob < MAX_NOISE_PROB
+        """Whether D reaches both probabilities of the source text."""
+        return _separates(self.real_prob, self.noise_prob)
 
     def __str__(self) -> str:
         return (
-            f"D(real) {self.real_prob:.4f} and D(noise) {self.noise_prob:.4f} on images held back,"
+            f"D(real) {self.real_prob:.4f} and D(noise) {self.noise_prob:.4f} on held-out images"
             f" after {self.images_seen:,} images"
         )
 
@@ -74,56 +72,43 @@ class DiscriminatorCheck:
 def check_discriminator(
     config: Config, images: ImageDataset, log: journal.Journal
 ) -> DiscriminatorCheck:
-    """Train D alone, real images against uniform noise, until it separates them or `train.kimg`.
+    """Train D alone on real images and uniform noise until it separates them or for `train.kimg`.
 
-    Runs in this process alone, with the run's own network, loss, optimizer and batches.
-
-    Raises:
-        ValueError: the images are too few to hold some back.
+    Uses this process only, with the network, loss, optimizer and batch size of the run.
     """
-    state = first_state(config, images, local_device())
-    ids = _held_back(config, images)
-    held = _batch_of(state, images, ids)
-    others = Subset(images, np.delete(np.arange(len(images)), ids))
-    with contextlib.closing(stream(config, others, state.device, 0)) as pixels:
-        learned = _train_until_separated(state, _batches(state, others, pixels), held, log)
-    return _verdict(state, held, learned)
+    state = build_state(config, images, local_device())
+    indices = _held_out_indices(config, images)
+    held_out = _held_out_batch(state, images, indices)
+    training_set = Subset(images, np.delete(np.arange(len(images)), indices))
+    images_seen = _train_until_separated(state, training_set, held_out, log)
+    return _result(state, held_out, images_seen)
 
 
-def _held_back(config: Config, images: ImageDataset) -> np.ndarray:
-    """Ids of whole packs: the first in a run's order, which for far images lie in few shards."""
-    together = config.network.group_size()
-    most = min(HELD_BACK, len(images) // 5)
-    count = max(together, most // together * together)
+def _separates(real_prob: float, noise_prob: float) -> bool:
+    return real_prob > MIN_REAL_PROB and noise_prob < MAX_NOISE_PROB
+
+
+def _held_out_indices(config: Config, images: ImageDataset) -> np.ndarray:
+    """Return whole groups, the first of the sampler, which lie in few shards of a remote set."""
+    group = config.network.group_size()
+    limit = min(HELD_OUT, len(images) // 5)
+    count = max(group, limit // group * group)
     if count >= len(images):
         raise UserError(
-            f"check_discriminator=True: {count} images are held back, of which D looks at"
-            f" {together} together, but there are {len(images)}; use more --data.images"
+            f"check_discriminator=True holds out {count} images in groups of {group}, but there are"
+            f" {len(images)} images; use more --data.images"
         )
-    return build_sampler(config, images).indices(0, count)
+    return build_sampler(config.data, images, config.train.rng_seed).indices(0, count)
 
 
-def _batch_of(state: TrainState, images: ImageDataset, ids: np.ndarray) -> Batch:
-    real = read(state.config.data, images, ids).to(state.device)
+def _held_out_batch(state: TrainState, images: ImageDataset, indices: np.ndarray) -> Batch:
+    real = read(state.config.data, images, indices).to(state.device)
     labels = []
     if state.classes:
-        classes = torch.from_numpy(images.annotations(ids).labels).to(state.device)
+        classes = torch.from_numpy(images.annotations(indices).labels).to(state.device)
         labels = [networks.one_hot_labels(classes, state.classes)]
     real = to_float(real, state.config.pixel_min())
     return real, _noise_like(real, state.config, "held noise", 0), labels
-
-
-def _batches(
-    state: TrainState, images: ImageDataset, pixels: Iterator[torch.Tensor]
-) -> Iterator[Batch]:
-    """One batch a step, each with noise of its own."""
-    low, size = state.config.pixel_min(), state.config.train.batch_size
-    for batch in pixels:
-        real = to_float(rank_images(state, batch, slice(0, size)), low)
-        labels = rank_labels(state, images)
-        noise = _noise_like(real, state.config, "noise", state.step)
-        state.step += 1
-        yield real, noise, labels
 
 
 def _noise_like(real: torch.Tensor, config: Config, stream: str, step: int) -> torch.Tensor:
@@ -133,54 +118,65 @@ def _noise_like(real: torch.Tensor, config: Config, stream: str, step: int) -> t
 
 
 def _train_until_separated(
-    state: TrainState, batches: Iterator[Batch], held: Batch, log: journal.Journal
+    state: TrainState, images: ImageDataset, held_out: Batch, log: journal.Journal
 ) -> int:
-    """Returns the number of real images that D learned from."""
-    size, steps = state.config.train.batch_size, state.config.train.steps()
-    means, pace, G = Means(state.device), ThroughputMeter(0), nn.Identity()
-    everything = slice(0, size)
-    due = 1
-    for step, (real, noise, labels) in enumerate(batches, start=1):
-        # The noise stands where a step has its latents, before a G that changes nothing.
-        how = state.D_optimizer, real, noise, labels
-        alpha = rank_alphas(state, everything)
-        means.add(discriminator_step(state.D_objective, G, *how, alpha=alpha))
-        if step < due and step < steps:
-            continue
-        due = math.ceil(1.2 * step)  # some nets need a thousand times as many images as others
-        scores = means.sync() | pace.lap(step * size, size, state.device)
-        check_finite(scores, step)
-        real_prob, noise_prob = (probs.mean().item() for probs in _judge(state, held))
-        held_out = {"check/real_prob": real_prob, "check/noise_prob": noise_prob}
-        log.metrics(step * size, scores | held_out)
-        if (real_prob > MIN_REAL_PROB and noise_prob < MAX_NOISE_PROB) or step == steps:
-            return step * size
-    raise AssertionError("the stream of batches is endless")
+    """Train D and return the number of real images that it was trained on."""
+    config, batch_size = state.config, state.config.train.batch_size
+    rows, steps = slice(0, batch_size), config.train.steps()
+    sampler = build_sampler(config.data, images, config.train.rng_seed)
+    means, throughput = Means(state.device), ThroughputMeter(0)
+    G = nn.Identity()  # passes the noise, which takes the place of the latents, on to D
+    next_log = 1
+    with closing(build_loader(config, images, sampler, state.device, 0)) as batches:
+        for step in range(1, steps + 1):
+            real = to_float(augment_rows(state, next(batches), rows), config.pixel_min())
+            labels = rank_labels(state, images, sampler)
+            noise = _noise_like(real, config, "noise", state.step)
+            state.step = step
+            alpha = rank_alphas(state, rows)
+            stats = discriminator_step(
+                state.D_objective, G, state.D_optimizer, real, noise, labels, alpha=alpha
+            )
+            means.add(stats)
+            if step < next_log and step < steps:
+                continue
+            next_log = math.ceil(1.2 * step)  # networks differ in speed by a factor of 1,000
+            metrics = means.sync() | throughput.update(step * batch_size, batch_size, state.device)
+            check_finite(metrics, step)
+            real_prob, noise_prob = (probs.mean().item() for probs in _probs(state, held_out))
+            metrics |= {"check/real_prob": real_prob, "check/noise_prob": noise_prob}
+            log.metrics(step * batch_size, metrics)
+            if _separates(real_prob, noise_prob):
+                break
+    return state.step * batch_size
 
 
 @torch.no_grad()
-def _judge(state: TrainState, held: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """D's probabilities, (n / pack,) of the real images and (n / pack,) of the noise."""
-    real, noise, labels = held
-    state.D.eval()  # a look leaves D as it is: spectral norm's buffers move in training mode
+def _probs(state: TrainState, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return D's probabilities, (n / pack,) of the real images and (n / pack,) of the noise."""
+    real, noise, labels = batch
+    state.D.eval()  # in training mode spectral norm would update its buffers
     probs = state.D(real, *labels).sigmoid(), state.D(noise, *labels).sigmoid()
     state.D.train()
     return probs
 
 
-def _verdict(state: TrainState, held: Batch, learned: int) -> DiscriminatorCheck:
-    folder, low = state.config.run_folder(), state.config.pixel_min()
-    real_probs, noise_probs = (probs.cpu().numpy() for probs in _judge(state, held))
-    pack = state.config.network.pack  # one picture for each of D's words
-    real, noise = (to_uint8(images[::pack], low).cpu().numpy() for images in (held[0], held[1]))
-    real_curve, noise_curve = (
-        journal.history(folder, f"check/{kind}_prob") for kind in ("real", "noise")
-    )
-    shown = [
-        ClassifiedImages("real images", real, real_probs, real_curve, MIN_REAL_PROB),
-        ClassifiedImages("noise", noise, noise_probs, noise_curve, MAX_NOISE_PROB),
-    ]
-    path = folder / PICTURE
-    separation_chart(shown, path)
-    real_prob, noise_prob = (float(kind.probs.mean()) for kind in shown)
-    return DiscriminatorCheck(real_prob, noise_prob, learned, path)
+def _result(state: TrainState, held_out: Batch, images_seen: int) -> DiscriminatorCheck:
+    """Draw the figure and return the result."""
+    folder, pack = state.config.run_folder(), state.config.network.pack
+    kinds = []
+    for name, images, probs, metric, target in zip(
+        ("real images", "noise"),
+        held_out[:2],
+        _probs(state, held_out),
+        ("check/real_prob", "check/noise_prob"),
+        (MIN_REAL_PROB, MAX_NOISE_PROB),
+        strict=True,
+    ):
+        # One example per probability: the first image of each pack.
+        examples = to_uint8(images[::pack], state.config.pixel_min()).cpu().numpy()
+        curve = journal.history(folder, metric)
+        kinds.append(ClassifiedImages(name, examples, probs.cpu().numpy(), curve, target))
+    separation_chart(kinds, folder / FIGURE_FILE)
+    real_prob, noise_prob = (float(kind.probs.mean()) for kind in kinds)
+    return DiscriminatorCheck(real_prob, noise_prob, images_seen, folder / FIGURE_FILE)

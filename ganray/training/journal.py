@@ -1,13 +1,14 @@
-"""The journal: what a run leaves behind as it goes, one JSON line for each event.
+"""The journal: all metrics, evaluations and images of a run, one JSON line per event.
 
-Rank 0 appends to `journal.jsonl` in the run folder and puts pictures beside it. That file is the
-one source of the numbers: the terminal and MLflow follow it, each at its own pace, so a slow or
-dead server never stalls a step, and what it missed can be sent later.
+Rank 0 appends to `journal.jsonl` in the run folder and writes images beside it. The file is the
+single source of these numbers: progress lines and MLflow read it at their own pace, so that a slow
+or failed server never delays a training step and missed events can be sent later.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -21,17 +22,20 @@ from PIL import Image
 
 from ganray.config.schema import Config
 
+logger = logging.getLogger(__name__)
+
 Event = dict[str, Any]
 
 FILE = "journal.jsonl"
-_SILENCE_S = 120  # then the terminal says that it still listens
+_SILENCE_S = 120
+"""Seconds without an event after which a line reports that the run is still waiting."""
 
 
 class Journal:
-    """Appends events. Made with no folder (ranks other than 0) it keeps silent.
+    """Appends events to the file; does nothing if `folder` is None (on ranks other than 0).
 
-    After a restart the loop runs again through the steps since the last checkpoint. Their numbers
-    are already here, so they are not written twice.
+    A resumed run repeats the steps since its last checkpoint. Their events are already in the file
+    and are not written again.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -48,45 +52,45 @@ class Journal:
         self._file = path.open("a")
 
     def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
-        """Numbers by name at a point in training, counted in images."""
+        """Write training metrics by name."""
         self._append("metrics", images_seen, values=dict(values))
 
     def collapse(self, images_seen: int, values: Mapping[str, float], warning: str) -> None:
-        """What an evaluation came to, and why it gives alarm; '' if it does not."""
+        """Write the metrics of an evaluation and its collapse warning, '' if there is none."""
         self._append("collapse", images_seen, values=dict(values), warning=warning)
 
     def image(self, name: str, images_seen: int, image: np.ndarray) -> None:
-        """A picture, uint8 (H, W, 3), e.g. a sample grid; kept as PNG, each step its own file."""
-        if self._folder is None or self._is_old(name, images_seen):
+        """Write an image, uint8 (H, W, 3), e.g. a sample grid, as a PNG file of its own."""
+        if self._folder is None or self._is_repeated(name, images_seen):
             return
         relative = Path(name) / f"{images_seen:012d}.png"
         path = self._folder / relative
         path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        Image.fromarray(image).save(part, format="PNG")
-        os.replace(part, path)
+        partial = path.with_suffix(".part")
+        Image.fromarray(image).save(partial, format="PNG")
+        os.replace(partial, path)
         self._append(name, images_seen, path=str(relative))
 
     def close(self) -> None:
-        """Close the file; a journal can be opened again."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
-    def _is_old(self, name: str, images_seen: int) -> bool:
+    def _is_repeated(self, name: str, images_seen: int) -> bool:
         return images_seen <= self._last.get(name, -1)
 
     def _append(self, name: str, images_seen: int, **content: Any) -> None:
-        if self._file is None or self._is_old(name, images_seen):
+        if self._file is None or self._is_repeated(name, images_seen):
             return
         self._last[name] = images_seen
         event = {"name": name, "images": images_seen, "time": round(time.time(), 3)} | content
         self._file.write(json.dumps(event) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())  # or, on network storage, the driver would see it late
+        os.fsync(self._file.fileno())  # otherwise the driver sees it late on network storage
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Events from a byte offset on, each with the offset after it; a torn last line is left."""
+    """Yield events from a byte offset on, each with the offset after it; skip a torn last line."""
     path = folder / FILE
     if not path.exists():
         return
@@ -100,7 +104,7 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
 
 def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One metric's whole curve: images seen (n,) and values (n,)."""
+    """Return the curve of one metric: images seen, int64 (n,), and values, float64 (n,)."""
     points = [
         (event["images"], event["values"][name])
         for event, _ in read(folder)
@@ -111,14 +115,14 @@ def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def progress_line(event: Event, total_images: int) -> str:
-    """A metrics event as one line for people: how far, how fast, how long to go, the losses.
+    """Format a metrics event: progress, speed, losses, D's probabilities and remaining time.
 
-    G is left out where D trains alone.
+    The loss of G is missing in a discriminator check.
     """
     values, images = event["values"], event["images"]
     rate = values["data/images_per_s"]
-    left = int((total_images - images) / max(rate, 1e-9))
-    clock = f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d}"
+    remaining = int((total_images - images) / max(rate, 1e-9))
+    clock = f"{remaining // 3600}:{remaining % 3600 // 60:02d}:{remaining % 60:02d}"
     G = f"  G {values['G/loss']:.3f}" if "G/loss" in values else ""
     return (
         f"{images / 1000:8.1f} / {total_images / 1000:g} kimg ({images / total_images:4.0%})"
@@ -128,7 +132,7 @@ def progress_line(event: Event, total_images: int) -> str:
 
 
 def collapse_line(event: Event) -> str:
-    """An evaluation as a line for people, and another where it gives alarm."""
+    """Format an evaluation, with its collapse warning on a second line."""
     values = event["values"]
     parts = [f"{event['images'] / 1000:8.1f} kimg    "]
     if "collapse/modes_held" in values:
@@ -136,35 +140,34 @@ def collapse_line(event: Event) -> str:
         parts.append(f"KL {values['collapse/kl']:.2f}")
     parts.append(f"recall {values['collapse/recall']:.2f}")
     parts.append(f"coverage {values['collapse/coverage']:.2f}")
-    parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of the reals'")
+    parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of reference")
     parts.append(f"({values['time/evaluation_share']:.1%} of the time)")
-    return "  ".join(parts) + (
-        f"\n{'WARNING':>13}    {event['warning']}" if event["warning"] else ""
-    )
+    warning = f"\n{'WARNING':>13}    {event['warning']}" if event["warning"] else ""
+    return "  ".join(parts) + warning
 
 
 @contextmanager
 def print_progress(config: Config) -> Iterator[None]:
-    """Print the metrics of the run's journal as they come, one line a tick, from now on."""
+    """Log a line for each new event of the run's journal while the context is open."""
     folder, stop = config.run_folder(), threading.Event()
-    total = config.train.steps() * config.train.batch_size
-    start = _end(folder)
+    total_images = config.train.steps() * config.train.batch_size
+    start = max((offset for _, offset in read(folder)), default=0)
 
     def follow() -> None:
-        offset, last, heard = start, False, time.monotonic()
-        while not last:
-            last = stop.wait(0.5)
-            for event, after in read(folder, offset):
-                offset, heard = after, time.monotonic()
+        offset, last_event, stopped = start, time.monotonic(), False
+        while not stopped:
+            stopped = stop.wait(0.5)
+            for event, end in read(folder, offset):
+                offset, last_event = end, time.monotonic()
                 if event["name"] == "metrics":
-                    print(progress_line(event, total), flush=True)
+                    logger.info(progress_line(event, total_images))
                 if event["name"] == "collapse":
-                    print(collapse_line(event), flush=True)
-            if time.monotonic() - heard > _SILENCE_S:
-                heard = time.monotonic()
-                print("nothing new yet: workers are starting, or wait for room", flush=True)
+                    logger.info(collapse_line(event))
+            if time.monotonic() - last_event > _SILENCE_S:
+                last_event = time.monotonic()
+                logger.info("no progress yet: workers are starting or waiting for resources")
 
-    thread = threading.Thread(target=follow, name="narrator", daemon=True)
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
         yield
@@ -173,15 +176,11 @@ def print_progress(config: Config) -> Iterator[None]:
         thread.join()
 
 
-def _end(folder: Path) -> int:
-    return max((after for _, after in read(folder)), default=0)
-
-
 def _drop_torn_line(path: Path) -> None:
-    """A killed writer may leave half a line; the next event would be glued to it."""
+    """Delete the incomplete last line of a killed writer, which the next event would extend."""
     if not path.exists():
         return
-    whole = path.read_bytes()
-    if whole and not whole.endswith(b"\n"):
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
         with path.open("rb+") as file:
-            file.truncate(whole.rfind(b"\n") + 1)
+            file.truncate(content.rfind(b"\n") + 1)

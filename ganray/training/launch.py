@@ -1,45 +1,106 @@
-"""Run the loop without Ray: in this process, or in all those that torchrun started."""
+"""Launch training without Ray, and what every launcher runs on each rank."""
 
 from __future__ import annotations
 
 import json
+import platform
+import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
+from ganray import log
 from ganray.config.schema import Config
-from ganray.config.serialization import check_resumes, from_dict, to_dict
+from ganray.config.serialization import check_resumes, to_dict
 from ganray.data.loader import ImageDataset
 from ganray.data.prepare import open_dataset
-from ganray.distributed import rank
+from ganray.distributed import rank, world_size
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.loop import train
-from ganray.training.state import CONFIG_FILE
+from ganray.training.state import CONFIG_FILE, read_config
 
 IMAGES_FILE = "images.json"
-"""In the folder of a run or a study: which images it learns from."""
+"""File in the folder of a run or a sweep that identifies its training images."""
+ERROR_FILE = "error.txt"
+"""File in the run folder with the tracebacks of its workers."""
+
+
+def launch(config: Config, images: str, assets: EvaluationAssets = NO_ASSETS) -> Path:
+    """Train in this process, or in all processes of torchrun, and return the last checkpoint.
+
+    Collective over the process group, if there is one.
+
+    Args:
+        config: Config of the run.
+        images: Location of the shards: `DatasetPlan.location`.
+        assets: Reference images and classifier of the evaluation.
+    """
+    context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
+    run_worker(config, images, assets, context)
+    checkpoint = context.latest_checkpoint()
+    assert checkpoint is not None, "the loop ends with a checkpoint"
+    return checkpoint
+
+
+def run_worker(
+    config: Config, images: str, assets: EvaluationAssets, context: WorkerContext
+) -> None:
+    """Run training on one rank. Tracebacks of unexpected errors go to `error.txt`."""
+    log.configure(config.log_level, rank())
+    with (
+        _record_errors(config.run_folder()),
+        closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
+        closing(open_dataset(config.data, config.home, images)) as dataset,
+        _open_reference(config, dataset, assets.reals) as reference,
+    ):
+        reference_set = assets.reference_set(config, reference)
+        evaluator = Evaluator(config.evaluation, reference_set, context.device)
+        train(config, dataset, evaluator, context, journal)
+
+
+@contextmanager
+def _record_errors(folder: Path) -> Iterator[None]:
+    """Append the traceback of any exception but UserError to the run's `error.txt`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        worker = f"rank {rank()} of {world_size()} on {platform.node()}"
+        with suppress(OSError), (folder / ERROR_FILE).open("a") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {worker}\n{traceback.format_exc()}\n")
+        raise
+
+
+@contextmanager
+def _open_reference(config: Config, dataset: ImageDataset, location: str) -> Iterator[ImageDataset]:
+    """Open the reference images; they are the training images if `location` is empty."""
+    if not location:
+        yield dataset
+        return
+    with closing(open_dataset(config.reference_data(), config.home, location)) as images:
+        yield images
 
 
 def create_run_folder(config: Config, changed: bool = False) -> None:
-    """Make the run folder, or go on with the one that has this name.
+    """Create the run folder, or check that the run in it can be resumed with this config.
 
     Args:
-        config: of the run.
-        changed: it may learn something else from now on.
-
-    Raises:
-        ValueError: it holds a run that learns something else, or cannot be written.
+        config: Config of the run.
+        changed: Whether the run may change what it learns.
     """
-    folder, path = config.run_folder(), config.run_folder() / CONFIG_FILE
+    folder = config.run_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not changed:
-            check_resumes(from_dict(json.loads(path.read_text())), config)
-        path.write_text(json.dumps(to_dict(config), indent=2))
+        if (folder / CONFIG_FILE).exists() and not changed:
+            check_resumes(read_config(folder), config)
+        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
+        (folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier attempt
     except OSError as error:
         raise UserError(
             f"home={config.home} cannot be written ({error.strerror}); give another --home"
@@ -48,61 +109,20 @@ def create_run_folder(config: Config, changed: bool = False) -> None:
 
 
 def record_dataset(folder: Path, images: str, identity: str) -> None:
-    """Note which images a run learns from, or make sure that they are still the same.
+    """Record the training images of a run or sweep, or check that they are still the same.
 
     Args:
-        folder: the run's, or the study's.
-        images: in words.
-        identity: what tells them from others; see `prepare.identity`.
-
-    Raises:
-        ValueError: it has learned from others.
+        folder: Folder of the run or sweep.
+        images: Description of the images.
+        identity: Result of `prepare.dataset_identity`.
     """
-    path, now = folder / IMAGES_FILE, {"identity": identity, "images": images}
+    path, record = folder / IMAGES_FILE, {"identity": identity, "images": images}
     if path.exists():
-        before = json.loads(path.read_text())
-        if before["identity"] != identity:
+        recorded = json.loads(path.read_text())
+        if recorded["identity"] != identity:
             raise UserError(
-                f"{folder} has learned from {before['images']}, and these are others: {images};"
-                " give it the same ones (--data.root), or use another --name"
+                f"{folder} was trained on {recorded['images']}, which differ from {images};"
+                " give it the same images (--data.root), or use another --name"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=2))
-
-
-def launch(config: Config, images: str, judge: EvaluationAssets = NO_ASSETS) -> Path:
-    """Collective over the process group, if there is one. Returns the last checkpoint's folder.
-
-    Args:
-        config: The run.
-        images: Where the shards are: `DatasetPlan.location`.
-        judge: Who compares samples with what.
-    """
-    context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
-    run_worker(config, images, judge, context)
-    checkpoint = context.latest_checkpoint()
-    assert checkpoint is not None, "the loop ends with a checkpoint"
-    return checkpoint
-
-
-def run_worker(
-    config: Config, images: str, judge: EvaluationAssets, context: WorkerContext
-) -> None:
-    """One rank's life, the same under every launcher."""
-    with (
-        closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
-        closing(open_dataset(config.data, config.home, images)) as opened,
-        _reals(config, opened, judge.reals) as reals,
-    ):
-        evaluator = Evaluator(config.evaluation, judge.reference_set(config, reals), context.device)
-        train(config, opened, evaluator, context, journal)
-
-
-@contextmanager
-def _reals(config: Config, learned: ImageDataset, where: str) -> Iterator[ImageDataset]:
-    """What samples are compared with: other images, or those that are learned."""
-    if not where:
-        yield learned
-        return
-    with closing(open_dataset(config.reference_data(), config.home, where)) as images:
-        yield images
+    path.write_text(json.dumps(record, indent=2))

@@ -1,4 +1,4 @@
-"""The day of a GAN: one function, the same under Ray, torchrun and a plain call."""
+"""The training loop, shared by all launchers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ganray.config.schema import Config, LatentConfig
+from ganray.config.schema import Config, DataConfig, LatentConfig
 from ganray.data.in_memory import InMemoryDataset
 from ganray.data.loader import ImageDataset, Loader
 from ganray.data.sampler import DeterministicSampler, rank_slice
@@ -33,7 +33,7 @@ from ganray.training.state import TrainState
 
 
 class Diverged(UserError):
-    """A loss is no longer finite: raised on every rank at the same step, and final."""
+    """A loss is not finite. Raised on every rank at the same step; retrying does not help."""
 
 
 def train(
@@ -43,84 +43,111 @@ def train(
     context: WorkerContext,
     journal: Journal,
 ) -> TrainState:
-    """Train until `train.kimg`, from the latest checkpoint if there is one.
+    """Train until `train.kimg`, starting from the latest checkpoint if there is one.
 
     Args:
-        config: of the run.
-        images: what D is shown.
-        evaluator: compares samples with reals.
-        context: where this rank runs.
-        journal: keeps silent on ranks other than 0.
+        config: Config of the run.
+        images: Training images.
+        evaluator: Compares samples with the reference images.
+        context: Interface to the launcher.
+        journal: Receives metrics and sample grids; inactive on ranks other than 0.
 
-    Raises:
-        Diverged: a loss is no longer finite.
-        ValueError: the checkpoint belongs to a run that learns something else.
+    Returns:
+        The final state.
     """
-    # Wake up: the same weights on every rank, then each its own slice of the global batch.
-    device, size = context.device, config.train.batch_size
-    state = first_state(config, images, device)
+    # Initialise, or load the latest checkpoint.
+    device, batch_size = context.device, config.train.batch_size
+    state = build_state(config, images, device)
     if checkpoint := broadcast_from_rank0(context.latest_checkpoint()):
         state.load(checkpoint)
-    mine = rank_slice(size, rank(), world_size())
-    weight = (mine.stop - mine.start) * world_size() / size
-    means, pace = Means(device), ThroughputMeter(state.images_seen)
+    sampler = build_sampler(config.data, images, config.train.rng_seed)
+    rows = rank_slice(batch_size, rank(), world_size())
+    weight = (rows.stop - rows.start) * world_size() / batch_size
     autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
-
+    means, throughput = Means(device), ThroughputMeter(state.images_seen)
     last_scores: dict[str, float] = {}
 
-    with contextlib.closing(stream(config, images, device, state.step)) as batches:
+    with contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches:
         while state.step < config.train.steps():
-            real = to_float(rank_images(state, next(batches), mine), config.pixel_min())
-            labels = rank_labels(state, images)
-            how = labels, weight, autocast
-            # Discriminator.
-            z, shares = rank_latents(state, "D", mine, labels), rank_alphas(state, mine)
+            # Fetch real images.
+            real = to_float(augment_rows(state, next(batches), rows), config.pixel_min())
+            labels = rank_labels(state, images, sampler)
+
+            # Discriminator step.
+            z = rank_latents(state, "D", rows, labels)
+            alpha = rank_alphas(state, rows)
             stats = discriminator_step(
-                state.D_objective, state.G, state.D_optimizer, real, z, *how, shares
+                state.D_objective,
+                state.G,
+                state.D_optimizer,
+                real,
+                z,
+                labels,
+                weight,
+                autocast,
+                alpha,
             )
             means.add(stats)
-            # Generator, where it is its turn; then its moving average.
-            for draw in config.train.generator_updates(state.step):
-                z = rank_latents(state, draw, mine, labels)
-                stats = generator_step(state.G_objective, state.D, state.G_optimizer, real, z, *how)
+
+            # Generator steps: none in most steps if train.G_every is above 1.
+            for stream in config.train.generator_updates(state.step):
+                z = rank_latents(state, stream, rows, labels)
+                stats = generator_step(
+                    state.G_objective, state.D, state.G_optimizer, real, z, labels, weight, autocast
+                )
                 means.add(stats)
+
+            # Update G_ema.
             state.advance()
-            # Log: the only place where the host waits for the device.
+
+            # Log metrics. The host waits for the device here only.
             if state.is_due(config.train.log_every):
-                means.add(replaced(images, device))
-                scores = means.sync() | pace.lap(state.images_seen, size, device)
-                check_finite(scores, state.step)
-                journal.metrics(state.images_seen, scores)
-            # Look.
+                metrics = means.sync() | throughput.update(state.images_seen, batch_size, device)
+                check_finite(metrics, state.step)
+                journal.metrics(state.images_seen, metrics)
+
+            # Save a sample grid.
             if state.is_due(config.train.sample_every) and rank() == 0:
-                picture = sample_grid(state.samples().numpy(), state.columns)
-                journal.image("samples", state.images_seen, picture)
-            # Judge: how much of the data does G cover?
+                grid = sample_grid(state.generate_grid().numpy(), state.columns)
+                journal.image("samples", state.images_seen, grid)
+
+            # Evaluate.
             if state.is_due(config.evaluation.every or config.train.sample_every):
                 generate = partial(state.generate, "evaluation", evaluator.samples)
                 scores = evaluator(generate, final=state.step == config.train.steps())
                 if scores is not None:
                     last_scores = record_scores(state, journal, scores)
-            # Remember: every rank takes part.
+
+            # Save a checkpoint.
             if state.is_due(config.train.checkpoint_every):
-                checkpoint_now(state, context, last_scores)
+                save_checkpoint(state, context, last_scores)
     return state
 
 
-def first_state(config: Config, images: ImageDataset, device: torch.device) -> TrainState:
-    """Networks and optimizers for these images, before the first step."""
+def build_state(config: Config, images: ImageDataset, device: torch.device) -> TrainState:
+    """Build networks and optimizers for these images, before the first step."""
     classes = len(images.class_names) if config.network.conditional else 0
     return TrainState(config, config.data.cropped_shape(images.image_shape), device, classes)
 
 
-def stream(
-    config: Config, images: ImageDataset, device: torch.device, start_step: int
+def build_sampler(data: DataConfig, images: ImageDataset, rng_seed: int) -> DeterministicSampler:
+    """Build the sampler that decides which images are in the batch of each step."""
+    block, window = data.blocks(images.shard_rows) if data.shuffle == "blocks" else (0, 0)
+    return DeterministicSampler(len(images), rng_seed, block, window)
+
+
+def build_loader(
+    config: Config,
+    images: ImageDataset,
+    sampler: DeterministicSampler,
+    device: torch.device,
+    start_step: int,
 ) -> Loader | InMemoryDataset:
-    """This rank's part of each step's batch, from `start_step` on."""
-    kind = InMemoryDataset if config.data.residence == "device" else Loader
-    return kind(
+    """Build the iterator over this rank's part of each batch, from `start_step` on."""
+    loader = InMemoryDataset if config.data.residence == "device" else Loader
+    return loader(
         images,
-        build_sampler(config, images),
+        sampler,
         batch_size=config.train.batch_size,
         rank=rank(),
         world_size=world_size(),
@@ -129,71 +156,59 @@ def stream(
     )
 
 
-def build_sampler(config: Config, images: ImageDataset) -> DeterministicSampler:
-    """Which images each step's batch holds."""
-    data = config.data
-    block, window = data.blocks(images.shard_rows) if data.shuffle == "blocks" else (0, 0)
-    return DeterministicSampler(len(images), config.train.rng_seed, block, window)
-
-
-def rank_images(state: TrainState, images: torch.Tensor, mine: slice) -> torch.Tensor:
-    """This rank's images, cropped and mirrored as the config says; uint8 (n_rank, H, W, C)."""
-    config = state.config
+def augment_rows(state: TrainState, images: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Crop and flip this rank's `rows` of the batch as configured; uint8 (n_rank, H, W, C)."""
+    data, train = state.config.data, state.config.train
     return augment(
         images,
-        crop=config.data.crop,
-        flip=config.data.flip,
-        rng_seed=config.train.rng_seed,
+        crop=data.crop,
+        flip=data.flip,
+        rng_seed=train.rng_seed,
         step=state.step,
-        batch_size=config.train.batch_size,
-        mine=mine,
+        batch_size=train.batch_size,
+        mine=rows,
     )
 
 
-def replaced(images: ImageDataset, device: torch.device) -> dict[str, torch.Tensor]:
-    """How many damaged images others stood in for, on all ranks since the start; {} if none."""
-    if not images.counts_replaced:
-        return {}
-    # The mean over ranks of this is the sum over ranks of the counts.
-    total = torch.tensor([images.replaced * world_size()], dtype=torch.float64, device=device)
-    return {"data/replaced_images": total}
+def rank_labels(
+    state: TrainState, images: ImageDataset, sampler: DeterministicSampler
+) -> list[torch.Tensor]:
+    """Return one-hot labels of this rank's images, float32 (n_rank, classes); [] if unconditional.
 
-
-def rank_labels(state: TrainState, images: ImageDataset) -> list[torch.Tensor]:
-    """One-hot labels of this rank's images, float32 (n_rank, classes); none if unconditional."""
+    The labels are those of the images that the loader returns for the current step.
+    """
     if not state.classes:
         return []
-    order, share = build_sampler(state.config, images), (rank(), world_size())
-    ids = order.rank_indices(state.step, state.config.train.batch_size, *share)
-    labels = torch.from_numpy(images.annotations(ids).labels).to(state.device)
+    indices = sampler.rank_indices(state.step, state.config.train.batch_size, rank(), world_size())
+    labels = torch.from_numpy(images.annotations(indices).labels).to(state.device)
     return [networks.one_hot_labels(labels, state.classes)]
 
 
 def rank_latents(
-    state: TrainState, stream: str, mine: slice, labels: Sequence[torch.Tensor]
+    state: TrainState, stream: str, rows: slice, labels: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """This rank's rows of the step's global latents; float32 (n_rank, latent.size [+ classes])."""
-    config = state.config
+    """Return `rows` of the global batch of latents; float32 (n_rank, latent.size [+ classes])."""
+    train = state.config.train
     z = latents.sample(
-        config.latent,
-        config.train.batch_size,
-        rng_seed=config.train.rng_seed,
+        state.config.latent,
+        train.batch_size,
+        rng_seed=train.rng_seed,
         stream=stream,
         step=state.step,
         device=state.device,
     )
-    return torch.cat([z[mine], *labels], 1)
+    return torch.cat([z[rows], *labels], 1)
 
 
-def rank_alphas(state: TrainState, mine: slice) -> torch.Tensor | None:
-    """Where between fake and real this rank's slopes are held at 1; float32 (n_rank,) in [0, 1).
+def rank_alphas(state: TrainState, rows: slice) -> torch.Tensor | None:
+    """Return `rows` of WGAN-GP's mixing weights, float32 (n_rank,) in [0, 1); None if unused.
 
-    One number for each pack, which is what a logit depends on. None where there is no such penalty.
+    Images of a pack share one weight, because they share one logit.
     """
     train, pack = state.config.train, state.config.network.pack
     if not state.config.loss.gp_weight:
         return None
-    shares = latents.sample(
+    alphas = latents.sample(
         LatentConfig("uniform", 1),
         train.batch_size // pack,
         rng_seed=train.rng_seed,
@@ -201,22 +216,22 @@ def rank_alphas(state: TrainState, mine: slice) -> torch.Tensor | None:
         step=state.step,
         device=state.device,
     )
-    return shares.flatten().repeat_interleave(pack)[mine]
+    return alphas.flatten().repeat_interleave(pack)[rows]
 
 
-def check_finite(scores: dict[str, float], step: int) -> None:
-    """Stop a diverged run; the scores are reduced, so every rank raises together."""
-    bad = [name for name, value in scores.items() if not math.isfinite(value)]
+def check_finite(metrics: Mapping[str, float], step: int) -> None:
+    """Raise Diverged if a metric is not finite, on all ranks together as metrics are reduced."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise Diverged(
-            f"{bad[0]} is {scores[bad[0]]} at step {step}: training diverged;"
+            f"{bad[0]} is {metrics[bad[0]]} at step {step}: training diverged;"
             " try a lower optimizer.lr_D and optimizer.lr_G, or loss.r1_gamma above 0"
         )
 
 
-def checkpoint_now(state: TrainState, context: WorkerContext, found: Mapping[str, float]) -> None:
-    """Collective: rank 0 writes the state, all report, with what the last evaluation found."""
-    metrics = {"kimg": state.images_seen / 1000, **found}
+def save_checkpoint(state: TrainState, context: WorkerContext, scores: Mapping[str, float]) -> None:
+    """Write a checkpoint on rank 0 and report it with the last evaluation's scores. Collective."""
+    metrics = {"kimg": state.images_seen / 1000, **scores}
     if rank() != 0:
         context.report(metrics, state.step, None)
         return
@@ -226,30 +241,30 @@ def checkpoint_now(state: TrainState, context: WorkerContext, found: Mapping[str
 
 
 class ThroughputMeter:
-    """Speed and memory between two log lines."""
+    """Measures training speed, memory and machine load between two log lines."""
 
     def __init__(self, images_seen: int) -> None:
         self._images, self._time = images_seen, time.perf_counter()
 
-    def lap(self, images_seen: int, batch_size: int, device: torch.device) -> dict[str, float]:
-        """Figures since the last call; images are summed over ranks, memory is this process's."""
+    def update(self, images_seen: int, batch_size: int, device: torch.device) -> dict[str, float]:
+        """Return metrics since the last call: images over all ranks, memory of this process."""
         now, images = time.perf_counter(), images_seen - self._images
         seconds, self._images, self._time = now - self._time, images_seen, now
         return {
             "data/images_per_s": images / seconds,
             "time/step_ms": 1000 * seconds * batch_size / images,
             "memory/peak_gib": _peak_bytes(device) / 2**30,
-        } | _system(device)
+        } | _machine_load(device)
 
 
-def _system(device: torch.device) -> dict[str, float]:
-    """Load of rank 0's machine since the last call, under MLflow's names for its system page."""
+def _machine_load(device: torch.device) -> dict[str, float]:
+    """Return the load since the last call, named as on MLflow's system metrics page."""
     load = {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
         "system/system_memory_usage_percentage": psutil.virtual_memory().percent,
     }
     if device.type == "cuda":
-        with contextlib.suppress(ModuleNotFoundError):  # nvidia-ml-py comes with the gpu extra
+        with contextlib.suppress(ModuleNotFoundError):  # nvidia-ml-py is part of the gpu extra
             load["system/gpu_utilization_percentage"] = float(torch.cuda.utilization(device))
     return load
 

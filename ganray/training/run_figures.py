@@ -1,4 +1,4 @@
-"""The pictures that a finished run ends with."""
+"""Figures of a finished run."""
 
 from __future__ import annotations
 
@@ -7,52 +7,47 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ganray.config.schema import Config
 from ganray.figures import Row, labelled_rows, loss_chart
 from ganray.gan.losses import LOSSES
 from ganray.training import journal
 from ganray.training.state import GRID_ROWS
 
-STRIP = 8
-"""Annotations of the strip of epochs, at most."""
+_MAX_EPOCHS = 8
+"""Maximum number of rows of the figure of epochs."""
 
 
-def draw_losses(config: Config) -> Path:
-    """The losses of D and G over the whole run, with their ideal; returns the PNG."""
-    folder = config.run_folder()
+def draw_losses(folder: Path, loss: str) -> Path:
+    """Draw the losses of D and G and their ideal; return the PNG file in the run folder."""
     curves = {name: journal.history(folder, name) for name in ("D/loss", "G/loss")}
     path = folder / "losses.png"
-    loss_chart(curves, LOSSES[config.loss.name].ideal, path)
+    loss_chart(curves, LOSSES[loss].ideal, path)
     return path
 
 
-def draw_epochs(config: Config, num_images: int, image_shape: tuple[int, int, int]) -> Path:
-    """How the first row of the sample grid changed, epoch by epoch, as one strip; returns the PNG.
+def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> Path:
+    """Draw the first row of sample grids over the epochs; return the PNG file in the run folder.
 
     Args:
-        config: of the run.
-        num_images: images of an epoch.
-        image_shape: (H, W, C) of a sample.
+        folder: Run folder.
+        num_images: Number of images of an epoch.
+        image_shape: Shape of a sample, (H, W, C).
     """
-    folder = config.run_folder()
     grids = sorted((folder / "samples").glob("*.png"))
-    picked = np.linspace(0, len(grids) - 1, min(STRIP, len(grids))).round().astype(int)
+    selected = np.linspace(0, len(grids) - 1, min(_MAX_EPOCHS, len(grids))).round().astype(int)
     rows = []
-    for grid in (grids[i] for i in picked):
-        picture = np.asarray(Image.open(grid))
-        height = len(picture) // GRID_ROWS
+    for path in (grids[i] for i in selected):
+        grid = np.asarray(Image.open(path))
+        height = len(grid) // GRID_ROWS
         width = height * image_shape[1] // image_shape[0]
-        row = picture[:height].reshape(height, -1, width, 3).swapaxes(0, 1)
-        rows.append(Row(row, f"epoch {int(grid.stem) / num_images:.3g}"))
+        images = grid[:height].reshape(height, -1, width, 3).swapaxes(0, 1)
+        rows.append(Row(images, f"epoch {int(path.stem) / num_images:.3g}"))
     path = folder / "epochs.png"
     Image.fromarray(labelled_rows([rows])).save(path)
     return path
 
 
-def last_samples(config: Config) -> Path:
-    """The newest sample grid, also as `samples.png`, which stays in place."""
-    folder = config.run_folder()
-    newest = max((folder / "samples").glob("*.png"))
+def last_samples(folder: Path) -> Path:
+    """Copy the latest sample grid to `samples.png` in the run folder and return that file."""
     path = folder / "samples.png"
-    path.write_bytes(newest.read_bytes())
+    path.write_bytes(max((folder / "samples").glob("*.png")).read_bytes())
     return path

@@ -1,4 +1,4 @@
-"""TrainState: all that a run must remember. Everything else is a function of (rng_seed, step)."""
+"""TrainState: networks, optimizers and step; everything else follows from (rng_seed, step)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Shape = tuple[int, int, int]
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
 GRID_ROWS, GRID_COLUMNS = 8, 8
-"""Of a sample grid; a conditional one has a column for each class, where there are few."""
-_AT_ONCE = 256
-"""Images that G_ema makes at a time."""
+"""Sample grid size. Conditional models with at most 16 classes use one column per class."""
+_SAMPLE_BATCH = 256
+"""Images that G_ema generates at once; full-size images would need gigabytes otherwise."""
 
 
 class TrainState:
-    """The two networks, the average, their optimizers and the step."""
+    """The two networks, the averaged generator, the optimizers and the step."""
 
     def __init__(
         self, config: Config, image_shape: Shape, device: torch.device, classes: int = 0
@@ -40,13 +40,14 @@ class TrainState:
         self.classes = classes
         self.step = 0
         self.G, self.D = build_networks(config, image_shape, device, classes)
-        averages = config.train.ema_kimg > 0  # otherwise a copy would only cost memory and time
-        self.G_ema = copy.deepcopy(self.G).requires_grad_(False) if averages else self.G
-        # No G here has buffers (tested), so the weights are all there is to average.
+        # Without averaging a copy would only cost memory and time.
+        has_ema = config.train.ema_kimg > 0
+        self.G_ema = copy.deepcopy(self.G).requires_grad_(False) if has_ema else self.G
+        # Generators have no buffers (tested), so only parameters are averaged.
         self._averaged, self._latest = (
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
         )
-        # Wrapped while D is frozen: the G objective's DDP then knows only G's parameters.
+        # D is frozen while the G objective is wrapped, so that its DDP reduces G's gradients only.
         self.D_objective = wrap_ddp(DiscriminatorObjective(self.D, config.loss), device)
         self.D.requires_grad_(False)
         self.G_objective = wrap_ddp(GeneratorObjective(self.G, self.D, config.loss), device)
@@ -60,89 +61,83 @@ class TrainState:
         return self.step * self.config.train.batch_size
 
     def is_due(self, kimg: float) -> bool:
-        """Whether something that happens every `kimg` happens after this step, or at the end."""
+        """Return whether an action with the interval `kimg` is due, as after the last step."""
         train = self.config.train
         return self.step % train.kimg_to_steps(kimg) == 0 or self.step == train.steps()
 
     def advance(self) -> None:
-        """Count the step and move G_ema."""
+        """Increment the step and update G_ema."""
         self.step += 1
         if self.G_ema is self.G:
             return
         train = self.config.train
-        half_life = train.ema_kimg * 1000
         ema.update(
             self._averaged,
             self._latest,
             batch_size=train.batch_size,
-            half_life=half_life,
+            half_life=train.ema_kimg * 1000,
             images_seen=self.images_seen,
         )
 
     @property
     def columns(self) -> int:
-        """Of the sample grid."""
+        """Number of columns of the sample grid."""
         return self.classes if 0 < self.classes <= 2 * GRID_COLUMNS else GRID_COLUMNS
 
-    def samples(self) -> torch.Tensor:
-        """The sample grid: uint8 (GRID_ROWS * columns, H, W, C) on the CPU."""
+    def generate_grid(self) -> torch.Tensor:
+        """Generate the images of the sample grid: uint8 (GRID_ROWS * columns, H, W, C), CPU."""
         return self.generate("samples", GRID_ROWS * self.columns).cpu()
 
-    def generate(self, stream: str, count: int, mine: slice = slice(None)) -> torch.Tensor:
-        """G_ema at the same latents every time; where conditional, of each class in turn.
+    def generate(self, stream: str, count: int, rows: slice = slice(None)) -> torch.Tensor:
+        """Generate images with G_ema from latents that are the same at every step.
 
         Args:
-            stream: names the latents.
-            count: how many latents there are.
-            mine: which of them are wanted here.
+            stream: Name of the random stream of the latents.
+            count: Number of latents. Conditional models cycle through the classes.
+            rows: Slice of the latents to generate images from.
 
         Returns:
-            uint8 (n, H, W, C), n of the slice, on the device.
+            uint8 (n, H, W, C) on the device, n being the length of the slice.
         """
         z = latents.fixed_latents(
             self.config.latent, self.config.train.rng_seed, stream, count, self.classes, self.device
-        )[mine]
-        low = self.config.pixel_min()
-        # All at once, full-size images would need gigabytes.
+        )[rows]
+        pixel_min = self.config.pixel_min()
         with torch.no_grad():
-            parts = [to_uint8(self.G_ema(part), low) for part in z.split(_AT_ONCE)]
-        return torch.cat(parts)
+            images = [to_uint8(self.G_ema(part), pixel_min) for part in z.split(_SAMPLE_BATCH)]
+        return torch.cat(images)
 
     def save(self, folder: Path) -> None:
-        """Write the state and the config; any world size can load them."""
+        """Write the state and the config. They can be loaded with any world size."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(
             {"step": self.step, "image_shape": list(self.image_shape), "classes": self.classes}
-            | {name: part.state_dict() for name, part in self._parts().items()},
+            | {name: module.state_dict() for name, module in self._modules().items()},
             folder / STATE_FILE,
         )
         (folder / CONFIG_FILE).write_text(json.dumps(to_dict(self.config), indent=2))
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint folder.
-
-        Raises:
-            ValueError: the checkpoint belongs to a run that learns something else, or other images.
-        """
+        """Load a checkpoint folder; raise UserError if it is from a different training setup."""
         check_resumes(read_config(folder), self.config)
         state = read_state(folder)
-        shape, classes = tuple(state["image_shape"]), state.get("classes", 0)
+        shape, classes = tuple(state["image_shape"]), state["classes"]
         if (shape, classes) != (self.image_shape, self.classes):
             raise UserError(
-                f"checkpoint {folder} learns images of {shape} in {classes} classes, not of"
-                f" {self.image_shape} in {self.classes}; give it the same images (--data.root), or"
-                " use another --name"
+                f"checkpoint {folder} is for images of shape {shape} in {classes} classes, not of"
+                f" {self.image_shape} in {self.classes}; use the same images (--data.root) or"
+                " another --name"
             )
-        for name, part in self._parts().items():
-            rules = _rules(part)
-            part.load_state_dict(state[name])
-            # An optimizer's state brings the rates it was saved with; the config's hold, which
-            # differ where a population takes over the weights of its best.
-            for group, rule in zip(getattr(part, "param_groups", ()), rules, strict=True):
-                group.update(rule)
+        for name, module in self._modules().items():
+            options = _optimizer_options(module)
+            module.load_state_dict(state[name])
+            # Optimizer states include learning rates. Those of the config apply, which differ if
+            # population-based training continues from the weights of another run.
+            for group, values in zip(getattr(module, "param_groups", ()), options, strict=True):
+                group.update(values)
         self.step = state["step"]
 
-    def _parts(self) -> dict[str, nn.Module | Optimizer]:
+    def _modules(self) -> dict[str, nn.Module | Optimizer]:
         return {
             "G": self.G,
             "D": self.D,
@@ -152,16 +147,16 @@ class TrainState:
         }
 
 
-def _rules(part: nn.Module | Optimizer) -> list[dict[str, Any]]:
-    """The rates of an optimizer's groups of weights; [] for a network."""
-    groups = part.param_groups if isinstance(part, Optimizer) else []
+def _optimizer_options(module: nn.Module | Optimizer) -> list[dict[str, Any]]:
+    """Return the options of an optimizer's parameter groups; [] for a network."""
+    groups = module.param_groups if isinstance(module, Optimizer) else []
     return [{name: value for name, value in g.items() if name != "params"} for g in groups]
 
 
 def build_networks(
     config: Config, image_shape: Shape, device: torch.device, classes: int = 0
 ) -> tuple[nn.Module, nn.Module]:
-    """(G, D) with first weights that are a function of train.rng_seed, alike on every rank."""
+    """Build (G, D) with initial weights that depend on train.rng_seed only, equal on all ranks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(latents.derive_seed(config.train.rng_seed, "weights", 0))
         G, D = networks.build(config.network, config.latent, image_shape, classes)
@@ -170,7 +165,7 @@ def build_networks(
 
 
 def build_optimizer(config: OptimizerConfig, network: nn.Module, lr: float) -> Optimizer:
-    """The configured torch optimizer over one network, fused where torch has it."""
+    """Build the configured optimizer of one network, fused if torch has a fused version."""
     parameters = list(network.parameters())
     betas = (config.beta1, config.beta2)
     match config.name:
@@ -189,31 +184,34 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module, lr: float) -> O
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run or checkpoint folder."""
-    return from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+    """Read the config of a run or checkpoint folder; raise UserError if the file is damaged."""
+    path = folder / CONFIG_FILE
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); delete its folder") from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint, on the CPU; never unpickles code.
+    """Read the tensors of a checkpoint to the CPU, without unpickling code.
 
-    Raises:
-        ValueError: the file is missing or damaged.
+    Raises UserError if the file is missing or damaged.
     """
     path = folder / STATE_FILE
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged, or holds"
-            " more than tensors; delete its folder to go on from the one before"
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or contains"
+            " more than tensors; delete its folder to continue from the previous one"
         ) from error
 
 
 def generator_from_checkpoint(folder: Path) -> nn.Module:
-    """G_ema of a checkpoint, in eval mode on the CPU: float (n, size + classes) -> images."""
+    """Return a checkpoint's G_ema in eval mode on the CPU: float (n, size + classes) -> images."""
     state = read_state(folder)
-    config = read_config(folder)
-    shape, classes = tuple(state["image_shape"]), state.get("classes", 0)
-    G, _ = build_networks(config, shape, torch.device("cpu"), classes)
+    G, _ = build_networks(
+        read_config(folder), tuple(state["image_shape"]), torch.device("cpu"), state["classes"]
+    )
     G.load_state_dict(state["G_ema"])
     return G.requires_grad_(False).eval()

@@ -216,7 +216,7 @@ def test_a_study_goes_on_with_the_images_that_it_began_with(job, home):
     config = begun(home, "--sweep.axis", "latent.size=1,2")
     launch.record_dataset(sweep.sweep_folder(config), "other images", "0" * 16)
     options = [option for option in DIGITS if option != "--dry-run"]
-    with pytest.raises(ValueError, match="has learned from other images, and these are others: "):
+    with pytest.raises(ValueError, match="was trained on other images, which differ from "):
         job.main([*options, "--name", "old", "--sweep.axis", "latent.size=1,2"])
 
 

@@ -84,8 +84,8 @@ def test_a_run_goes_on_with_its_images_wherever_they_are_and_with_no_others(
     celeba.main([*TINY, "--data.root", str(tmp_path / "moved"), "--name", "same"])
     capsys.readouterr()
     refused = fails(*TINY, "--data.root", str(tmp_path / "others"), "--name", "same")
-    assert "has learned from 100 images of squares" in refused
-    assert "these are others: 90 images of squares" in refused
+    assert "was trained on 100 images of squares" in refused
+    assert "which differ from 90 images of squares" in refused
     assert "another --name" in refused
 
 

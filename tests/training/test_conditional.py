@@ -25,10 +25,11 @@ def test_the_labels_of_a_step_are_those_of_its_images(conditional, squares, shuf
     config = replace(conditional, data=replace(conditional.data, shuffle=shuffle, block_rows=4))
     images = ShardedDataset(squares)
     state = TrainState(config, images.image_shape, torch.device("cpu"), classes=2)
-    with loop.stream(config, images, state.device, 0) as batches:
+    sampler = loop.build_sampler(config.data, images, config.train.rng_seed)
+    with loop.build_loader(config, images, sampler, state.device, 0) as batches:
         for _ in range(12):  # more than one epoch
             batch = next(batches).numpy()
-            (labels,) = loop.rank_labels(state, images)
+            (labels,) = loop.rank_labels(state, images, sampler)
             # Large squares are the class 1: 81 bright pixels instead of 16.
             large = (batch[..., 0] > 100).sum((1, 2)) == 81
             np.testing.assert_array_equal(labels.argmax(1).numpy(), large)
@@ -45,7 +46,7 @@ def test_a_run_saves_how_many_classes_it_knows(conditional, squares):
 def test_the_sample_grid_has_a_column_for_each_class(conditional):
     state = TrainState(conditional, (16, 16, 3), torch.device("cpu"), classes=2)
     assert state.columns == 2
-    assert state.samples().shape == (16, 16, 16, 3)
+    assert state.generate_grid().shape == (16, 16, 16, 3)
     assert TrainState(conditional, (16, 16, 3), torch.device("cpu"), classes=1000).columns == 8
 
 

@@ -3,13 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ganray.config.schema import DataConfig
 from ganray.config.serialization import check_resumes
 from ganray.data.writer import write_shards
-from ganray.training import journal
 from ganray.training.launch import launch
 from ganray.training.state import read_state
 from tests.conftest import Squares, tiny_config
@@ -58,24 +56,6 @@ def test_networks_see_the_crop(tmp_path):
     write_shards(Squares(), tmp_path / "set", size=20, processes=1)
     state, _ = run(tmp_path, tmp_path / "set", size=20, crop=16)
     assert state["step"] == 20
-
-
-def test_images_that_stood_in_are_counted(tmp_path, capsys):
-    write_shards(Squares(), tmp_path / "set", rows_per_shard=64, processes=1)
-    lost = tmp_path / "set" / "shard-00001.h5"
-    lost.unlink()
-    _, folder = run(tmp_path, tmp_path / "set", on_damage="skip")
-    assert "shard-00001.h5: missing" in capsys.readouterr().err
-    images, counts = journal.history(folder, "data/replaced_images")
-    assert images.tolist() == [60, 120, 180, 240]
-    assert (np.diff(counts) >= 0).all()
-    # 36 of 100 images are lost; what was read ahead counts as well, up to 4 buffers of 8 batches.
-    assert 240 * 0.25 < counts[-1] < (240 + 4 * 8 * 12) * 0.45
-
-
-def test_a_good_set_is_not_counted(squares, tmp_path):
-    _, folder = run(tmp_path, squares)
-    assert journal.history(folder, "data/replaced_images")[0].size == 0
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_D_never_learns_from_what_it_is_judged_by(squares, tmp_path, how):
 
 def test_too_few_images_to_hold_some_back_are_one_clear_line(tmp_path):
     write_shards(Squares(4), tmp_path / "set", processes=1)
-    with pytest.raises(ValueError, match=r"4 images are held back, .* together, but there are 4;"):
+    with pytest.raises(ValueError, match=r"holds out 4 images in groups of 4, but there are 4 "):
         check(cured_config(tmp_path), tmp_path / "set")
 
 

@@ -1,0 +1,47 @@
+"""Run folders and what workers leave in them."""
+
+import pytest
+
+from ganray.errors import UserError
+from ganray.training import loop
+from ganray.training.launch import ERROR_FILE, create_run_folder, launch
+from ganray.training.loop import Diverged
+from ganray.training.state import CONFIG_FILE
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_run_folder(config, squares, monkeypatch):
+    def broken_step(*args, **kwargs):
+        raise KeyError("missing statistic")
+
+    monkeypatch.setattr(loop, "generator_step", broken_step)
+    with pytest.raises(KeyError, match="missing statistic"):
+        launch(config, str(squares))
+    text = (config.run_folder() / ERROR_FILE).read_text()
+    assert "rank 0 of 1" in text
+    assert "in broken_step" in text
+    assert text.rstrip().endswith("KeyError: 'missing statistic'")
+
+
+def test_a_resumed_run_has_no_old_traceback(config):
+    create_run_folder(config)
+    (config.run_folder() / ERROR_FILE).write_text("rank 0 of 1")
+    create_run_folder(config)
+    assert not (config.run_folder() / ERROR_FILE).exists()
+
+
+def test_a_user_error_leaves_no_traceback(config, squares, monkeypatch):
+    def diverge(*args, **kwargs):
+        raise Diverged("D/loss is nan")
+
+    monkeypatch.setattr(loop, "check_finite", diverge)
+    with pytest.raises(UserError, match="D/loss is nan"):
+        launch(config, str(squares))
+    assert not (config.run_folder() / ERROR_FILE).exists()
+
+
+def test_a_damaged_config_file_is_reported_with_its_path(config):
+    create_run_folder(config)
+    path = config.run_folder() / CONFIG_FILE
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"config.json is damaged .*; delete its folder"):
+        create_run_folder(config)
