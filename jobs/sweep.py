@@ -1,14 +1,13 @@
-"""Which latent, which optimizer collapses? Many runs on Ray Tune, compared in the MLflow UI.
+"""Sweep latents, optimizers or any other option: many runs on Ray Tune, compared in MLflow.
 
-Runs every combination of the axes' levels with several seeds, each a normal training run, and ends
-with a ranking with intervals, how much each axis explains, heat maps, samples of every cell, and a
-paragraph that says only what the intervals support: in the terminal, as one HTML file, and in
-MLflow, with a view that opens the comparison.
+Trains every combination of the axes' levels with several seeds and reports a ranking with
+confidence intervals, pairwise differences, the share of the variance that each axis explains, heat
+maps, and samples of every setting: in the terminal, as an HTML page, and in MLflow.
 
-Without any axis: MNIST, latents that differ in mean, spread and shape x size 1, 10, 100 x three
-optimizers x 5 seeds. An axis is a field of how a GAN learns, or of what it learns (runs are then
-compared with the base's images, unless it says what images show: data.source, data.root or
-data.crop); several fields joined by +; `optimizer` or `rate`.
+Without an axis: MNIST, latents of different mean, spread and shape x size 1, 10, 100 x three
+optimizers x 5 seeds. An axis varies an option of the data, latents, networks, loss, optimizer or
+training; several options joined by +; `optimizer` (named optimizers with learning rates of their
+own) or `rate` (a factor on the learning rates).
 
     python jobs/sweep.py
     python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam
@@ -29,10 +28,10 @@ from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, show the plan, run the study, answer it, say where to look."""
+    """Parse the options, then plan, run and report the sweep."""
     presets = SWEEPS | CELEBA | MNIST | STACKED
     config, options = cli.parse_sweep(argv, presets, "latents", __doc__ or "")
-    # Torch, Ray and MLflow take seconds to import, so --help and a typing error come before them.
+    # Torch, Ray and MLflow take seconds to import, so --help and option errors come first.
     from ganray.commands.sweep import sweep
 
     sweep(config, options, cli.value_of)

@@ -80,15 +80,15 @@ class Watcher(Protocol):
         """A run begins, or goes on; with the levels that a search chose for it, else none."""
         ...
 
-    def again(self, trial: Trial, why: str) -> None:
+    def again(self, trial: Trial, reason: str) -> None:
         """A run crashed and is tried again."""
         ...
 
-    def halted(self, why: str) -> None:
+    def halted(self, reason: str) -> None:
         """No run goes on for now."""
         ...
 
-    def end(self, trial: Trial, outcome: results.RunResult) -> None:
+    def end(self, trial: Trial, result: results.RunResult) -> None:
         """A run is over."""
         ...
 

@@ -1,255 +1,358 @@
-"""Charts of a study: means as heat maps, every run as a dot, what explains the variation."""
+"""Charts of a sweep: heat maps of means, all runs as dots, explained variance, samples."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
 
-from ganray.metrics.intervals import Estimate
-from ganray.sweeps.results import Results
-from ganray.sweeps.tables import (
-    Cell,
-    Panel,
-    Table,
-    digits,
-    direction,
-    short,
-    tabulate,
-    title_of,
-)
+from ganray.evaluation.suite import METRICS
+from ganray.metrics.intervals import Estimate, replicate_interval
+from ganray.sweeps.analysis import HIGHER, RESIDUAL, Effect
+from ganray.sweeps.axes import Axis, Level
+from ganray.sweeps.results import RANKED, Results
+from ganray.training.state import GRID_COLUMNS, GRID_ROWS
 
 DPI = 200
-"""Charts are shown at half their pixels, so that letters are sharp on any screen."""
-_WIDTH = 11.5
-"""Inches that a figure takes, at most, as long as one panel fits."""
-_MAP = "viridis"
-"""Sequential, and the same to the colour-blind; bright is good."""
-_HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
-"""Okabe and Ito 2008: told apart by the colour-blind, too."""
-_INK, _PALE, _EMPTY = "0.15", "0.45", "0.94"
-_BAR = 0.7
-"""Inches of a colour bar with its numbers."""
-CHANCE = ((), ("seeds",), ("residual",))
-"""Factors of the effect that no axis has."""
-HIGHER = ("higher interactions",)
-"""Factors of all interactions of more than two axes together."""
-
-Frames = list[tuple[Any, Panel]]
-"""Axes, and what they show."""
+_MAX_WIDTH = 11.5
+"""Width of a figure in inches, unless a single panel is wider."""
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
+"""The palette of Okabe and Ito 2008, which colour-blind readers can tell apart."""
+_TEXT, _MUTED, _BLANK = "0.15", "0.45", "0.92"
+_TITLES = {
+    "kl_corrected": "corrected KL (nats)",
+    "vendi_share": "Vendi share",
+    "modes_held": "modes held",
+    "half_life_kimg": "half-life (kimg)",
+    "images_per_s": "speed (images/s)",
+}
+_NO_AXIS = Axis("", (Level("", {}),))
 
 
-class Effect(Protocol):
-    """How much of a metric's variance goes with some axes."""
+def title_of(metric: str) -> str:
+    """Return a metric's name for charts and tables, with its unit in parentheses."""
+    return _TITLES.get(metric, metric)
 
-    @property
-    def factors(self) -> tuple[str, ...]:
-        """Names of axes, several for an interaction; or `HIGHER`, or one of `CHANCE`."""
-        ...
 
-    @property
-    def share(self) -> Estimate:
-        """Of the variance between runs, in [0, 1]."""
-        ...
+def direction(metric: str) -> str:
+    """Return which values of a metric are better: "higher", "lower" or "neither"."""
+    return RANKED.get(metric) or METRICS.get(metric, ("neither", ""))[0]
+
+
+def decimals(values: Sequence[float]) -> int:
+    """Return the decimals that show the largest value with three digits, at most 2."""
+    largest = max(map(abs, values), default=0.0)
+    return 2 if largest < 10 else 1 if largest < 100 else 0
+
+
+def format_estimate(estimate: Estimate, digits: int) -> tuple[str, str]:
+    """Return a mean and half its interval, e.g. ("0.61", "±0.05"); ("0.61", "") for one run."""
+    half = (estimate.high - estimate.low) / 2
+    value = f"{round(estimate.value, digits) + 0.0:,.{digits}f}"  # + 0.0 turns -0.00 into 0.00
+    return value, f"±{half:,.{digits}f}" if math.isfinite(half) else ""
+
+
+@dataclass(frozen=True)
+class SettingGrid:
+    """All settings of a sweep: first axis down, second across, a panel for all other levels."""
+
+    rows: Axis
+    columns: Axis
+    """An axis without a name and with one level if the sweep has a single axis."""
+    titles: tuple[str, ...]
+    """Levels of the other axes, one title per panel."""
+    values: np.ndarray
+    """The metric of scored runs, float64 (panels, rows, columns, seeds); nan where unknown."""
+    statuses: np.ndarray
+    """Status of each run, objects (panels, rows, columns, seeds); None where none is planned."""
+    names: np.ndarray
+    """Name of each run, likewise."""
+
+    def estimate(self, *index: int) -> Estimate | None:
+        """Return the mean over the scored runs of a setting with its 95 % t-interval."""
+        values = self.values[index]
+        values = values[np.isfinite(values)]
+        return replicate_interval(values.tolist()) if values.size else None
+
+    def status(self, *index: int) -> str:
+        """Return the status of a setting; if its runs differ, the one that may still change."""
+        order = ("running", "waiting", "finished", "stopped", "diverged", "failed")
+        return next((status for status in order if status in self.statuses[index]), "not planned")
+
+
+def setting_grid(results: Results, metric: str) -> SettingGrid:
+    """Arrange a metric of all runs as panels."""
+    axes = list(results.plan.axes)
+    rows, columns, *others = [*axes, _NO_AXIS, _NO_AXIS][: max(2, len(axes))]
+    shape = (len(rows.levels), len(columns.levels), -1)
+
+    def panels(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array.reshape(*shape, array.shape[-1]), 2, 0)
+
+    titles = [
+        ", ".join(f"{axis.title} {label}" for axis, label in zip(others, labels, strict=True))
+        for labels in itertools.product(*(axis.labels for axis in others))
+    ]
+    return SettingGrid(
+        rows,
+        columns,
+        tuple(titles),
+        values=panels(results.array(metric)),
+        statuses=panels(results.table(lambda _, result: result.status, None)),
+        names=panels(results.table(lambda trial, _: trial.name, None)),
+    )
 
 
 def heat_maps(results: Results, metric: str, path: Path) -> None:
-    """Draw the mean of each cell, a panel for each combination of the third axis and later ones.
-
-    Args:
-        results: of the study.
-        metric: what is shown; one colour scale serves all panels.
-        path: the PNG to write.
-    """
-    table = tabulate(results, metric)
-    means = [cell.mean.value for cell in table.cells if cell.mean]
-    scale = (min([*means, 0.0]), max([*means, 0.0]))
-    scale = scale if any(scale) else (0.0, 1.0)
-    wide, tall = _cell_size(table)
-    below, style = _column_labels(table, wide)
-    size = (wide * len(table.columns.levels), tall * len(table.rows.levels))
+    """Draw the mean of each setting, on one colour scale for all panels."""
+    grid = setting_grid(results, metric)
+    shape = grid.values.shape[:3]
+    estimates = {index: grid.estimate(*index) for index in np.ndindex(shape)}
+    means = np.array([e.value if e else math.nan for e in estimates.values()]).reshape(shape)
+    known = means[np.isfinite(means)].tolist()
+    low, high = min([*known, 0.0]), max([*known, 0.0]) or 1.0
     better = direction(metric)
-    title = title_of(metric) + ("" if better == "neither" else f", {better} is better")
-    figure, frames = _panels(table, size, (title, _heat_note(table)), below, right=_BAR)
-    drawn = None
-    for axes, panel in frames:
-        drawn = _heat(axes, table, panel, scale)
-        axes.set_xticks(range(len(table.columns.levels)), table.columns.labels, **style)
-        axes.set_xlabel(table.columns.title, fontsize=9, color=_PALE)
-    if means:
-        _color_bar(figure, frames, drawn, size[1])
-    figure.savefig(path, dpi=DPI)
-
-
-def _cell_size(table: Table) -> tuple[float, float]:
-    """Inches of a cell: as many lines high as the fullest has."""
-    lines = 2 + any(_mark(cell, table.most) for cell in table.cells)
-    few = max(len(table.columns.levels), len(table.rows.levels)) <= 3
-    return (1.1, 0.26 * lines) if few else (0.72, 0.17 * lines + 0.06)
-
-
-def _column_labels(table: Table, wide: float) -> tuple[float, dict[str, Any]]:
-    """Inches below a panel, and the style of its columns' names: turned where they are too wide."""
-    longest = max(_inches(label, 9) for label in table.columns.labels)
-    style: dict[str, Any] = {"fontsize": 9, "color": _INK}
-    if longest < wide - 0.08:
-        return 0.5 if table.columns.title else 0.1, style
-    return 0.45 + 0.6 * longest, style | {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-
-
-def _color_bar(figure: Any, frames: Frames, drawn: Any, tall: float) -> None:
-    """At the right of the first row of panels, as high as these but 4 inches at most."""
-    width, height = figure.get_size_inches()
-    top = frames[0][0].get_position().y1
-    right = max(axes.get_position().x1 for axes, _ in frames)
-    share = min(tall, 4.0) / height
-    place = (right + 0.15 / width, top - share, 0.14 / width, share)
-    bar = figure.colorbar(drawn, cax=figure.add_axes(place))
-    bar.ax.tick_params(labelsize=8, colors=_PALE)
+    colors = colormaps["viridis_r" if better == "lower" else "viridis"]
+    figure, axes = _panels(grid, 0.8 * shape[2] + 0.2, 0.45 * shape[1])
+    for panel, ax in enumerate(axes):
+        ax.imshow(means[panel], cmap=colors, vmin=low, vmax=high, aspect="auto")
+        for y, x in np.ndindex(shape[1:]):
+            if (estimate := estimates[panel, y, x]) is None:
+                _write(ax, x, y, "", _missing(grid, panel, y, x), _MUTED)
+                continue
+            # Viridis is dark below its middle.
+            level = colors((estimate.value - low) / (high - low))
+            color = "white" if level[1] < 0.62 else "black"
+            value, half = format_estimate(estimate, decimals([*known, high]))
+            _write(ax, x, y, value, f"{half} {_run_notes(grid, panel, y, x)}".strip(), color)
+        ax.set_facecolor(_BLANK)
+        ax.set_xticks(range(shape[2]), grid.columns.labels, fontsize=9, color=_TEXT)
+        ax.set_xticks(np.arange(shape[2] + 1) - 0.5, minor=True)
+        ax.set_yticks(np.arange(shape[1] + 1) - 0.5, minor=True)
+        ax.grid(which="minor", color="white", linewidth=1.5)
+        ax.tick_params(which="both", length=0)
+        ax.set_xlabel(grid.columns.title, fontsize=9, color=_MUTED)
+    if max(map(len, grid.columns.labels)) > 8:
+        for ax in axes:
+            ax.tick_params(axis="x", rotation=30)
+    bar = figure.colorbar(axes[0].images[0], ax=axes, fraction=0.05, pad=0.015, aspect=25)
+    bar.ax.tick_params(labelsize=8, colors=_MUTED)
     bar.outline.set_visible(False)
+    title = title_of(metric) + ("" if better == "neither" else f", {better} is better")
+    note = "Mean over seeds and half of its 95 % t-interval."
+    if "diverged" in grid.statuses:
+        note += " †: runs that diverged, counted with the worst value."
+    if _num_runs(grid).min() < _num_runs(grid).max():
+        note += " n: number of runs, where some are missing."
+    _save(figure, path, title, note)
 
 
-def _heat(axes: Any, table: Table, panel: Panel, scale: tuple[float, float]) -> Any:
-    """One panel, of colours between two values; returns what the colour bar is made of."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    low, high = scale
-    means = np.array([[c.mean.value if c.mean else np.nan for c in row] for row in panel.cells])
-    colors = colormaps[_MAP + ("_r" if direction(table.metric) == "lower" else "")]
-    drawn = axes.imshow(means, cmap=colors, vmin=low, vmax=high, aspect="auto")
-    decimals = digits([*np.abs(means[np.isfinite(means)]), high])
-    for at, cell in _places(panel):
-        if cell.mean is None:
-            corner = (at[0] - 0.5, at[1] - 0.5)
-            axes.add_patch(Rectangle(corner, 1, 1, facecolor=_EMPTY, hatch="///", edgecolor="0.8",
-                                     linewidth=0))  # fmt: skip
-            box = {"facecolor": _EMPTY, "edgecolor": "none", "pad": 1.5}
-            style = {"fontsize": 7, "color": _PALE, "ha": "center", "va": "center"}
-            # One that finished without this metric was not measured by it.
-            word = "no value" if cell.state == "finished" else cell.state
-            if word:
-                axes.text(*at, word, bbox=box, **style)
-            continue
-        ink = readable_on(colors((cell.mean.value - low) / (high - low)))
-        _write(axes, at, [*short(cell.mean, decimals), _mark(cell, table.most)], ink)
-    _white_lines(axes, means.shape)
-    axes.tick_params(length=0, which="both")
-    return drawn
+def _write(ax: Any, x: int, y: int, value: str, note: str, color: str) -> None:
+    """Write a value in bold over a note in small letters into the middle of a cell."""
+    style = {"ha": "center", "color": color, "textcoords": "offset points"}
+    if value:
+        ax.annotate(value, (x, y), (0, 0 if note else -3), weight="bold", fontsize=9, **style)
+    ax.annotate(note, (x, y), (0, -8 if value else -3), fontsize=6.5, **style)
 
 
-def _write(axes: Any, at: tuple[int, int], lines: list[str], ink: str) -> None:
-    """The lines of a cell, those that are not empty, about its middle; the first is large."""
-    shown = [line for line in lines if line]
-    for i, line in enumerate(shown):
-        axes.annotate(line, at, xytext=(0, 9.5 * ((len(shown) - 1) / 2 - i)),
-                      textcoords="offset points", color=ink, fontsize=7 if i else 9,
-                      weight="normal" if i else "bold", ha="center", va="center")  # fmt: skip
+def _num_runs(grid: SettingGrid) -> np.ndarray:
+    return np.isfinite(grid.values).sum(-1)
 
 
-def _mark(cell: Cell, most: int) -> str:
-    """What a mean does not tell: runs that diverged or are missing."""
-    n = len(cell.values)
-    marks = [f"†{cell.diverged}"] * bool(cell.diverged) + [f"n={n}"] * (0 < n < most)
-    return " ".join(marks)
+def _run_notes(grid: SettingGrid, *index: int) -> str:
+    """Return how many runs of a setting diverged or are missing, e.g. "†1 n=4"."""
+    num_runs, diverged = _num_runs(grid), (grid.statuses[index] == "diverged").sum()
+    notes = [f"†{diverged}"] if diverged else []
+    notes += [f"n={num_runs[index]}"] if num_runs[index] < num_runs.max() else []
+    return " ".join(notes)
 
 
-def _heat_note(table: Table) -> str:
-    parts = ["mean over runs"]
-    if table.most > 1:
-        parts[0] += f" (n={table.most}) and half of its 95 % t-interval"
-    if any(cell.diverged for cell in table.cells):
-        parts.append("† runs that diverged, counted as the worst value")
-    if any(0 < len(cell.values) < table.most for cell in table.cells):
-        parts.append("n= where runs are missing")
-    if any(cell.mean is None for cell in table.cells):
-        parts.append("hatched: nothing to show")
-    return "; ".join(parts)
-
-
-def readable_on(color: Sequence[float]) -> str:
-    """White or black, whichever stands out more from an sRGB colour in [0, 1]."""
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in color[:3]]
-    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-    # WCAG's contrast with white falls below that with black from here on.
-    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+def _missing(grid: SettingGrid, *index: int) -> str:
+    """Return why a setting has no mean."""
+    status = grid.status(*index)
+    return "no value" if status == "finished" else status
 
 
 def strip_chart(results: Results, metric: str, path: Path) -> None:
-    """Draw every run as a dot, since the mean of two camps is a place where no run is.
+    """Draw every run as a dot, as a mean hides that some runs collapse and others do not."""
+    grid = setting_grid(results, metric)
+    rows, columns = grid.values.shape[1:3]
+    width = {1: 7.5, 2: 4.3}.get(len(grid.titles), 2.9)
+    figure, axes = _panels(grid, width, rows * (0.14 * columns + 0.12))
+    colors = _column_colors(grid.columns.labels)
+    known = np.append(grid.values[np.isfinite(grid.values)], 0.0)
+    margin = 0.03 * (np.ptp(known) or 1.0)
+    for panel, ax in enumerate(axes):
+        for y in range(0, rows, 2):
+            ax.axhspan(y - 0.5, y + 0.5, color="0.965", linewidth=0, zorder=0)
+        for y, x in np.ndindex(rows, columns):
+            if not (estimate := grid.estimate(panel, y, x)):
+                continue
+            at = y + ((x + 0.5) / columns - 0.5) * 0.84
+            ax.plot([estimate.low, estimate.high], [at, at], color=colors[x], linewidth=1.2)
+            ax.plot(estimate.value, at, "|", color=_TEXT, markersize=8, mew=1.6, zorder=4)
+            diverged = grid.statuses[panel, y, x] == "diverged"
+            for runs, marker in ((~diverged, "o"), (diverged, "x")):
+                values = grid.values[panel, y, x][runs]
+                ax.scatter(values, np.full(len(values), at), 20, color=colors[x], marker=marker,
+                           alpha=0.75, linewidths=0.5 if marker == "o" else 1.5,
+                           edgecolors="white" if marker == "o" else None,
+                           clip_on=False, zorder=3)  # fmt: skip
+        # The runs set the scale: an interval over two seeds can be many times wider.
+        ax.set_xlim(known.min() - margin, known.max() + margin)
+        ax.set_ylim(rows - 0.5, -0.5)
+        ax.set_xlabel(title_of(metric), fontsize=9, color=_TEXT)
+        ax.grid(axis="x", alpha=0.25)
+        ax.tick_params(axis="x", labelsize=8, colors=_MUTED)
+    if columns > 1:
+        dots = [Line2D([], [], color=color, marker="o", linestyle="") for color in colors]
+        names = [f"{grid.columns.title} {label}" for label in grid.columns.labels]
+        figure.legend(dots, names, loc="outside upper left", ncols=int(figure.get_figwidth() / 1.6),
+                      frameon=False, fontsize=9, handletextpad=0.1)  # fmt: skip
+    note = "A dot is a run, the upright bar the mean, the line its 95 % t-interval."
+    if "diverged" in grid.statuses:
+        note += " A cross is a run that diverged, counted with the worst value."
+    _save(figure, path, "", note)
+
+
+def effects_chart(effects: Sequence[Effect], title: str, path: Path) -> None:
+    """Draw the share of the variance that axes, interactions and seeds explain."""
+    effects = sorted(effects, key=lambda e: (e.factors == RESIDUAL, -e.share.value))
+    figure = Figure((7.5, 0.34 * len(effects) + 1.0), layout="constrained")
+    ax = figure.subplots()
+    ends = [max(e.share.value, min(1.0, e.share.high)) for e in effects]
+    for y, (effect, high) in enumerate(zip(effects, ends, strict=True)):
+        share = max(0.0, effect.share.value)
+        interaction = len(effect.factors) > 1 or effect.factors == HIGHER
+        color = "0.7" if effect.factors == RESIDUAL else _COLORS[4 if interaction else 0]
+        ax.barh(y, share, 0.66, color=color)
+        low = min(share, max(0.0, effect.share.low))
+        ax.plot([low, high], [y, y], color=_TEXT, linewidth=1.2, marker="|", markersize=5)
+        ax.annotate(f"{share:.0%}", (high, y), (5, 0), textcoords="offset points", va="center",
+                    fontsize=9, color=_TEXT)  # fmt: skip
+    ax.set_yticks(range(len(effects)), [effect_name(e) for e in effects], fontsize=9)
+    ax.set(xlim=(0, 1.1 * max([*ends, 0.1])), ylim=(len(effects) - 0.5, -0.5))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.set_xlabel("share of the variance over all runs", fontsize=9, color=_TEXT)
+    ax.tick_params(axis="x", labelsize=8, colors=_MUTED)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", alpha=0.25)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    _save(figure, path, title, "")
+
+
+def effect_name(effect: Effect) -> str:
+    """Return the axes of an effect without their sections, e.g. "size × optimizer"."""  # noqa: RUF002
+    if effect.factors == RESIDUAL:
+        return "seeds"
+    names = (" ".join(p.rpartition(".")[2] for p in f.split("+")) for f in effect.factors)
+    return " × ".join(names)  # noqa: RUF001
+
+
+def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "coverage") -> None:
+    """Draw samples of each setting: of its first finished run, in the order of seeds.
 
     Args:
-        results: of the study.
-        metric: along x; rows are levels of the first axis, lanes and colours of the second,
-            panels of all others.
-        path: the PNG to write.
+        results: Results of the sweep.
+        runs: Parent of the run folders.
+        path: PNG to write.
+        metric: Metric whose mean stands below each tile.
     """
-    table = tabulate(results, metric)
-    lanes = len(table.columns.levels)
-    wide = {1: 7.0, 2: 4.3}.get(len(table.panels), 2.8)
-    lane = 0.13 if lanes > 1 else 0.3
-    colors, span = _lane_colors(table.columns.labels), _span(table)
-    size = (wide, len(table.rows.levels) * (lane * lanes + 0.1))
-    legend = _legend_rows(table, wide * min(2, len(table.panels))) if lanes > 1 else 0
-    above = 0.2 * legend + 0.15 * (legend > 0)
-    figure, frames = _panels(table, size, ("", _strip_note(table)), 0.55, above=above)
-    for axes, panel in frames:
-        _strip(axes, panel, colors)
-        axes.set_xlim(span)
-        axes.set_ylim(len(table.rows.levels) - 0.5, -0.5)
-        axes.set_xlabel(title_of(metric), fontsize=9, color=_INK)
-        axes.grid(axis="x", alpha=0.25)
-        axes.tick_params(axis="x", labelsize=8, colors=_PALE)
-    if legend:
-        _lane_legend(figure, table, colors, legend)
+    grid = setting_grid(results, metric)
+    shape = grid.values.shape[:3]
+    tiles = {index: _samples(grid, runs, *index) for index in np.ndindex(shape)}
+    sides = [tile.shape for tile in tiles.values() if tile is not None] or [(1, 1)]
+    tall = sides[0][0] / sides[0][1]
+    inches = float(np.clip(8 / math.sqrt(math.prod(shape)), 0.6, 1.3))
+    figure, axes = _panels(grid, inches * shape[2], inches * (tall + 0.16) * shape[1])
+    for panel, ax in enumerate(axes):
+        for y, x in np.ndindex(shape[1:]):
+            tile = tiles[panel, y, x]
+            box = (x - 0.48, x + 0.48, y + 0.36, y - 0.48)
+            if tile is None:
+                status = _missing(grid, panel, y, x).replace("value", "samples")
+                ax.text(x, y - 0.06, status, ha="center", va="center", fontsize=7, color=_MUTED)
+                tile = np.full((1, 1, 3), 232, np.uint8)
+            ax.imshow(tile, extent=box, aspect="auto")
+            if estimate := grid.estimate(panel, y, x):
+                caption = " ".join(format_estimate(estimate, decimals([estimate.value])))
+                ax.text(x, y + 0.38, caption, ha="center", va="top", fontsize=6.5, color=_MUTED)
+        ax.set(xlim=(-0.5, shape[2] - 0.5), ylim=(shape[1] - 0.5, -0.5))
+        ax.set_box_aspect((tall + 0.16) * shape[1] / shape[2])
+        ax.set_xticks(range(shape[2]), grid.columns.labels, fontsize=9, color=_TEXT)
+        ax.set_xlabel(grid.columns.title, fontsize=9, color=_MUTED)
+    note = f"Below each tile: {title_of(metric)}, mean over seeds and half of its 95 % t-interval."
+    _save(figure, path, "", note)
+
+
+def _samples(grid: SettingGrid, runs: Path, *index: int) -> np.ndarray | None:
+    """Return the newest samples of the first finished run of a setting, uint8 (h, w, 3)."""
+    for name, status in zip(grid.names[index], grid.statuses[index], strict=True):
+        files = list((runs / name / "samples").glob("*.png")) if status == "finished" else []
+        if files:
+            return crop_samples(np.asarray(Image.open(max(files)).convert("RGB")))
+    return None
+
+
+def crop_samples(picture: np.ndarray, count: int = 4) -> np.ndarray:
+    """Return the upper left `count` rows and columns of a sample grid, uint8 (h, w, 3)."""
+    height = picture.shape[0] // GRID_ROWS
+    # A conditional grid may have fewer columns; samples are square where that divides the grid.
+    width = height if picture.shape[1] % height == 0 else picture.shape[1] // GRID_COLUMNS
+    return picture[: count * height, : count * width]
+
+
+def _panels(grid: SettingGrid, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """Return a figure with one axes of about this size in inches for each panel of the grid."""
+    count, labels = len(grid.titles), (*grid.rows.labels, grid.rows.title)
+    left = 0.5 + 0.075 * max(map(len, labels))
+    columns = max(1, min(count, int((_MAX_WIDTH - left) / (width + 0.15))))
+    rows = math.ceil(count / columns)
+    columns = math.ceil(count / rows)
+    size = (left + columns * (width + 0.15) + 0.6, rows * (height + 0.7) + 0.6)
+    figure = Figure((max(5.0, size[0]), size[1]), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for i, ax in enumerate(axes):
+        if i >= count:
+            ax.remove()
+            continue
+        ax.set_title(grid.titles[i], fontsize=10, color=_TEXT)
+        first = i % columns == 0
+        names = grid.rows.labels if first else [""] * len(grid.rows.labels)
+        ax.set_yticks(range(len(names)), names, fontsize=9, color=_TEXT)
+        ax.set_ylabel(grid.rows.title if first else "", fontsize=9, color=_MUTED)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    return figure, axes[:count]
+
+
+def _save(figure: Figure, path: Path, title: str, note: str) -> None:
+    """Write a figure with its title above and a note below."""
+    width = int(figure.get_figwidth() * 15)
+    if note:
+        figure.supxlabel(textwrap.fill(note, width), x=0.01, ha="left", fontsize=8, color=_MUTED)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, weight="bold", color=_TEXT)
     figure.savefig(path, dpi=DPI)
 
 
-def _strip_note(table: Table) -> str:
-    note = "a dot is a run; the upright bar is the mean, the line its 95 % t-interval"
-    if any(cell.fell.any() for cell in table.cells):
-        note += "; a cross is a run that diverged, counted as the worst value"
-    return note
-
-
-def _strip(axes: Any, panel: Panel, colors: Sequence[Any]) -> None:
-    for i in range(0, len(panel.cells), 2):
-        axes.axhspan(i - 0.5, i + 0.5, color="0.965", linewidth=0, zorder=0)
-    lanes = len(colors)
-    for (column, row), cell in _places(panel):
-        y, color = row + ((column + 0.5) / lanes - 0.5) * 0.84, colors[column]
-        values, fell = cell.values, cell.fell
-        if cell.mean is None:
-            continue
-        if len(values) > 1:
-            axes.plot([cell.mean.low, cell.mean.high], [y, y], color=color, linewidth=1.2, zorder=2)
-        axes.plot(cell.mean.value, y, "|", color=_INK, markersize=8, markeredgewidth=1.6, zorder=4)
-        dots = {"color": color, "linestyle": "", "zorder": 3}
-        axes.plot(values[~fell], np.full((~fell).sum(), y), marker="o", markersize=4.5, alpha=0.75,
-                  markeredgecolor="white", markeredgewidth=0.5, **dots)  # fmt: skip
-        axes.plot(values[fell], np.full(fell.sum(), y), marker="x", markersize=5, clip_on=False,
-                  **dots)  # fmt: skip
-
-
-def _span(table: Table) -> tuple[float, float]:
-    """From the least run to the largest, and 0: an interval of two runs must not set the scale."""
-    values = np.concatenate([cell.values for cell in table.cells] + [np.zeros(1)])
-    pad = 0.03 * (np.ptp(values) or 1.0)
-    return float(values.min() - pad), float(values.max() + pad)
-
-
-def _lane_colors(labels: Sequence[str]) -> list[Any]:
-    """A sequence for sizes, hues for kinds."""
-    from matplotlib import colormaps
-
-    if len(labels) <= len(_HUES) and not all(_is_number(label) for label in labels):
-        return list(_HUES[: len(labels)])
-    places = np.linspace(0, 0.88, len(labels)) if len(labels) > 1 else [0.25]
-    return [colormaps["viridis"](x) for x in places]
+def _column_colors(labels: Sequence[str]) -> list[Any]:
+    """Return a sequential palette for numbers, a categorical one for names."""
+    if len(labels) <= len(_COLORS) and not all(map(_is_number, labels)):
+        return list(_COLORS[: len(labels)])
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.88, len(labels))]
 
 
 def _is_number(label: str) -> bool:
@@ -258,169 +361,3 @@ def _is_number(label: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _legend_rows(table: Table, wide: float) -> int:
-    """Lines that the names of the columns take over panels of so many inches and their labels."""
-    labels = (table.columns.title, *table.columns.labels)
-    longest = max(_inches(label, 9) for label in labels)
-    return math.ceil(len(labels) * (longest + 0.4) / (wide + 1))
-
-
-def _lane_legend(figure: Any, table: Table, colors: Sequence[Any], rows: int) -> None:
-    """Along the upper edge; the title stands before the dots, as if it were one of them."""
-    from matplotlib.lines import Line2D
-
-    labels = (table.columns.title, *table.columns.labels)
-    dots = [Line2D([], [], color=c, marker="o", linestyle="", markersize=6) for c in colors]
-    dots = [Line2D([], [], linestyle=""), *dots]
-    figure.legend(dots, labels, loc="upper left", ncols=math.ceil(len(labels) / rows),
-                  frameon=False, fontsize=9, handletextpad=0.1, columnspacing=1.2,
-                  borderaxespad=0.3)  # fmt: skip
-
-
-def effects_chart(effects: Sequence[Effect], path: Path) -> None:
-    """Draw the share of the variance that each axis, each interaction and chance explain.
-
-    Args:
-        effects: in any order; the residual comes last.
-        path: the PNG to write.
-    """
-    ordered = sorted(effects, key=lambda e: (is_residual(e), -e.share.value))
-    height = 0.34 * len(ordered) + 0.9
-    left = 0.2 + max(_inches(effect_name(effect), 9) for effect in ordered)
-    width = left + 5.5
-    figure = _figure(width, height)
-    axes = figure.add_axes((left / width, 0.6 / height, 5.3 / width, 1 - 0.7 / height))
-    ends = [_ends(effect.share) for effect in ordered]
-    right = max([high for _, high in ends] + [0.1])
-    for y, (effect, (low, high)) in enumerate(zip(ordered, ends, strict=True)):
-        value, color = max(0.0, effect.share.value), "0.7"
-        if not is_residual(effect):
-            joint = len(effect.factors) > 1 or effect.factors == HIGHER
-            color = _HUES[4] if joint else _HUES[0]
-        axes.barh(y, value, 0.66, color=color)
-        axes.plot([low, high], [y, y], color=_INK, linewidth=1.2, marker="|", markersize=5)
-        axes.text(high + 0.015 * right, y, f"{value:.0%}", va="center", fontsize=9, color=_INK)
-    axes.set_yticks(range(len(ordered)), [effect_name(e) for e in ordered], fontsize=9)
-    axes.set(xlim=(0, 1.1 * right), ylim=(len(ordered) - 0.5, -0.5))
-    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])  # whole percents
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.set_xlabel("share of the variance between runs", fontsize=9, color=_INK)
-    axes.tick_params(axis="x", labelsize=8, colors=_PALE)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(path, dpi=DPI)
-
-
-def is_residual(effect: Effect) -> bool:
-    """Whether it is what no axis explains."""
-    return effect.factors in CHANCE
-
-
-def effect_name(effect: Effect) -> str:
-    """Its axes without their sections: "size x optimizer"."""
-    if is_residual(effect):
-        return "chance (the seed)"
-    titles = (
-        " ".join(p.rpartition(".")[2] for p in factor.split("+")) for factor in effect.factors
-    )
-    return " × ".join(titles)  # noqa: RUF001
-
-
-def _ends(share: Estimate) -> tuple[float, float]:
-    """Of the interval, without the part that no share could have."""
-    low, high = max(0.0, share.low), min(1.0, share.high)
-    return min(low, share.value), max(high, share.value)
-
-
-def _figure(width: float, height: float) -> Any:
-    # pyplot would open a window system and keep every figure alive; the object API does neither.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _panels(
-    table: Table,
-    size: tuple[float, float],
-    words: tuple[str, str],
-    below: float,
-    *,
-    above: float = 0.35,
-    right: float = 0.15,
-) -> tuple[Any, Frames]:
-    """A figure with axes for each panel, in as many columns as fit; the rows have their names.
-
-    All places are reckoned in inches: a solver takes seconds for as many axes, and gives up where
-    there is little room.
-
-    Args:
-        table: whose panels these are.
-        size: (width, height) of a panel without its labels.
-        words: above the panels, and below.
-        below: room for what stands under each panel.
-        above: room over the first row, and over each.
-        right: room beside the last column.
-    """
-    (wide, tall), gap = size, 0.2
-    labels = (*table.rows.labels, table.rows.title)
-    left = 0.2 + max(_inches(label, 9) for label in labels)
-    most = max(1, int((_WIDTH - left - right + gap) / (wide + gap)))
-    rows = math.ceil(len(table.panels) / most)
-    columns = math.ceil(len(table.panels) / rows)  # so that rows are about equally full
-    width = left + columns * (wide + gap) - gap + right
-    width = max(width, _inches(words[0], 10) + 0.3, 4.5)
-    note = textwrap.wrap(words[1], int(width / 0.063))
-    height = above + rows * (0.3 + tall + below) + 0.15 * len(note) + 0.12
-    figure = _figure(width, height)
-    figure.text(0.12 / width, 1 - 0.1 / height, words[0], fontsize=10, weight="bold", color=_INK,
-                va="top")  # fmt: skip
-    figure.text(0.12 / width, 0.1 / height, "\n".join(note), fontsize=8, color=_PALE)
-    frames = []
-    for i, panel in enumerate(table.panels):
-        row, column = divmod(i, columns)
-        x, top = left + column * (wide + gap), above + row * (0.3 + tall + below) + 0.3
-        axes = figure.add_axes((x / width, 1 - (top + tall) / height, wide / width, tall / height))
-        axes.spines[:].set_visible(False)
-        axes.set_title(panel.title, fontsize=10, color=_INK)
-        _label_rows(axes, table, column == 0)
-        frames.append((axes, panel))
-    return figure, frames
-
-
-def _inches(text: str, points: float) -> float:
-    """Width of a line of text."""
-    from matplotlib.textpath import TextPath
-
-    return float(TextPath((0, 0), text, size=points).get_extents().width) / 72 if text else 0.0
-
-
-def _places(panel: Panel) -> Iterator[tuple[tuple[int, int], Cell]]:
-    """Each cell with its (x, y)."""
-    for y, row in enumerate(panel.cells):
-        for x, cell in enumerate(row):
-            yield (x, y), cell
-
-
-def _label_rows(axes: Any, table: Table, first: bool) -> None:
-    """Names of the rows under that of their axis, at the left of the figure only."""
-    labels = table.rows.labels if first else []
-    axes.set_yticks(range(len(table.rows.levels)), labels or [""] * len(table.rows.levels),
-                    fontsize=9, color=_INK)  # fmt: skip
-    axes.tick_params(axis="y", length=0)
-    if first:
-        axes.annotate(table.rows.title, (0, 1), xycoords="axes fraction", xytext=(-4, 6),
-                      textcoords="offset points", ha="right", fontsize=9, color=_PALE)  # fmt: skip
-
-
-def _white_lines(axes: Any, shape: tuple[int, ...]) -> None:
-    """Between the cells."""
-    axes.set_xticks(np.arange(shape[1] + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(shape[0] + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)

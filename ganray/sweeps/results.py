@@ -1,22 +1,23 @@
-"""What the runs of a study came to, read from their folders."""
+"""Results of the runs of a sweep, written to and read from their folders."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.training import journal
 
-Status = Literal["waiting", "running", "finished", "diverged", "failed", "stopped"]
-"""stopped: by a scheduler, before its end: censored. failed: crashed again and again."""
+Status = Literal["finished", "diverged", "failed", "stopped", "running", "waiting"]
+"""stopped: ended early by a scheduler, so its metrics are censored. failed: crashed again after
+all retries."""
 _FILE = "result.json"
 
 RANKED = {
@@ -25,113 +26,116 @@ RANKED = {
     "vendi_share": "higher",
     "kl_corrected": "lower",
 }
-"""What settings are ranked by, and which way is better. Never precision, density or modes: a
-collapsed generator scores 1 on the first two, and modes are all there long before the variety."""
+"""Metrics that settings are ranked by, with the better direction. Precision, density and the number
+of modes are left out: a collapsed generator scores 1 on the first two, and all modes can be present
+long before their variety is."""
 SHOWN = ("modes_held", "modes", "sure_share", "precision", "half_life_kimg", "images_per_s")
-"""Told beside them."""
+"""Further metrics, collected but not ranked by."""
 _WORST = {"recall": 0.0, "coverage": 0.0, "vendi_share": 0.0, "modes_held": 0.0, "modes": 0.0}
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run's end."""
+    """How one run ended, with its last metrics."""
 
     status: Status
     values: Mapping[str, float]
-    """By the names of ``RANKED`` and ``SHOWN``, those that are known; all finite."""
+    """Finite values of the metrics in ``RANKED`` and ``SHOWN``; unknown ones are left out."""
     reason: str = ""
-    """What a run that failed or diverged said."""
+    """Error message of a run that failed or diverged."""
 
     @property
     def scored(self) -> bool:
-        """Whether it says how its setting fares: a diverged one does, a crashed one does not."""
+        """Whether the run counts for its setting: a diverged run does, a crashed one does not."""
         return self.status in ("finished", "diverged")
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study with what its runs came to so far."""
+    """A sweep plan with the results of its runs so far."""
 
     plan: SweepPlan
     by_trial: Mapping[str, RunResult]
-    """By the trial's name; those that were begun."""
+    """Results of the runs that ended, by trial name."""
 
     def get(self, trial: Trial) -> RunResult:
-        """Its outcome; waiting where it was not begun."""
+        """Return the result of a trial; its status is `waiting` if the run did not end yet."""
         return self.by_trial.get(trial.name, RunResult("waiting", {}))
 
     def array(self, metric: str) -> np.ndarray:
-        """One metric of all runs that count: float64 (axis 1, axis 2, ..., replicates).
+        """Return a metric of all scored runs, float64 (axis 1, axis 2, ..., seeds).
 
-        Replicates are in the order of their seeds. nan where there is no such run, or it has no
-        such value. A run that diverged has the worst value: it covers nothing.
+        Seeds ascend. An entry is nan where there is no scored run or the run lacks the metric. A
+        diverged run has the worst value of each metric.
         """
-        axes = self.plan.axes
-        places = [{label: i for i, label in enumerate(axis.labels)} for axis in axes]
-        seeds = {s: i for i, s in enumerate(sorted({t.rng_seed for t in self.plan.trials}))}
-        found = np.full([*(len(axis.levels) for axis in axes), len(seeds)], math.nan)
+        return self.table(
+            lambda _, result: result.values.get(metric, math.nan) if result.scored else math.nan,
+            math.nan,
+        )
+
+    def table(self, value: Callable[[Trial, RunResult], Any], empty: Any) -> np.ndarray:
+        """Return a value of each run, (axis 1, ..., seeds); `empty` where no run is planned."""
+        axes = [axis.labels for axis in self.plan.axes]
+        seeds = sorted({trial.rng_seed for trial in self.plan.trials})
+        values = np.full([*map(len, axes), len(seeds)], empty)
         for trial in self.plan.trials:
-            outcome = self.get(trial)
-            if not outcome.scored:
-                continue
-            where = [place[label] for place, label in zip(places, trial.levels, strict=True)]
-            found[(*where, seeds[trial.rng_seed])] = outcome.values.get(metric, math.nan)
-        return found
+            index = [labels.index(name) for labels, name in zip(axes, trial.levels, strict=True)]
+            values[(*index, seeds.index(trial.rng_seed))] = value(trial, self.get(trial))
+        return values
 
     def count(self, *statuses: Status) -> int:
-        """Runs of these statuses."""
+        """Return the number of runs with one of these statuses."""
         return sum(self.get(trial).status in statuses for trial in self.plan.trials)
 
 
-def record(folder: Path, status: Status, why: str = "", classes: int = 0) -> RunResult:
-    """Write into a run's folder how it ended, with the last values of its journal; returns both.
+def record(folder: Path, status: Status, reason: str = "", num_classes: int = 0) -> RunResult:
+    """Write the result of a run into its folder and return it.
 
     Args:
-        folder: of the run.
-        status: how it ended.
-        why: what it said.
-        classes: of the images, for the KL of a run that diverged.
+        folder: Folder of the run, whose journal holds the metrics.
+        status: How the run ended.
+        reason: Error message.
+        num_classes: Classes of the training images, for the KL of a run that diverged.
     """
-    outcome = RunResult(status, _values(folder, status, classes), why)
-    folder.mkdir(parents=True, exist_ok=True)  # the run may have died before it made it
+    result = RunResult(status, _last_metrics(folder, status, num_classes), reason)
+    folder.mkdir(parents=True, exist_ok=True)  # the run may have died before it made the folder
     part = folder / f"{_FILE}.part"
-    part.write_text(json.dumps({"status": status, "values": outcome.values, "why": why}))
+    part.write_text(json.dumps({"status": status, "values": result.values, "reason": reason}))
     os.replace(part, folder / _FILE)
-    return outcome
+    return result
 
 
 def read(folder: Path) -> RunResult | None:
-    """What `record` wrote, or None if the run has not ended."""
+    """Return what `record` wrote, or None if the run has not ended."""
     try:
-        values = json.loads((folder / _FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        return RunResult(**json.loads((folder / _FILE).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return RunResult(values["status"], values["values"], values["why"])
 
 
 def images_seen(folder: Path) -> int:
-    """How far a run's journal goes."""
+    """Return the number of training images up to the last event of a run's journal."""
     return max((event["images"] for event, _ in journal.read(folder)), default=0)
 
 
-def collect(study: SweepPlan, runs: Path) -> Results:
-    """The outcomes of all runs that have ended; `runs` is the folder that holds their folders."""
-    found = {trial.name: read(runs / trial.name) for trial in study.trials}
-    return Results(study, {name: outcome for name, outcome in found.items() if outcome})
+def collect(plan: SweepPlan, runs: Path) -> Results:
+    """Read the results of all runs that have ended; `runs` is the parent of the run folders."""
+    results = {trial.name: read(runs / trial.name) for trial in plan.trials}
+    return Results(plan, {name: result for name, result in results.items() if result})
 
 
-def _values(folder: Path, status: Status, classes: int) -> dict[str, float]:
-    """Of the last evaluation, and the median pace; a run that diverged covers nothing."""
+def _last_metrics(folder: Path, status: Status, num_classes: int) -> dict[str, float]:
+    """Return the last evaluation and the median speed; the worst values of a diverged run."""
     last: dict[str, float] = {}
-    paces: list[float] = []
+    speeds: list[float] = []
     for event, _ in journal.read(folder):
         if event["name"] == "collapse":
             last = event["values"]
         elif event["name"] == "metrics":
-            paces.append(event["values"]["data/images_per_s"])
-    named = {name: last.get(f"collapse/{name}") for name in (*RANKED, *SHOWN)}
+            speeds.append(event["values"]["data/images_per_s"])
+    values = {name: last.get(f"collapse/{name}") for name in (*RANKED, *SHOWN)}
     if status == "diverged":
-        # All in one mode, of classes that are about as frequent.
-        named |= _WORST | {"kl_corrected": math.log(classes) if classes else None}
-    named["images_per_s"] = float(np.median(paces)) if paces else None
-    return {k: v for k, v in named.items() if v is not None and math.isfinite(v)}
+        # The KL of all samples in one mode, if the classes are about equally frequent.
+        values |= _WORST | {"kl_corrected": math.log(num_classes) if num_classes else None}
+    values["images_per_s"] = float(np.median(speeds)) if speeds else None
+    return {k: v for k, v in values.items() if v is not None and math.isfinite(v)}

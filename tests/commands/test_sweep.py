@@ -1,4 +1,4 @@
-"""jobs/sweep.py as far as it goes without Ray: options, the plan, and what it refuses."""
+"""jobs/sweep.py without Ray: options, the plan, and rejected input."""
 
 import dataclasses
 import json
@@ -24,29 +24,29 @@ def job(home):
     return load_job("sweep")
 
 
-def test_the_default_study_changes_one_thing_from_latent_to_latent(job, capsys):
+def test_default_sweep(job, capsys):
     job.main([*DIGITS, "--name", "mine"])
-    said = capsys.readouterr().out
-    assert "36 cells x 5 seeds = 180 runs, grid, " in said
-    assert "uniform, uniform centred, uniform standardised, normal" in said
-    assert "optimizer" in said
-    assert "sgd, rmsprop, adam" in said
+    output = capsys.readouterr().out
+    assert "36 settings x 5 seeds = 180 runs, grid, " in output
+    assert "uniform, uniform centred, uniform standardised, normal" in output
+    assert "optimizer" in output
+    assert "sgd, rmsprop, adam" in output
 
 
-def test_options_may_go_together_with_the_default_preset_alone(job, capsys):
+def test_options_are_checked_together_with_the_default_preset(job, capsys):
     job.main([*DIGITS, "--data.size", "0"])  # which no DCGAN takes
     assert "8x8x1 raw" in capsys.readouterr().out
 
 
-def test_an_axis_is_checked_against_the_preset_it_departs_from(job, capsys):
+def test_axis_is_checked_against_the_preset(job, capsys):
     widths = ["--sweep.axis", "network.kind=metz", "--sweep.axis", "network.width_D=1,2"]
     job.main(["cpu32", *DIGITS, *widths, "--sweep.seeds", "1"])
-    assert "2 cells x 1 seeds" in capsys.readouterr().out
+    assert "2 settings x 1 seeds" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"network\.width_D=1 must be positive and divide by 4"):
         job.main(["cpu32", *DIGITS, *widths[2:]])
 
 
-def test_axes_add_up_and_any_preset_is_a_base(job, capsys):
+def test_axes_accumulate_and_any_preset_can_be_varied(job, capsys):
     job.main(
         [
             "first",
@@ -58,39 +58,39 @@ def test_axes_add_up_and_any_preset_is_a_base(job, capsys):
             "3",
         ]
     )
-    said = capsys.readouterr().out
-    assert "4 cells x 3 seeds = 12 runs" in said
-    assert "60 kimg" in said
+    output = capsys.readouterr().out
+    assert "4 settings x 3 seeds = 12 runs" in output
+    assert "60 kimg" in output
 
 
-def test_what_is_learned_is_an_axis_and_the_same_images_judge(job, capsys):
+def test_runs_on_different_training_images_share_their_reference_images(job, capsys):
     axes = ["--sweep.axis", "data.images=100,null", "--sweep.axis=data.size=8,16"]
     job.main([*DIGITS, "--data.size", "0", *axes, "--sweep.axis", "data.flip=false,true"])
-    said = capsys.readouterr().out
-    assert "8 cells x 5 seeds" in said
-    assert "100, all" in said
-    assert "compared with 1,500 images of scikit-learn's digits, 8x8" in said
-    assert re.search(r"judges +All runs are compared with the same images", said)
+    output = capsys.readouterr().out
+    assert "8 settings x 5 seeds" in output
+    assert "100, all" in output
+    assert "compared with 1,500 images of scikit-learn's digits, 8x8" in output
+    assert re.search(r"reference +All runs share their reference images", output)
 
 
-def test_images_that_show_something_else_are_planned_one_by_one(job, tmp_path, capsys):
+def test_data_sources_have_reference_images_of_their_own(job, tmp_path, capsys):
     write_shards(Squares(200), tmp_path / "set", processes=1)
     axis = f"data.source+data.root=digits+null,celeba+{tmp_path / 'set'}"
     small = ["--data.size", "0", "--network.kind", "mlp", "--data.download", "false", "--dry-run"]
     job.main([*small, "--sweep.axis", axis])
-    said = capsys.readouterr().out
-    assert "digits, celeba set" in said
-    assert "Runs of each level of source root are compared with its own images" in said
+    output = capsys.readouterr().out
+    assert "digits, celeba set" in output
+    assert "Each level of source root has reference images and a classifier of its own" in output
     with pytest.raises(ValueError, match="/nowhere: no such folder"):
         job.main([*small, "--sweep.axis", axis.replace(str(tmp_path / "set"), "/nowhere")])
 
 
-def test_a_search_says_what_its_figures_are_worth(job, capsys):
+def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
     job.main([*DIGITS, "--sweep.design", "tpe", "--sweep.axis", "rate=0.1..10"])
-    said = capsys.readouterr().out
-    assert "20 runs, tpe" in said
-    assert "0.1 .. 10" in said
-    assert "say nothing of effects" in said
+    output = capsys.readouterr().out
+    assert "20 runs, tpe" in output
+    assert "0.1 .. 10" in output
+    assert "the effects of the axes cannot be estimated" in output
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,14 @@ def test_a_search_says_what_its_figures_are_worth(job, capsys):
         (["--sweep.axis", "network.pack=1,3"], r"train\.batch_size=64"),
         (["--sweep.axis", "rate=1..2"], "the range of rate is for searches"),
         (["--sweep.axis", "rate=2..1", "--sweep.design", "tpe"], r"must be FIELD=LEAST\.\.MOST"),
-        (["--sweep.design", "pbt", "--sweep.axis", "latent.size=1,2"], "while a run goes on"),
+        (
+            ["--sweep.design", "pbt", "--sweep.axis", "latent.size=1,2"],
+            "cannot change during a run",
+        ),
         (["--sweep.design", "random", "--sweep.settings", "37"], r"must lie in 1 \.\. 36"),
         (
             ["--sweep.design", "tpe", "--sweep.axis", "network.width_G=16..64"],
-            r"tpe may draw what cannot be: network\.width_G=17 must be positive and divide by 4",
+            r"may draw an invalid setting: network\.width_G=17 must be positive and divide by 4",
         ),
         (
             ["--sweep.design", "pbt", "--sweep.axis", "optimizer.beta1=0.5..1.5"],
@@ -134,27 +137,27 @@ def test_a_search_says_what_its_figures_are_worth(job, capsys):
             ],
             r"network\.conditional=True needs images with class labels",
         ),
-        (["--evaluation.samples", "0"], "a study compares what is measured"),
-        (["--launcher", "torch"], "a study runs on Ray"),
-        (["--resume"], "holds no study to go on with"),
-        (["--resume", "--name", "gone"], "holds no study called 'gone'"),
+        (["--evaluation.samples", "0"], "a sweep compares metrics"),
+        (["--launcher", "torch"], "a sweep runs on Ray"),
+        (["--resume"], "holds no sweep to resume"),
+        (["--resume", "--name", "gone"], "holds no sweep named 'gone'"),
         (["--sweep.seeds", "0"], r"sweep\.seeds=0 must be positive"),
     ],
 )
-def test_bad_input_is_refused_on_the_driver_in_one_line(job, options, message):
+def test_bad_input_is_rejected_on_the_driver_in_one_line(job, options, message):
     with pytest.raises(ValueError, match=message) as error:
         job.main([*DIGITS, *options])
     assert "\n" not in str(error.value)
 
 
-def begun(home, *options):
-    """A study that was planned, and then left."""
+def start_sweep(home, *options):
+    """Save a sweep without starting its runs."""
     config, sweeps = cli.parse_sweep(
         ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
     )
     axes = [parse_axis(text, config, cli.value_of) for text in sweeps.axis]
-    config, axes = share_reference(sweep._for_trials(config, sweeps, axes), axes)
-    sweep._claim(sweep._planned(config, sweeps, axes), config, sweeps)
+    config, axes = share_reference(sweep.base_config(config, sweeps, axes), axes)
+    sweep.save_sweep(sweep.plan_sweep(config, sweeps, axes), config, sweeps)
     return config
 
 
@@ -164,11 +167,11 @@ def load_presets():
     return SWEEPS
 
 
-def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home, capsys):
-    begun(home, "--sweep.axis", "latent.size=1,2")
+def test_same_command_resumes_a_sweep_and_another_is_rejected(job, home, capsys):
+    start_sweep(home, "--sweep.axis", "latent.size=1,2")
     job.main([*DIGITS, "--name", "old", "--sweep.axis", "latent.size=1,2"])
-    assert "2 cells x 5 seeds" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"study 'old' exists with other axes or runs"):
+    assert "2 settings x 5 seeds" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"sweep 'old' exists with other axes or runs"):
         job.main([*DIGITS, "--name", "old", "--sweep.axis", "latent.size=1,3"])
     with pytest.raises(ValueError, match="exists with other settings"):
         job.main(
@@ -194,57 +197,57 @@ def test_the_same_command_goes_on_with_a_study_and_another_is_refused(job, home,
         (
             ["asha"],
             ["--sweep.design", "grid"],
-            r"sweep\.design=grid: study 'old' was begun with asha",
+            r"sweep\.design=grid: sweep 'old' was started with asha",
         ),
-        (["asha"], ["--sweep.metric", "recall"], r"sweep\.metric=recall: .* begun with coverage"),
-        (["tpe"], ["--sweep.settings", "9"], r"sweep\.settings=9: .* begun with None"),
-        (["tpe"], ["--sweep.concurrent", "9"], r"sweep\.concurrent=9: .* begun with None"),
+        (["asha"], ["--sweep.metric", "recall"], r"sweep\.metric=recall: .* started with coverage"),
+        (["tpe"], ["--sweep.settings", "9"], r"sweep\.settings=9: .* started with None"),
+        (["tpe"], ["--sweep.concurrent", "9"], r"sweep\.concurrent=9: .* started with None"),
     ],
 )
-def test_runs_that_would_not_compare_with_those_of_the_study_are_refused(
-    job, home, before, now, message
-):
+def test_runs_that_would_not_be_comparable_are_rejected(job, home, before, now, message):
     known = ["--sweep.axis", "latent.size=1,2"]
     known += [word for design in before for word in ("--sweep.design", design)]
-    begun(home, *known)
+    start_sweep(home, *known)
     with pytest.raises(ValueError, match=message) as error:
         job.main([*DIGITS, "--name", "old", *known, *now])
     assert "\n" not in str(error.value)
 
 
-def test_a_study_goes_on_with_the_images_that_it_began_with(job, home):
-    config = begun(home, "--sweep.axis", "latent.size=1,2")
+def test_sweep_cannot_resume_on_other_images(job, home):
+    config = start_sweep(home, "--sweep.axis", "latent.size=1,2")
     launch.record_dataset(sweep.sweep_folder(config), "other images", "0" * 16)
     options = [option for option in DIGITS if option != "--dry-run"]
     with pytest.raises(ValueError, match="was trained on other images, which differ from "):
         job.main([*options, "--name", "old", "--sweep.axis", "latent.size=1,2"])
 
 
-def test_a_study_goes_on_with_what_changes_no_figure(job, home, capsys):
-    begun(home, "--sweep.axis", "latent.size=1,2")
+def test_options_that_change_no_metric_may_differ_on_resume(job, home, capsys):
+    start_sweep(home, "--sweep.axis", "latent.size=1,2")
     again = ["--name", "old", "--sweep.axis", "latent.size=1,2", "--sweep.metric", "recall"]
     job.main([*DIGITS, *again, "--sweep.retries", "7", "--train.log_every", "9"])
-    assert "2 cells x 5 seeds" in capsys.readouterr().out
+    assert "2 settings x 5 seeds" in capsys.readouterr().out
 
 
-def test_resume_takes_the_newest_study_as_it_was_begun(job, home, capsys):
-    config = begun(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
+def test_resume_loads_the_newest_sweep(job, home, capsys):
+    config = start_sweep(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
     job.main(["--dry-run", "--resume"])
-    assert "2 cells x 2 seeds = 4 runs" in capsys.readouterr().out
+    assert "2 settings x 2 seeds = 4 runs" in capsys.readouterr().out
     folder = sweep.sweep_folder(config)
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
     assert len(design.load_plan(folder).trials) == 4
 
 
-def test_resume_keeps_the_runs_at_a_time_of_a_search_and_of_no_other(job, home, capsys):
-    begun(home, "--sweep.axis", "rate=0.1..10", "--sweep.design", "tpe", "--sweep.concurrent", "1")
+def test_resume_keeps_the_concurrency_of_adaptive_searches(job, home, capsys):
+    start_sweep(
+        home, "--sweep.axis", "rate=0.1..10", "--sweep.design", "tpe", "--sweep.concurrent", "1"
+    )
     job.main(["--dry-run", "--resume"])
     assert "20 runs, tpe, 1 at a time" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"sweep\.concurrent=2: study 'old' was begun with 1"):
+    with pytest.raises(ValueError, match=r"sweep\.concurrent=2: sweep 'old' was started with 1"):
         job.main(["--dry-run", "--resume", "--sweep.concurrent", "2"])
 
 
-def test_a_stand_in_is_only_for_images_that_no_axis_names(home, monkeypatch):
+def test_fallback_dataset_is_used_only_if_no_axis_names_the_source(home, monkeypatch):
     """Without a network: digits for MNIST, but not for a level that is called so."""
 
     def offline(data, home):
@@ -254,17 +257,17 @@ def test_a_stand_in_is_only_for_images_that_no_axis_names(home, monkeypatch):
     config, options = cli.parse_sweep([], load_presets(), "latents", "")
     for text, source in (("data.crop=0,24", "digits"), ("data.source=digits,mnist", "mnist")):
         axis = parse_axis(text, config, cli.value_of)
-        assert sweep._for_trials(config, options, [axis]).data.source == source
+        assert sweep.base_config(config, options, [axis]).data.source == source
 
 
-def test_a_url_that_was_kept_without_its_password_is_given_anew(home):
-    begun(home, "--sweep.axis", "latent.size=1,2")
+def test_url_with_a_password_can_be_given_again_on_resume(home):
+    start_sweep(home, "--sweep.axis", "latent.size=1,2")
     argv = ["--resume", "--dry-run", "--data.root", "http://me:hush@host/a"]
     config, options = cli.parse_sweep(argv, load_presets(), "latents", "")
-    config, _ = sweep._left_behind(config, options)
+    config, _ = sweep.load_resumed(config, options)
     assert config.data.root == "http://me:hush@host/a"
     assert config.data.source == "digits"
 
 
-def test_what_a_sweep_is_asked_is_written_as_plain_json():
+def test_options_survive_json():
     assert SweepConfig(**json.loads(json.dumps(asdict(SweepConfig(["a=1,2"]))))).axis == ["a=1,2"]

@@ -1,4 +1,4 @@
-"""A small study whose every value is known, for what is drawn of it."""
+"""A small sweep whose every value is known."""
 
 from pathlib import Path
 
@@ -18,30 +18,31 @@ def axis(name, *labels):
 KINDS = axis("latent.distribution", "normal", "uniform")
 SIZES = axis("latent.size", "1", "10", "100")
 OPTIMIZERS = axis("optimizer", "sgd", "adam")
-CLEAR = 0.1
-"""Coverage of the first level of the first axis; of the second it is twice that, of each seed
-0.02 more than of the one before."""
 
 
-def results(*axes, seeds=3, name="s", **ended):
-    """A study in which every run finished but for those named: by status, labels of trials."""
-    study = make_plan(name, axes, seeds)
-    status = {label: s for s, labels in ended.items() for label in labels}
-    found = {}
-    for trial in study.trials:
+def results(*axes, seeds=3, name="s", **labels):
+    """A sweep whose runs all finished, except trial labels named by status (`failed=[...]`).
+
+    Coverage is 0.1 at the first level of the first axis, 0.2 at the second, plus 0.02 per seed.
+    """
+    plan = make_plan(name, axes, seeds)
+    statuses = {label: status for status, names in labels.items() for label in names}
+    by_trial = {}
+    for trial in plan.trials:
         level = axes[0].labels.index(trial.levels[0]) + 1
-        coverage = CLEAR * level + 0.02 * trial.rng_seed
+        coverage = 0.1 * level + 0.02 * trial.rng_seed
         values = {"coverage": coverage, "recall": coverage / 2, "kl_corrected": 1 - coverage}
-        end = status.get(trial.label, "finished")
-        if end == "diverged":
+        status = statuses.get(trial.label, "finished")
+        if status == "diverged":
             values = dict.fromkeys(values, 0.0)
-        if end != "waiting":
-            found[trial.name] = RunResult(end, values if end in ("finished", "diverged") else {})
-    return Results(study, found)
+        scored = status in ("finished", "diverged")
+        if status != "waiting":
+            by_trial[trial.name] = RunResult(status, values if scored else {})
+    return Results(plan, by_trial)
 
 
-def grid(folder: Path, color, images_seen=1000, side=8):
-    """A sample grid all of one colour, as a run leaves it."""
+def write_samples(folder: Path, color, images_seen=1000, side=8):
+    """Write a sample grid of a single colour into a run folder."""
     images = np.empty((64, side, side, 3), np.uint8)
     images[:] = color
     (folder / "samples").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Rankings, paired differences and shares of variance, against textbooks and SciPy."""
+"""Ranking, paired differences and explained variance match textbooks and SciPy."""
 
 import itertools
 import math
@@ -16,22 +16,22 @@ from ganray.sweeps.results import Results, RunResult
 SECTIONS = "latent.size", "optimizer.name", "data.size"
 
 
-def results_of(ended="finished", **metrics):
-    """A study whose runs came to these: (axis 1, ..., seeds); nan is a run that was not begun."""
+def results_of(status="finished", **metrics):
+    """A sweep with these metrics (axis 1, ..., seeds); nan is a run that has not started."""
     shape = next(iter(metrics.values())).shape
     axes = [
         Axis(name, tuple(Level("abcdefgh"[k] + str(i), {name: k}) for k in range(size)))
         for i, (name, size) in enumerate(zip(SECTIONS, shape[:-1], strict=False))
     ]
-    study = make_plan("s", axes, shape[-1])
-    outcomes = {}
-    for trial in study.trials:
+    plan = make_plan("s", axes, shape[-1])
+    by_trial = {}
+    for trial in plan.trials:
         place = [a.labels.index(label) for a, label in zip(axes, trial.levels, strict=True)]
         at = (*place, trial.rng_seed)
         values = {m: float(v[at]) for m, v in metrics.items() if np.isfinite(v[at])}
         if values:
-            outcomes[trial.name] = RunResult(ended, values)
-    return Results(study, outcomes)
+            by_trial[trial.name] = RunResult(status, values)
+    return Results(plan, by_trial)
 
 
 def noise(*shape, seed=0):
@@ -42,7 +42,7 @@ def ends(estimate):
     return [estimate.value, estimate.low, estimate.high]
 
 
-def test_cells_are_ranked_by_the_mean_of_their_ranks_and_a_low_kl_is_good():
+def test_settings_are_ranked_by_mean_rank_and_a_low_kl_is_good():
     recall = np.array([[0.2], [0.4], [0.4]])
     kl = np.array([[0.1], [0.2], [0.3]])
     rows = ranking(results_of(recall=recall, kl_corrected=kl))
@@ -56,7 +56,7 @@ def test_cells_are_ranked_by_the_mean_of_their_ranks_and_a_low_kl_is_good():
     assert (rows[0].n, rows[0].diverged) == (1, 0)
 
 
-def test_means_are_over_seeds_and_lie_where_the_metric_can():
+def test_means_are_over_seeds_and_intervals_are_clipped_to_the_range_of_the_metric():
     rows = ranking(results_of(coverage=np.array([[0.0, 0.1, 0.2]]), vendi_share=noise(1, 3) * 9))
     plain = replicate_interval([0.0, 0.1, 0.2])
     assert plain.low < 0
@@ -66,86 +66,86 @@ def test_means_are_over_seeds_and_lie_where_the_metric_can():
     assert one.means["coverage"] == Estimate(0.5, 0.0, 1.0, 1)
 
 
-def test_a_half_life_is_that_of_the_runs_that_collapsed():
+def test_half_life_is_averaged_over_collapsed_runs_only():
     lives = np.array([[40.0, math.nan, 60.0, math.nan]])
     row = ranking(results_of(half_life_kimg=lives, recall=np.full((1, 4), 0.5)))[0]
     assert (row.means["half_life_kimg"].value, row.means["half_life_kimg"].n) == (50, 2)
     assert row.n == 4
 
 
-def test_runs_that_diverged_count_and_those_that_failed_do_not():
-    found = results_of(recall=np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]))
-    outcomes = dict(found.by_trial)
-    outcomes["s.a0-s0"] = RunResult("diverged", {"recall": 0.0})
-    outcomes |= {f"s.b0-s{i}": RunResult("failed", {"recall": 0.9}) for i in range(2)}
-    first, second = ranking(Results(found.plan, outcomes))
+def test_diverged_runs_count_and_failed_runs_do_not():
+    results = results_of(recall=np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]]))
+    by_trial = dict(results.by_trial)
+    by_trial["s.a0-s0"] = RunResult("diverged", {"recall": 0.0})
+    by_trial |= {f"s.b0-s{i}": RunResult("failed", {"recall": 0.9}) for i in range(2)}
+    first, second = ranking(Results(results.plan, by_trial))
     assert (first.levels, first.n, first.failed, first.diverged) == (("b0",), 1, 2, 0)
     assert (second.levels, second.n, second.failed, second.diverged) == (("a0",), 3, 0, 1)
 
 
-def test_a_cell_is_told_from_the_best_within_seeds():
-    luck = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    behind = luck - 0.05 - 0.001 * np.arange(5)
-    rows = ranking(results_of(coverage=np.array([luck, behind])))
-    assert [row.best_tied for row in rows] == [True, False]
-    shuffled = np.array([luck, behind[[4, 2, 0, 1, 3]]])
-    assert [row.best_tied for row in ranking(results_of(coverage=shuffled))] == [True, True]
+def test_settings_are_compared_with_the_best_within_seeds():
+    shared = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    behind = shared - 0.05 - 0.001 * np.arange(5)
+    rows = ranking(results_of(coverage=np.array([shared, behind])))
+    assert [row.ties_best for row in rows] == [True, False]
+    shuffled = np.array([shared, behind[[4, 2, 0, 1, 3]]])
+    assert [row.ties_best for row in ranking(results_of(coverage=shuffled))] == [True, True]
 
 
-def test_two_seeds_tell_nothing_apart_and_neither_do_seeds_that_are_not_shared_if_they_vary():
-    assert all(r.best_tied for r in ranking(results_of(coverage=np.array([[1.0, 1], [0, 0]]))))
+def test_two_seeds_and_varying_unshared_seeds_show_no_difference():
+    assert all(r.ties_best for r in ranking(results_of(coverage=np.array([[1.0, 1], [0, 0]]))))
     apart = np.full((2, 6), math.nan)
     apart[0, :3], apart[1, 3:] = [0.8, 0.81, 0.82], [0.2, 0.21, 0.22]
-    assert [r.best_tied for r in ranking(results_of(coverage=apart))] == [True, False]
+    assert [r.ties_best for r in ranking(results_of(coverage=apart))] == [True, False]
     apart[1, 3:] = [0.0, 0.4, 0.8]
-    assert [r.best_tied for r in ranking(results_of(coverage=apart))] == [True, True]
+    assert [r.ties_best for r in ranking(results_of(coverage=apart))] == [True, True]
 
 
-def test_a_cell_that_is_better_in_one_metric_and_worse_in_none_is_not_told_from_the_best():
+def test_setting_that_is_better_in_one_metric_and_worse_in_none_ties_with_the_best():
     # First by two ranks of three; the other is far ahead in the third.
     near = np.array([[0.5, 0.51, 0.52], [0.49, 0.52, 0.5]])
     kl = np.array([[2.0, 2.1, 2.2], [0.1, 0.2, 0.3]])
     rows = ranking(results_of(recall=near, coverage=near, kl_corrected=kl))
     assert rows[0].levels == ("a0",)
-    assert rows[1].best_tied
+    assert rows[1].ties_best
 
 
-def test_a_cell_without_figures_is_last_and_not_called_as_good():
+def test_setting_without_ranked_metrics_is_last_and_does_not_tie():
     coverage = np.array([[np.nan] * 3, [0.4, 0.5, 0.6]])
-    pace = np.full((2, 3), 9.0)  # which cells are not ranked by
+    pace = np.full((2, 3), 9.0)  # not ranked by
     rows = ranking(results_of(coverage=coverage, images_per_s=pace))
-    assert [(row.levels, row.best_tied) for row in rows] == [(("b0",), True), (("a0",), False)]
+    assert [(row.levels, row.ties_best) for row in rows] == [(("b0",), True), (("a0",), False)]
 
 
-def test_a_difference_is_a_paired_t_interval_over_seeds():
+def test_difference_has_a_paired_t_interval_over_seeds():
     values = noise(3, 6)
-    found = compare(results_of(coverage=values), "coverage", 0)
-    assert [(d.a, d.b) for d in found] == [("a0", "b0"), ("a0", "c0"), ("b0", "c0")]
-    for d, (i, j) in zip(found, itertools.combinations(range(3), 2), strict=True):
+    results = compare(results_of(coverage=values), "coverage", 0)
+    assert [(d.a, d.b) for d in results] == [("a0", "b0"), ("a0", "c0"), ("b0", "c0")]
+    for d, (i, j) in zip(results, itertools.combinations(range(3), 2), strict=True):
         assert d.level == pytest.approx(1 - 0.05 / 3)
         oracle = stats.ttest_rel(values[i], values[j]).confidence_interval(d.level)
         mean = (values[i] - values[j]).mean()
         np.testing.assert_allclose(ends(d.value), [mean, oracle.low, oracle.high])
-        np.testing.assert_allclose(ends(d.turned().value), [-mean, -oracle.high, -oracle.low])
-    assert found[0].supported == (found[0].value.low > 0 or found[0].value.high < 0)
+        np.testing.assert_allclose(ends(d.swapped().value), [-mean, -oracle.high, -oracle.low])
+    assert results[0].significant == (results[0].value.low > 0 or results[0].value.high < 0)
 
 
-def test_levels_of_other_axes_are_no_replicates():
+def test_levels_of_other_axes_are_not_replicates():
     gaps = noise(5)
-    values = np.stack([np.tile(gaps, (8, 1)), np.zeros((8, 5))])  # 8 cells, all of the same luck
+    values = np.stack([np.tile(gaps, (8, 1)), np.zeros((8, 5))])  # 8 settings with the same noise
     (difference,) = compare(results_of(recall=values), "recall", 0)
     assert difference.value == replicate_interval(list(gaps))
 
 
-def test_only_what_both_levels_have_is_compared():
+def test_only_runs_that_both_levels_have_are_compared():
     values = np.full((2, 2, 4), math.nan)
     values[0, 0] = [1, 2, 3, 4]
-    values[1, 0] = [0, 0, 0, math.nan]  # the study was interrupted
-    values[0, 1] = 100  # and this cell has no counterpart
-    found = results_of(recall=values)
-    (difference,) = compare(found, "recall", 0)
+    values[1, 0] = [0, 0, 0, math.nan]  # the sweep was interrupted
+    values[0, 1] = 100  # this setting has no counterpart
+    results = results_of(recall=values)
+    (difference,) = compare(results, "recall", 0)
     assert difference.value == replicate_interval([1.0, 2.0, 3.0])
-    assert not difference.supported
+    assert not difference.significant
     only = np.full((2, 2, 3), math.nan)
     only[0, 0] = only[1, 1] = 1.0
     assert compare(results_of(recall=only), "recall", 0) == []
@@ -153,17 +153,17 @@ def test_only_what_both_levels_have_is_compared():
 
 def test_levels_can_be_compared_at_each_level_of_another_axis():
     values = noise(2, 3, 4)
-    found = compare(results_of(recall=values), "recall", 0, within=1)
-    assert [d.at for d in found] == ["a1", "b1", "c1"]
-    for i, d in enumerate(found):
+    results = compare(results_of(recall=values), "recall", 0, within=1)
+    assert [d.at for d in results] == ["a1", "b1", "c1"]
+    for i, d in enumerate(results):
         gap = replicate_interval(list(values[0, i] - values[1, i]), level=1 - 0.05 / 3)
         np.testing.assert_allclose(ends(d.value), ends(gap))
 
 
-def test_rounding_supports_no_difference():
+def test_rounding_errors_are_not_significant():
     values = np.stack([[[0.1] * 4, [0.2] * 4, [0.3] * 4], [[0.3] * 4, [0.1] * 4, [0.2] * 4]])
     (difference,) = compare(results_of(recall=values), "recall", 0)
-    assert not difference.supported
+    assert not difference.significant
 
 
 # Crampton 1947, as R's ToothGrowth: growth by supplement and dose, 10 animals each.
@@ -174,7 +174,7 @@ TEETH = """
 """
 
 
-def test_two_ways_as_in_the_textbook():
+def test_two_way_anova_matches_r():
     effects = anova(results_of(recall=np.array(TEETH.split(), float).reshape(2, 3, 10)), "recall")
     supplement, dose = SECTIONS[:2]
     assert [e.factors for e in effects] == [(supplement,), (dose,), (supplement, dose), RESIDUAL]
@@ -183,7 +183,7 @@ def test_two_ways_as_in_the_textbook():
     assert sum(e.share.value for e in effects) == pytest.approx(1)
 
 
-def test_one_way_as_f_oneway():
+def test_one_way_anova_matches_scipy():
     values = noise(3, 5)
     axis, residual = anova(results_of(recall=values), "recall")
     between = stats.f_oneway(*values).statistic * 2
@@ -191,7 +191,7 @@ def test_one_way_as_f_oneway():
     assert residual.eta2 == pytest.approx(12 / (between + 12))
 
 
-def test_type_ii_is_by_nested_least_squares():
+def test_type_ii_squares_match_nested_least_squares():
     values = noise(2, 3, 2, 4)
     values[0, 1, 0] = math.nan
     values[1, 2, 1, 2:] = math.nan
@@ -208,7 +208,7 @@ def test_type_ii_is_by_nested_least_squares():
         return ((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum()
 
     cells = [cell[np.isfinite(cell)] for cell in values.reshape(-1, 4)]
-    luck = sum(((cell - cell.mean()) ** 2).sum() for cell in cells if cell.size)
+    shared = sum(((cell - cell.mean()) ** 2).sum() for cell in cells if cell.size)
     squares = [
         left(b, c, bc) - left(a, b, c, bc),
         left(a, c, ac) - left(a, b, c, ac),
@@ -216,15 +216,15 @@ def test_type_ii_is_by_nested_least_squares():
         left(a, b, c, ac, bc) - left(a, b, c, ab, ac, bc),
         left(a, b, c, ab, bc) - left(a, b, c, ab, ac, bc),
         left(a, b, c, ab, ac) - left(a, b, c, ab, ac, bc),
-        left(a, b, c, ab, ac, bc) - luck,
-        luck,
+        left(a, b, c, ab, ac, bc) - shared,
+        shared,
     ]
     effects = anova(results_of(recall=values), "recall")
     np.testing.assert_allclose([e.eta2 for e in effects], np.array(squares) / left(), atol=1e-12)
     assert effects[-2].factors == HIGHER
 
 
-def test_the_jackknife_of_a_mean_is_its_t_interval_and_weighs_seeds_by_their_runs():
+def test_jackknife_of_a_mean_is_its_t_interval_and_weighs_seeds_by_their_runs():
     groups = np.array([0.2, 0.4, 0.5, 0.9])
     rest = (groups.sum() - groups) / 3
     (same,) = _jackknife(groups.mean(keepdims=True), rest[:, None], np.full(4, 6))
@@ -236,7 +236,7 @@ def test_the_jackknife_of_a_mean_is_its_t_interval_and_weighs_seeds_by_their_run
     assert uneven.value == pytest.approx(total / 19)
 
 
-def test_intervals_of_shares_hold_the_truth_of_cells_that_collapsed():
+def test_intervals_of_shares_cover_the_truth_for_collapsed_settings():
     means = np.array([[0.1, 0.3, 0.2], [0.2, 0.4, 0.3], [0.0, 0.5, 0.4], [0.0, 0.6, 0.5]])
     spread = np.array([[0.08, 0.2, 0.08], [0.08] * 3, [0, 0.08, 0.08], [0, 0.08, 0.08]])
     a, b = (means.mean(i, keepdims=True) - means.mean() for i in (1, 0))
@@ -252,11 +252,11 @@ def test_intervals_of_shares_hold_the_truth_of_cells_that_collapsed():
     assert held.mean() >= 0.88
 
 
-def test_noise_is_no_effect():
-    found = [anova(results_of(recall=noise(3, 3, 5, seed=i)), "recall") for i in range(25)]
-    assert np.mean([e.share.low > 0 for effects in found for e in effects[:3]]) < 0.05
-    assert np.mean([e.eta2 for effects in found for e in effects[2:3]]) > 0.05  # which is biased
-    assert np.mean([e.share.value for effects in found for e in effects[2:3]]) < 0.04
+def test_noise_has_no_effect():
+    results = [anova(results_of(recall=noise(3, 3, 5, seed=i)), "recall") for i in range(25)]
+    assert np.mean([e.share.low > 0 for effects in results for e in effects[:3]]) < 0.05
+    assert np.mean([e.eta2 for effects in results for e in effects[2:3]]) > 0.05  # which is biased
+    assert np.mean([e.share.value for effects in results for e in effects[2:3]]) < 0.04
 
 
 @pytest.mark.parametrize(
@@ -269,12 +269,12 @@ def test_noise_is_no_effect():
         (noise(1, 4), [RESIDUAL]),
     ],
 )
-def test_what_has_no_variance_or_no_levels_has_no_effect(values, factors):
-    found = results_of(recall=values)
-    assert [e.factors for e in anova(found, "recall")] == factors
-    assert len(ranking(found)) == np.isfinite(values).any(-1).sum()
+def test_no_variance_or_no_levels_have_no_effect(values, factors):
+    results = results_of(recall=values)
+    assert [e.factors for e in anova(results, "recall")] == factors
+    assert len(ranking(results)) == np.isfinite(values).any(-1).sum()
 
 
-def test_fewer_than_three_seeds_leave_every_share_open():
+def test_shares_of_fewer_than_three_seeds_have_the_interval_0_to_1():
     effects = anova(results_of(recall=noise(2, 2, 2)), "recall")
     assert {(e.share.low, e.share.high, e.share.n) for e in effects} == {(0.0, 1.0, 2)}

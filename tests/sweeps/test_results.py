@@ -1,4 +1,4 @@
-"""What is read back of runs: their last evaluation, and how they ended."""
+"""Results of runs are recorded with their last evaluation and read back."""
 
 import math
 
@@ -15,7 +15,7 @@ SIZES = Axis("latent.size", tuple(Level(str(n), {"latent.size": n}) for n in (1,
 KINDS = Axis("optimizer.name", tuple(Level(n, {"optimizer.name": n}) for n in ("sgd", "adam")))
 
 
-def journalled(folder, *recalls):
+def write_journal(folder, *recalls):
     log = Journal(folder)
     for i, recall in enumerate(recalls):
         log.metrics(10 * i, {"data/images_per_s": 100.0 * (i + 1), "D/loss": 0.5})
@@ -23,39 +23,41 @@ def journalled(folder, *recalls):
     log.close()
 
 
-def test_the_last_evaluation_and_the_median_pace_are_what_a_run_came_to(tmp_path):
-    journalled(tmp_path, 0.1, 0.3, 0.2)
-    found = record(tmp_path, "finished")
-    assert found.values == {"recall": 0.2, "kl_corrected": 0.4, "images_per_s": 200.0}
-    assert results.read(tmp_path) == found
+def test_result_has_the_last_evaluation_and_the_median_speed(tmp_path):
+    write_journal(tmp_path, 0.1, 0.3, 0.2)
+    result = record(tmp_path, "finished")
+    assert result.values == {"recall": 0.2, "kl_corrected": 0.4, "images_per_s": 200.0}
+    assert results.read(tmp_path) == result
 
 
-def test_a_run_that_diverged_covers_nothing_whatever_it_had_reached(tmp_path):
-    journalled(tmp_path, 0.5)
-    found = record(tmp_path, "diverged", "D/loss is nan", classes=10)
-    assert found.values["recall"] == found.values["coverage"] == 0
-    assert found.values["kl_corrected"] == pytest.approx(math.log(10))
-    assert found.scored
+def test_diverged_run_has_the_worst_metrics(tmp_path):
+    write_journal(tmp_path, 0.5)
+    result = record(tmp_path, "diverged", "D/loss is nan", num_classes=10)
+    assert result.values["recall"] == result.values["coverage"] == 0
+    assert result.values["kl_corrected"] == pytest.approx(math.log(10))
+    assert result.scored
     assert not RunResult("failed", {}).scored
 
 
-def test_a_run_whose_process_died_before_it_had_a_folder_is_marked_as_failed(tmp_path):
-    found = record(tmp_path / "runs" / "s.1-s0", "failed", "the actor died")
+def test_run_that_died_before_it_made_its_folder_is_recorded_as_failed(tmp_path):
+    result = record(tmp_path / "runs" / "s.1-s0", "failed", "the actor died")
     assert (
-        results.read(tmp_path / "runs" / "s.1-s0") == found == RunResult("failed", {}, found.reason)
+        results.read(tmp_path / "runs" / "s.1-s0")
+        == result
+        == RunResult("failed", {}, result.reason)
     )
 
 
-def test_results_are_an_array_of_axes_and_replicates(tmp_path):
-    study = make_plan("s", [SIZES, KINDS], 3, first_seed=7)
-    for i, trial in enumerate(study.trials[:9]):
-        journalled(tmp_path / trial.name, i / 10)
+def test_results_as_an_array_of_axes_and_seeds(tmp_path):
+    plan = make_plan("s", [SIZES, KINDS], 3, first_seed=7)
+    for i, trial in enumerate(plan.trials[:9]):
+        write_journal(tmp_path / trial.name, i / 10)
         record(tmp_path / trial.name, "failed" if i == 0 else "finished")
-    (tmp_path / study.trials[9].name).mkdir()
-    found = collect(study, tmp_path)
-    recalls = found.array("recall")
+    (tmp_path / plan.trials[9].name).mkdir()
+    result = collect(plan, tmp_path)
+    recalls = result.array("recall")
     assert recalls.shape == (2, 2, 3)
-    for i, trial in enumerate(study.trials):
+    for i, trial in enumerate(plan.trials):
         value = recalls[
             SIZES.labels.index(trial.levels[0]),
             KINDS.labels.index(trial.levels[1]),
@@ -63,13 +65,13 @@ def test_results_are_an_array_of_axes_and_replicates(tmp_path):
         ]
         expected = i / 10 if 0 < i < 9 else math.nan  # failed, or not yet run
         np.testing.assert_equal(value, expected)
-    assert found.count("finished") == 8
-    assert found.count("waiting") == 3
-    assert found.get(study.trials[11]).status == "waiting"
+    assert result.count("finished") == 8
+    assert result.count("waiting") == 3
+    assert result.get(plan.trials[11]).status == "waiting"
 
 
-def test_what_was_not_measured_is_not_a_number():
-    study = make_plan("s", [SIZES], 1)
-    found = Results(study, {study.trials[0].name: RunResult("finished", {"recall": 1.0})})
-    assert np.isnan(found.array("half_life_kimg")).all()
-    assert np.isnan(found.array("recall")).sum() == 1
+def test_unknown_metrics_are_nan():
+    plan = make_plan("s", [SIZES], 1)
+    result = Results(plan, {plan.trials[0].name: RunResult("finished", {"recall": 1.0})})
+    assert np.isnan(result.array("half_life_kimg")).all()
+    assert np.isnan(result.array("recall")).sum() == 1
