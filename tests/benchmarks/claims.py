@@ -1,9 +1,9 @@
-"""The source text's claims about MNIST, each preset several times: one table and one picture.
+"""The source text's claims about MNIST: a table and a picture of each preset with several seeds.
 
     python -m tests.benchmarks.claims --root ~/mnist --seeds 5 --processes 2
 
-Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. What is finished is
-not run again. Digits are told apart by ganray's reference classifier, trained on first use.
+Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. Finished runs are
+not repeated. The reference classifier, trained on first use, recognises the digits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.benchmarks import runs
 
 SAMPLES = 10_000
 SHARE = 0.01
-"""A digit counts as generated from this share of all samples on, a tenth of its share in MNIST."""
+"""Minimum share of the samples for a digit to count as generated, a tenth of its share in MNIST."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Variant:
     name: str
     preset: str
     options: tuple[str, ...] = ()
-    at_most: int = 99
-    """Seeds: those of batch 1 take the time of a hundred others."""
+    max_seeds: int = 99
+    """Maximum number of seeds: a run of batch 1 takes as long as a hundred others."""
 
-    def seeds(self, wanted: int) -> range:
-        """The seeds that it is run with."""
-        return range(min(wanted, self.at_most))
+    def seeds(self, count: int) -> range:
+        """Return at most `count` seeds."""
+        return range(min(count, self.max_seeds))
 
 
 VARIANTS = (
@@ -55,33 +55,34 @@ VARIANTS = (
     Variant("long", "long"),
     Variant("conditional", "conditional"),
     Variant("first, batch 1", "first", ("--train.batch_size", "1", "--optimizer.lr_G", "0.01",
-            "--optimizer.lr_D", "0.02"), at_most=2),
+            "--optimizer.lr_D", "0.02"), max_seeds=2),
     Variant("normal-100, batch 1", "normal-100", ("--train.batch_size", "1",
-            "--optimizer.lr_G", "1e-4", "--optimizer.lr_D", "2e-4"), at_most=1),
+            "--optimizer.lr_G", "1e-4", "--optimizer.lr_D", "2e-4"), max_seeds=1),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run came to."""
+    """Scores of one run."""
 
     digits: int
-    """Of ten, with at least SHARE of the samples each."""
+    """Digits, of ten, with at least SHARE of the samples."""
     counts: list[int]
-    """Samples of each digit."""
+    """Samples per digit."""
     kl: float
-    """From the digits of its samples to uniform, nats."""
-    sure: float
-    """Share of samples that the classifier gives one digit more than 0.9."""
+    """KL of the digits to uniform in nats."""
+    confident: float
+    """Share of samples with a digit of probability above 0.9."""
     D_loss: float
+    """Mean discriminator loss over the last tenth of the run."""
     G_loss: float
-    """Means over the last tenth of the run."""
+    """Mean generator loss over the last tenth of the run."""
     seconds: float
-    """Spent in training steps."""
+    """Time spent in training steps."""
 
 
 def main() -> None:
-    """Run what is missing, then print the table and draw the picture."""
+    """Run missing presets, print the table and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder that holds MNIST/raw")
     parser.add_argument("--home", type=Path, default=Path("~/.ganray-claims").expanduser())
@@ -92,7 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     variants = [v for v in VARIANTS if not options.only or v.name in options.only]
     jobs = [(variant, seed) for variant in variants for seed in variant.seeds(options.seeds)]
-    jobs.sort(key=lambda job: job[1])  # stopped early, it has run all variants alike
+    jobs.sort(key=lambda job: job[1])  # if stopped early, all variants have as many runs
     with (
         Progress(len(jobs), "training", "runs") as progress,
         ThreadPoolExecutor(options.processes) as pool,
@@ -100,57 +101,57 @@ def main() -> None:
         for _ in pool.map(lambda job: train(*job, options.root, options.home), jobs):
             progress.add(1)
     classifier = runs.reference(options.root, options.home)
-    outcomes = {
+    results = {
         variant.name: [
-            outcome(run_folder(variant, seed, options.home), classifier)
+            evaluate(run_folder(variant, seed, options.home), classifier)
             for seed in variant.seeds(options.seeds)
         ]
         for variant in variants
     }
-    print(table(variants, outcomes, options.home))
+    print(table(variants, results, options.home))
     rows = [picture_row(variant, options.home) for variant in variants]
     Image.fromarray(labelled_rows([rows])).save(options.picture)
 
 
 def run_folder(variant: Variant, seed: int, home: Path) -> Path:
-    """Where a run leaves its things."""
+    """Return the folder of a run."""
     name = variant.name.replace(", ", "-").replace(" ", "-")
     return home / "runs" / f"{name}-seed{seed}"
 
 
 def train(variant: Variant, seed: int, root: Path, home: Path) -> None:
-    """Run one preset with one seed, if it has not been."""
+    """Run one preset with one seed, unless it is finished."""
     folder = run_folder(variant, seed, home)
     if (folder / "samples.png").exists():
         return
     runs.train(folder, variant.preset, seed, root, variant.options)
 
 
-def outcome(folder: Path, classifier: classifier.Classifier) -> RunResult:
-    """Sample a finished run's generator and count its digits."""
+def evaluate(folder: Path, classifier: classifier.Classifier) -> RunResult:
+    """Sample the generator of a finished run and count its digits."""
     cached = folder / "outcome.json"
     if cached.exists():
         return RunResult(**json.loads(cached.read_text()))
     probs = classifier.predict(samples(folder, SAMPLES)).softmax(1).numpy()
     counts = modes.count(probs.argmax(1), 10)
-    ends = {name: journal.history(folder, name)[1] for name in ("D/loss", "G/loss")}
+    losses = {name: journal.history(folder, name)[1] for name in ("D/loss", "G/loss")}
     seen, rates = journal.history(folder, "data/images_per_s")
     tenth = max(1, len(rates) // 10)
-    found = RunResult(
+    result = RunResult(
         digits=modes.count_captured(counts, share=SHARE),
         counts=counts.tolist(),
         kl=modes.kl(counts),
-        sure=float((probs.max(1) > 0.9).mean()),
-        D_loss=float(ends["D/loss"][-tenth:].mean()),
-        G_loss=float(ends["G/loss"][-tenth:].mean()),
+        confident=float((probs.max(1) > 0.9).mean()),
+        D_loss=float(losses["D/loss"][-tenth:].mean()),
+        G_loss=float(losses["G/loss"][-tenth:].mean()),
         seconds=float((np.diff(seen, prepend=0) / rates).sum()),
     )
-    cached.write_text(json.dumps(vars(found)))
-    return found
+    cached.write_text(json.dumps(vars(result)))
+    return result
 
 
 def samples(folder: Path, count: int) -> np.ndarray:
-    """Images of a run's G_ema at fixed latents: uint8 (count, 28, 28, 1); labels in turn."""
+    """Return samples of a run's G_ema at fixed latents, uint8 (count, 28, 28, 1); labels cycle."""
     checkpoint = max(folder.glob("checkpoint_*"))
     config, G = read_config(checkpoint), generator_from_checkpoint(checkpoint)
     z = latents.sample(config.latent, count, rng_seed=0, stream="claims", step=0, device=runs.CPU)
@@ -160,36 +161,39 @@ def samples(folder: Path, count: int) -> np.ndarray:
     return to_uint8(G(z), config.pixel_min()).numpy()
 
 
-def table(variants: list[Variant], outcomes: dict[str, list[RunResult]], home: Path) -> str:
-    """Markdown; means over seeds, with 95 % t-intervals of the KL; seconds of the fastest run."""
+def table(variants: list[Variant], results: dict[str, list[RunResult]], home: Path) -> str:
+    """Return a Markdown table of means over seeds, with 95 % t-intervals of the KL.
+
+    Seconds are those of the fastest run.
+    """
     lines = [
         "| preset | latent | loss, optimizer, batch | digits of 10, each seed | KL to uniform"
-        " | sure of the digit | D loss | G loss | seconds |",
+        " | confident | D loss | G loss | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for variant in variants:
-        found = outcomes[variant.name]
+        rows = results[variant.name]
         config = read_config(run_folder(variant, 0, home))
         lines.append(
             f"| `{variant.name}` | {latent(config.latent)}"
             f" | {config.loss.name}, {config.optimizer.name} {config.optimizer.lr_G:g},"
-            f" {config.train.batch_size} | {', '.join(str(o.digits) for o in found)}"
-            f" | {runs.mean([o.kl for o in found], 2)}"
-            f" | {100 * np.mean([o.sure for o in found]):.0f} %"
-            f" | {np.mean([o.D_loss for o in found]):.2f}"
-            f" | {np.mean([o.G_loss for o in found]):.2f}"
-            f" | {min(o.seconds for o in found):.0f} |"
+            f" {config.train.batch_size} | {', '.join(str(o.digits) for o in rows)}"
+            f" | {runs.mean([o.kl for o in rows], 2)}"
+            f" | {100 * np.mean([o.confident for o in rows]):.0f} %"
+            f" | {np.mean([o.D_loss for o in rows]):.2f}"
+            f" | {np.mean([o.G_loss for o in rows]):.2f}"
+            f" | {min(o.seconds for o in rows):.0f} |"
         )
     return "\n".join(lines)
 
 
 def latent(config: LatentConfig) -> str:
-    """A latent in two words."""
+    """Return distribution and size."""
     return f"{config.distribution} {config.size}"
 
 
 def picture_row(variant: Variant, home: Path) -> Row:
-    """Ten samples of the first seed, not chosen."""
+    """Return the first ten samples of the first seed."""
     return Row(samples(run_folder(variant, 0, home), 10), variant.name.replace(", ", ",\n"))
 
 

@@ -23,41 +23,41 @@ ROWS, WIDTH = 50_000, 4
 MOST_MIB = 2048
 
 CALLS = {
-    "precision, recall, density, coverage": lambda real, fake: manifold_scores(
-        Manifold.fit(real, 5), Manifold.fit(fake, 3)
+    "precision, recall, density, coverage": lambda reference, samples: manifold_scores(
+        Manifold.fit(reference, 5), Manifold.fit(samples, 3)
     ),
-    "birthday": lambda real, fake: birthday_support(fake, 1e-3),
+    "birthday": lambda _, samples: birthday_support(samples, 1e-3),
     "kid": kid,
 }
-"""All that take distances or kernels of all pairs."""
+"""Metrics that need distances or kernels of all pairs."""
 
 
 def main() -> None:
-    """Measure each, or in the child the one that is named."""
+    """Measure every metric in a child process, or in the child the named one."""
     if len(sys.argv) > 1:
-        print(measured(sys.argv[1]))
+        print(measure(sys.argv[1]))
         return
     print(f"| {ROWS:,} x {ROWS:,}, {WIDTH} wide | seconds | growth |\n|---|---|---|")
     for name in CALLS:
         command = [sys.executable, "-m", "tests.benchmarks.memory", name]
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        seconds, growth = map(float, said.split())
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        seconds, growth = map(float, output.split())
         print(f"| {name} | {seconds:.0f} | {growth:.0f} MiB |", flush=True)
         if growth > MOST_MIB:
             raise SystemExit(f"{name} grew by {growth:.0f} MiB; must be at most {MOST_MIB}")
 
 
-def measured(name: str) -> str:
-    """Seconds, and MiB by which the peak of this process grew."""
+def measure(name: str) -> str:
+    """Return the seconds and the MiB by which the peak memory of this process grew."""
     generator = torch.Generator().manual_seed(0)
-    real, fake = torch.randn(2, ROWS, WIDTH, generator=generator)
+    reference, samples = torch.randn(2, ROWS, WIDTH, generator=generator)
     before, start = peak_mib(), time.perf_counter()
-    CALLS[name](real, fake)
+    CALLS[name](reference, samples)
     return f"{time.perf_counter() - start} {peak_mib() - before}"
 
 
 def peak_mib() -> float:
-    """Of this process; Linux counts KiB."""
+    """Return the peak memory of this process in MiB; Linux reports KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

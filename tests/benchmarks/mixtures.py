@@ -1,13 +1,13 @@
-"""Each cure of mode collapse on the ring of 8 and the grid of 25 modes, beside the published rows.
+"""Methods against mode collapse on the ring of 8 and the grid of 25 modes, with published rows.
 
     python -m tests.benchmarks.mixtures --iterations 7000 --seeds 5 --processes 2
 
-That takes 40 minutes on two cores, a third of them for the unrolled row.
+This takes 40 minutes on two cores, a third of it for the unrolled row.
 
-Small nets learn points, as images (2, 1, 1), by the product's own two updates, objectives and
-optimizers. A run is a function of (variant, mixture, seed, iterations) on one core; what is done is
-kept as a JSON line in --home, so an interrupted benchmark goes on. 2,500 points are scored, as in
-the papers, of G itself and of G_ema.
+Small networks learn points, as images (2, 1, 1), with ganray's training steps, objectives and
+optimizers. A run depends on variant, mixture, seed and iterations only, and uses one core. Results
+are JSON lines in --home, so an interrupted benchmark continues. 2,500 points of G and of G_ema are
+scored, as in the papers.
 """
 
 from __future__ import annotations
@@ -58,24 +58,24 @@ from tests.benchmarks.runs import CPU, mean
 SAMPLES = 2_500
 LATENT = LatentConfig("normal", 2)
 BLOCK = 500
-"""Steps whose points and latents are drawn at once: drawing each alone takes longer than G."""
+"""Steps per draw of points and latents: one draw per step takes longer than G."""
 EMA_STEPS = 500
 """Half-life of G_ema."""
 
 
 @dataclass(frozen=True)
 class Nets:
-    """Which networks, and what they are trained with."""
+    """Networks and their training settings."""
 
     name: str
     batch_size: int
     optimizer: OptimizerConfig
     build: Callable[[int], tuple[nn.Module, nn.Module]]
-    """`pack` -> (G, D); D takes `pack` points by one logit."""
+    """Function of `pack` that returns (G, D); D maps `pack` points to one logit."""
 
 
 def small(pack: int) -> tuple[nn.Module, nn.Module]:
-    """Two hidden layers of 128 leaky ReLUs each."""
+    """Return networks with two hidden layers of 128 leaky ReLUs each."""
 
     def mlp(inputs: int, outputs: int) -> list[nn.Module]:
         hidden = [nn.Linear(inputs, 128), nn.LeakyReLU(0.2), nn.Linear(128, 128), nn.LeakyReLU(0.2)]
@@ -88,19 +88,22 @@ def small(pack: int) -> tuple[nn.Module, nn.Module]:
 
 
 class Maxout(nn.Module):
-    """The largest of five linear maps, each unit (Goodfellow et al. 2013)."""
+    """A layer whose units are the maximum of five linear maps (Goodfellow et al. 2013)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.maps = nn.Linear(inputs, 5 * outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, inputs) -> (n, outputs)."""
+        """Map (n, inputs) to (n, outputs)."""
         return self.maps(x).unflatten(1, (-1, 5)).amax(2)
 
 
 def published(pack: int) -> tuple[nn.Module, nn.Module]:
-    """PacGAN's: G four times 400 ReLUs, D three times 200 maxouts; LayerNorm for BatchNorm."""
+    """Return PacGAN's networks, with LayerNorm for BatchNorm.
+
+    G has four layers of 400 ReLUs, D three layers of 200 maxout units.
+    """
     widths = (LATENT.size, 400, 400, 400, 400)
     hidden: list[nn.Module] = []
     for into, out in pairwise(widths):
@@ -116,8 +119,7 @@ def published(pack: int) -> tuple[nn.Module, nn.Module]:
     return G, D
 
 
-# A shorter memory of the squared gradient (0.9, 0.99) leaves G so restless that few of its points
-# are of high quality in as many steps.
+# With betas (0.9, 0.99) G oscillates, and few of its points have high quality after as many steps.
 SMALL = Nets("small", 128, OptimizerConfig("adam", 1e-3, 1e-3, beta1=0.5, beta2=0.999), small)
 PUBLISHED = Nets("published", 100, OptimizerConfig("adam", 1e-4, 1e-4, beta1=0.8), published)
 
@@ -129,9 +131,9 @@ class Variant:
     name: str
     loss: LossConfig = field(default_factory=LossConfig)
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig("mlp"))
-    """How D is apply_regularizers; the nets themselves are those here."""
-    turns: TrainConfig = field(default_factory=TrainConfig)
-    """Only whose turn it is is read of it."""
+    """Regularization of D; the network itself comes from ``Nets``."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Only G_every is used."""
 
 
 R1 = LossConfig("bce", r1_gamma=0.1)
@@ -139,7 +141,7 @@ VARIANTS = (
     Variant("non-saturating"),
     Variant("LSGAN", LossConfig("lsgan")),
     Variant("hinge", LossConfig("hinge")),
-    Variant("WGAN-GP", LossConfig("wgan", gp_weight=10.0), turns=TrainConfig(G_every=5)),
+    Variant("WGAN-GP", LossConfig("wgan", gp_weight=10.0), train=TrainConfig(G_every=5)),
     Variant("NS + R1", R1),
     Variant("Rp + R1 + R2", replace(R1, name="relativistic", r2_gamma=0.1)),
     Variant("pack 2", network=NetworkConfig("mlp", pack=2)),
@@ -161,12 +163,12 @@ PAPERS = (
 )
 
 Scored = dict[str, Any]
-"""A line of the results: what was run, scores of `G` and `G_ema` (None: diverged), and the pace."""
+"""A line of the results: settings, speed, scores of `G` and `G_ema` (None if diverged)."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that a result depends on."""
+    """Everything that a result depends on."""
 
     variant: Variant
     mixture: str
@@ -175,7 +177,7 @@ class Run:
     nets: str
 
     def key(self) -> str:
-        """Names the run by all its settings: 16 hex digits."""
+        """Return 16 hex digits that identify all settings."""
         nets = NETS[self.nets]
         text = f"{self} {nets.batch_size} {nets.optimizer} {LATENT} {EMA_STEPS}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -185,7 +187,7 @@ NETS = {nets.name: nets for nets in (SMALL, PUBLISHED)}
 
 
 def main() -> None:
-    """Run what is missing, print the tables, draw the picture."""
+    """Run missing variants, print the tables and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, default=Path("~/.ganray-mixtures").expanduser())
     parser.add_argument("--iterations", type=int, default=7_000, help="steps of D")
@@ -203,24 +205,26 @@ def main() -> None:
     chosen = [v for v in VARIANTS if v.name in (options.only or known)]
     runs = [
         Run(variant, mixture, seed, options.iterations, nets)
-        for seed in range(options.seeds)  # outermost: stopped early, it has run all alike
+        for seed in range(
+            options.seeds
+        )  # outermost: if stopped early, all variants have as many runs
         for variant in chosen
         for mixture in options.mixtures
     ]
-    found = results(runs, options.home, options.processes)
+    scored = results(runs, options.home, options.processes)
     for weights in ("G", "G_ema"):
-        print(table(chosen, options.mixtures, found, weights), end="\n\n")
+        print(table(chosen, options.mixtures, scored, weights), end="\n\n")
     print(notes(options.mixtures, options.iterations, options.seeds, NETS[nets]))
-    draw(chosen, options.mixtures, found, options.picture)
+    draw(chosen, options.mixtures, scored, options.picture)
 
 
 def results(runs: Sequence[Run], home: Path, processes: int) -> dict[Run, Scored]:
-    """The results of all runs, read or made."""
+    """Return the results of all runs, from the file or computed."""
     home.mkdir(parents=True, exist_ok=True)
     path = home / "results.jsonl"
     known = {line["key"]: line for line in read(path)}
     missing = [run for run in runs if run.key() not in known]
-    # Spawned: a fork would share the state of torch's threads.
+    # A fork would share the state of torch's threads.
     context = multiprocessing.get_context("spawn")
     with (
         Progress(max(len(missing), 1), "training", "runs") as progress,
@@ -235,25 +239,25 @@ def results(runs: Sequence[Run], home: Path, processes: int) -> dict[Run, Scored
                 file.flush()
                 progress.add(1)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # stopped, it begins no other run
+            pool.shutdown(wait=False, cancel_futures=True)  # an interrupt starts no other run
     return {run: known[run.key()] for run in runs}
 
 
 def read(path: Path) -> list[Scored]:
-    """Lines that were written whole; what was cut off is taken away, and made again."""
+    """Read the complete lines, and remove a truncated last one."""
     text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        path.write_text(complete)
+    return [json.loads(line) for line in complete.splitlines()]
 
 
 def train(run: Run) -> Scored:
-    """Train one pair on one core, and score it."""
+    """Train G and D on one core and score them."""
     torch.set_num_threads(1)
     variant, nets, mixture = run.variant, NETS[run.nets], MIXTURES[run.mixture]
     seed, pack = run.rng_seed, variant.network.pack
-    size = nets.batch_size * pack  # PacGAN's batches have as many packs as others have points
+    size = nets.batch_size * pack  # PacGAN uses as many packs as others use points
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(latents.derive_seed(seed, "weights", 0))
         G, D = nets.build(pack)
@@ -267,62 +271,65 @@ def train(run: Run) -> Scored:
     G_optimizer = build_optimizer(nets.optimizer, G, nets.optimizer.lr_G)
     started = time.perf_counter()
     for step in range(run.iterations):
-        at = step % BLOCK
-        if not at:
+        i = step % BLOCK
+        if i == 0:
             block = step // BLOCK
             real = block_of(torch.from_numpy(mixture.sample(BLOCK * size, seed, block)), size)
             z_D, z_G = (noise(LATENT, size, seed, stream, block) for stream in ("D", "G"))
             alphas = noise(LatentConfig("uniform", 1), size // pack, seed, "penalty", block)
-        alpha = alphas[at].flatten().repeat_interleave(pack) if variant.loss.gp_weight else None
-        points = real[at, :, :, None, None]
-        discriminator_step(D_objective, G, D_optimizer, points, z_D[at], alpha=alpha)
-        if variant.turns.generator_updates(step):
-            generator_step(G_objective, D, G_optimizer, points, z_G[at])
+        alpha = alphas[i].flatten().repeat_interleave(pack) if variant.loss.gp_weight else None
+        points = real[i, :, :, None, None]
+        discriminator_step(D_objective, G, D_optimizer, points, z_D[i], alpha=alpha)
+        if variant.train.generator_updates(step):
+            generator_step(G_objective, D, G_optimizer, points, z_G[i])
         half_life = EMA_STEPS * size
         ema.update(
             averaged, latest, batch_size=size, half_life=half_life, images_seen=(step + 1) * size
         )
     seconds = time.perf_counter() - started
-    scored = {"G": scores(mixture, G), "G_ema": scores(mixture, G_ema)}
-    said = {"variant": variant.name, "mixture": run.mixture, "rng_seed": seed, "nets": run.nets}
     return {
         "key": run.key(),
-        **said,
+        "variant": variant.name,
+        "mixture": run.mixture,
+        "rng_seed": seed,
+        "nets": run.nets,
         "iterations": run.iterations,
         "per_s": run.iterations / seconds,
-        **scored,
+        "G": scores(mixture, G),
+        "G_ema": scores(mixture, G_ema),
         "points": points_of(G).round(4).tolist() if seed == 0 else None,
     }
 
 
 def block_of(draws: torch.Tensor, size: int) -> torch.Tensor:
-    """(BLOCK * size, d) -> (BLOCK, size, d): a row for each step."""
+    """Reshape (BLOCK * size, d) to (BLOCK, size, d), one row per step."""
     return draws.unflatten(0, (BLOCK, size))
 
 
 def noise(latent: LatentConfig, size: int, seed: int, stream: str, block: int) -> torch.Tensor:
-    """Latents of a block of steps: float32 (BLOCK, size, latent.size)."""
-    how = {"rng_seed": seed, "stream": stream, "step": block, "device": CPU}
-    return block_of(latents.sample(latent, BLOCK * size, **how), size)
+    """Draw the latents of a block of steps, float32 (BLOCK, size, latent.size)."""
+    count = BLOCK * size
+    z = latents.sample(latent, count, rng_seed=seed, stream=stream, step=block, device=CPU)
+    return block_of(z, size)
 
 
 @torch.no_grad()
 def points_of(G: nn.Module) -> np.ndarray:
-    """The points that are scored, float32 (SAMPLES, 2): the same latents for every run."""
+    """Return the points to score, float32 (SAMPLES, 2), at the same latents for every run."""
     z = latents.sample(LATENT, SAMPLES, rng_seed=0, stream="mixtures", step=0, device=CPU)
     return G(z).flatten(1).numpy()
 
 
 def scores(mixture: Mixture, G: nn.Module) -> dict[str, Any] | None:
-    """As ``MixtureScores``; None where G diverged."""
+    """Return the fields of ``MixtureScores``; None if G diverged."""
     points = points_of(G)
     return asdict(mixture.score(points)) if np.isfinite(points).all() else None
 
 
 def table(
-    chosen: Sequence[Variant], mixtures: Sequence[str], found: dict[Run, Scored], weights: str
+    chosen: Sequence[Variant], mixtures: Sequence[str], scored: dict[Run, Scored], weights: str
 ) -> str:
-    """Markdown; means over seeds with the half width of their 95 % t-interval."""
+    """Return a Markdown table of means over seeds with the half width of their 95 % t-interval."""
     heads = [f"{name}: modes | HQ % | rKL" for name in mixtures]
     lines = [f"| {weights} | {' | '.join(heads)} | steps/s |"]
     lines.append("|---|" + "---|" * (3 * len(mixtures) + 1))
@@ -334,31 +341,33 @@ def table(
     for variant in chosen:
         row, paces = [], []
         for name in mixtures:
-            of = [
-                line for run, line in found.items() if (run.variant, run.mixture) == (variant, name)
+            lines_of_cell = [
+                line
+                for run, line in scored.items()
+                if (run.variant, run.mixture) == (variant, name)
             ]
-            row.append(cells([line[weights] for line in of]))
-            paces += [line["per_s"] for line in of]
+            row.append(cells([line[weights] for line in lines_of_cell]))
+            paces += [line["per_s"] for line in lines_of_cell]
         lines.append(f"| {variant.name} | {' | '.join(row)} | {np.median(paces):,.0f} |")
     return "\n".join(lines)
 
 
 def own(mixture: Mixture) -> np.ndarray:
-    """What a perfect generator would give."""
+    """Return points of an ideal generator."""
     return mixture.sample(SAMPLES, rng_seed=0)
 
 
 def cloud(mixture: Mixture) -> np.ndarray:
-    """Normal points of the mixture's mean and variance: what a generator has that learned no mode.
+    """Return normal points with the mixture's mean and variance, like a generator without modes.
 
-    Many of the modes count as captured: the number of them says little without the quality.
+    Many modes count as captured, so their number means little without the quality.
     """
     spread = np.array(mixture.centres).std(0)
     return np.random.default_rng(0).standard_normal((SAMPLES, 2)) * spread
 
 
 def cells(scored: Sequence[dict[str, Any] | None]) -> str:
-    """Modes, high quality and reverse KL of one variant on one mixture."""
+    """Return modes, high quality and reverse KL of one variant on one mixture."""
     finite = [s for s in scored if s]
     if not finite:
         return "diverged | |"
@@ -374,27 +383,27 @@ def cells(scored: Sequence[dict[str, Any] | None]) -> str:
 
 
 def notes(mixtures: Sequence[str], iterations: int, seeds: int, nets: Nets) -> str:
-    """What the figures mean."""
-    floors = "; ".join(
+    """Explain the figures."""
+    ideal = "; ".join(
         f"{name} {ideal_kl(SAMPLES, np.ones(len(MIXTURES[name].centres)))[0]:.4f}"
         for name in mixtures
     )
     optimizer = nets.optimizer
     return (
-        f"{SAMPLES:,} points. Modes: with a point within 3 sigma. HQ: share of points within 3"
-        f" sigma of a centre, of the mixture itself {HIGH_QUALITY:.1%}. rKL: of the shares of the"
-        " modes, all points counted for their nearest, to uniform, in nats; a perfect sampler has"
-        f" {floors}.\nOurs: {iterations:,} steps of D, {seeds} seeds, mean ± half width of the 95 %"
-        f" t-interval; {nets.name} nets, {optimizer.name} {optimizer.lr_G:g}, betas"
-        f" {optimizer.beta1:g} and {optimizer.beta2:g}, {nets.batch_size} logits a batch (of"
-        " packs, as many). Published rows as printed, PacGAN's after 400,000 steps of larger nets."
+        f"{SAMPLES:,} points. Modes: modes with a point within 3 sigma. HQ: share of points within"
+        f" 3 sigma of a centre, {HIGH_QUALITY:.1%} for the mixture itself. rKL: KL of the modes'"
+        " shares to uniform in nats, each point counted for its nearest centre; an ideal sampler"
+        f" has {ideal}.\nOurs: {iterations:,} steps of D, {seeds} seeds, mean ± half width of the"
+        f" 95 % t-interval; {nets.name} nets, {optimizer.name} {optimizer.lr_G:g}, betas"
+        f" {optimizer.beta1:g} and {optimizer.beta2:g}, {nets.batch_size} logits per"
+        " batch. Published rows as printed, PacGAN's after 400,000 steps of larger nets."
     )
 
 
 def draw(
-    chosen: Sequence[Variant], mixtures: Sequence[str], found: dict[Run, Scored], path: Path
+    chosen: Sequence[Variant], mixtures: Sequence[str], scored: dict[Run, Scored], path: Path
 ) -> None:
-    """A panel for each variant and mixture, first seed, not chosen: high quality blue, else red."""
+    """Draw one panel per variant and mixture for the first seed: high quality blue, others red."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -406,28 +415,28 @@ def draw(
     )  # fmt: skip
     for axis in axes.flat:
         axis.axis("off")
-    first = {(run.variant, run.mixture): line for run, line in found.items() if run.rng_seed == 0}
+    first = {(run.variant, run.mixture): line for run, line in scored.items() if run.rng_seed == 0}
     for m, name in enumerate(mixtures):
         mixture = MIXTURES[name]
         panels = [("the mixture", own(mixture), mixture.score(own(mixture)))]
         for variant in chosen:
             line = first[variant, name]
-            told = MixtureScores(**line["G"]) if line["G"] else None
-            panels.append((variant.name, np.array(line["points"]), told))
-        for i, (title, points, told) in enumerate(panels):
+            result = MixtureScores(**line["G"]) if line["G"] else None
+            panels.append((variant.name, np.array(line["points"]), result))
+        for i, (title, points, result) in enumerate(panels):
             axis = axes[m * rows_each + i // columns, i % columns]
             panel(axis, mixture, points)
-            said = f"{told.modes} modes, {told.high_quality:.0%}" if told else "diverged"
-            axis.set_title(f"{title}\n{said}", fontsize=8)
+            text = f"{result.modes} modes, {result.high_quality:.0%}" if result else "diverged"
+            axis.set_title(f"{title}\n{text}", fontsize=8)
     figure.savefig(path)
     plt.close(figure)
 
 
 def panel(axis: Any, mixture: Mixture, points: np.ndarray) -> None:
-    """One scatter; all panels of a mixture have the same scale."""
-    reach = 1.3 * np.abs(mixture.centres).max()
+    """Draw one scatter plot; all panels of a mixture have the same scale."""
+    limit = 1.3 * np.abs(mixture.centres).max()
     axis.axis("on")
-    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     if not np.isfinite(points).all():
         return
     _, near = mixture.nearest(points)

@@ -1,4 +1,4 @@
-"""What benchmarks of many seeds share: runs on one core, who tells their digits apart, means."""
+"""Shared parts of benchmarks with many seeds: runs on one core, MNIST classifier, means."""
 
 from __future__ import annotations
 
@@ -19,22 +19,18 @@ _JOB = Path(__file__).parents[2] / "jobs" / "mnist.py"
 
 
 def train(folder: Path, preset: str, seed: int, root: Path, options: Sequence[str]) -> None:
-    """Run `jobs/mnist.py PRESET` without Ray, on one core, into a folder of a home's runs.
-
-    Raises:
-        RuntimeError: it did not end well; with the last that it said.
-    """
+    """Run `jobs/mnist.py PRESET` without Ray on one core, into a folder of a home's runs."""
     command = [sys.executable, str(_JOB), preset, "--launcher", "torch", "--name", folder.name]
     command += ["--home", str(folder.parents[1]), "--data.root", str(root)]
     command += ["--train.rng_seed", str(seed), *options]
     one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=one_core)
-    if ended.returncode:
-        raise RuntimeError(f"{folder.name}: {ended.stderr.strip()[-500:]}")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=one_core)
+    if result.returncode:
+        raise RuntimeError(f"{folder.name}: {result.stderr.strip()[-500:]}")
 
 
 def reference(root: Path, home: Path) -> classifier.Classifier:
-    """The classifier that tells digits apart; made once."""
+    """Return the reference classifier of MNIST, trained on first use."""
     mnist = MNIST.open(root)
     held_out = mnist.split == 2
     return classifier.reference_classifier(
@@ -49,8 +45,8 @@ def reference(root: Path, home: Path) -> classifier.Classifier:
 
 
 def mean(values: Sequence[float], digits: int) -> str:
-    """Mean over seeds, and where there are two or more, the half width of its 95 % interval."""
-    found = replicate_interval(values)
-    if found.n == 1:
-        return f"{found.value:.{digits}f}"
-    return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
+    """Return the mean over seeds, with the half width of its 95 % interval for two or more."""
+    estimate = replicate_interval(values)
+    if estimate.n == 1:
+        return f"{estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f} ± {estimate.high - estimate.value:.{digits}f}"

@@ -1,14 +1,14 @@
-"""Stacked MNIST, 1,000 modes: PacGAN's tables 2 and 3 beside what ganray's presets come to.
+"""Stacked MNIST, 1,000 modes: ganray's presets beside PacGAN's tables 2 and 3.
 
     python -m tests.benchmarks.stacked --root ~/mnist --seeds 3 --processes 2 --iterations 20000
 
-Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. What is finished is
-not run again, and more --iterations go on from it. Each channel's digit is told by ganray's
-reference classifier of MNIST, trained on first use; the mode is 100 red + 10 green + blue.
+Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. Finished runs are
+not repeated; with more --iterations they continue. The reference classifier of MNIST, trained on
+first use, recognises the digit in each channel; the mode is 100 red + 10 green + blue.
 
-Modes are counted as published, of G itself and from one sample on, and beside that as they should
-be: gated, where the classifier must be sure (p > 0.9) of all three digits, since uniform noise
-alone "captures" 98. A KL says little without its floor, which a perfect sampler has too.
+Modes are counted as published, for G itself and from one sample on. Gated counts require a
+confidence of p > 0.9 for all three digits, since uniform noise alone "captures" 98 modes. The notes
+give the KL of an ideal sampler, which is above 0.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from tests.benchmarks import runs
 from tests.benchmarks.gaussian_mixtures import ideal_kl
 
 CLASSES = 1000
-SURE = 0.9
-PART = 1000
-"""Images sampled at once."""
+CONFIDENT = 0.9
+BATCH = 1000
+"""Images generated per batch."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class Variant:
     preset: str
     options: tuple[str, ...] = ()
     batches: int = 1
-    """Of the preset's batches in a step: PacGAN's have as many packs as others have images."""
+    """Batches of the preset per step: PacGAN uses as many packs as others use images."""
 
     @property
     def batch_size(self) -> int:
-        """Images a step."""
+        """Images per step."""
         return self.batches * STACKED[self.preset].train.batch_size
 
     @property
     def samples(self) -> int:
-        """As many as were published of this preset."""
+        """Number of samples that were published for this preset."""
         return 26_000 if self.preset == "stacked-t2" else 25_600
 
 
 def variants(preset: str) -> tuple[Variant, ...]:
-    """A preset as it is, and with each cure."""
+    """Return a preset as it is, and with each method against mode collapse."""
     short, R1 = preset.removeprefix("stacked-"), ("--loss.r1_gamma", "1")
-    cures = {
+    methods = {
         "": (),
         " LSGAN": ("--loss.name", "lsgan"),
         " hinge": ("--loss.name", "hinge"),
@@ -78,7 +78,7 @@ def variants(preset: str) -> tuple[Variant, ...]:
         " unrolled 5": ("--loss.unroll", "5"),
     }
     return (
-        *(Variant(f"{short}{name}", preset, options) for name, options in cures.items()),
+        *(Variant(f"{short}{name}", preset, options) for name, options in methods.items()),
         *(
             Variant(f"{short} pack {pack}", preset, ("--network.pack", str(pack)), pack)
             for pack in (2, 3, 4)
@@ -88,7 +88,7 @@ def variants(preset: str) -> tuple[Variant, ...]:
 
 VARIANTS = tuple(variant for preset in STACKED for variant in variants(preset))
 SHORT = ("t3-quarter", "t3-quarter Rp+R1+R2", "t3-quarter pack 2", "t3-half")
-"""Annotations that are run unless others are asked for."""
+"""Rows that run by default."""
 
 # (row, modes, KL in nats), as printed in the papers; see the notes under the table.
 PUBLISHED: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -114,33 +114,33 @@ PUBLISHED: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a set of images came to."""
+class ModeScores:
+    """Modes of a set of images."""
 
     modes: int
-    """With one sample or more, of 1,000."""
+    """Modes with at least one sample, of 1,000."""
     kl: float
-    """Of all samples to uniform, nats."""
+    """KL of all samples to uniform in nats."""
     gated: int
-    """Modes with a sample whose three digits are each sure."""
-    sure: float
+    """Modes with a sample of which all three digits are confident."""
+    confident: float
     """Share of such samples."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run came to."""
+    """Scores of one run."""
 
-    G: Counted
-    """Of G's own weights, as published."""
-    G_ema: Counted
-    """Of their average, ganray's samples."""
+    G: ModeScores
+    """Scores of G's own weights, as published."""
+    G_ema: ModeScores
+    """Scores of the averaged weights, from which ganray samples."""
     images_per_s: float
-    """Over the whole training, on one core."""
+    """Throughput over the whole training, on one core."""
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run missing variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="folder that holds MNIST/raw")
     parser.add_argument("--home", type=Path, default=Path("~/.ganray-stacked").expanduser())
@@ -155,7 +155,7 @@ def main() -> None:
     chosen = [v for v in VARIANTS if v.name in (options.only or SHORT)]
     jobs = [(variant, seed) for seed in range(options.seeds) for variant in chosen]
 
-    # Here, as those that train at once would all want to write the shards.
+    # Prepared here, or concurrent runs would all write the shards.
     data = replace(STACKED[chosen[0].preset].data, root=str(options.root))
     prepare.prepare_dataset(data, prepare.plan_dataset(data, options.home.resolve()))
 
@@ -169,92 +169,93 @@ def main() -> None:
         for _ in pool.map(run, jobs):
             progress.add(1)
     classifier = runs.reference(options.root, options.home)
-    real, right = real_images(options.root, classifier)
-    outcomes = {
+    real, accuracy = real_images(options.root, classifier)
+    results = {
         variant: [
-            outcome(run_folder(variant, seed, options.home), variant.samples, classifier)
+            evaluate(run_folder(variant, seed, options.home), variant.samples, classifier)
             for seed in range(options.seeds)
         ]
         for variant in chosen
     }
-    print(table(outcomes, real, options.iterations))
-    print(notes(options.root, right))
+    print(table(results, real, options.iterations))
+    print(notes(options.root, accuracy))
 
 
 def run_folder(variant: Variant, seed: int, home: Path) -> Path:
-    """Where a run leaves its things."""
+    """Return the folder of a run."""
     return home / "runs" / f"{variant.name.replace(' ', '-').replace('+', '-')}-seed{seed}"
 
 
 def steps_of(folder: Path) -> int:
-    """Steps of the newest checkpoint; 0 where there is none."""
+    """Return the steps of the newest checkpoint; 0 if there is none."""
     return max(
         (int(path.name.split("_")[1]) for path in folder.glob("checkpoint_*[0-9]")), default=0
     )
 
 
 def train(variant: Variant, seed: int, iterations: int, root: Path, home: Path) -> None:
-    """Run one preset with one seed up to so many steps, from where it stopped."""
+    """Run one preset with one seed up to this number of steps, or continue it."""
     folder = run_folder(variant, seed, home)
-    more = steps_of(folder) - iterations
-    if more in (0, 1):  # a number of kimg may be rounded up to one step more
+    excess = steps_of(folder) - iterations
+    if excess in (0, 1):  # kimg may be rounded up to one more step
         return
-    if more > 0:
+    if excess > 0:
         raise ValueError(
-            f"{folder} has made {more} steps more than --iterations {iterations}; ask for as many,"
-            " or give another --home"
+            f"{folder} has {excess} steps more than --iterations {iterations}; raise --iterations"
+            " or use another --home"
         )
     kimg = iterations * variant.batch_size / 1000
     options = ["--train.kimg", str(kimg), "--train.batch_size", str(variant.batch_size)]
     runs.train(folder, variant.preset, seed, root, [*variant.options, *options])
 
 
-def outcome(folder: Path, samples: int, classifier: classifier.Classifier) -> RunResult:
-    """Sample a finished run's generator and count its modes; kept beside the checkpoint."""
+def evaluate(folder: Path, samples: int, classifier: classifier.Classifier) -> RunResult:
+    """Count the modes of a finished run; cached beside the checkpoint."""
     checkpoint = max(folder.glob("checkpoint_*[0-9]"))
     cached = checkpoint / f"modes-{samples}-{classifier.hash}.json"
     if cached.exists():
-        found = json.loads(cached.read_text())
-        return RunResult(Counted(**found["G"]), Counted(**found["G_ema"]), found["images_per_s"])
+        content = json.loads(cached.read_text())
+        scores = (ModeScores(**content[weights]) for weights in ("G", "G_ema"))
+        return RunResult(*scores, content["images_per_s"])
     seen, rates = journal.history(folder, "data/images_per_s")
     generator = generator_from_checkpoint(checkpoint)
-    of_average = counted(sampled(checkpoint, generator, samples), classifier)
+    G_ema = score(generate(checkpoint, generator, samples), classifier)
     generator.load_state_dict(read_state(checkpoint)["G"])
-    found = RunResult(
-        G=counted(sampled(checkpoint, generator, samples), classifier),
-        G_ema=of_average,
+    result = RunResult(
+        G=score(generate(checkpoint, generator, samples), classifier),
+        G_ema=G_ema,
         images_per_s=float(seen[-1] / (np.diff(seen, prepend=0) / rates).sum()),
     )
-    cached.write_text(json.dumps(asdict(found)))
-    return found
+    cached.write_text(json.dumps(asdict(result)))
+    return result
 
 
-def sampled(checkpoint: Path, G: torch.nn.Module, count: int) -> np.ndarray:
-    """Images of a generator at latents that are the same for all: uint8 (count, 28, 28, 3)."""
+def generate(checkpoint: Path, G: torch.nn.Module, count: int) -> np.ndarray:
+    """Return samples at the same latents for all runs, uint8 (count, 28, 28, 3)."""
     config = read_config(checkpoint)
     z = latents.sample(config.latent, count, rng_seed=0, stream="stacked", step=0, device=runs.CPU)
     with torch.no_grad():
-        parts = [to_uint8(G(part), config.pixel_min()).numpy() for part in z.split(PART)]
-    return np.concatenate(parts)
+        batches = [to_uint8(G(part), config.pixel_min()).numpy() for part in z.split(BATCH)]
+    return np.concatenate(batches)
 
 
-def counted(images: np.ndarray, classifier: classifier.Classifier) -> Counted:
+def score(images: np.ndarray, classifier: classifier.Classifier) -> ModeScores:
     """Count the modes of images, uint8 (n, 28, 28, 3)."""
-    labels, sureness = recognised(images, classifier)
+    labels, confidences = classify(images, classifier)
     counts = modes.count(labels, CLASSES)
-    gated = modes.count_confident(labels, sureness, CLASSES, at_least=SURE)
-    return Counted(
+    gated = modes.count_confident(labels, confidences, CLASSES, at_least=CONFIDENT)
+    return ModeScores(
         modes=modes.count_captured(counts),
         kl=modes.kl(counts),
         gated=modes.count_captured(gated),
-        sure=float(gated.sum() / len(images)),
+        confident=float(gated.sum() / len(images)),
     )
 
 
-def recognised(
+def classify(
     images: np.ndarray, classifier: classifier.Classifier
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The class of each image, int64 (n,) in [0, 1000), and the p of its least sure digit."""
+    """Return classes, int64 (n,) in [0, 1000), and the lowest confidence of the three digits."""
     probs = [
         classifier.predict(np.ascontiguousarray(images[..., channel, None])).softmax(1).numpy()
         for channel in range(3)
@@ -263,62 +264,62 @@ def recognised(
     return digits @ np.array([100, 10, 1]), np.min([p.max(1) for p in probs], 0)
 
 
-def real_images(root: Path, classifier: classifier.Classifier) -> tuple[Counted, float]:
-    """The 26,000 images held out, made of MNIST's test part; and the share recognised."""
+def real_images(root: Path, classifier: classifier.Classifier) -> tuple[ModeScores, float]:
+    """Score the 26,000 held-out images, made of MNIST's test split; also return the accuracy."""
     source = StackedMNIST.open(root)
     held_out = source.ids >= FIRST_HELD_OUT
     images = source.digits.images[source.triples[held_out]].transpose(0, 2, 3, 1)
-    labels, _ = recognised(images, classifier)
-    return counted(images, classifier), float((labels == source.labels[held_out]).mean())
+    labels, _ = classify(images, classifier)
+    return score(images, classifier), float((labels == source.labels[held_out]).mean())
 
 
-def table(outcomes: dict[Variant, list[RunResult]], real: Counted, iterations: int) -> str:
-    """Markdown; means over seeds with the half width of their 95 % t-interval."""
+def table(results: dict[Variant, list[RunResult]], real: ModeScores, iterations: int) -> str:
+    """Return a Markdown table of means over seeds with the half width of their 95 % t-interval."""
     lines = [
-        "| | steps, seeds | modes | KL | gated | sure | G_ema: modes | KL | gated | sure"
+        "| | steps, seeds | modes | KL | gated | confident | G_ema: modes | KL | gated | confident"
         " | images/s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         f"| real images, held out | | {real.modes} | {real.kl:.3f} | {real.gated}"
-        f" | {real.sure:.0%} | | | | | |",
+        f" | {real.confident:.0%} | | | | | |",
     ]
     for preset, published in PUBLISHED.items():
-        rows = [variant for variant in outcomes if variant.preset == preset]
+        rows = [variant for variant in results if variant.preset == preset]
         for name, captured, kl in published if rows else ():
             lines.append(f"| *{name}* | | *{captured}* | *{kl}* | | | | | | | |")
         for variant in rows:
-            found = outcomes[variant]
-            cells = [f"`{variant.name}`", f"{iterations:,}, {len(found)}"]
-            cells += [*figures([o.G for o in found]), *figures([o.G_ema for o in found])]
-            cells.append(f"{max(o.images_per_s for o in found):,.0f}")
+            scores = results[variant]
+            cells = [f"`{variant.name}`", f"{iterations:,}, {len(scores)}"]
+            cells += [*figures([o.G for o in scores]), *figures([o.G_ema for o in scores])]
+            cells.append(f"{max(o.images_per_s for o in scores):,.0f}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def figures(found: Sequence[Counted]) -> list[str]:
-    """Four cells."""
+def figures(scores: Sequence[ModeScores]) -> list[str]:
+    """Return the four cells of one set of weights."""
     return [
-        runs.mean([c.modes for c in found], 1),
-        runs.mean([c.kl for c in found], 2),
-        runs.mean([c.gated for c in found], 1),
-        f"{np.mean([c.sure for c in found]):.0%}",
+        runs.mean([c.modes for c in scores], 1),
+        runs.mean([c.kl for c in scores], 2),
+        runs.mean([c.gated for c in scores], 1),
+        f"{np.mean([c.confident for c in scores]):.0%}",
     ]
 
 
-def notes(root: Path, right: float) -> str:
-    """What the figures mean, and what a perfect sampler would score."""
+def notes(root: Path, accuracy: float) -> str:
+    """Explain the figures, with the KL of an ideal sampler."""
     mnist = StackedMNIST.open(root, count=1).digits
     share = np.bincount(mnist.labels[mnist.split == 0], minlength=10) / (mnist.split == 0).sum()
     sampler = np.einsum("a,b,c->abc", share, share, share).ravel()
-    floors = {n: ideal_kl(n, sampler) for n in (25_600, 26_000)}
-    said = "; ".join(
+    ideal = {n: ideal_kl(n, sampler) for n in (25_600, 26_000)}
+    ideal_text = "; ".join(
         f"{n:,} samples {mean:.4f} [{low:.4f}, {high:.4f}]"
-        for n, (mean, low, high) in floors.items()
+        for n, (mean, low, high) in ideal.items()
     )
     return (
-        f"\nKL of a perfect sampler, in nats: {said}.\nThe classifier reads all three digits of"
-        f" {right:.1%} of the real images right. Published rows are as printed; ± is theirs. Ours:"
-        " mean ± half width of the 95 % t-interval over seeds. t3: 25,600 samples, t2: 26,000.\n"
-        "Ours have GroupNorm where the published nets have BatchNorm."
+        f"\nKL of an ideal sampler in nats: {ideal_text}.\nThe classifier recognises all three"
+        f" digits in {accuracy:.1%} of the real images. Published rows are as printed; ± is theirs."
+        " Ours: mean ± half width of the 95 % t-interval over seeds. t3: 25,600 samples, t2:"
+        " 26,000.\nOurs have GroupNorm where the published nets have BatchNorm."
     )
 
 

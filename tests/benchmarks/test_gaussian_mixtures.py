@@ -1,4 +1,4 @@
-"""The ring and the grid: closed forms, a plain loop as oracle, what the mixture itself scores."""
+"""The ring and the grid against closed forms and a plain loop."""
 
 import math
 
@@ -12,7 +12,7 @@ from tests.benchmarks.gaussian_mixtures import HIGH_QUALITY, MIXTURES, Mixture, 
 BOTH = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=lambda mixture: mixture.name)
 
 
-def test_the_ring_has_eight_modes_and_not_seven_and_a_double():
+def test_the_ring_has_eight_distinct_modes():
     centres = np.array(ring().centres)
     assert centres.shape == (8, 2)
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1)
@@ -29,7 +29,7 @@ def test_the_grid_is_25_modes_from_minus_4_to_4():
 
 
 @BOTH
-def test_the_mixture_itself_is_of_high_quality_as_the_closed_form_says(mixture):
+def test_the_mixture_itself_reaches_the_closed_form(mixture):
     """P(|x| <= 3 sigma) = 1 - exp(-4.5) in the plane."""
     n = 40_000
     scores = mixture.score(mixture.sample(n, rng_seed=3))
@@ -49,7 +49,7 @@ def test_the_kl_of_an_ideal_sampler_is_chi_squared():
 
 
 @BOTH
-def test_points_are_spread_as_they_should_be(mixture):
+def test_points_are_normal_around_their_centre(mixture):
     points = mixture.sample(20_000, rng_seed=0)
     assert points.dtype == np.float32
     nearest, _ = mixture.nearest(points)
@@ -58,7 +58,7 @@ def test_points_are_spread_as_they_should_be(mixture):
         assert kstest(offsets[:, axis], "norm").pvalue > 1e-3
 
 
-def test_samples_are_a_function_of_seed_and_step():
+def test_samples_depend_on_seed_and_step_only():
     draw = ring().sample
     np.testing.assert_array_equal(draw(5, rng_seed=1, step=2), draw(5, rng_seed=1, step=2))
     for other in ({"rng_seed": 2, "step": 2}, {"rng_seed": 1, "step": 3}):
@@ -67,17 +67,17 @@ def test_samples_are_a_function_of_seed_and_step():
 
 
 @BOTH
-def test_scores_are_those_of_a_plain_loop(mixture):
-    """Points of the mixture, near it, and anywhere."""
+def test_scores_equal_a_plain_loop(mixture):
+    """Score points of the mixture, near it, and anywhere."""
     rng = np.random.default_rng(0)
     points = mixture.sample(300, rng_seed=0) + rng.normal(0, mixture.sigma * 2, (300, 2))
     points = np.concatenate([points, rng.uniform(-5, 5, (200, 2))])
     counts, good = [0] * len(mixture.centres), [0] * len(mixture.centres)
     for x, y in points:
         distances = [math.hypot(x - a, y - b) for a, b in mixture.centres]
-        at = distances.index(min(distances))
-        counts[at] += 1
-        good[at] += distances[at] <= 3 * mixture.sigma
+        nearest = distances.index(min(distances))
+        counts[nearest] += 1
+        good[nearest] += distances[nearest] <= 3 * mixture.sigma
     scores = mixture.score(points)
     assert scores.counts == tuple(counts)
     assert scores.modes == sum(count > 0 for count in good)
@@ -92,13 +92,13 @@ def test_collapse_to_one_centre(mixture):
     assert scores.reverse_kl == pytest.approx(math.log(len(mixture.centres)))
 
 
-def test_between_the_modes_is_no_mode_though_the_nearest_are_balanced():
+def test_points_between_modes_capture_none_though_they_are_balanced():
     scores = ring().score(0.9 * np.array(ring().centres))
     assert (scores.modes, scores.high_quality) == (0, 0.0)
     assert scores.reverse_kl == pytest.approx(0)
 
 
-def test_the_edge_of_three_sigma_belongs_to_it():
+def test_a_point_at_three_sigma_has_high_quality():
     mixture = Mixture("one", ((0.0, 0.0),), 1.0)
     assert mixture.score([[3, 0], [0, 3], [3.0001, 0], [0, 0]]).high_quality == 0.75
 
@@ -111,6 +111,6 @@ def test_the_edge_of_three_sigma_belongs_to_it():
         ([[0, np.nan], [1, 1]], "1 of 2 are not finite"),
     ],
 )
-def test_points_that_cannot_be_scored_are_refused(points, message):
+def test_invalid_points_raise_an_error(points, message):
     with pytest.raises(ValueError, match=message):
         ring().score(points)
