@@ -1,4 +1,4 @@
-"""A conditional run: each image keeps its label, through order, ranks, crops and checkpoints."""
+"""Conditional training: every image keeps its label through sampling and checkpoints."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import torch
 from ganray.data.reader import ShardedDataset
 from ganray.training import loop
 from ganray.training.launch import launch
-from ganray.training.plan import describe_plan, step_bytes
+from ganray.training.plan import describe_plan
 from ganray.training.state import TrainState, generator_from_checkpoint, read_state
 from tests.conftest import tiny_config
 
@@ -21,7 +21,7 @@ def conditional(tmp_path):
 
 
 @pytest.mark.parametrize("shuffle", ["full", "blocks"])
-def test_the_labels_of_a_step_are_those_of_its_images(conditional, squares, shuffle):
+def test_the_labels_of_a_step_belong_to_its_images(conditional, squares, shuffle):
     config = replace(conditional, data=replace(conditional.data, shuffle=shuffle, block_rows=4))
     images = ShardedDataset(squares)
     state = TrainState(config, images.image_shape, torch.device("cpu"), classes=2)
@@ -30,13 +30,13 @@ def test_the_labels_of_a_step_are_those_of_its_images(conditional, squares, shuf
         for _ in range(12):  # more than one epoch
             batch = next(batches).numpy()
             (labels,) = loop.rank_labels(state, images, sampler)
-            # Large squares are the class 1: 81 bright pixels instead of 16.
+            # Class 1 has large squares: 81 bright pixels instead of 16.
             large = (batch[..., 0] > 100).sum((1, 2)) == 81
             np.testing.assert_array_equal(labels.argmax(1).numpy(), large)
             state.step += 1
 
 
-def test_a_run_saves_how_many_classes_it_knows(conditional, squares):
+def test_a_checkpoint_stores_the_number_of_classes(conditional, squares):
     folder = launch(conditional, squares)
     assert read_state(folder)["classes"] == 2
     G = generator_from_checkpoint(folder)
@@ -50,12 +50,12 @@ def test_the_sample_grid_has_a_column_for_each_class(conditional):
     assert TrainState(conditional, (16, 16, 3), torch.device("cpu"), classes=1000).columns == 8
 
 
-def test_images_without_labels_are_refused_before_anything_is_held(conditional, plan_of):
+def test_images_without_labels_are_rejected_by_the_plan(conditional, plan_of):
     with pytest.raises(
         ValueError, match=r"network.conditional=True needs images with class labels"
     ):
         describe_plan(*plan_of(classes=0))
-    assert "beside one of 2 labels" in describe_plan(*plan_of(classes=2))
+    assert "and one of 2 labels" in describe_plan(*plan_of(classes=2))
 
 
 @pytest.fixture
@@ -70,7 +70,3 @@ def plan_of(conditional, tmp_path):
         return RunDatasets(conditional, images, images), Workers(1, False, 1), "here"
 
     return make
-
-
-def test_labels_are_counted_in_the_memory(conditional):
-    assert step_bytes(conditional, (16, 16, 3), 12, 2) > step_bytes(conditional, (16, 16, 3), 12)

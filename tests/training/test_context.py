@@ -1,4 +1,4 @@
-"""How ranks meet; what they do then is in test_parity.py."""
+"""Joining a process group; training in one is tested in test_parity.py."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ganray.distributed import torchrun_group
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the second of torchrun's processes on a machine with two GPUs does, in its order."""
+    """Calls to torch of the second of two torchrun processes on a machine with two GPUs."""
     calls: list[tuple[str, str]] = []
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
@@ -22,12 +22,12 @@ def calls(monkeypatch):
     return calls
 
 
-def test_each_rank_has_its_own_gpu_before_any_collective(calls):
+def test_each_rank_selects_its_gpu_before_any_collective(calls):
     with torchrun_group():
         calls.append(("first", "collective"))
     assert calls == [
         ("gpu", "cuda:1"),
-        ("group", "cpu:gloo,cuda:nccl"),  # torch sends objects and barriers by the CPU's
+        ("group", "cpu:gloo,cuda:nccl"),  # objects and barriers use gloo
         ("first", "collective"),
         ("group", "left"),
     ]

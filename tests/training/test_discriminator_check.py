@@ -1,4 +1,4 @@
-"""The discriminator check: passes a D that tells images from noise, fails one that cannot."""
+"""The discriminator check passes a D that separates images from noise and fails another."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -10,12 +10,13 @@ from PIL import Image
 from ganray.config.schema import LossConfig, NetworkConfig, OptimizerConfig
 from ganray.data.reader import ShardedDataset
 from ganray.data.writer import write_shards
+from ganray.errors import UserError
 from ganray.training import journal
 from ganray.training.discriminator_check import check_discriminator
 from tests.conftest import Squares, cured_config, tiny_config
 
 
-def mlp(home, lr=1e-3, conditional=False, **train):
+def mlp_config(home, lr=1e-3, conditional=False, **train):
     return replace(
         tiny_config(home, **train),
         network=NetworkConfig(kind="mlp", width_G=16, width_D=16, conditional=conditional),
@@ -25,9 +26,9 @@ def mlp(home, lr=1e-3, conditional=False, **train):
 
 
 @pytest.fixture(scope="module")
-def enough(tmp_path_factory):
-    """Squares enough that D is as sure of those that it has not learned."""
-    folder = tmp_path_factory.mktemp("enough") / "set"
+def many_squares(tmp_path_factory):
+    """Enough squares for D to generalise to held-out ones."""
+    folder = tmp_path_factory.mktemp("many") / "set"
     write_shards(Squares(400), folder, processes=1)
     return folder
 
@@ -38,41 +39,41 @@ def check(config, squares, reader=ShardedDataset):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_D_separates_squares_from_noise_and_stops_there(enough, tmp_path, conditional):
-    config = mlp(tmp_path, kimg=12, conditional=conditional)
-    verdict = check(config, enough)
-    assert verdict.separates
-    assert verdict.real_prob > 0.99
-    assert verdict.noise_prob < 0.01
-    assert verdict.images_seen < 12_000
+def test_D_separates_squares_from_noise_and_training_stops(many_squares, tmp_path, conditional):
+    config = mlp_config(tmp_path, kimg=12, conditional=conditional)
+    result = check(config, many_squares)
+    assert result.separates
+    assert result.real_prob > 0.99
+    assert result.noise_prob < 0.01
+    assert result.images_seen < 12_000
     seen, probs = journal.history(config.run_folder(), "check/real_prob")
     assert seen[0] == 12
-    assert seen[-1] == verdict.images_seen
-    assert probs[-1] == pytest.approx(verdict.real_prob, abs=1e-6)
-    picture = np.asarray(Image.open(verdict.figure).convert("RGB"))
-    assert picture.shape == (480, 1320, 3)
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500  # the noise is in it
+    assert seen[-1] == result.images_seen
+    assert probs[-1] == pytest.approx(result.real_prob, abs=1e-6)
+    figure = np.asarray(Image.open(result.figure).convert("RGB"))
+    assert figure.shape == (480, 1320, 3)
+    assert len(np.unique(figure.reshape(-1, 3), axis=0)) > 500  # it contains the noise
 
 
-def test_a_D_that_hardly_learns_fails(squares, tmp_path):
-    verdict = check(mlp(tmp_path, lr=1e-7, kimg=0.24), squares)
-    assert not verdict.separates
-    assert verdict.images_seen == 240
-    assert "after 240 images" in str(verdict)
+def test_a_D_that_hardly_learns_fails_the_check(squares, tmp_path):
+    result = check(mlp_config(tmp_path, lr=1e-7, kimg=0.24), squares)
+    assert not result.separates
+    assert result.images_seen == 240
+    assert "after 240 images" in str(result)
 
 
-def test_a_D_that_sees_packs_is_judged_by_packs(squares, tmp_path):
-    verdict = check(cured_config(tmp_path, kimg=0.08), squares)
-    assert verdict.images_seen == 80
-    assert 0 < verdict.noise_prob < verdict.real_prob < 1
+def test_a_packed_D_is_evaluated_on_packs(squares, tmp_path):
+    result = check(cured_config(tmp_path, kimg=0.08), squares)
+    assert result.images_seen == 80
+    assert 0 < result.noise_prob < result.real_prob < 1
 
 
 @pytest.mark.parametrize(
-    "how",
+    "data",
     [{}, {"residence": "device"}, {"shuffle": "blocks"}, {"crop": 8}, {"flip": True}],
-    ids=lambda how: "-".join(map(str, how)) or "streamed",
+    ids=lambda data: "-".join(map(str, data)) or "streamed",
 )
-def test_D_never_learns_from_what_it_is_judged_by(squares, tmp_path, how):
+def test_D_is_never_trained_on_held_out_images(squares, tmp_path, data):
     read = []
 
     class Recorder(ShardedDataset):
@@ -80,23 +81,23 @@ def test_D_never_learns_from_what_it_is_judged_by(squares, tmp_path, how):
             read.append(ids.tolist())
             super().read_batch(ids, out)
 
-    config = mlp(tmp_path, lr=1e-7, kimg=0.36)  # four times through the others
-    config = replace(config, data=replace(config.data, **how))
+    config = mlp_config(tmp_path, lr=1e-7, kimg=0.36)  # four epochs of the training images
+    config = replace(config, data=replace(config.data, **data))
     check(config, squares, Recorder)
-    held = read[0] + read[1]  # of a shard each
-    learned = {id for batch in read[2:] for id in batch}
-    assert len(held) == 20
-    assert sorted(held + list(learned)) == list(range(100))
+    held_out = read[0] + read[1]  # one read per shard
+    trained_on = {index for batch in read[2:] for index in batch}
+    assert len(held_out) == 20
+    assert sorted(held_out + list(trained_on)) == list(range(100))
 
 
-def test_too_few_images_to_hold_some_back_are_one_clear_line(tmp_path):
+def test_too_few_images_to_hold_out_are_rejected(tmp_path):
     write_shards(Squares(4), tmp_path / "set", processes=1)
-    with pytest.raises(ValueError, match=r"holds out 4 images in groups of 4, but there are 4 "):
+    with pytest.raises(UserError, match=r"holds out 4 images in groups of 4, but there are 4 "):
         check(cured_config(tmp_path), tmp_path / "set")
 
 
-def test_a_D_that_only_remembers_is_not_right_about_what_was_held_back(squares, tmp_path):
-    verdict = check(mlp(tmp_path, kimg=12), squares)  # 80 of them, 150 times each
-    assert not verdict.separates
-    _, learned = journal.history(tmp_path / "runs" / "tiny", "D/real_prob")
-    assert learned[-1] > 0.99 > verdict.real_prob
+def test_an_overfitted_D_fails_on_held_out_images(squares, tmp_path):
+    result = check(mlp_config(tmp_path, kimg=12), squares)  # 150 epochs of 80 images
+    assert not result.separates
+    _, training_probs = journal.history(tmp_path / "runs" / "tiny", "D/real_prob")
+    assert training_probs[-1] > 0.99 > result.real_prob

@@ -1,4 +1,4 @@
-"""The journal: events once, in order, whole, whatever kills the writer."""
+"""The journal: complete events, once and in order, even if the writer is killed."""
 
 import numpy as np
 from PIL import Image
@@ -11,23 +11,23 @@ def events(folder, offset=0):
     return [event for event, _ in journal.read(folder, offset)]
 
 
-def test_events_come_back_in_order_and_pictures_lie_beside(tmp_path):
+def test_events_are_read_in_order_and_images_are_files(tmp_path):
     log = Journal(tmp_path)
     log.metrics(10, {"D/loss": 0.5})
     log.image("samples", 10, np.full((2, 3, 3), 7, np.uint8))
     log.close()
-    numbers, picture = events(tmp_path)
-    assert (numbers["name"], numbers["images"], numbers["values"]) == (
+    metrics, image = events(tmp_path)
+    assert (metrics["name"], metrics["images"], metrics["values"]) == (
         "metrics",
         10,
         {"D/loss": 0.5},
     )
-    assert picture["path"] == "samples/000000000010.png"
-    assert np.asarray(Image.open(tmp_path / picture["path"])).tolist() == [[[7] * 3] * 3] * 2
+    assert image["path"] == "samples/000000000010.png"
+    assert np.asarray(Image.open(tmp_path / image["path"])).tolist() == [[[7] * 3] * 3] * 2
 
 
-def test_a_restart_does_not_write_a_step_twice(tmp_path):
-    for start in (1, 3):  # the second writer goes back to step 3 of 1, 2, 3, 4
+def test_a_resumed_run_does_not_write_a_step_twice(tmp_path):
+    for start in (1, 3):  # the second writer repeats steps 3 and 4
         log = Journal(tmp_path)
         for step in range(start, start + 4):
             log.metrics(step, {"x": float(step)})
@@ -37,7 +37,7 @@ def test_a_restart_does_not_write_a_step_twice(tmp_path):
     assert sum(event["name"] == "samples" for event in events(tmp_path)) == 6
 
 
-def test_a_torn_last_line_is_left_out_and_then_replaced(tmp_path):
+def test_an_incomplete_last_line_is_skipped_and_then_replaced(tmp_path):
     log = Journal(tmp_path)
     log.metrics(1, {"x": 1.0})
     log.close()
@@ -50,7 +50,7 @@ def test_a_torn_last_line_is_left_out_and_then_replaced(tmp_path):
     assert journal.history(tmp_path, "x")[1].tolist() == [1.0, 2.0]
 
 
-def test_reading_goes_on_from_an_offset(tmp_path):
+def test_events_can_be_read_from_an_offset(tmp_path):
     log = Journal(tmp_path)
     log.metrics(1, {"x": 1.0})
     ((_, offset),) = journal.read(tmp_path)
@@ -58,7 +58,7 @@ def test_reading_goes_on_from_an_offset(tmp_path):
     assert [event["images"] for event in events(tmp_path, offset)] == [2]
 
 
-def test_other_ranks_keep_silent(tmp_path, monkeypatch):
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = Journal(None)
     log.metrics(1, {"x": 1.0})
@@ -67,7 +67,7 @@ def test_other_ranks_keep_silent(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_line_says_how_far_how_fast_and_how_long():
+def test_the_progress_line_has_progress_speed_and_remaining_time():
     values = {"data/images_per_s": 500.0, "D/loss": 0.6931, "G/loss": 0.7}
     values |= {"D/real_prob": 0.5, "D/fake_prob": 0.25}
     text = journal.progress_line({"images": 25_000, "values": values}, 100_000)

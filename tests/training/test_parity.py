@@ -19,9 +19,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def alone(squares, tmp_path_factory):
-    """One process: an even batch, an odd one, a conditional pair, and one with all the cures."""
-    home = tmp_path_factory.mktemp("alone")
+def one_rank(squares, tmp_path_factory):
+    """Runs on one process: even batch, odd batch, conditional and regularized."""
+    home = tmp_path_factory.mktemp("one")
     torch.set_num_threads(1)
     launch(tiny_config(home, name="two"), squares)
     launch(tiny_config(home, name="odd", batch_size=13), squares)
@@ -32,9 +32,9 @@ def alone(squares, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(squares, tmp_path_factory):
-    """The same under torchrun with two gloo ranks."""
-    home = tmp_path_factory.mktemp("together")
+def two_ranks(squares, tmp_path_factory):
+    """The same runs under torchrun on two gloo ranks."""
+    home = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(HERE / "two_ranks.py"), str(squares), str(home)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
@@ -47,15 +47,15 @@ def facts(home, rank=0):
 
 
 @pytest.mark.parametrize("name", ["two", "odd", "labels", "apply_regularizers"])
-def test_two_ranks_learn_what_one_learns(alone, together, name):
+def test_two_ranks_train_like_one(one_rank, two_ranks, name):
     penalties = ["D/gp"] if name == "apply_regularizers" else []
     for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob", *penalties):
-        one, two = (journal.history(home / "runs" / name, metric) for home in (alone, together))
+        one, two = (journal.history(home / "runs" / name, metric) for home in (one_rank, two_ranks))
         np.testing.assert_array_equal(one[0], two[0])
         np.testing.assert_allclose(one[1], two[1], rtol=2e-5)
     states = [
         read_state(sorted((home / "runs" / name).glob("checkpoint_*"))[-1])
-        for home in (alone, together)
+        for home in (one_rank, two_ranks)
     ]
     assert states[0]["step"] == states[1]["step"]
     for network in ("G", "D", "G_ema"):
@@ -63,22 +63,22 @@ def test_two_ranks_learn_what_one_learns(alone, together, name):
             torch.testing.assert_close(states[1][network][key], value, rtol=1e-4, atol=2e-5)
 
 
-def test_only_the_trained_networks_gradients_are_sent(together):
-    wire = facts(together)["wire"]
-    assert wire["D_in_D_step"] == wire["D_size"] > 0
-    assert wire["G_in_G_step"] == wire["G_size"] > 0
-    assert wire["D_in_G_step"] == 0
-    assert wire["G_in_D_step"] == 0
+def test_only_gradients_of_the_trained_network_are_reduced(two_ranks):
+    reduced = facts(two_ranks)["reduced_bytes"]
+    assert reduced["D_in_D_step"] == reduced["D_size"] > 0
+    assert reduced["G_in_G_step"] == reduced["G_size"] > 0
+    assert reduced["D_in_G_step"] == 0
+    assert reduced["G_in_D_step"] == 0
 
 
-def test_means_weigh_every_image_alike(together):
+def test_means_weight_all_images_equally(two_ranks):
     for rank in (0, 1):
-        assert facts(together, rank)["x"] == pytest.approx(13 / 3)
-        assert facts(together, rank)["leader"] == "rank 0"
+        assert facts(two_ranks, rank)["x"] == pytest.approx(13 / 3)
+        assert facts(two_ranks, rank)["rank0"] == "rank 0"
 
 
-def test_only_rank_0_writes(together):
-    events = [event for event, _ in journal.read(together / "runs" / "two")]
+def test_only_rank_0_writes(two_ranks):
+    events = [event for event, _ in journal.read(two_ranks / "runs" / "two")]
     steps = [event["images"] for event in events if event["name"] == "metrics"]
     assert steps == [60, 120, 180, 240]
-    assert len(list((together / "runs" / "two").glob("checkpoint_*"))) == 2
+    assert len(list((two_ranks / "runs" / "two").glob("checkpoint_*"))) == 2

@@ -1,10 +1,11 @@
-"""Kill anything: what goes on is what would have been, bit for bit."""
+"""Resuming: a killed run continues bit for bit as if it had not been interrupted."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from ganray.errors import UserError
 from ganray.training import journal
 from ganray.training.context import LocalContext
 from ganray.training.launch import launch
@@ -13,7 +14,7 @@ from tests.conftest import cured_config, tiny_config
 
 
 def states_equal(a, b):
-    """Equal to the last bit, optimizer state included."""
+    """Return whether two states are bitwise equal, including the optimizers."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -24,46 +25,46 @@ def states_equal(a, b):
 
 
 class Killed(Exception):
-    """Stands for SIGKILL between two steps."""
+    """Simulates SIGKILL between two steps."""
 
 
-class DyingContext(LocalContext):
-    """Dies in the report after `alive` reports were kept."""
+class KilledContext(LocalContext):
+    """Kills the run in the report after `remaining` reports."""
 
-    alive = 1
+    remaining = 1
 
     def report(self, metrics, step, checkpoint):
-        if self.alive == 0:
+        if self.remaining == 0:
             raise Killed
-        self.alive -= 1
+        self.remaining -= 1
         super().report(metrics, step, checkpoint)
 
 
 def unrolled_config(home):
-    """Killed between two turns of G, which makes two steps a turn and looks two ahead."""
+    """Config whose run is killed between two updates of G, with unrolling and two G steps."""
     config = cured_config(home, G_every=4, G_steps=2, batch_size=12, kimg=0.18)
     return replace(config, loss=replace(config.loss, unroll=2))
 
 
 @pytest.mark.parametrize("make", [tiny_config, unrolled_config])
 def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch, make):
-    whole = launch(make(tmp_path / "a"), squares)
+    uninterrupted = launch(make(tmp_path / "a"), squares)
     config = make(tmp_path / "b")
     with monkeypatch.context() as patch:
-        patch.setattr("ganray.training.launch.LocalContext", DyingContext)
+        patch.setattr("ganray.training.launch.LocalContext", KilledContext)
         with pytest.raises(Killed):
             launch(config, squares)
     assert [p.name for p in config.run_folder().glob("checkpoint_*")] == ["checkpoint_0000000010"]
     resumed = launch(config, squares)
-    assert states_equal(read_state(whole), read_state(resumed))
+    assert states_equal(read_state(uninterrupted), read_state(resumed))
     for metric in ("D/loss", "G/loss"):
         a, b = (journal.history(tmp_path / home / "runs" / config.name, metric) for home in "ab")
         points = [60, 120, 180, 240][: config.train.steps() // 5]
-        assert a[0].tolist() == b[0].tolist() == points  # no point twice
+        assert a[0].tolist() == b[0].tolist() == points  # without duplicates
         assert a[1].tolist() == b[1].tolist()
 
 
-def test_a_finished_run_ends_at_once_and_can_be_extended(squares, tmp_path):
+def test_a_finished_run_ends_immediately_and_can_be_extended(squares, tmp_path):
     config = tiny_config(tmp_path)
     first = launch(config, squares)
     stamp = (first / "state.pt").stat().st_mtime_ns
@@ -72,26 +73,26 @@ def test_a_finished_run_ends_at_once_and_can_be_extended(squares, tmp_path):
     longer = replace(config, train=replace(config.train, kimg=0.36))
     last = launch(longer, squares)
     assert read_state(last)["step"] == 30
-    whole = launch(tiny_config(tmp_path / "whole", kimg=0.36), squares)
-    assert states_equal(read_state(whole), read_state(last))
+    uninterrupted = launch(tiny_config(tmp_path / "long", kimg=0.36), squares)
+    assert states_equal(read_state(uninterrupted), read_state(last))
 
 
-def test_without_averaging_the_samples_are_Gs_own(squares, tmp_path):
+def test_without_averaging_G_ema_is_G(squares, tmp_path):
     state = read_state(launch(tiny_config(tmp_path, ema_kimg=0), squares))
     assert states_equal(state["G_ema"], state["G"])
     state = read_state(launch(tiny_config(tmp_path, name="averaged"), squares))
     assert not states_equal(state["G_ema"], state["G"])
 
 
-def test_other_settings_under_the_same_name_are_refused(squares, tmp_path):
+def test_another_config_under_the_same_name_is_rejected(squares, tmp_path):
     config = tiny_config(tmp_path)
     launch(config, squares)
     other = replace(config, latent=replace(config.latent, size=9))
-    with pytest.raises(ValueError, match=r"latent.size=9 \(was 8\); use another --name"):
+    with pytest.raises(UserError, match=r"latent.size=9 \(was 8\); use another --name"):
         launch(other, squares)
 
 
-def test_the_last_checkpoints_are_kept(squares, tmp_path):
+def test_only_the_last_checkpoints_are_kept(squares, tmp_path):
     config = tiny_config(tmp_path, checkpoint_every=0.012, keep_checkpoints=3)
     last = launch(config, squares)
     names = sorted(p.name for p in config.run_folder().glob("checkpoint_*"))
@@ -99,19 +100,18 @@ def test_the_last_checkpoints_are_kept(squares, tmp_path):
     assert last.name == names[-1]
 
 
-def test_a_checkpoint_holds_no_code(squares, tmp_path):
-    """weights_only=True is how it is read; a pickle that runs code is refused in one line."""
+def test_a_checkpoint_with_code_is_rejected(squares, tmp_path):
     folder = launch(tiny_config(tmp_path), squares)
     assert set(read_state(folder)) == {
         "step", "image_shape", "classes", "G", "D", "G_ema", "G_optimizer", "D_optimizer",
     }  # fmt: skip
     torch.save({"step": Killed()}, folder / "state.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_state(folder)
 
 
 def test_a_diverged_run_stops_with_advice(squares, tmp_path):
     config = tiny_config(tmp_path)
-    wild = replace(config, optimizer=replace(config.optimizer, name="sgd", lr_D=1e30))
-    with pytest.raises(ValueError, match=r"diverged; try a lower optimizer.lr_D"):
-        launch(wild, squares)
+    unstable = replace(config, optimizer=replace(config.optimizer, name="sgd", lr_D=1e30))
+    with pytest.raises(UserError, match=r"diverged; try a lower optimizer.lr_D"):
+        launch(unstable, squares)

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_parity.py: trains, and counts what DDP puts on the wire.
+"""Script that test_parity.py runs under torchrun: trains and counts the bytes that DDP reduces.
 
 torchrun --nproc-per-node 2 two_ranks.py SHARDS HOME
 """
@@ -24,15 +24,15 @@ from ganray.training.state import TrainState
 from tests.conftest import cured_config, tiny_config
 
 
-def bytes_on_the_wire(shards: str, home: Path) -> dict[str, int]:
-    """Gradient bytes that one D step and one G step hand to all_reduce."""
+def count_reduced_bytes(shards: str, home: Path) -> dict[str, int]:
+    """Count the gradient bytes that all_reduce gets in one D step and one G step."""
     config = tiny_config(home)
     state = TrainState(config, ShardedDataset(Path(shards)).image_shape, torch.device("cpu"))
-    sent = {"D": 0, "G": 0}
+    reduced = {"D": 0, "G": 0}
 
-    def counting(name):
+    def counting_hook(name):
         def hook(_, bucket: dist.GradBucket):
-            sent[name] += bucket.buffer().nbytes
+            reduced[name] += bucket.buffer().nbytes
             return (
                 dist.all_reduce(bucket.buffer(), async_op=True)
                 .get_future()
@@ -43,10 +43,10 @@ def bytes_on_the_wire(shards: str, home: Path) -> dict[str, int]:
 
     for name, objective in (("D", state.D_objective), ("G", state.G_objective)):
         assert isinstance(objective, DistributedDataParallel)
-        objective.register_comm_hook(None, counting(name))
+        objective.register_comm_hook(None, counting_hook(name))
     real, z = torch.rand(3, 3, 16, 16), torch.randn(3, 8)
     discriminator_step(state.D_objective, state.G, state.D_optimizer, real, z)
-    after_D = dict(sent)
+    after_D = dict(reduced)
     generator_step(state.G_objective, state.D, state.G_optimizer, real, z)
     size = {
         n: sum(p.nbytes for p in net.parameters()) for n, net in (("D", state.D), ("G", state.G))
@@ -56,20 +56,20 @@ def bytes_on_the_wire(shards: str, home: Path) -> dict[str, int]:
         "G_size": size["G"],
         "D_in_D_step": after_D["D"],
         "G_in_D_step": after_D["G"],
-        "D_in_G_step": sent["D"] - after_D["D"],
-        "G_in_G_step": sent["G"],
+        "D_in_G_step": reduced["D"] - after_D["D"],
+        "G_in_G_step": reduced["G"],
     }
 
 
 def means_of_unequal_ranks() -> dict[str, float]:
-    """Rank 0 brings 4 images that score 5, rank 1 brings 2 that score 3: the mean is 13 / 3."""
+    """Average 4 values of 5 on rank 0 and 2 values of 3 on rank 1: 13 / 3."""
     means = Means(torch.device("cpu"))
     means.add({"x": torch.full((4 if rank() == 0 else 2,), 5.0 if rank() == 0 else 3.0)})
     return means.sync()
 
 
-class Blind(LocalContext):
-    """Rank 1 sees no checkpoint, as on storage where the news takes its time."""
+class DelayedStorageContext(LocalContext):
+    """Context of a storage on which rank 1 does not see the checkpoint yet."""
 
     def latest_checkpoint(self) -> Path | None:
         return super().latest_checkpoint() if rank() == 0 else None
@@ -78,17 +78,17 @@ class Blind(LocalContext):
 def main() -> None:
     shards, home = sys.argv[1], Path(sys.argv[2])
     with torchrun_group():
-        facts: dict[str, object] = {"wire": bytes_on_the_wire(shards, home)}
+        facts: dict[str, object] = {"reduced_bytes": count_reduced_bytes(shards, home)}
         facts |= means_of_unequal_ranks()
-        facts["leader"] = broadcast_from_rank0(f"rank {rank()}")
+        facts["rank0"] = broadcast_from_rank0(f"rank {rank()}")
         finished = tiny_config(home, name="two")
         launch(finished, shards)
-        # Or rank 1 would begin anew, alone, and wait for ever.
-        run_worker(finished, shards, NO_ASSETS, Blind(finished.run_folder(), 3))
+        # If rank 1 used its own view, it would start from scratch and wait forever.
+        run_worker(finished, shards, NO_ASSETS, DelayedStorageContext(finished.run_folder(), 3))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(cured_config(home), shards)
-        # 12 images over 5 and 7: unequal slices must weigh right.
+        # Unequal slices of 6 and 7 images must be weighted by their size.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))
 

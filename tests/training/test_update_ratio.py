@@ -1,4 +1,4 @@
-"""D and G need not take turns: how often each learns, and what G_ema then averages."""
+"""Unequal numbers of D and G updates, and what G_ema averages then."""
 
 import torch
 
@@ -8,16 +8,19 @@ from ganray.training.state import read_state
 from tests.conftest import tiny_config
 
 
-def updates(optimizer):
+def num_updates(optimizer):
     return {int(state["step"]) for state in optimizer["state"].values()}
 
 
-def test_G_learns_in_its_turns_and_G_ema_averages_over_all_steps(squares, tmp_path):
+def test_G_is_updated_every_G_every_steps_and_G_ema_at_every_step(squares, tmp_path):
     config = tiny_config(tmp_path, kimg=0.12, checkpoint_every=0.06, G_every=5, G_steps=3)
     last = launch(config, squares)
     before, after = (read_state(p) for p in (last.parent / "checkpoint_0000000005", last))
-    assert (updates(before["D_optimizer"]), updates(before["G_optimizer"])) == ({5}, {3})
-    assert (updates(after["D_optimizer"]), updates(after["G_optimizer"])) == ({10}, {6})
+    assert (num_updates(before["D_optimizer"]), num_updates(before["G_optimizer"])) == (
+        {5},
+        {3},
+    )
+    assert (num_updates(after["D_optimizer"]), num_updates(after["G_optimizer"])) == ({10}, {6})
     averaged = list(before["G_ema"].values())
     for step in range(6, 11):
         latest = list((after if step == 10 else before)["G"].values())
@@ -25,7 +28,7 @@ def test_G_learns_in_its_turns_and_G_ema_averages_over_all_steps(squares, tmp_pa
     assert all(map(torch.equal, averaged, after["G_ema"].values()))
 
 
-def test_without_a_turn_G_stays_as_it_is(squares, tmp_path):
+def test_G_is_unchanged_before_its_first_update(squares, tmp_path):
     config = tiny_config(tmp_path, kimg=0.06, G_every=6)
     state = read_state(launch(config, squares))
     assert not state["G_optimizer"]["state"]
