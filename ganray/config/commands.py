@@ -137,31 +137,32 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What jobs/sweep.py varies, and how."""
+    """Options of jobs/sweep.py: what is varied, and how."""
 
     axis: list[str] = field(default_factory=list)
-    """What is varied, e.g. latent.size=1,10,100; give it once for each axis. FIELD+FIELD=A+B,C+D
-    varies fields together. `optimizer` names optimizers with rates of their own, `rate` factors on
-    both learning rates; searches also take a range, rate=0.1..10. None given: the study of latents.
-    """
+    """An axis, e.g. latent.size=1,10,100; repeat the option for further axes. FIELD+FIELD=A+B,C+D
+    varies fields together. `optimizer` takes named optimizers with learning rates of their own,
+    `rate` factors on both learning rates; searches also take a range, rate=0.1..10. Default: the
+    sweep of latents, sizes and optimizers."""
     seeds: int = 5
-    """Replicates of each cell, which differ in train.rng_seed alone. The intervals rest on them."""
+    """Runs of each setting, which differ in train.rng_seed only. Intervals are over seeds."""
     design: Literal["grid", "random", "sobol", "tpe", "asha", "pbt"] = "grid"
-    """grid: every cell. random, sobol: `settings` of them. tpe, asha, pbt look for one good setting:
-    they stop or choose runs by their results, so nothing general follows from their statistics."""
+    """grid: all settings. random, sobol: `settings` of them. tpe, asha and pbt search one good
+    setting: they choose or stop runs by their results, so their means are biased."""
     settings: int | None = None
-    """random, sobol: cells to run, of `seeds` runs each; asha likewise, None: every cell. tpe, pbt:
-    runs in all, None: 20."""
+    """random, sobol, asha: number of settings, of `seeds` runs each (asha: all by default). tpe,
+    pbt: number of runs, 20 by default."""
     metric: Literal["recall", "coverage", "vendi_share"] = "coverage"
-    """What tpe, asha and pbt make as high as they can."""
+    """Metric that tpe, asha and pbt maximize."""
     concurrent: int | None = None
-    """Runs at a time. None: as many as the cluster has room for. tpe and pbt keep it for good."""
+    """Maximum number of runs at a time; by default as many as the cluster has room for. tpe and pbt
+    cannot change it on resume."""
     trials_per_gpu: int = 1
-    """Runs that share a GPU, of one worker each."""
+    """Runs of one worker each that share a GPU."""
     retries: int = 2
-    """Crashes that a run survives, going on from its last checkpoint; then it counts as failed."""
+    """How often a crashed run is continued from its last checkpoint before it counts as failed."""
     resume: bool = False
-    """Go on with the study called --name; without one, with the newest."""
+    """Resume the sweep named by --name, by default the newest."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "trials_per_gpu"):
@@ -173,15 +174,15 @@ class SweepConfig:
 
     @property
     def num_trials(self) -> int:
-        """Of tpe and pbt, which choose the settings of their runs as they go."""
+        """Number of runs of tpe and pbt."""
         return self.settings or 20
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the settings of runs are chosen as the study goes, so that no plan holds them."""
+        """Whether settings are chosen during the sweep, so that no plan lists them in advance."""
         return self.design in ("tpe", "pbt")
 
     @property
     def is_search(self) -> bool:
-        """Whether runs are chosen, or stopped, by their results."""
+        """Whether runs are chosen or stopped by their results."""
         return self.design in ("tpe", "asha", "pbt")

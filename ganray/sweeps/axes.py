@@ -1,4 +1,4 @@
-"""What a study varies: axes as people type them. Pure; nothing runs."""
+"""Axes of a sweep, parsed from the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ganray.config.serialization import flatten, without_secrets
 from ganray.errors import UserError
 
 OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
-"""Names of axes that are no single field, and the field that replicates differ in."""
+"""Axes that are not a single field, and the field that differs between the runs of a setting."""
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "beta1": 0.0, "lr": 100.0},
@@ -26,59 +26,60 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"name": "adamw", "beta1": 0.9, "beta2": 0.999, "lr": 1.0},
     "lion": {"name": "lion", "beta1": 0.9, "beta2": 0.99, "lr": 0.1},
 }
-"""Levels of the axis `optimizer`; `lr` is a factor on the preset's rates, which are those of Adam
-with its momentum of 0.9. Of 0.1, 0.3, 1 and 3 times the best for an MNIST MLP with normal latents
-(one run each): what has no momentum bears three times Adam's rate."""
+"""Levels of the axis `optimizer`. `lr` is a factor on the preset's learning rates, which suit Adam
+with beta1 0.9: the best of 0.1, 0.3, 1 and 3 times these rates for an MNIST MLP with normal latents
+(one run each). Optimizers without momentum tolerate three times Adam's rate."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One setting that is compared with others."""
+    """One value of an axis."""
 
     label: str
-    """What it is called in tables, e.g. "uniform centred"."""
+    """Name in tables, e.g. "uniform centred"."""
     overrides: Mapping[str, Any]
-    """Fields of the config, by dotted names, or `rate`, a factor on both learning rates."""
+    """Fields of the config, by dotted name, or `rate`, a factor on both learning rates."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied: one field, several at once, or the optimizer."""
+    """A field that is varied, several fields together, or the optimizer."""
 
     name: str
-    """E.g. "latent.size", or "latent.distribution+latent.scaling"."""
+    """Fields, e.g. "latent.size" or "latent.distribution+latent.scaling"."""
     levels: tuple[Level, ...]
-    """Of a range, those that were tried."""
+    """Values of the axis; those tried so far if it is a range."""
     range: tuple[float, float] | None = None
-    """Of a number that a search may choose: least and most; drawn evenly in its logarithm."""
+    """Minimum and maximum of a number that a search draws, log-uniformly."""
     whole: bool = False
-    """Whether the numbers of the range are whole."""
+    """Whether the numbers of the range are integers."""
     own_reference: bool = False
-    """Whether levels differ in what images show; then each is judged by images of its own."""
+    """Whether levels differ in the content of the images, so that each level has reference images
+    of its own."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of its levels."""
+        """Labels of all levels."""
         return tuple(level.label for level in self.levels)
 
     @property
     def title(self) -> str:
-        """The name for people: "distribution scaling"; of loss.name, "loss"."""
+        """Short name for tables, e.g. "distribution scaling", or "loss" for loss.name."""
         parts = [part.rpartition(".") for part in self.name.split("+")]
         return " ".join(section if last in ("name", "kind") else last for section, _, last in parts)
 
     @property
     def fields(self) -> set[str]:
-        """What it is named by."""
+        """Fields that the axis names."""
         return set(self.name.split("+"))
 
     @property
     def shared_reference(self) -> bool:
-        """Whether levels differ in how many images are learned, or in which form."""
+        """Whether levels train on different numbers or forms of the same images."""
         return not self.own_reference and not _FORMS.isdisjoint(self.fields)
 
     def level(self, value: str | float) -> Level:
-        """The level of this label, or of this number; pbt's numbers can leave the range."""
+        """Return the level of a label or number; numbers outside the range (pbt) are clipped."""
         if self.range is None:
             return next(level for level in self.levels if level.label == value)
         low, high = self.range
@@ -88,9 +89,9 @@ class Axis:
 
     @property
     def extremes(self) -> tuple[Level, ...]:
-        """Levels that keep all rules only if every one does: of a range its ends.
+        """Levels to validate in place of all others: the ends of a range.
 
-        Of whole numbers the second, too: no multiple, where multiples are asked for.
+        For integers also the second one, which fails where only multiples are valid.
         """
         if self.range is None:
             return self.levels
@@ -98,22 +99,22 @@ class Axis:
         return tuple(map(self.level, (low, low + 1, high) if self.whole else (low, high)))
 
     def with_level(self, level: Level) -> Axis:
-        """The axis with a level that a search has tried, in the order of the numbers."""
-        known = {one.label: one for one in (*self.levels, level)}
-        return replace(self, levels=tuple(sorted(known.values(), key=lambda one: float(one.label))))
+        """Return the axis with another tried level; levels ascend."""
+        levels = {known.label: known for known in (*self.levels, level)}.values()
+        return replace(self, levels=tuple(sorted(levels, key=lambda known: float(known.label))))
 
 
 def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis:
-    """An axis from "FIELD=VALUE,VALUE,..." or "FIELD+FIELD=VALUE+VALUE,...".
+    """Return the axis of "FIELD=VALUE,VALUE,..." or "FIELD+FIELD=VALUE+VALUE,...".
 
     Args:
-        text: as typed. `optimizer` stands for named optimizers with rates of their own, and
-            `rate` for factors on both learning rates. "FIELD=LEAST..MOST" is a range.
-        base: the config whose fields are varied.
-        read: (field, text) -> the value, of the field's type.
+        text: Axis as typed. `optimizer` stands for named optimizers with learning rates of their
+            own, `rate` for factors on both learning rates. "FIELD=MIN..MAX" is a range.
+        base: Config whose fields are varied.
+        read: Function from (field, text) to the value of the field's type.
 
     Raises:
-        ValueError: no such field or level, a field that runs must share, a level twice, or none.
+        UserError: The field or a value does not exist or cannot be varied, or values repeat.
     """
     name, equals, values = text.partition("=")
     fields, known = name.split("+"), {*flatten(base), OPTIMIZER, RATE}
@@ -124,24 +125,25 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
     levels = [_level(text, fields, value, base, read) for value in values.split(",") if value]
     labels = _shortest([level.label for level in levels])
     levels = [replace(level, label=label) for level, label in zip(levels, labels, strict=True)]
-    alike = any(a.overrides == b.overrides for a, b in itertools.combinations(levels, 2))
-    if not equals or alike or len(set(labels)) < len(labels) or not labels:
+    repeated = any(a.overrides == b.overrides for a, b in itertools.combinations(levels, 2))
+    if not equals or repeated or len(set(labels)) < len(labels) or not labels:
         raise UserError(
-            f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with values that differ;"
+            f"sweep.axis={text} must be FIELD=VALUE,VALUE,... with distinct values;"
             " for example --sweep.axis latent.size=1,10,100"
         )
-    return Axis(name, tuple(levels), own_reference=not _DEPICTS.isdisjoint(fields))
+    return Axis(name, tuple(levels), own_reference=not _CONTENTS.isdisjoint(fields))
 
 
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0", "data.root": "null"}
-"""Values that a label leaves out."""
-_ONCE = {
+"""Values that labels leave out."""
+_COMMON = {
     "evaluation": "how runs are measured",
-    "ray": "where they run, which changes nothing of what is learned",
-    "tracking": "where their figures go",
+    "ray": "where runs are computed, which changes no result",
+    "tracking": "where metrics are sent",
 }
-_VARIED = tuple(section for section in SECTIONS if section not in _ONCE)
-_DEPICTS, _FORMS = (
+"""Sections that all runs of a sweep share."""
+_VARIED = tuple(section for section in SECTIONS if section not in _COMMON)
+_CONTENTS, _FORMS = (
     {f"data.{field}" for field in fields} for fields in (CONTENT, ReferenceData.__annotations__)
 )
 
@@ -149,21 +151,21 @@ _DEPICTS, _FORMS = (
 def _check_varies(text: str, field: str, known: Set[str]) -> None:
     section = field.partition(".")[0]
     if field == SEED:
-        raise UserError(f"sweep.axis={text}: {SEED} makes the replicates; use --sweep.seeds")
-    if section in _ONCE:
+        raise UserError(f"sweep.axis={text}: {SEED} differs within a setting; use --sweep.seeds")
+    if section in _COMMON:
         raise UserError(
-            f"sweep.axis={text}: {section} says {_ONCE[section]}, and is the same for all runs of a"
-            f" study; give --{field} a value of its own instead"
+            f"sweep.axis={text}: {section} sets {_COMMON[section]}, which all runs of a sweep"
+            f" share; give --{field} a single value instead"
         )
     if field not in known or section not in (*_VARIED, OPTIMIZER, RATE):
         raise UserError(
-            f"sweep.axis={text}: {field!r} is not a field that can be varied; name one of"
+            f"sweep.axis={text}: {field!r} is not a field that can be varied; use one of"
             f" {', '.join(f'{section}.*' for section in _VARIED)}, {OPTIMIZER} or {RATE}"
         )
 
 
 def _is_range(values: str) -> bool:
-    """Whether it is two numbers; paths may hold dots as well."""
+    """Return whether the values are numbers joined by ".."; paths may contain dots as well."""
     try:
         return len([float(end) for end in values.split("..")]) > 1
     except ValueError:
@@ -171,15 +173,15 @@ def _is_range(values: str) -> bool:
 
 
 def _range(text: str, name: str, values: str, read: Callable[[str, str], Any]) -> Axis:
-    if name in _DEPICTS | _FORMS:
+    if name in _CONTENTS | _FORMS:
         raise UserError(
-            f"sweep.axis={text}: shards are made before a run begins, so name the values of {name}"
+            f"sweep.axis={text}: shards are made before runs start, so list the values of {name}"
         )
     ends = [_rate(v) if name == RATE else _read(text, name, v, read) for v in values.split("..")]
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not 0 < ends[0] < ends[1]:
         raise UserError(
-            f"sweep.axis={text} must be FIELD=LEAST..MOST with two positive numbers, the first one"
+            f"sweep.axis={text} must be FIELD=MIN..MAX with two positive numbers, the first one"
             " smaller; for example --sweep.axis rate=0.1..10"
         )
     return Axis(name, (), (ends[0], ends[1]), all(isinstance(end, int) for end in ends))
@@ -195,25 +197,24 @@ def _level(
             f" of {', '.join(fields)}"
         )
     overrides: dict[str, Any] = {}
-    for field, one in zip(fields, values, strict=True):
+    for field, word in zip(fields, values, strict=True):
         if field == OPTIMIZER:
-            overrides |= _optimizer(one, base)
+            overrides |= _optimizer(word, base)
         elif field == RATE:
-            overrides[RATE] = _rate(one)
+            overrides[RATE] = _rate(word)
         else:
-            found = _read(text, field, one, read)
-            if field == "data.root" and found and without_secrets(found) != found:
+            parsed = _read(text, field, word, read)
+            if field == "data.root" and parsed and without_secrets(parsed) != parsed:
                 raise UserError(
-                    f"sweep.axis: data.root={without_secrets(found)}: a study would keep the"
-                    " password or signature; make one study for each, with --data.root, which is"
-                    " kept without them"
+                    f"sweep.axis: data.root={without_secrets(parsed)}: a sweep would save the"
+                    " password or signature; run one sweep for each with --data.root, which is"
+                    " saved without them"
                 )
-            overrides[field] = str(found) if isinstance(found, Path) else found
-    named = zip(fields, values, strict=True)
+            overrides[field] = str(parsed) if isinstance(parsed, Path) else parsed
     shown = [
-        "all" if field == "data.images" and overrides[field] is None else one
-        for field, one in named
-        if _PLAIN.get(field) != one
+        "all" if field == "data.images" and overrides[field] is None else word
+        for field, word in zip(fields, values, strict=True)
+        if _PLAIN.get(field) != word
     ]
     return Level(" ".join(shown) or value, overrides)
 
@@ -226,8 +227,8 @@ def _read(text: str, field: str, value: str, read: Callable[[str, str], Any]) ->
 
 
 def _shortest(labels: list[str]) -> list[str]:
-    """Paths by their last part, where that tells them apart."""
-    short = [" ".join(word.rpartition("/")[2] or word for word in one.split()) for one in labels]
+    """Return paths by their last part where that is unique."""
+    short = [" ".join(w.rpartition("/")[2] or w for w in label.split()) for label in labels]
     return short if len(set(short)) == len(set(labels)) else labels
 
 
@@ -251,15 +252,14 @@ def _rate(text: str) -> float:
 
 
 def share_reference(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Axis]]:
-    """The base with the reals of all runs fixed to its own; and the axes, marked.
+    """Return the base with its reference images fixed for all runs, and the axes, marked.
 
-    So runs on fewer images, smaller or mirrored ones are compared with the same reals, through the
-    same classifier (Karras et al. 2020, "Training GANs with limited data", do so for FID). Only
-    where an axis says what images show (`Axis.own_reference`), its levels are judged by their own.
-    Where squares are cut from images, the size of these says so, too.
+    Runs on fewer, smaller or mirrored images are thus compared with the same reference images
+    through the same classifier (as Karras et al. 2020, "Training GANs with limited data", do for
+    FID). The levels of an axis that changes the content of images (`Axis.own_reference`) have
+    reference images of their own; with random crops, `data.size` changes the content too.
     """
-    cut = base.data.crop or any("data.crop" in axis.fields for axis in axes)
-    if cut:
+    if base.data.crop or any("data.crop" in axis.fields for axis in axes):
         axes = [a if "data.size" not in a.fields else replace(a, own_reference=True) for a in axes]
     named = {field for axis in axes if axis.shared_reference for field in axis.fields}
     fields = [field.removeprefix("data.") for field in sorted(_FORMS & named)]

@@ -159,7 +159,7 @@ def heat_maps(results: Results, metric: str, path: Path) -> None:
 
 
 def _write(ax: Any, x: int, y: int, value: str, note: str, color: str) -> None:
-    """Write a value in bold over a note in small letters into the middle of a cell."""
+    """Write a value in bold over a small note at a place of a heat map."""
     style = {"ha": "center", "color": color, "textcoords": "offset points"}
     if value:
         ax.annotate(value, (x, y), (0, 0 if note else -3), weight="bold", fontsize=9, **style)

@@ -1,4 +1,4 @@
-"""The images of a study: the sets that its runs learn, and those that judge them."""
+"""Training and reference images of all runs of a sweep."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ganray.training.plan import num_classes
 
 @dataclass(frozen=True)
 class RunAssets:
-    """What the workers of a run are given beside its config."""
+    """Images and evaluation assets of a run."""
 
     shards: str
-    """Where the shards are."""
+    """Folder or URL of the training shards."""
     assets: EvaluationAssets
     num_classes: int
-    """Of the images; 0 for none."""
+    """Classes of the training images; 0 if they have no labels."""
 
 
 class SweepDatasets:
-    """What all runs learn, and what their samples are compared with: few sets for many runs."""
+    """The image sets of a sweep, each shared by all runs that train on it."""
 
     def __init__(self, base: Config, configs: Iterable[Config]) -> None:
-        """Find them.
+        """Locate the image sets of all runs.
 
         Args:
-            base: what the configs depart from.
-            configs: of the runs.
+            base: Config that all runs have in common.
+            configs: Configs of the runs.
 
         Raises:
-            ValueError: some are not there, are the same as others, have no labels where a run needs
-                them, or no room.
+            UserError: A set is missing, too small, equal to another one, lacks labels that a run
+                needs, or the disk has too little space for its shards.
         """
         self._sets: dict[Hashable, RunDatasets] = {}
         self._digests: dict[Hashable, str] = {}
@@ -53,34 +53,30 @@ class SweepDatasets:
         _check_differ(self)
         prepare.check_room((plan for one in self for plan in (one.images, one.reals)), base.home)
         self.shown = next(iter(self))
-        """Those of the base where a run learns them, with its networks; else all of a run's own."""
+        """Sets to show in the plan: those of the base if a run uses them, else those of a run."""
         if base.images_identity() in self._sets:
             found = self._sets[base.images_identity()]
             self.shown = RunDatasets(base, found.images, found.reals)
 
     def __iter__(self) -> Iterator[RunDatasets]:
-        """One for each choice of images."""
+        """Iterate over the distinct image sets."""
         return iter(self._sets.values())
 
     def prepare_datasets(self) -> None:
-        """Make the shards that are not there yet."""
+        """Write the shards that do not exist yet."""
         self._digests = {key: reference.prepare_datasets(one) for key, one in self._sets.items()}
 
     def identity(self) -> tuple[str, str]:
-        """All that is learned and compared with, in words, and what tells it from others."""
-        told = {}
+        """Return a description of all image sets and an identifier of their contents."""
+        descriptions = {}
         for one in self:
             data, reference, home = one.config.data, one.config.reference_data(), one.config.home
             for what, found in ((data, one.images), (reference, one.reals)):
-                told[prepare.dataset_identity(what, found, home)] = str(found)
-        return ", ".join(dict.fromkeys(told.values())), "-".join(told)
+                descriptions[prepare.dataset_identity(what, found, home)] = str(found)
+        return ", ".join(dict.fromkeys(descriptions.values())), "-".join(descriptions)
 
     def run_assets(self) -> dict[Hashable, RunAssets]:
-        """What runs are given, by `Config.images_identity`; trains the classifiers that judge.
-
-        Raises:
-            ValueError: some have too few images to compare with.
-        """
+        """Return the assets of all runs by `Config.images_identity`; trains missing classifiers."""
         classifiers: dict[Hashable, str] = {}
         given: dict[Hashable, RunAssets] = {}
         for key, one in self._sets.items():
@@ -93,12 +89,12 @@ class SweepDatasets:
         return given
 
     def local_folders(self) -> list[Path]:
-        """What all nodes must see."""
-        near = [one for one in self if not one.config.data.is_remote()]
-        return sorted({Path(plan.location) for one in near for plan in (one.images, one.reals)})
+        """Return the shard folders that all nodes must be able to read."""
+        local = [one for one in self if not one.config.data.is_remote()]
+        return sorted({Path(plan.location) for one in local for plan in (one.images, one.reals)})
 
     def dataset_info(self, config: Config) -> dict[str, str]:
-        """What MLflow is told of the images of a run; of the base, of those that are shown."""
+        """Return what MLflow records of a run's images; for the base, of the sets shown."""
         key = config.images_identity()
         if key not in self._sets:
             key = self.shown.config.images_identity()
@@ -106,20 +102,20 @@ class SweepDatasets:
 
 
 def _fetch(config: Config) -> None:
-    """Let torchvision download what a run needs; a stand-in will not do for an axis."""
+    """Download the images of a run; levels of an axis must not fall back to another dataset."""
     if not config.dry_run and prepare.fetch(config.data, config.home) != config.data:
         raise UserError(
-            f"data.source={config.data.source} is asked for by an axis, but was not found or"
-            " fetched; give --data.root FOLDER"
+            f"data.source={config.data.source}, a level of an axis, was neither found nor"
+            " downloaded; give --data.root FOLDER"
         )
 
 
 def _check_differ(found: Iterable[RunDatasets]) -> None:
-    """Refuse levels that would compare a set with itself."""
+    """Reject levels that give the same images."""
     known: dict[Hashable, Config] = {}
     for one in found:
         data, images = one.config.data, one.images
-        # Sides of 0 and 28 are the same for images of 28x28, and a crop of 28 is none.
+        # For images of 28x28, a size of 28 equals the original size, and a crop of 28 no crop.
         crop = 0 if images.image_shape == _uncut(one) else data.crop
         made_of = (images.source, data.source, data.split) if images.source else (images.location,)
         shape, form = images.image_shape, (data.encoding, data.flip)
@@ -128,13 +124,12 @@ def _check_differ(found: Iterable[RunDatasets]) -> None:
             pairs = zip(data.identity(), other.data.identity(), strict=True)
             values = ", ".join(f"{a} and {b}" for a, b in pairs if a != b)
             raise UserError(
-                f"sweep.axis: two levels of data ({values}) come to the same {one.images}; leave"
-                " one out"
+                f"sweep.axis: two levels of data ({values}) give the same {one.images}; remove one"
             )
 
 
 def _uncut(one: RunDatasets) -> tuple[int, int, int]:
-    """(H, W, C) of what is learned before a crop."""
+    """Return the shape of the training images before the crop, (H, W, C)."""
     height, width, channels = one.images.stored_shape
     size = one.config.data.size
     return (size, size, channels) if size else (height, width, channels)

@@ -1,8 +1,8 @@
-"""Which runs a study consists of: cells of its axes, and replicates. Pure; nothing runs.
+"""Plan of a sweep: the settings of its axes, each with several seeds.
 
-A *cell* is one level of each axis; its *replicates* differ in `train.rng_seed` alone. Replicates
-are the outermost loop and the cells of each are shuffled, so that a study that is stopped early
-has run all levels about as often.
+A *setting* is one level of each axis. Its runs differ in `train.rng_seed` only. Seeds are the
+outermost loop and the settings of each seed are shuffled, so that a sweep that is stopped early has
+run all levels about equally often.
 """
 
 from __future__ import annotations
@@ -28,55 +28,50 @@ Design = Literal["grid", "random", "sobol"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the study."""
+    """One run of a sweep."""
 
     name: str
-    """Of the run: its folder and its MLflow run."""
+    """Name of the run folder and of the MLflow run."""
     label: str
-    """The name without the study's, for legends."""
+    """Name without that of the sweep, for legends."""
     levels: tuple[str, ...]
-    """A label for each axis."""
+    """One label per axis."""
     rng_seed: int
     overrides: Mapping[str, Any]
-    """Fields of the config that differ from the base, by dotted names."""
+    """Fields of the config that differ from the base, by dotted name."""
 
     def config(self, base: Config) -> Config:
-        """The whole config of this run.
-
-        Raises:
-            ValueError: these settings do not go together.
-        """
+        """Return the config of this run; raises UserError for an invalid combination."""
         return apply_overrides(replace(base, name=self.name), self.overrides)
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Axes and the runs that fill them."""
+    """Axes of a sweep and its runs."""
 
     name: str
     axes: tuple[Axis, ...]
     trials: tuple[Trial, ...]
-    """In the order in which they are run."""
+    """Runs in their order of execution."""
 
     @property
     def settings(self) -> list[tuple[str, ...]]:
-        """Those that have runs, as labels, in the order of the axes' levels."""
-        wanted = {trial.levels for trial in self.trials}
-        return [
-            cell for cell in itertools.product(*(a.labels for a in self.axes)) if cell in wanted
-        ]
+        """Labels of the settings that have runs, in the order of the axes' levels."""
+        planned = {trial.levels for trial in self.trials}
+        grid = itertools.product(*(axis.labels for axis in self.axes))
+        return [setting for setting in grid if setting in planned]
 
     def with_trial(self, trial: Trial, levels: Sequence[Level]) -> SweepPlan:
-        """The study with a run that a search has begun, or a member that changed its levels."""
+        """Return the plan with a run that a search has started or whose levels pbt has changed."""
         axes = [
             axis.with_level(level) if axis.range else axis
             for axis, level in zip(self.axes, levels, strict=True)
         ]
-        trials = {one.name: one for one in (*self.trials, trial)}
+        trials = {known.name: known for known in (*self.trials, trial)}
         return replace(self, axes=tuple(axes), trials=tuple(trials.values()))
 
     def save(self, folder: Path) -> None:
-        """Write `plan.json`."""
+        """Write `plan.json` into the folder of the sweep."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{FILE}.part"
         part.write_text(json.dumps(asdict(self), indent=1))
@@ -87,7 +82,7 @@ FILE = "plan.json"
 
 
 def load_plan(folder: Path) -> SweepPlan:
-    """Read what `SweepPlan.save` wrote."""
+    """Return the plan that `SweepPlan.save` wrote."""
     values = json.loads((folder / FILE).read_text())
     axes = [
         Axis(
@@ -104,11 +99,7 @@ def load_plan(folder: Path) -> SweepPlan:
 
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config with these fields, by dotted names, and `rate` on its learning rates.
-
-    Raises:
-        ValueError: they do not go together.
-    """
+    """Return the config with fields replaced, by dotted name; `rate` scales both learning rates."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in overrides.items():
         section, _, field = name.partition(".")
@@ -132,43 +123,43 @@ def make_plan(
     settings: int | None = None,
     first_seed: int = 0,
 ) -> SweepPlan:
-    """All runs of a study, in the order in which they are to be run.
+    """Return the plan of a sweep.
 
     Args:
-        name: of the study.
-        axes: what is varied.
-        seeds: replicates of each cell.
-        design: grid: all cells. random, sobol: some of them, drawn evenly; Sobol's sequence also
-            takes each level about as often.
-        settings: how many, of random and sobol.
-        first_seed: `train.rng_seed` of the first replicate.
+        name: Name of the sweep.
+        axes: Axes to vary.
+        seeds: Number of runs of each setting.
+        design: `grid` runs all settings, `random` and `sobol` a uniform subset; Sobol's sequence
+            also takes each level about equally often.
+        settings: Number of settings of `random` and `sobol`.
+        first_seed: `train.rng_seed` of the first run of each setting.
 
     Raises:
-        ValueError: two axes set one field, or there are fewer cells than are wanted.
+        UserError: Two axes set the same field, or the grid has fewer settings than requested.
     """
     _check_axes(axes)
     for axis in axes:
         if axis.range:
             raise UserError(
-                f"sweep.axis: the range of {axis.name} is for searches; name its values, or use"
+                f"sweep.axis: a range of {axis.name} needs a search; list its values, or use"
                 " --sweep.design tpe or pbt"
             )
-    chosen = [list(cell) for cell in itertools.product(*(axis.levels for axis in axes))]
+    chosen = [list(levels) for levels in itertools.product(*(axis.levels for axis in axes))]
     if design != "grid":
         if settings is None or not 0 < settings <= len(chosen):
             raise UserError(
                 f"sweep.settings={settings} must lie in 1 .. {len(chosen)}, the size of the"
                 f" whole grid, with sweep.design={design}"
             )
-        chosen = _some(axes, settings, design, first_seed)
+        chosen = _subset(axes, settings, design, first_seed)
     trials = []
     for seed in range(first_seed, first_seed + seeds):
         shuffled = np.random.default_rng([first_seed, seed]).permutation(len(chosen))
         trials += [make_trial(name, chosen[i], seed) for i in shuffled]
-    if twice := [n for n, count in Counter(t.name for t in trials).items() if count > 1]:
+    if duplicates := [n for n, count in Counter(t.name for t in trials).items() if count > 1]:
         raise UserError(
-            f"sweep.axis: two levels give runs of one name, {twice[0]}, for which only letters and"
-            " digits count; name them otherwise"
+            f"sweep.axis: two levels give the same run name, {duplicates[0]}, which keeps letters"
+            " and digits only; use other values"
         )
     return SweepPlan(name, tuple(axes), tuple(trials))
 
@@ -179,13 +170,13 @@ def _check_axes(axes: Sequence[Axis]) -> None:
         for field in {field for level in axis.levels for field in level.overrides}:
             if field in seen:
                 raise UserError(
-                    f"sweep.axis: {field} is set by both {seen[field]} and {axis.name}; leave one"
-                    " out, or join their fields by +"
+                    f"sweep.axis: {field} is set by both {seen[field]} and {axis.name}; remove one,"
+                    " or join their fields by +"
                 )
             seen[field] = axis.name
 
 
-def _some(axes: Sequence[Axis], count: int, design: Design, seed: int) -> list[list[Level]]:
+def _subset(axes: Sequence[Axis], count: int, design: Design, seed: int) -> list[list[Level]]:
     sizes = [len(axis.levels) for axis in axes]
     if design == "random":
         picked = np.random.default_rng(seed).permutation(math.prod(sizes))[:count]
@@ -196,23 +187,23 @@ def _some(axes: Sequence[Axis], count: int, design: Design, seed: int) -> list[l
 
 
 def _sobol(sizes: Sequence[int], count: int, seed: int) -> np.ndarray:
-    """The first `count` different cells that the sequence comes to: int64 (count, axes)."""
-    sequence, found = qmc.Sobol(len(sizes), rng=seed), {}
-    while len(found) < count:
+    """Return the first `count` distinct settings of Sobol's sequence, int64 (count, axes)."""
+    sequence, indices = qmc.Sobol(len(sizes), rng=seed), {}
+    while len(indices) < count:
         for point in sequence.random(256):
-            found.setdefault(tuple((point * sizes).astype(int)), None)
-    return np.array(list(found))[:count]
+            indices.setdefault(tuple((point * sizes).astype(int)), None)
+    return np.array(list(indices))[:count]
 
 
-def make_trial(study: str, levels: Sequence[Level], seed: int) -> Trial:
-    """One run: these levels with this seed."""
+def make_trial(sweep: str, levels: Sequence[Level], seed: int) -> Trial:
+    """Return the run of a sweep with these levels and this seed."""
     overrides = {key: value for level in levels for key, value in level.overrides.items()}
-    label = "-".join(_plain(level.label) for level in levels)
+    label = "-".join(_for_name(level.label) for level in levels)
     label = f"{label}-s{seed}" if label else f"s{seed}"
     names = tuple(level.label for level in levels)
-    return Trial(f"{study}.{label}", label, names, seed, overrides | {SEED: seed})
+    return Trial(f"{sweep}.{label}", label, names, seed, overrides | {SEED: seed})
 
 
-def _plain(label: str) -> str:
-    """A label as part of a run's name, which allows few characters."""
+def _for_name(label: str) -> str:
+    """Return a label without the characters that run names do not allow."""
     return "".join(c if c.isalnum() or c in "._" else "-" for c in label)

@@ -99,8 +99,8 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
         (["--sweep.axis", "latent.size=1,many"], "many"),
         (["--sweep.axis", "latent.size=-1"], r"latent\.size=-1 must be positive"),
         (["--sweep.axis", "network.pack=1,3"], r"train\.batch_size=64"),
-        (["--sweep.axis", "rate=1..2"], "the range of rate is for searches"),
-        (["--sweep.axis", "rate=2..1", "--sweep.design", "tpe"], r"must be FIELD=LEAST\.\.MOST"),
+        (["--sweep.axis", "rate=1..2"], "a range of rate needs a search"),
+        (["--sweep.axis", "rate=2..1", "--sweep.design", "tpe"], r"must be FIELD=MIN\.\.MAX"),
         (
             ["--sweep.design", "pbt", "--sweep.axis", "latent.size=1,2"],
             "cannot change during a run",
@@ -121,7 +121,7 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
             ],
             r"network\.pack=2 joins images",
         ),
-        (["--sweep.axis", "data.images=9..99", "--sweep.design", "tpe"], "name the values of data"),
+        (["--sweep.axis", "data.images=9..99", "--sweep.design", "tpe"], "list the values of data"),
         (["--sweep.axis", "data.split=train,valid"], r"data\.split=valid has no images"),
         (
             [

@@ -1,4 +1,4 @@
-"""Axes as people type them, and who judges runs on them."""
+"""Axes are parsed and validated, and their runs get the right reference images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,11 @@ from ganray.sweeps.design import make_plan
 BASE = Config(optimizer=OptimizerConfig("adam", 1e-3, 2e-3))
 
 
-def sizes_whole(field, value):
+def read_value(field, value):
     return int(value) if field == "latent.size" else value
 
 
-def axis(text, read=sizes_whole):
+def axis(text, read=read_value):
     return parse_axis(text, BASE, read)
 
 
@@ -32,7 +32,7 @@ def test_an_axis_of_one_field():
     assert axis("loss.name=bce,hinge").title == "loss"
 
 
-def test_fields_that_move_together_are_one_axis():
+def test_fields_that_vary_together_are_one_axis():
     shapes = axis("latent.distribution+latent.scaling=uniform+raw,uniform+centred")
     assert shapes.labels == ("uniform", "uniform centred")
     assert shapes.levels[1].overrides == {
@@ -42,24 +42,24 @@ def test_fields_that_move_together_are_one_axis():
     assert shapes.title == "distribution scaling"
 
 
-def test_a_label_leaves_out_what_is_plain():
+def test_labels_leave_out_default_values():
     moved = axis("latent.distribution+latent.scaling+latent.offset=normal+raw+0,normal+raw+2")
     assert moved.labels == ("normal", "normal 2")
     assert axis("latent.scaling=raw,centred").labels == ("raw", "centred")
 
 
-def test_an_optimizer_brings_a_rate_of_its_own_and_rate_multiplies_it():
+def test_optimizers_have_learning_rates_of_their_own_that_rate_multiplies():
     sgd = axis("optimizer=sgd").levels[0]
     assert sgd.overrides["optimizer.lr_G"] == pytest.approx(0.1)
     assert sgd.overrides["optimizer.lr_D"] == pytest.approx(0.2)
-    study = make_plan("s", [axis("optimizer=sgd,lion"), axis("rate=0.5,2")], 1)
-    configs = {trial.levels: trial.config(BASE).optimizer for trial in study.trials}
+    sweep = make_plan("s", [axis("optimizer=sgd,lion"), axis("rate=0.5,2")], 1)
+    configs = {trial.levels: trial.config(BASE).optimizer for trial in sweep.trials}
     assert configs["sgd", "2"] == OptimizerConfig("sgd", 0.2, 0.4, beta1=0.0)
     assert configs["lion", "0.5"].lr_G == pytest.approx(5e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_named_optimizer_is_a_valid_one(name):
+def test_every_named_optimizer_is_valid(name):
     config = make_plan("s", [axis(f"optimizer={name}")], 1).trials[0].config(BASE)
     assert config.optimizer.lr_D == pytest.approx(2 * config.optimizer.lr_G)
 
@@ -68,37 +68,43 @@ def test_every_named_optimizer_is_a_valid_one(name):
     ("text", "message"),
     [
         ("latent.sise=1", "'latent.sise' is not a field that can be varied"),
-        ("home=a,b", "'home' is not a field that can be varied; name one of data.*"),
-        ("tracking.uri=a,b", "tracking says where their figures go, and is the same for all runs"),
-        ("evaluation.samples=80,90", "evaluation says how runs are measured"),
-        ("latent.size+ray.workers=1+1,2+2", "ray says where they run, which changes nothing"),
+        ("home=a,b", "'home' is not a field that can be varied; use one of data.*"),
+        (
+            "tracking.uri=a,b",
+            "tracking sets where metrics are sent, which all runs of a sweep share",
+        ),
+        ("evaluation.samples=80,90", "evaluation sets how runs are measured"),
+        (
+            "latent.size+ray.workers=1+1,2+2",
+            "ray sets where runs are computed, which changes",
+        ),
         ("latent.size", "must be FIELD=VALUE"),
-        ("latent.size=1,1", "values that differ"),
-        ("latent.size=10,010", "values that differ"),
-        ("rate=1,1.0", "values that differ"),
+        ("latent.size=1,1", "distinct values"),
+        ("latent.size=10,010", "distinct values"),
+        ("rate=1,1.0", "distinct values"),
         ("latent.size+latent.scaling=1,10", "'1' must hold 2 values joined by +"),
         ("optimizer=sdg", "optimizer='sdg' is not one of sgd, momentum"),
         ("rate=fast", "rate=fast must be a positive number"),
         ("train.rng_seed=1,2", "use --sweep.seeds"),
-        ("data.images=200..1700", "shards are made before a run begins, so name the values"),
+        ("data.images=200..1700", "shards are made before runs start, so list the values"),
     ],
 )
-def test_a_mistyped_axis_is_refused_in_one_line(text, message):
+def test_invalid_axis_is_rejected_in_one_line(text, message):
     with pytest.raises(ValueError, match=r"sweep\.axis") as error:
         axis(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_every_field_of_what_and_how_a_gan_learns_can_be_varied(tmp_path):
+def test_every_field_of_data_and_training_can_be_varied(tmp_path):
     sections = {"data", "latent", "network", "loss", "optimizer", "train"}
     fields = {name for name in flatten(BASE) if name.partition(".")[0] in sections}
     for field in sorted(fields - {"train.rng_seed"}):
-        study = make_plan("s", [axis(f"{field}={','.join(two_of(field))}", value_of)], 1)
-        assert len(study.trials) == 2, field
-        study.save(tmp_path)
-        assert design.load_plan(tmp_path) == study, field
-        for trial in study.trials:
+        sweep = make_plan("s", [axis(f"{field}={','.join(two_of(field))}", value_of)], 1)
+        assert len(sweep.trials) == 2, field
+        sweep.save(tmp_path)
+        assert design.load_plan(tmp_path) == sweep, field
+        for trial in sweep.trials:
             try:
                 config = trial.config(BASE)
             except ValueError:
@@ -124,7 +130,7 @@ def trials_of(*texts, base=BASE):
     return [trial.config(base) for trial in make_plan("s", axes, 1).trials]
 
 
-def test_runs_on_other_images_are_judged_by_the_same():
+def test_runs_on_other_forms_of_the_images_share_the_reference():
     few, all_ = sorted(
         trials_of("data.images+latent.size=500+1,null+2"), key=lambda one: one.latent.size
     )
@@ -139,7 +145,7 @@ def test_runs_on_other_images_are_judged_by_the_same():
     assert other.reference_data() == replace(BASE.data, size=8)
 
 
-def test_what_images_show_is_judged_by_images_that_show_it():
+def test_levels_of_other_content_have_their_own_reference():
     for text in ("data.source+data.images=digits+5", "data.root=/a", "data.crop=24"):
         (other,) = trials_of(text)
         assert other.reference_data() == other.data
@@ -156,7 +162,7 @@ def test_what_images_show_is_judged_by_images_that_show_it():
     assert not axis("data.images=1,2").own_reference
 
 
-def test_roots_are_paths_of_any_kind_and_called_by_their_last_part():
+def test_roots_are_labelled_by_the_last_part_of_their_path():
     roots = axis("data.root=../a,/d/v1..2/b+c,null", value_of)
     assert roots.labels == ("a", "b+c", "null")
     assert [level.overrides["data.root"] for level in roots.levels] == [
@@ -167,22 +173,22 @@ def test_roots_are_paths_of_any_kind_and_called_by_their_last_part():
     assert axis("data.root=/a/x,/b/x", value_of).labels == ("/a/x", "/b/x")
     sources = axis("data.source+data.root=digits+null,folder+/a/x", value_of)
     assert sources.labels == ("digits", "folder x")
-    with pytest.raises(ValueError, match=r"two levels give runs of one name, s\.one-a-s0"):
+    with pytest.raises(ValueError, match=r"two levels give the same run name, s\.one-a-s0"):
         make_plan("s", [axis("data.root=/one a,/one-a", value_of)], 1)
 
 
 @pytest.mark.parametrize("root", ["http://me:hush@host/a", "https://host/a?X-Sig=hush"])
-def test_a_study_keeps_no_secrets(root):
-    with pytest.raises(ValueError, match=r"data\.root=.*\*\*\*.*keep the password") as error:
+def test_secrets_are_not_saved(root):
+    with pytest.raises(ValueError, match=r"data\.root=.*\*\*\*.*save the") as error:
         axis(f"data.root={root},/b", value_of)
     assert "hush" not in str(error.value)
 
 
-def test_all_images_are_called_so():
+def test_level_without_a_limit_is_labelled_all():
     assert axis("data.images=5,null", value_of).labels == ("5", "all")
 
 
-def test_a_number_of_a_range_stays_in_it_and_whole_ones_are_told_apart_however_large():
+def test_numbers_are_clipped_to_the_range_and_large_integers_stay_distinct():
     rates = axis("optimizer.beta1=0.1..0.9", lambda _, value: float(value))
     assert rates.level(1.08).overrides == {"optimizer.beta1": 0.9}
     assert rates.level(0.12345).label == "0.123"
