@@ -53,16 +53,14 @@ class DiscriminatorObjective(nn.Module):
         fake = fake.requires_grad_(self.loss.r2_gamma > 0)
         real_logits, fake_logits = self.D(real, *labels).float(), self.D(fake, *labels).float()
         adversarial = LOSSES[self.loss.name].D(real_logits, fake_logits)
+        confident_real = (real_logits > _CONFIDENT_LOGIT).float()
+        confident_fake = (fake_logits < -_CONFIDENT_LOGIT).float()
         stats = {
             "D/loss": adversarial,
             "D/real_prob": real_logits.sigmoid(),
             "D/fake_prob": fake_logits.sigmoid(),
-            # Share of images that D classifies correctly with > 99 % probability. Near 1, G's
-            # gradients vanish.
-            "D/saturation": (
-                (real_logits > _CONFIDENT_LOGIT).float() + (fake_logits < -_CONFIDENT_LOGIT).float()
-            )
-            / 2,
+            # Near 1, D is correct with > 99 % probability and G's gradients vanish.
+            "D/saturation": (confident_real + confident_fake) / 2,
         }
         total = adversarial
         if self.loss.r1_gamma:

@@ -1,4 +1,4 @@
-"""Ways through latent space: where they begin and end, and how long their latents are."""
+"""Paths through latent space: end points and norms."""
 
 import math
 
@@ -26,25 +26,25 @@ def draw(count, size=100, distribution="normal"):
     return latents.sample(latent, count, rng_seed=0, stream="test", step=0, device=CPU)
 
 
-def test_halfway_lerp_has_left_the_shell_and_slerp_has_not():
+def test_the_midpoint_of_lerp_leaves_the_shell_and_that_of_slerp_does_not():
     pairs = draw(400).reshape(200, 2, 100)
-    straight = torch.stack([lerp(a, b, T)[5].norm() for a, b in pairs])
-    round_about = torch.stack([slerp(a, b, T)[5].norm() for a, b in pairs])
-    assert straight.mean() == pytest.approx(math.sqrt(50), abs=0.15)  # 7.07
-    assert round_about.mean() == pytest.approx(10, abs=0.1)
+    lerp_norms = torch.stack([lerp(a, b, T)[5].norm() for a, b in pairs])
+    slerp_norms = torch.stack([slerp(a, b, T)[5].norm() for a, b in pairs])
+    assert lerp_norms.mean() == pytest.approx(math.sqrt(50), abs=0.15)  # 7.07
+    assert slerp_norms.mean() == pytest.approx(10, abs=0.1)
 
 
-@pytest.mark.parametrize("way", [lerp, slerp])
-def test_both_ways_lead_from_the_one_to_the_other(way):
+@pytest.mark.parametrize("interpolate", [lerp, slerp])
+def test_interpolations_start_and_end_at_the_latents(interpolate):
     a, b = draw(2)
-    torch.testing.assert_close(way(a, b, T)[[0, -1]], torch.stack([a, b]))
+    torch.testing.assert_close(interpolate(a, b, T)[[0, -1]], torch.stack([a, b]))
 
 
-def test_slerp_turns_evenly_and_its_norm_grows_evenly():
+def test_slerp_changes_direction_and_norm_linearly():
     a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
-    way = slerp(a, b, T)
-    torch.testing.assert_close(way.norm(dim=1), 2 + 2 * T)
-    torch.testing.assert_close(torch.atan2(way[:, 1], way[:, 0]), T * math.pi / 2)
+    path = slerp(a, b, T)
+    torch.testing.assert_close(path.norm(dim=1), 2 + 2 * T)
+    torch.testing.assert_close(torch.atan2(path[:, 1], path[:, 0]), T * math.pi / 2)
 
 
 @pytest.mark.parametrize(
@@ -58,46 +58,46 @@ def test_slerp_turns_evenly_and_its_norm_grows_evenly():
         ([-0.25], [0.75]),
     ],
 )
-def test_without_one_great_circle_slerp_is_lerp(a, b):
+def test_without_a_unique_great_circle_slerp_is_lerp(a, b):
     a, b = torch.tensor(a), torch.tensor(b)
     assert torch.equal(slerp(a, b, T), lerp(a, b, T))
 
 
-def test_the_angle_is_exact_where_an_arc_cosine_is_not():
+def test_the_angle_is_accurate_near_0_and_pi():
     a = torch.tensor([1.0, 0.0])
     for angle in (1e-4, 0.5, math.pi - 1e-4):
         b = 3 * torch.tensor([math.cos(angle), math.sin(angle)])
         assert angle_between(a, b) == pytest.approx(angle, rel=1e-3)
 
 
-def test_neighbours_keep_the_norm_and_turn_as_far_as_asked():
+def test_neighbours_keep_the_norm_and_have_the_given_angles():
     z, towards = draw(2)
     angles = torch.tensor([0.0, 0.1, 0.5, 1.0])
     walk = neighbours(z, towards, angles)
     torch.testing.assert_close(walk[0], z)
     torch.testing.assert_close(walk.norm(dim=1), z.norm().expand(4))
-    turned = [angle_between(z, step) for step in walk]
-    assert turned == pytest.approx(angles.tolist(), abs=1e-5)
+    actual = [angle_between(z, step) for step in walk]
+    assert actual == pytest.approx(angles.tolist(), abs=1e-5)
 
 
-def test_a_neighbourhood_walk_heads_for_the_other_latent():
+def test_neighbours_rotate_towards_the_other_latent():
     z, towards = draw(2, distribution="uniform")
-    there = neighbours(z, towards, torch.tensor([angle_between(z, towards)]))[0]
-    torch.testing.assert_close(there / there.norm(), towards / towards.norm())
+    rotated = neighbours(z, towards, torch.tensor([angle_between(z, towards)]))[0]
+    torch.testing.assert_close(rotated / rotated.norm(), towards / towards.norm())
 
 
 @pytest.mark.parametrize("towards", [[0.9], [-0.3]])
-def test_a_single_number_has_neighbours_too(towards):
+def test_a_one_dimensional_latent_has_neighbours(towards):
     walk = neighbours(torch.tensor([0.5]), torch.tensor(towards), torch.tensor([0.0, math.pi / 3]))
     torch.testing.assert_close(walk, torch.tensor([[0.5], [0.25]]))
 
 
 @pytest.mark.parametrize("steps", [40, 43])
-def test_a_closed_walk_visits_every_stop_and_closes_without_a_jump(steps):
+def test_a_closed_walk_passes_all_stops_in_equal_steps(steps):
     stops = draw(4)
     walk = closed_walk(stops, steps)
     assert walk.shape == (steps, 100)
-    strides = (walk.roll(-1, 0) - walk).norm(dim=1)  # the last leads back to the first
+    strides = (walk.roll(-1, 0) - walk).norm(dim=1)  # including the last to the first
     assert strides.max() < 1.5 * strides.mean()
     nearest = torch.cdist(stops, walk).min(dim=1).values
     assert nearest.max() < strides.max()
@@ -105,7 +105,7 @@ def test_a_closed_walk_visits_every_stop_and_closes_without_a_jump(steps):
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform", "sphere", "mixture"])
-def test_the_shell_is_where_latents_lie(distribution):
+def test_the_norms_of_latents_concentrate_at_the_shell_radius(distribution):
     radius = shell_radius(LatentConfig(distribution, 100))
     z = draw(2000, distribution=distribution)
     assert z.square().sum(1).mean().sqrt() == pytest.approx(radius, rel=0.01)
@@ -114,12 +114,12 @@ def test_the_shell_is_where_latents_lie(distribution):
     torch.testing.assert_close(scaled / radius, z / z.norm(dim=1, keepdim=True))
 
 
-def test_the_shell_moves_with_scaling_and_offset():
+def test_the_shell_radius_depends_on_scaling_and_offset():
     assert shell_radius(LatentConfig("uniform", 48)) == pytest.approx(4)  # E u^2 = 1/3
     assert shell_radius(LatentConfig("uniform", 48, "centred")) == pytest.approx(2)  # 1/12
     assert shell_radius(LatentConfig("uniform", 49, "standardised")) == pytest.approx(7)
     assert shell_radius(LatentConfig("normal", 20, offset=2.0)) == pytest.approx(10)
 
 
-def test_zero_has_no_place_on_the_shell_and_stays():
+def test_the_zero_latent_is_not_moved_to_the_shell():
     assert torch.equal(project_to_shell(torch.zeros(1, 3), 5.0), torch.zeros(1, 3))

@@ -1,4 +1,4 @@
-"""What is done to D against collapse: each against a closed form, or a concatenation by hand."""
+"""Regularization of D against closed forms and manual concatenation."""
 
 import pytest
 import torch
@@ -24,37 +24,37 @@ def images(count):
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_packed_D_sees_what_a_concatenation_by_hand_shows():
+def test_a_packed_D_equals_manual_concatenation():
     x = torch.arange(6.0).reshape(6, 1, 1, 1)
-    noting = nn.Sequential(nn.Flatten(), nn.Linear(3, 1, bias=False), nn.Flatten(0))
-    nn.init.constant_(noting[1].weight, 1.0)
-    assert PackedDiscriminator(noting, 3)(x).tolist() == [0 + 1 + 2, 3 + 4 + 5]
+    total = nn.Sequential(nn.Flatten(), nn.Linear(3, 1, bias=False), nn.Flatten(0))
+    nn.init.constant_(total[1].weight, 1.0)
+    assert PackedDiscriminator(total, 3)(x).tolist() == [0 + 1 + 2, 3 + 4 + 5]
     G, D = build(pack=2)
     four = images(4)
-    by_hand = torch.stack([torch.cat([four[0], four[1]]), torch.cat([four[2], four[3]])])
-    assert torch.equal(D(four), D.D(by_hand))
+    concatenated = torch.stack([torch.cat([four[0], four[1]]), torch.cat([four[2], four[3]])])
+    assert torch.equal(D(four), D.D(concatenated))
     assert G(torch.randn(2, 4)).shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
-def test_all_that_is_done_to_D_goes_together(kind):
+def test_all_regularizers_can_be_combined(kind):
     _, D = build(kind=kind, pack=2, minibatch_stddev=3, spectral_norm=True)
     assert D(images(12)).shape == (6,)
 
 
-def test_the_spread_of_a_group_is_one_more_feature():
-    told = MinibatchStddev(2)(torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 2.0], [2.0, 2.0]]))
-    expected = [(1 + 0) / 2] * 2 + [0] * 2  # two features: one a unit to both sides, one equal
-    torch.testing.assert_close(told[:, 2], torch.tensor(expected), atol=2e-4, rtol=0)
+def test_the_stddev_of_a_group_is_appended_as_a_feature():
+    output = MinibatchStddev(2)(torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 2.0], [2.0, 2.0]]))
+    expected = [(1 + 0) / 2] * 2 + [0] * 2  # features with stddev 1 and 0
+    torch.testing.assert_close(output[:, 2], torch.tensor(expected), atol=2e-4, rtol=0)
     maps = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 5, 2, 3)
-    told = MinibatchStddev(4)(maps)
-    assert told.shape == (4, 6, 2, 3)
-    assert torch.equal(told[:, :5], maps)
-    torch.testing.assert_close(told[:, 5], torch.full((4, 2, 3), 1.25**0.5))  # 0 1 2 3
+    output = MinibatchStddev(4)(maps)
+    assert output.shape == (4, 6, 2, 3)
+    assert torch.equal(output[:, :5], maps)
+    torch.testing.assert_close(output[:, 5], torch.full((4, 2, 3), 1.25**0.5))  # 0 1 2 3
 
 
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
-def test_D_starts_as_the_one_that_is_not_told_the_spread_and_can_learn_from_it(kind):
+def test_minibatch_stddev_is_initially_unused_and_has_a_gradient(kind):
     (_, D), (_, plain) = build(kind=kind, minibatch_stddev=4), build(kind=kind)
     equal = images(1).expand(4, -1, -1, -1).clone().requires_grad_()
     torch.testing.assert_close(D(equal), plain(equal))
@@ -65,7 +65,7 @@ def test_D_starts_as_the_one_that_is_not_told_the_spread_and_can_learn_from_it(k
 
 
 @pytest.mark.parametrize("kind", ["mlp", "dcgan"])
-def test_the_spectral_norm_of_every_layer_of_D_comes_to_1(kind):
+def test_the_spectral_norm_of_every_layer_of_D_is_1(kind):
     G, D = build(kind=kind, spectral_norm=True)
     for _ in range(100):
         D(images(1))
@@ -86,8 +86,8 @@ def test_spectral_norm_is_not_computed_in_bf16():
     assert torch.linalg.matrix_norm(first.weight, 2).item() == pytest.approx(1, abs=1e-5)
 
 
-def game(theta, w, **loss):
-    """G(z) = z + theta and D(x) = w x, on single numbers."""
+def linear_gan(theta, w, **loss):
+    """Return G(z) = z + theta and D(x) = w x on scalars."""
     G, D = nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1, bias=False), nn.Flatten(0))
     nn.init.ones_(G.weight)
     nn.init.constant_(G.bias, theta)
@@ -96,49 +96,51 @@ def game(theta, w, **loss):
     return G, D, GeneratorObjective(G, D, LossConfig(**loss))
 
 
-def turn(G, D, objective):
+def gradient_of_theta(G, D, objective):
     real, z = torch.tensor([[3.0], [5.0]]), torch.tensor([[-1.0], [2.0]])
     optimizer = torch.optim.SGD(G.parameters(), 0.0)
     generator_step(objective, D, optimizer, real, z)
     return G.bias.grad.item()
 
 
-def test_one_step_ahead_of_a_linear_game_by_hand():
-    """WGAN: D's loss is w (mean fake - mean real), so w' = w + lr (4 - theta - 0.5).
+def test_one_unrolled_step_of_a_linear_wgan_in_closed_form():
+    """D's loss is w (mean fake - mean real), so w' = w + lr (4 - theta - 0.5).
 
-    G's is -w' (theta + 0.5): its slope is -w' where D stands still, and + lr (theta + 0.5) for
-    what its own move does to D.
+    G's loss is -w' (theta + 0.5). Its gradient is -w' for a constant w', plus lr (theta + 0.5)
+    because w' depends on theta.
     """
     theta, w, lr = 0.25, 2.0, 0.1
-    ahead = w + lr * (4 - theta - 0.5)
-    G, D, objective = game(theta, w, name="wgan", unroll=1, unroll_lr=lr)
-    assert turn(G, D, objective) == pytest.approx(-ahead + lr * (theta + 0.5))
+    unrolled = w + lr * (4 - theta - 0.5)
+    G, D, objective = linear_gan(theta, w, name="wgan", unroll=1, unroll_lr=lr)
+    assert gradient_of_theta(G, D, objective) == pytest.approx(-unrolled + lr * (theta + 0.5))
     assert D[0].weight.item() == w
     assert D[0].weight.grad is None
 
 
 @pytest.mark.parametrize("name", ["bce", "relativistic"])
-def test_steps_ahead_are_gradient_steps_written_out(name):
+def test_unrolled_steps_are_explicit_gradient_steps(name):
     theta, w, lr, steps = torch.tensor(0.25, requires_grad=True), torch.tensor(0.3), 0.5, 3
     real, z = torch.tensor([3.0, 5.0]), torch.tensor([-1.0, 2.0])
     loss, w = LOSSES[name], w.requires_grad_()
-    moved = w
+    unrolled = w
     for _ in range(steps):
-        D_loss = loss.D(moved * real, moved * (z + theta)).mean()
-        moved = moved - lr * torch.autograd.grad(D_loss, moved, create_graph=True)[0]
-    expected = torch.autograd.grad(loss.G(moved * real, moved * (z + theta)).mean(), theta)[0]
+        D_loss = loss.D(unrolled * real, unrolled * (z + theta)).mean()
+        unrolled = unrolled - lr * torch.autograd.grad(D_loss, unrolled, create_graph=True)[0]
+    expected = torch.autograd.grad(loss.G(unrolled * real, unrolled * (z + theta)).mean(), theta)[0]
     settings = {"name": name, "unroll": steps, "unroll_lr": lr}
-    assert turn(*game(0.25, 0.3, **settings)) == pytest.approx(expected.item(), rel=1e-5)
+    assert gradient_of_theta(*linear_gan(0.25, 0.3, **settings)) == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
-def test_no_step_ahead_is_D_itself_bit_for_bit():
+def test_zero_unrolled_steps_leave_D_bitwise_equal():
     _, D = build(spectral_norm=True)
     D.eval()
-    judge = unrolled_discriminator(D, 0, 0.1, lambda _: torch.zeros(()))
-    assert torch.equal(judge(images(3)), D(images(3)))
+    unrolled = unrolled_discriminator(D, 0, 0.1, lambda _: torch.zeros(()))
+    assert torch.equal(unrolled(images(3)), D(images(3)))
 
 
-def test_G_looks_ahead_through_all_that_is_done_to_D():
+def test_unrolling_works_with_all_regularizers_and_leaves_D_unchanged():
     G, D = build(pack=2, minibatch_stddev=2, spectral_norm=True)
     before = [p.detach().clone() for p in D.parameters()]
     objective = GeneratorObjective(G, D, LossConfig(name="relativistic", unroll=2))

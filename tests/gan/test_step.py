@@ -1,4 +1,4 @@
-"""The two updates: what each changes, and what it must not touch."""
+"""The two updates: what each changes and what it must not change."""
 
 import copy
 
@@ -16,7 +16,7 @@ from ganray.gan.step import (
 )
 
 
-def tiny():
+def tiny_pair():
     torch.manual_seed(0)
     G = nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Unflatten(1, (3, 2, 2)))
     D = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
@@ -27,20 +27,20 @@ def weights(network):
     return [p.detach().clone() for p in network.parameters()]
 
 
-def equal(before, network):
+def is_unchanged(before, network):
     return all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_discriminator_step_moves_D_alone(name):
-    G, D = tiny()
+def test_the_discriminator_step_changes_D_only(name):
+    G, D = tiny_pair()
     loss = LossConfig(name=name, r1_gamma=1.0, r2_gamma=1.0)
     before = weights(G), weights(D)
     optimizer = torch.optim.SGD(D.parameters(), 0.1)
     real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
     stats = discriminator_step(DiscriminatorObjective(D, loss), G, optimizer, real, z)
-    assert equal(before[0], G)
-    assert not equal(before[1], D)
+    assert is_unchanged(before[0], G)
+    assert not is_unchanged(before[1], D)
     assert all(p.grad is None for p in G.parameters())
     assert {name: value.shape for name, value in stats.items()} == dict.fromkeys(
         ["D/loss", "D/real_prob", "D/fake_prob", "D/saturation", "D/r1", "D/r2"], (4,)
@@ -48,23 +48,23 @@ def test_the_discriminator_step_moves_D_alone(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_generator_step_moves_G_alone_and_leaves_D_trainable(name):
-    G, D = tiny()
+def test_the_generator_step_changes_G_only_and_leaves_D_trainable(name):
+    G, D = tiny_pair()
     before = weights(G), weights(D)
     optimizer = torch.optim.SGD(G.parameters(), 0.1)
     objective = GeneratorObjective(G, D, LossConfig(name=name))
-    real, z = torch.rand(4, 3, 2, 2, requires_grad=True), torch.randn(4, 2)  # as R1 leaves them
+    real, z = torch.rand(4, 3, 2, 2, requires_grad=True), torch.randn(4, 2)  # as after R1
     stats = generator_step(objective, D, optimizer, real, z)
-    assert not equal(before[0], G)
-    assert equal(before[1], D)
+    assert not is_unchanged(before[0], G)
+    assert is_unchanged(before[1], D)
     assert all(p.grad is None for p in D.parameters())
     assert real.grad is None
     assert all(p.requires_grad for p in D.parameters())
     assert set(stats) == {"G/loss"}
 
 
-def test_one_discriminator_step_by_hand():
-    """D(x) = w x with w = 0: the bce gradient is (fake - real) / 4, each half weighing 1/2."""
+def test_one_discriminator_step_in_closed_form():
+    """D(x) = w x with w = 0: the bce gradient is (fake - real) / 4."""
     G = nn.Identity()
     D = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Flatten(0))
     nn.init.zeros_(D[0].weight)
@@ -74,36 +74,36 @@ def test_one_discriminator_step_by_hand():
     torch.testing.assert_close(D[0].weight.detach(), torch.tensor([[(3.0 - 1.0) / 4]]))
 
 
-def test_labels_reach_D_with_the_real_images_and_with_the_fakes():
-    class Noting(nn.Module):
+def test_D_gets_the_labels_with_real_and_with_fake_images():
+    class Recorder(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight, self.seen = nn.Parameter(torch.ones(())), []
+            self.weight, self.labels = nn.Parameter(torch.ones(())), []
 
         def forward(self, images, labels):
-            self.seen.append(labels)
+            self.labels.append(labels)
             return self.weight * images.flatten(1).sum(1)
 
-    D, G, loss = Noting(), nn.Linear(2, 3), LossConfig(name="relativistic")
+    D, G, loss = Recorder(), nn.Linear(2, 3), LossConfig(name="relativistic")
     real, z, labels = torch.rand(4, 3), torch.randn(4, 2), [torch.eye(4)]
     optimizer = torch.optim.SGD(D.parameters(), 0.1)
     discriminator_step(DiscriminatorObjective(D, loss), G, optimizer, real, z, labels)
     optimizer = torch.optim.SGD(G.parameters(), 0.1)
     generator_step(GeneratorObjective(G, D, loss), D, optimizer, real, z, labels)
-    assert len(D.seen) == 4
-    assert all(seen is labels[0] for seen in D.seen)
+    assert len(D.labels) == 4
+    assert all(recorded is labels[0] for recorded in D.labels)
 
 
-def test_saturation_is_the_share_of_images_that_D_is_sure_about():
-    """Of these logits 5 and -5 have a probability beyond 0.99; 4.5 has 0.989."""
+def test_saturation_is_the_share_of_confidently_correct_images():
+    """Logits of 5 and -5 exceed 99 % confidence; 4.5 (0.989) does not."""
     D = nn.Sequential(nn.Flatten(0))
     objective = DiscriminatorObjective(D, LossConfig())
     _, stats = objective(torch.tensor([[5.0], [4.5], [-9]]), torch.tensor([[-5.0], [5], [-9]]))
     assert stats["D/saturation"].tolist() == [1, 0, 0.5]
 
 
-def test_wgan_gp_is_10_times_the_penalty_where_the_shares_say():
-    """D(x) = x^2 / 2 has the slope x: between fake 0 and real 8, at the quarter, 2."""
+def test_wgan_gp_adds_10_times_the_penalty_at_mixed_images():
+    """D(x) = x^2 / 2 has the gradient x, which is 2 at a quarter of the way from 0 to 8."""
 
     class Square(nn.Module):
         def forward(self, x):
@@ -116,12 +116,12 @@ def test_wgan_gp_is_10_times_the_penalty_where_the_shares_say():
     assert loss.item() == (0 - 32) + 10 * 1
 
 
-def test_shares_of_a_batch_weighed_by_their_size_add_up_to_the_whole():
-    """Two ranks with 1 and 3 of 4 images: DDP's mean of weighed gradients is the mean over all."""
+def test_weighted_gradients_of_unequal_slices_average_to_that_of_the_batch():
+    """DDP averages over two ranks, here with 1 and 3 of 4 images."""
     real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
 
     def gradient(rows, weight):
-        G, D = tiny()
+        G, D = tiny_pair()
         optimizer = torch.optim.SGD(D.parameters(), 0.0)
         objective = DiscriminatorObjective(D, LossConfig(r1_gamma=1.0))
         discriminator_step(objective, G, optimizer, real[rows].clone(), z[rows], weight=weight)
@@ -131,10 +131,10 @@ def test_shares_of_a_batch_weighed_by_their_size_add_up_to_the_whole():
     torch.testing.assert_close((one + three) / 2, gradient(slice(0, 4), 1.0))
 
 
-def test_bf16_runs_the_nets_in_bf16_and_keeps_the_loss_in_fp32():
-    G, D = tiny()
-    seen = []
-    D[1].register_forward_hook(lambda *call: seen.append(call[2].dtype))
+def test_bf16_applies_to_the_networks_and_not_to_the_loss():
+    G, D = tiny_pair()
+    dtypes = []
+    D[1].register_forward_hook(lambda *call: dtypes.append(call[2].dtype))
     optimizer = torch.optim.SGD(D.parameters(), 0.1)
     stats = discriminator_step(
         DiscriminatorObjective(D, LossConfig()),
@@ -144,7 +144,7 @@ def test_bf16_runs_the_nets_in_bf16_and_keeps_the_loss_in_fp32():
         torch.randn(4, 2),
         autocast=torch.autocast("cpu", torch.bfloat16),
     )
-    assert set(seen) == {torch.bfloat16}
+    assert set(dtypes) == {torch.bfloat16}
     assert stats["D/loss"].dtype == torch.float32
 
 
