@@ -42,7 +42,7 @@ def build(
         D = DcganDiscriminator(network.width_D, (channels_D + classes, height, width))
         G = DcganGenerator(inputs, network.width_G, shape)
     if classes:
-        D = LabelInputs(D) if network.kind == "mlp" else LabelChannels(D)
+        D = ConditionalDiscriminator(D, channels=network.kind != "mlp")
     return G, apply_regularizers(D, network)
 
 
@@ -77,29 +77,23 @@ class MlpDiscriminator(nn.Sequential):
         )
 
 
-class LabelInputs(nn.Module):
-    """Conditions an MLP discriminator by concatenating pixels and label, as in the source text."""
+class ConditionalDiscriminator(nn.Module):
+    """Concatenates the label to D's input.
 
-    def __init__(self, D: nn.Module) -> None:
+    An MLP gets it beside the flattened pixels, as in the source text; a convolutional network gets
+    one constant channel (0 or 1) per class.
+    """
+
+    def __init__(self, D: nn.Module, channels: bool) -> None:
         super().__init__()
-        self.D = D
+        self.D, self.channels = D, channels
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return logits (n,) for images (n, C, H, W) and labels (n, classes)."""
+        if self.channels:
+            labels = labels[:, :, None, None].expand(-1, -1, *images.shape[2:])
+            return self.D(torch.cat([images, labels], 1))
         return self.D(torch.cat([images.flatten(1), labels], 1))
-
-
-class LabelChannels(nn.Module):
-    """Conditions a convolutional discriminator by one constant channel (0 or 1) per class."""
-
-    def __init__(self, D: nn.Module) -> None:
-        super().__init__()
-        self.D = D
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return logits (n,) for images (n, C, H, W) and labels (n, classes)."""
-        maps = labels[:, :, None, None].expand(-1, -1, *images.shape[2:])
-        return self.D(torch.cat([images, maps], 1))
 
 
 class DcganGenerator(nn.Sequential):

@@ -188,15 +188,7 @@ def rank_latents(
     state: TrainState, stream: str, rows: slice, labels: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Return `rows` of the global batch of latents; float32 (n_rank, latent.size [+ classes])."""
-    train = state.config.train
-    z = latents.sample(
-        state.config.latent,
-        train.batch_size,
-        rng_seed=train.rng_seed,
-        stream=stream,
-        step=state.step,
-        device=state.device,
-    )
+    z = _sample(state, state.config.latent, state.config.train.batch_size, stream)
     return torch.cat([z[rows], *labels], 1)
 
 
@@ -205,18 +197,19 @@ def rank_alphas(state: TrainState, rows: slice) -> torch.Tensor | None:
 
     Images of a pack share one weight, because they share one logit.
     """
-    train, pack = state.config.train, state.config.network.pack
     if not state.config.loss.gp_weight:
         return None
-    alphas = latents.sample(
-        LatentConfig("uniform", 1),
-        train.batch_size // pack,
-        rng_seed=train.rng_seed,
-        stream="penalty",
-        step=state.step,
-        device=state.device,
-    )
+    pack = state.config.network.pack
+    packs = state.config.train.batch_size // pack
+    alphas = _sample(state, LatentConfig("uniform", 1), packs, "penalty")
     return alphas.flatten().repeat_interleave(pack)[rows]
+
+
+def _sample(state: TrainState, latent: LatentConfig, count: int, stream: str) -> torch.Tensor:
+    rng_seed = state.config.train.rng_seed
+    return latents.sample(
+        latent, count, rng_seed=rng_seed, stream=stream, step=state.step, device=state.device
+    )
 
 
 def check_finite(metrics: Mapping[str, float], step: int) -> None:

@@ -61,7 +61,7 @@ class TrainState:
         return self.step * self.config.train.batch_size
 
     def is_due(self, kimg: float) -> bool:
-        """Return whether an action with the interval `kimg` is due, as after the last step."""
+        """Return whether an action is due that happens every `kimg` and after the last step."""
         train = self.config.train
         return self.step % train.kimg_to_steps(kimg) == 0 or self.step == train.steps()
 
