@@ -69,7 +69,7 @@ def test_runs_on_different_training_images_share_their_reference_images(job, cap
     output = capsys.readouterr().out
     assert "8 settings x 5 seeds" in output
     assert "100, all" in output
-    assert "compared with 1,500 images of scikit-learn's digits, 8x8" in output
+    assert "reference 1,500 images of scikit-learn's digits, 8x8" in output
     assert re.search(r"reference +All runs share their reference images", output)
 
 
