@@ -110,7 +110,7 @@ def describe_plan(datasets: RunDatasets, workers: Workers, store: str) -> str:
 
 def format_rows(rows: Mapping[str, str]) -> str:
     """Format names and texts as a table, one line each."""
-    width = max(10, *map(len, rows))
+    width = max(11, *map(len, rows))
     return "\n".join(f"{name:{width}s} {text}" for name, text in rows.items())
 
 
