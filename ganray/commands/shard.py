@@ -10,7 +10,7 @@ from ganray.errors import UserError
 from ganray.progress import Progress
 
 SOURCES = NAMES | {
-    "faces": "procedural faces in CelebA's layout: they are drawn into PATH, --drawn of them",
+    "faces": "procedural faces in CelebA's layout: they are drawn into PATH, --faces of them",
     "verify": "make nothing, but read every byte of the shards in PATH and compare all digests",
 }
 """The first word of the command line, each with one line of help."""
@@ -56,8 +56,8 @@ def _open(config: ShardConfig) -> ImageSource:
         )
     if path is None:
         raise UserError("faces needs a path: the folder that they are drawn into")
-    with Progress(config.drawn, "drawing faces", "faces") as progress:
-        faces.write_celeba(path, config.drawn, config.rng_seed, progress=progress.add)
+    with Progress(config.faces, "drawing faces", "faces") as progress:
+        faces.write_celeba(path, config.faces, config.rng_seed, progress=progress.add)
     return open_source("celeba", path)
 
 

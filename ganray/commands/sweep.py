@@ -17,7 +17,7 @@ from typing import Any
 
 from ganray.commands import train
 from ganray.config.commands import SweepConfig
-from ganray.config.schema import Config
+from ganray.config.schema import Config, fields_where
 from ganray.config.serialization import check_resumes, from_dict, to_dict
 from ganray.data import prepare
 from ganray.errors import UserError
@@ -44,9 +44,11 @@ the spread, then the shape."""
 _OPTIONS_FILE = "sweep.json"
 _REPORTS_PER_RUN = 8
 """Evaluations of a run that asha and pbt decide by."""
-_CHANGEABLE = ("rate", "optimizer.lr_G", "optimizer.lr_D", "optimizer.beta1", "optimizer.beta2")
-_CHANGEABLE += ("loss.r1_gamma", "loss.r2_gamma", "loss.gp_weight")
-_CHANGEABLE += ("latent.distribution", "latent.scaling", "latent.offset")
+_FIXED = frozenset(
+    {"train.kimg"} | {n for n in fields_where("sweep", "no") if n.startswith("evaluation.")}
+)
+"""Fields that a run alone may change on resume, but not a sweep, whose runs would not compare."""
+_CHANGEABLE = ("rate", *sorted(fields_where("sweep", "live")))
 """Fields that may change during a run, as pbt changes them."""
 
 ReadValue = Callable[[str, str], Any]
@@ -186,7 +188,7 @@ def _check_comparable(config: Config, options: SweepConfig) -> None:
                 f" change; use another --name, or only --resume --name {config.name}"
             )
     # A single run may train longer or be evaluated otherwise; the runs of a sweep must not differ.
-    check_resumes(saved, config, keep=("train.kimg", "evaluation."))
+    check_resumes(saved, config, fixed=_FIXED)
 
 
 def _load_sweep(folder: Path) -> tuple[Config, SweepConfig]:
@@ -242,7 +244,7 @@ def log_plan(
     concurrent: int,
 ) -> None:
     """Log what the sweep runs."""
-    if any(one.images.drawn for one in datasets):
+    if any(one.images.procedural for one in datasets):
         train.warn_procedural_faces()
     runs = f"{options.num_trials} runs"
     if not options.is_adaptive:

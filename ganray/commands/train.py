@@ -59,7 +59,7 @@ def run(config: Config) -> None:
         found = reference.locate_datasets(config)
         workers = _workers(config)
         if rank() == 0:
-            if found.images.drawn:
+            if found.images.procedural:
                 warn_procedural_faces()
             print(describe_plan(found, workers, mlflow_sync.store_uri(config)), flush=True)
         if config.dry_run:

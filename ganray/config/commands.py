@@ -35,7 +35,7 @@ class ShardConfig:
     """How many convert; None: one for each core. The shards are the same for any number."""
     download: bool = False
     """Let torchvision fetch the source into `path` where it is not there."""
-    drawn: int = 8_000
+    faces: int = 8_000
     """faces: how many to draw."""
     stacked: int | None = None
     """stacked-mnist: how many images for training; None: 128,000."""
@@ -46,7 +46,7 @@ class ShardConfig:
         for name in ("images", "processes", "stacked"):
             value = getattr(self, name)
             require(f"--{name}", value, "be positive", value is None or value > 0)
-        require("--drawn", self.drawn, "be positive", self.drawn > 0)
+        require("--faces", self.faces, "be positive", self.faces > 0)
         require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
         require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
 

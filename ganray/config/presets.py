@@ -47,7 +47,7 @@ def mlp() -> Config:
     """The source text's MLP GAN on 20,000 full 218x178x3 faces: 5 minutes on 2 CPU cores."""
     return Config(
         preset="mlp",
-        data=DataConfig(size=0, images=20_000, drawn=20_000),
+        data=DataConfig(size=0, images=20_000, faces=20_000),
         network=NetworkConfig(kind="mlp", width_G=300, width_D=100),
         # The text's 1e-4 at batch 1, and as the MNIST presets below: times the root of 32, D twice.
         optimizer=OptimizerConfig(lr_G=5.6e-4, lr_D=11.2e-4, beta1=0.9),

@@ -1,50 +1,77 @@
-"""Every knob of a run: frozen dataclasses, one docstring under each field, checked when made.
+"""Configuration of a run: frozen dataclasses, validated on creation, each field with a docstring.
 
-Standard library only: the command line, the environment and YAML files are read in ``ganray.config.cli``.
+Uses the standard library only; ``ganray.config.cli`` reads command lines, environment and YAML.
+
+The metadata of each field states what the field means to the rest of the package, see ``option``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ganray.errors import UserError
 
+Identity = Literal["content", "selection", "none"]
+Resume = Literal["fixed", "free"]
+Sweep = Literal["no", "axis", "live"]
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    resume: Resume,
+    sweep: Sweep,
+    identity: Identity | None = None,
+    secret: bool = False,
+    factory: Callable[[], Any] | Any = dataclasses.MISSING,
+) -> Any:
+    """Return a dataclass field with the metadata that every field of a config must have.
+
+    Args:
+        default: The field's default.
+        resume: ``fixed``: a run cannot resume with another value, because it would train something
+            else. ``free``: it can.
+        sweep: ``axis``: a sweep may vary the field between runs. ``live``: also within a run, as
+            population-based training does. ``no``: all runs of a sweep share it.
+        identity: Required in ``DataConfig``. ``content``: decides what the images show.
+            ``selection``: decides which of them are used and in which form. ``none``: decides only
+            how they are stored or read.
+        secret: Whether the value is a URL that may hold a password or signature, which is redacted
+            wherever the config is written.
+        factory: Makes the default if that is mutable.
+    """
+    metadata = {"resume": resume, "sweep": sweep, "identity": identity, "secret": secret}
+    return field(default=default, default_factory=factory, metadata=metadata)
+
 
 def require(name: str, value: object, rule: str, holds: bool) -> None:
-    """Raise ``ValueError("name=value must ...")`` unless the rule holds."""
+    """Raise ``UserError("name=value must rule")`` unless the rule holds."""
     if not holds:
         raise UserError(f"{name}={value} must {rule}")
 
 
 def absolute(name: str, path: Path) -> Path:
-    """The path from the root, with ~ written out.
-
-    Raises:
-        ValueError: it is the home of nobody here; `name` is the option it was given by.
-    """
+    """Return the absolute path with ``~`` expanded; `name` is the option that it was given by."""
     try:
         return path.expanduser().resolve()
     except RuntimeError as error:
-        raise UserError(f"{name}={path}: there is no such user here; write it out") from error
+        raise UserError(f"{name}={path}: unknown user; write the path without ~") from error
 
 
 Split = Literal["all", "train", "valid", "test"]
 Encoding = Literal["raw", "jpeg"]
 
 
-CONTENT = ("source", "root", "download", "crop")
-"""Fields of `data` that decide what images show: without `root` and `download` faces are drawn."""
-
-
 class ReferenceData(TypedDict, total=False):
-    """Fields of `data` that decide how many images there are and in which form."""
+    """Fields of `data`, of identity ``selection``, that differ for the reference images."""
 
     images: int | None
-    drawn: int
+    faces: int
     size: int
     flip: bool
     split: Split
@@ -53,97 +80,116 @@ class ReferenceData(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, how they are laid down as shards, and how those are read."""
+    """Training images, their conversion to shards, and how shards are read."""
 
     source: Literal[
         "celeba", "mnist", "fashion-mnist", "stacked-mnist", "digits", "folder", "source-text"
-    ] = "celeba"
-    """What `root` holds. `python jobs/shard.py --help` says what each one is."""
-    root: str | None = None
-    """Folder or file of the source; or shards: a folder, or a URL (s3://, gs://, http://, ...).
-    None: celeba's faces are drawn, others are looked for in the home's data folder."""
-    download: bool = False
-    """Let torchvision fetch the source (CelebA: 1.4 GB) into `root`, or the home's data folder."""
-    images: int | None = None
-    """Use the first so many images. None: all there are, or `drawn` faces where none are given."""
-    drawn: int = 8_000
-    """Faces to draw on a machine that has no CelebA."""
-    size: int = 64
-    """Side in pixels after the centre crop; 0 keeps the original size (CelebA: 218x178)."""
-    crop: int = 0
-    """Side of a random square that training cuts from each image, on the device; 0: none."""
-    flip: bool = False
-    """Mirror every second image at random, on the device."""
-    split: Split = "all"
-    """Which part of the source's own partition is trained on."""
-    encoding: Encoding = "raw"
+    ] = option("celeba", identity="content", resume="fixed", sweep="axis")
+    """Format of `root`; `python jobs/shard.py --help` describes each."""
+    root: str | None = option(None, identity="content", resume="free", sweep="axis", secret=True)
+    """Folder or file of the source, or shards: a folder or a URL (s3://, gs://, http://, ...).
+    None: procedural faces for celeba; other sources are looked for in the home's data folder."""
+    download: bool = option(False, identity="content", resume="free", sweep="axis")
+    """Let torchvision download the source (CelebA: 1.4 GB) into `root` or the home's data folder."""
+    images: int | None = option(None, identity="selection", resume="fixed", sweep="axis")
+    """Number of images, from the first on. None: all, or `faces` procedural ones."""
+    faces: int = option(8_000, identity="selection", resume="fixed", sweep="axis")
+    """Number of procedural faces to draw where no CelebA is given."""
+    size: int = option(64, identity="selection", resume="fixed", sweep="axis")
+    """Side in pixels after the centre crop. 0: the original size (CelebA: 218x178)."""
+    crop: int = option(0, identity="content", resume="fixed", sweep="axis")
+    """Side in pixels of a random square crop, made on the device in each step. 0: no crop."""
+    flip: bool = option(False, identity="selection", resume="fixed", sweep="axis")
+    """Mirror images at random with probability 1/2, on the device."""
+    split: Split = option("all", identity="selection", resume="fixed", sweep="axis")
+    """Split of the source's own partition to train on."""
+    encoding: Encoding = option("raw", identity="selection", resume="fixed", sweep="axis")
     """raw: pixels, the fastest. jpeg: the original files, 16 times smaller, decoded every time."""
-    shuffle: Literal["full", "blocks"] = "full"
-    """full: an exact permutation each epoch. blocks: for storage where random rows are dear."""
-    block_rows: int | None = None
-    """shuffle=blocks: rows that stay together. None: 64, or a whole shard where `root` is a URL."""
-    window_blocks: int | None = None
-    """shuffle=blocks: blocks that are mixed together. None: 32, or 4 where `root` is a URL."""
-    residence: Literal["stream", "device"] = "stream"
-    """stream: batches are copied to the device. device: the whole set is kept there, if it fits."""
-    threads: int = 1
-    """Threads of each worker that copy, or decode, the images of a batch. More than 1 only where
-    cores are idle: those that copy spin while they wait, and starve where another needs a core."""
-    verify: Literal["sizes", "first-touch"] = "sizes"
-    """sizes: structure only, in milliseconds. first-touch: also digests, as images are first read.
-    `python jobs/shard.py verify FOLDER` checks everything."""
-    on_damage: Literal["stop", "skip"] = "stop"
-    """skip: let other images stand in for damaged ones, and count them (data/replaced_images)."""
-    cache: Path = Path("~/.cache/ganray")
-    """Folder on each node's own disk, for shards that come from a URL."""
-    cache_gb: float | None = None
-    """The most that all shards in `cache` may take, in GB. None: what the disk holds."""
+    shuffle: Literal["full", "blocks"] = option(
+        "full", identity="none", resume="fixed", sweep="axis"
+    )
+    """full: an exact permutation in each epoch. blocks: for storage with slow random access."""
+    block_rows: int | None = option(None, identity="none", resume="fixed", sweep="axis")
+    """Images per block of shuffle=blocks. None: 64, or a whole shard if `root` is a URL."""
+    window_blocks: int | None = option(None, identity="none", resume="fixed", sweep="axis")
+    """Blocks that shuffle=blocks mixes with each other. None: 32, or 4 if `root` is a URL."""
+    residence: Literal["stream", "device"] = option(
+        "stream", identity="none", resume="free", sweep="axis"
+    )
+    """stream: copy batches to the device. device: keep all images there, if they fit."""
+    threads: int = option(1, identity="none", resume="free", sweep="axis")
+    """Threads per worker that copy or decode the images of a batch. Use more than 1 only if cores
+    are idle: copying threads spin while they wait."""
+    verify: Literal["sizes", "first-touch"] = option(
+        "sizes", identity="none", resume="free", sweep="axis"
+    )
+    """sizes: check the structure of shards, in milliseconds. first-touch: also check digests when
+    images are first read. `python jobs/shard.py verify FOLDER` checks everything."""
+    cache: Path = option(Path("~/.cache/ganray"), identity="none", resume="free", sweep="axis")
+    """Folder on each node's local disk for shards that come from a URL."""
+    cache_gb: float | None = option(None, identity="none", resume="free", sweep="axis")
+    """Maximum size in GB of all shards in `cache`. None: as much as the disk holds."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))  # JSON has no paths
         for name in ("images", "block_rows", "window_blocks", "cache_gb"):
             value = getattr(self, name)
             require(f"data.{name}", value, "be positive", value is None or value > 0)
-        for name in ("drawn", "threads"):
+        for name in ("faces", "threads"):
             value = getattr(self, name)
             require(f"data.{name}", value, "be positive", value > 0)
-        require("data.size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
-        require("data.crop", self.crop, "be 0 or at least 8", self.crop == 0 or self.crop >= 8)
+        for name in ("size", "crop"):
+            value = getattr(self, name)
+            require(f"data.{name}", value, "be 0 or at least 8", value == 0 or value >= 8)
         if self.size and self.crop > self.size:
             raise UserError(
-                f"data.crop={self.crop} is cut from images of data.size={self.size}; use less"
+                f"data.crop={self.crop} must not exceed data.size={self.size}; use a smaller crop"
             )
 
     def cropped_shape(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(H, W, C) that the networks see of images of this shape.
+        """Return the shape (H, W, C) after the random crop of stored images of shape `stored`.
 
         Raises:
-            ValueError: `crop` is larger than the images.
+            UserError: The crop is larger than the images.
         """
         height, width, channels = stored
         if self.crop > min(height, width):
             raise UserError(
-                f"data.crop={self.crop} is larger than the images, {height}x{width}; use less"
+                f"data.crop={self.crop} is larger than the images, {height}x{width};"
+                " use a smaller crop"
             )
         return (self.crop, self.crop, channels) if self.crop else stored
 
     def blocks(self, shard_rows: int) -> tuple[int, int]:
-        """Annotations of a block, and blocks of a window, of the blocked shuffle."""
+        """Return images per block and blocks per window of shuffle=blocks."""
         rows, window = (shard_rows, 4) if self.is_remote() else (64, 32)
         return self.block_rows or rows, self.window_blocks or window
 
     def identity(self) -> tuple[object, ...]:
-        """Equal where the same images are shown in the same way, however they are read."""
-        return tuple(getattr(self, name) for name in (*CONTENT, *ReferenceData.__annotations__))
+        """Return a key that is equal for configs with the same images in the same form."""
+        used = data_fields("content"), data_fields("selection")
+        return tuple(getattr(self, name) for names in used for name in names)
 
     def is_remote(self) -> bool:
         """Whether `root` is a URL."""
         return self.root is not None and "://" in self.root
 
 
+def data_fields(identity: Identity) -> tuple[str, ...]:
+    """Return the names of the fields of `data` with this identity.
+
+    Raises:
+        TypeError: A field has none, so that changes of it would go unnoticed.
+    """
+    kinds = {f.name: f.metadata.get("identity") for f in dataclasses.fields(DataConfig)}
+    if unclassified := [name for name, kind in kinds.items() if kind is None]:
+        raise TypeError(f"data.{unclassified[0]} needs an identity, see option()")
+    return tuple(name for name, kind in kinds.items() if kind == identity)
+
+
 @dataclass(frozen=True)
 class LatentConfig:
-    """The generator's random input z, called the seed in the text this project grew from."""
+    """The generator's random input z; the text that this project grew from calls it the seed."""
 
     distribution: Literal[
         "normal",
@@ -155,18 +201,18 @@ class LatentConfig:
         "laplace",
         "student-t",
         "mixture",
-    ] = "normal"
+    ] = option("normal", resume="fixed", sweep="live")
     """normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not zero).
-    signed-uniform: U[-1, 1). truncated-normal: N(0, 1) within 2 of 0. sphere: of radius 1.
-    bernoulli: -1 or 1. laplace: of scale 1. student-t: of 3 degrees of freedom. mixture: of ten
-    normals with a standard deviation of 0.5, their centres drawn once from N(0, 1)."""
-    size: int = 100
-    """Numbers in one z."""
-    scaling: Literal["raw", "centred", "standardised"] = "raw"
-    """raw: as written above. centred: less its mean. standardised: and over its deviation, so that
-    only the shape differs from that of other distributions."""
-    offset: float = 0.0
-    """Added to every number of z, last: a mean that is not zero, whatever the distribution."""
+    signed-uniform: U[-1, 1). truncated-normal: N(0, 1) within [-2, 2]. sphere: uniform on the unit
+    sphere. bernoulli: -1 or 1. laplace: scale 1. student-t: 3 degrees of freedom. mixture: ten
+    normals with standard deviation 0.5 and fixed centres drawn from N(0, 1)."""
+    size: int = option(100, resume="fixed", sweep="axis")
+    """Dimension of z."""
+    scaling: Literal["raw", "centred", "standardised"] = option("raw", resume="fixed", sweep="live")
+    """raw: as defined above. centred: with the mean subtracted. standardised: also divided by the
+    standard deviation, so that distributions differ in shape only."""
+    offset: float = option(0.0, resume="fixed", sweep="live")
+    """Added to every element of z after scaling, to give any distribution a mean."""
 
     def __post_init__(self) -> None:
         require("latent.size", self.size, "be positive", self.size > 0)
@@ -174,47 +220,49 @@ class LatentConfig:
         require("latent.offset", offset, "be finite", math.isfinite(offset))
 
     def __str__(self) -> str:
-        """E.g. "uniform standardised + 0.5 of size 100"."""
-        scaled = "" if self.scaling == "raw" else f" {self.scaling}"
-        moved = f" {'+' if self.offset > 0 else '-'} {abs(self.offset):g}" if self.offset else ""
-        return f"{self.distribution}{scaled}{moved} of size {self.size}"
+        """Return e.g. "uniform standardised + 0.5 of size 100"."""
+        scaling = "" if self.scaling == "raw" else f" {self.scaling}"
+        sign = "+" if self.offset > 0 else "-"
+        offset = f" {sign} {abs(self.offset):g}" if self.offset else ""
+        return f"{self.distribution}{scaling}{offset} of size {self.size}"
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Which generator and discriminator."""
+    """Architecture of the generator and the discriminator."""
 
-    kind: Literal["mlp", "dcgan", "metz"] = "dcgan"
-    """mlp: the source text's (any image shape). dcgan: convolutions (squares from 16 pixels on).
-    metz: the small ones with which stacked MNIST is made to collapse (squares likewise)."""
-    width_G: int = 64
+    kind: Literal["mlp", "dcgan", "metz"] = option("dcgan", resume="fixed", sweep="axis")
+    """mlp: the source text's, for any image shape. dcgan: convolutional, for squares from 16 pixels
+    on. metz: the small networks of Metz et al. for stacked MNIST, for squares from 16 pixels on."""
+    width_G: int = option(64, resume="fixed", sweep="axis")
     """Channels of G's last hidden layer, doubled per halving of the side (mlp: hidden units)."""
-    width_D: int = 64
-    """Channels of D's first layer, doubled at each halving of the side (mlp: hidden units)."""
-    activation: Literal["leaky-relu", "sigmoid"] = "leaky-relu"
-    """mlp: what follows the hidden layer. The source text begins with sigmoid."""
-    leak: float = 0.01
+    width_D: int = option(64, resume="fixed", sweep="axis")
+    """Channels of D's first layer, doubled per halving of the side (mlp: hidden units)."""
+    activation: Literal["leaky-relu", "sigmoid"] = option(
+        "leaky-relu", resume="fixed", sweep="axis"
+    )
+    """mlp: activation of the hidden layer. The source text begins with sigmoid."""
+    leak: float = option(0.01, resume="fixed", sweep="axis")
     """mlp: slope of the leaky ReLU below zero."""
-    layer_norm: bool = True
-    """mlp: normalise the hidden units of each image."""
-    conditional: bool = False
-    """Give G and D the one-hot label of each image too; then G makes the class it is asked for."""
-    pack: int = 1
-    """Images that D judges together, by one logit for them all; PacGAN uses 2 to 4. 1: each alone.
-    Packs of fakes that are too much alike give a collapsed G away."""
-    minibatch_stddev: int = 0
-    """Images whose spread D is told, as one more feature before its last layer; Karras et al. use
-    4. 0: D is not told. With `pack`, packs instead of images."""
-    spectral_norm: bool = False
-    """Divide each weight matrix of D by its largest singular value: D's slope stays small."""
+    layer_norm: bool = option(True, resume="fixed", sweep="axis")
+    """mlp: apply LayerNorm to the hidden units."""
+    conditional: bool = option(False, resume="fixed", sweep="axis")
+    """Condition G and D on the one-hot class label."""
+    pack: int = option(1, resume="fixed", sweep="axis")
+    """Images per logit of D (PacGAN, Lin et al. 2018, uses 2 to 4). A collapsed generator makes
+    packs that are more alike than packs of real images. 1: no packing."""
+    minibatch_stddev: int = option(0, resume="fixed", sweep="axis")
+    """Group size of the minibatch-stddev layer in packs (Karras et al. use 4). 0: no such layer."""
+    spectral_norm: bool = option(False, resume="fixed", sweep="axis")
+    """Apply spectral normalization (Miyato et al. 2018) to every weight matrix of D."""
 
     def __post_init__(self) -> None:
         for name in ("width_G", "width_D"):
             value = getattr(self, name)
-            if self.kind == "metz":  # in one group each, where the others are normalised in four
+            if self.kind == "metz":  # GroupNorm with one group; the other networks use four
                 require(f"network.{name}", value, "be positive", value > 0)
             else:
-                rule = "be positive and divide by 4"
+                rule = "be positive and divisible by 4"
                 require(f"network.{name}", value, rule, value > 0 == value % 4)
         require("network.leak", self.leak, "lie in [0, 1)", 0 <= self.leak < 1)
         require("network.pack", self.pack, "lie in 1 .. 8", 1 <= self.pack <= 8)
@@ -222,35 +270,37 @@ class NetworkConfig:
         require("network.minibatch_stddev", group, "be 0 or at least 2", group == 0 or group >= 2)
         if self.conditional and self.pack > 1:
             raise UserError(
-                f"network.pack={self.pack} joins images, of which each would have a label of its"
-                " own with network.conditional=True; use one of the two"
+                f"network.pack={self.pack} and network.conditional=True exclude each other, as the"
+                " images of a pack have different labels; use one of them"
             )
 
     def group_size(self) -> int:
-        """How many consecutive images of a batch D looks at together: no rank may part them."""
+        """Return the number of consecutive images that D sees together; no rank may split them."""
         return self.pack * max(1, self.minibatch_stddev)
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The adversarial game and its gradient penalties."""
+    """Adversarial loss and gradient penalties."""
 
-    name: Literal["bce", "mse", "lsgan", "hinge", "wgan", "relativistic"] = "bce"
+    name: Literal["bce", "mse", "lsgan", "hinge", "wgan", "relativistic"] = option(
+        "bce", resume="fixed", sweep="axis"
+    )
     """bce: non-saturating, ideal ln 2. mse: on probabilities, ideal 0.25, as in the source text.
-    lsgan: on raw logits. wgan: wants `gp_weight` (or spectral_norm), or its logits grow for ever.
-    """
-    r1_gamma: float = 0.0
-    """Weight of half the squared gradient of D at the reals. Keeps D's slope small there."""
-    r2_gamma: float = 0.0
-    """The same at the fakes."""
-    gp_weight: float = 0.0
-    """WGAN-GP's lambda, published as 10: holds D's slope at 1 between reals and fakes. 0: off."""
-    unroll: int = 0
-    """Steps of D that G looks ahead; Metz et al. use 5 to 10. 0: off. For one worker only."""
-    unroll_lr: float = 0.1
-    """Rate of those steps, which are plain gradient descent. Where `optimizer` is sgd, give its
-    lr_D. Adam goes lr_D however small the gradient; this goes as far with lr_D / gradient: about
-    0.04 for cpu32 and 0.8 for normal-100."""
+    lsgan: on raw logits. wgan: needs `gp_weight` (or spectral_norm) to bound its logits."""
+    r1_gamma: float = option(0.0, resume="fixed", sweep="live")
+    """Weight of R1: half the squared gradient of D at real images."""
+    r2_gamma: float = option(0.0, resume="fixed", sweep="live")
+    """Weight of R2: half the squared gradient of D at fakes."""
+    gp_weight: float = option(0.0, resume="fixed", sweep="live")
+    """Weight of the WGAN-GP penalty (lambda, published as 10). 0: none."""
+    unroll: int = option(0, resume="fixed", sweep="axis")
+    """Steps of D that G's loss is unrolled through (Metz et al. use 5 to 10). 0: none. Needs a
+    single worker."""
+    unroll_lr: float = option(0.1, resume="fixed", sweep="axis")
+    """Learning rate of the unrolled steps, which are plain gradient descent. With optimizer sgd use
+    its lr_D. Adam moves by lr_D however small the gradient; plain descent moves as far with
+    lr_D / gradient: about 0.04 for cpu32 and 0.8 for normal-100."""
 
     def __post_init__(self) -> None:
         for name in ("r1_gamma", "r2_gamma", "gp_weight", "unroll"):
@@ -261,19 +311,21 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """One optimizer for each network, of the same kind."""
+    """Optimizer of both networks."""
 
-    name: Literal["adam", "adamw", "rmsprop", "sgd", "lion"] = "adam"
+    name: Literal["adam", "adamw", "rmsprop", "sgd", "lion"] = option(
+        "adam", resume="fixed", sweep="axis"
+    )
     """The torch.optim class; lion (Chen et al. 2023) moves each weight by lr whatever its gradient,
-    and wants a fifth of Adam's rate or less."""
-    lr_G: float = 2e-4
+    and needs a fifth of Adam's learning rate or less."""
+    lr_G: float = option(2e-4, resume="fixed", sweep="live")
     """Learning rate of the generator."""
-    lr_D: float = 2e-4
+    lr_D: float = option(2e-4, resume="fixed", sweep="live")
     """Learning rate of the discriminator."""
-    beta1: float = 0.5
-    """Adam's decay of the mean gradient (sgd: the momentum). 0.9 is torch's own default."""
-    beta2: float = 0.999
-    """Adam's decay of the squared gradient (lion: of the mean gradient; 0.99 is its default)."""
+    beta1: float = option(0.5, resume="fixed", sweep="live")
+    """Adam's decay of the mean gradient (sgd: the momentum); torch's default is 0.9."""
+    beta2: float = option(0.999, resume="fixed", sweep="live")
+    """Adam's decay of the squared gradient (lion: of the mean gradient, published as 0.99)."""
 
     def __post_init__(self) -> None:
         for name in ("lr_G", "lr_D"):
@@ -286,30 +338,30 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how large a step, how often to look. Durations are in kimg: 1,000 real images."""
+    """Length of the run, batch size and intervals. One kimg is 1,000 real images shown to D."""
 
-    kimg: float = 25_000
-    """Real images shown to D in all, in thousands."""
-    batch_size: int = 128
+    kimg: float = option(25_000, resume="free", sweep="axis")
+    """Length of the run in kimg."""
+    batch_size: int = option(128, resume="fixed", sweep="axis")
     """Images per optimizer step, summed over ranks. Ranks may get unequal slices."""
-    G_every: int = 1
-    """Steps of D for each turn of G. 1: they take turns. WGAN-GP gives D five."""
-    G_steps: int = 1
-    """Updates of G in its turn, each by latents of its own. PacGAN makes two on stacked MNIST."""
-    rng_seed: int = 0
-    """Makes the run repeatable: order, latents and first weights follow from it and the step."""
-    ema_kimg: float = 10
-    """Half-life of G_ema, the average of G's weights that makes the samples. 0: G itself."""
-    log_every: float = 4
-    """kimg between log lines (and the one reduction of the statistics)."""
-    sample_every: float = 100
-    """kimg between sample grids of the same fixed latents."""
-    checkpoint_every: float = 500
-    """kimg between checkpoints; a killed run goes on from the last one."""
-    keep_checkpoints: int = 3
-    """Checkpoints kept on disk."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the forward passes under autocast; weights and optimizer stay fp32."""
+    G_every: int = option(1, resume="fixed", sweep="axis")
+    """Steps of D per turn of G; WGAN-GP uses 5."""
+    G_steps: int = option(1, resume="fixed", sweep="axis")
+    """Updates of G in its turn, each with new latents; PacGAN uses 2 on stacked MNIST."""
+    rng_seed: int = option(0, resume="fixed", sweep="no")
+    """Seed from which the sample order, latents and initial weights follow."""
+    ema_kimg: float = option(10, resume="fixed", sweep="axis")
+    """Half-life in kimg of G_ema, the moving average of G that makes the samples. 0: G itself."""
+    log_every: float = option(4, resume="free", sweep="axis")
+    """kimg between log lines, each of which reduces the statistics over ranks once."""
+    sample_every: float = option(100, resume="free", sweep="axis")
+    """kimg between sample grids, all at the same latents."""
+    checkpoint_every: float = option(500, resume="free", sweep="axis")
+    """kimg between checkpoints; a killed run resumes from the latest."""
+    keep_checkpoints: int = option(3, resume="free", sweep="axis")
+    """Number of checkpoints kept on disk."""
+    precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
+    """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
 
     def __post_init__(self) -> None:
         for name in ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every"):
@@ -317,58 +369,56 @@ class TrainConfig:
             require(f"train.{name}", value, "be positive", 0 < value < math.inf)
         require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)
-        keep = self.keep_checkpoints
-        require("train.keep_checkpoints", keep, "be at least 1", keep >= 1)
-        for name in ("G_every", "G_steps"):
+        for name in ("keep_checkpoints", "G_every", "G_steps"):
             value = getattr(self, name)
             require(f"train.{name}", value, "be at least 1", value >= 1)
 
     def steps(self) -> int:
-        """Optimizer steps of D in the whole run."""
+        """Return the number of D's optimizer steps in the whole run."""
         return self.kimg_to_steps(self.kimg)
 
     def generator_updates(self, step: int) -> list[str]:
-        """The streams of latents of G's updates in this step of D; none where it is not G's turn.
+        """Return the latent streams of G's updates in this step of D, empty if it is not G's turn.
 
-        A turn ends a round of `G_every` steps, so that G meets a D that has learned.
+        A turn ends each round of `G_every` steps, so that G is updated after D.
         """
         if (step + 1) % self.G_every:
             return []
-        return ["G", *(f"G{again}" for again in range(1, self.G_steps))]
+        return ["G", *(f"G{update}" for update in range(1, self.G_steps))]
 
     def kimg_to_steps(self, kimg: float) -> int:
-        """A duration in kimg as a number of whole steps, at least one."""
+        """Return a duration in kimg as a number of whole steps, at least one."""
         return max(1, math.ceil(kimg * 1000 / self.batch_size))
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How much of the data G covers, measured as it trains, and once more when it has."""
+    """Measuring how much of the data the generator covers, during and after training."""
 
-    samples: int = 1_000
-    """Samples of G_ema, and real images, that are compared at a time; 0: nothing is measured."""
-    every: float | None = None
-    """kimg between two evaluations. None: one with every sample grid."""
-    max_share: float = 0.05
-    """Of the training time, at most: an evaluation that would take more is left out."""
-    report_samples: int = 5_000
-    """The same of the report at the end, which has intervals; 0: no report."""
-    features: Literal["classifier", "inception"] = "classifier"
+    samples: int = option(1_000, resume="free", sweep="no")
+    """Samples of G_ema, and as many reference images, per evaluation during training. 0: none."""
+    every: float | None = option(None, resume="free", sweep="no")
+    """kimg between evaluations. None: one with every sample grid."""
+    max_share: float = option(0.05, resume="free", sweep="no")
+    """Maximum share of the training time; an evaluation that would exceed it is skipped."""
+    report_samples: int = option(5_000, resume="free", sweep="no")
+    """Samples for the final report, which adds confidence intervals. 0: no report."""
+    features: Literal["classifier", "inception"] = option("classifier", resume="free", sweep="no")
     """Network that computes the features of images. classifier: trained on the reference images.
     inception: Inception v3 from a file of weights that you have, with `pip install
     'ganray[pretrained]'`; far slower, but Frechet distances compare with published ones."""
-    reals: ReferenceData = field(default_factory=ReferenceData)
-    """Fields of `data` that are others for the images that samples are compared with, e.g.
-    --data.split train --evaluation.reals.split test: images held out; or --data.images 500
-    --evaluation.reals.images null: the whole set, as in Karras et al. 2020. Samples of another size
-    are resized to theirs. What is not named is as in `data`."""
-    weights: str | None = None
+    reference: ReferenceData = option(factory=ReferenceData, resume="free", sweep="no")
+    """Fields of `data` that differ for the reference images. --data.split train
+    --evaluation.reference.split test: held-out images. --data.images 500
+    --evaluation.reference.images null: the whole set, as in Karras et al. 2020. Samples of another
+    size are resized to the reference."""
+    weights: str | None = option(None, resume="free", sweep="no")
     """inception: path of the weights, on every node. Nothing is downloaded."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "report_samples"):
             value = getattr(self, name)
-            rule = "be 0, or at least 80: less says nothing"
+            rule = "be 0 or at least 80, the fewest that metrics can be computed from"
             require(f"evaluation.{name}", value, rule, value == 0 or value >= 80)
         every = self.every
         require("evaluation.every", every, "be positive", every is None or every > 0)
@@ -379,34 +429,35 @@ class EvaluationConfig:
             )
         share = self.max_share
         require("evaluation.max_share", share, "lie in (0, 1]", 0 < share <= 1)
-        if unknown := set(self.reals) - set(ReferenceData.__annotations__):
-            known = ", ".join(ReferenceData.__annotations__)
-            raise UserError(f"evaluation.reals: {', '.join(unknown)} must be among {known}")
+        known = ReferenceData.__annotations__
+        if unknown := set(self.reference) - set(known):
+            raise UserError(
+                f"evaluation.reference: {', '.join(unknown)} must be one of {', '.join(known)}"
+            )
 
-    def compares(self) -> bool:
-        """Whether samples are compared with anything at all."""
+    def is_enabled(self) -> bool:
+        """Whether samples are compared with reference images at all."""
         return self.samples > 0 or self.report_samples > 0
 
 
 @dataclass(frozen=True)
 class RayConfig:
-    """Where the workers run."""
+    """The cluster and the workers."""
 
-    address: str | None = None
-    """A running cluster ("auto" finds it). None: $RAY_ADDRESS, as jobs have, else a local Ray."""
-    workers: int | None = None
+    address: str | None = option(None, resume="free", sweep="no")
+    """A running cluster ("auto" finds it). None: $RAY_ADDRESS, set for jobs, else a local Ray."""
+    workers: int | None = option(None, resume="free", sweep="no")
     """DDP workers. None: one per GPU, or 2 on CPU."""
-    gpu: bool | None = None
-    """One GPU for each worker. None: if the cluster has any."""
-    cpus_per_worker: int = 1
-    """CPU cores, and so torch threads, of one worker."""
-    max_failures: int = 3
-    """Lost workers (out of memory, preempted, killed) to survive before giving up."""
+    gpu: bool | None = option(None, resume="free", sweep="no")
+    """Give each worker one GPU. None: if the cluster has any."""
+    cpus_per_worker: int = option(1, resume="free", sweep="no")
+    """CPU cores, and so torch threads, per worker."""
+    max_failures: int = option(3, resume="free", sweep="no")
+    """Worker failures (out of memory, preempted, killed) to survive before giving up."""
 
     def __post_init__(self) -> None:
-        require(
-            "ray.workers", self.workers, "be positive", self.workers is None or self.workers > 0
-        )
+        workers = self.workers
+        require("ray.workers", workers, "be positive", workers is None or workers > 0)
         cpus = self.cpus_per_worker
         require("ray.cpus_per_worker", cpus, "be positive", cpus > 0)
         failures = self.max_failures
@@ -415,32 +466,34 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the numbers go."""
+    """The MLflow store."""
 
-    uri: str | None = None
+    uri: str | None = option(None, resume="free", sweep="no", secret=True)
     """MLflow store or server. None: $MLFLOW_TRACKING_URI, else SQLite in the home folder."""
-    experiment: str = "celeba"
-    """MLflow experiment that holds the run."""
+    experiment: str = option("celeba", resume="free", sweep="no")
+    """MLflow experiment of the run."""
 
 
 @dataclass(frozen=True)
 class Config:
     """One run."""
 
-    preset: str = "auto"
-    """The named configuration the run started from; auto picks one for the hardware."""
-    name: str = ""
-    """Run name. Submitting the same name again goes on where it stopped. Empty: preset and time."""
-    home: Path = Path("~/.ganray")
-    """Folder for shards, runs and the MLflow store; on a cluster, one that all nodes share."""
-    launcher: Literal["ray", "torch"] = "ray"
-    """ray: a TorchTrainer. torch: this process, or the processes torchrun started; no Ray."""
-    dry_run: bool = False
-    """Print the resolved plan and exit."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    preset: str = option("auto", resume="free", sweep="no")
+    """Named configuration that the run starts from; auto picks one for the hardware."""
+    name: str = option("", resume="fixed", sweep="no")
+    """Run name. The same name resumes the run. Empty: preset and time."""
+    home: Path = option(Path("~/.ganray"), resume="free", sweep="no")
+    """Folder for shards, runs and the MLflow store; on a cluster, storage that all nodes share."""
+    launcher: Literal["ray", "torch"] = option("ray", resume="free", sweep="no")
+    """ray: a TorchTrainer. torch: this process, or the processes of torchrun, without Ray."""
+    dry_run: bool = option(False, resume="free", sweep="no")
+    """Print the plan and exit."""
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info", resume="free", sweep="no"
+    )
     """Lowest level of log messages that are printed. debug: from all ranks, with timestamps."""
-    check_discriminator: bool = False
-    """Only let D learn, here, to tell real images from noise, and show how well it can."""
+    check_discriminator: bool = option(False, resume="fixed", sweep="no")
+    """Only train D, in this process, to separate real images from noise, and plot the result."""
     data: DataConfig = field(default_factory=DataConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -465,33 +518,34 @@ class Config:
             )
 
     def reference_data(self) -> DataConfig:
-        """The images that samples are compared with: `data`, but for `evaluation.reals`.
+        """Return the config of the reference images: `data` with `evaluation.reference` applied.
 
         Raises:
-            ValueError: these do not go with the rest of `data`.
+            UserError: The two do not fit each other.
         """
-        reals = self.evaluation.reals
+        reference = self.evaluation.reference
         try:
-            found = dataclasses.replace(self.data, **reals)
-        except ValueError as error:
-            raise UserError(f"evaluation.reals={reals}: {error}") from error
-        if found.crop and found.size != self.data.size:
+            data = dataclasses.replace(self.data, **reference)
+        except UserError as error:
+            raise UserError(f"evaluation.reference={reference}: {error}") from error
+        if data.crop and data.size != self.data.size:
             raise UserError(
-                f"evaluation.reals={reals}: squares of data.crop={found.crop} show another part of"
-                f" such images than of those of data.size={self.data.size}; leave the size out"
+                f"evaluation.reference={reference}: crops of {data.crop} pixels from images of"
+                f" data.size={data.size} and {self.data.size} show different parts; leave out the"
+                " size"
             )
-        return found
+        return data
 
     def images_identity(self) -> tuple[object, ...]:
-        """Equal where the same images are learned, and the same ones judge."""
+        """Return a key that is equal for runs with the same training and reference images."""
         return self.data.identity(), self.reference_data().identity()
 
     def run_folder(self) -> Path:
-        """Everything one run leaves on disk: config, journal, pictures, checkpoints."""
+        """Return the folder of the run's config, journal, pictures and checkpoints."""
         return self.home / "runs" / self.name
 
     def pixel_min(self) -> float:
-        """What black becomes: 0 for the source text's sigmoid generator, -1 for a tanh one."""
+        """Return the value of black: 0 for the source text's sigmoid generator, else -1 (tanh)."""
         return 0.0 if self.network.kind == "mlp" else -1.0
 
 
@@ -506,3 +560,17 @@ SECTIONS: dict[str, type] = {
     "ray": RayConfig,
     "tracking": TrackingConfig,
 }
+
+
+def fields_where(key: str, *values: object) -> frozenset[str]:
+    """Return the dotted names of all fields whose metadata `key` is one of `values`.
+
+    Example: ``fields_where("secret", True)`` is ``{"data.root", "tracking.uri"}``.
+    """
+    sections = {"": Config, **{f"{name}.": section for name, section in SECTIONS.items()}}
+    return frozenset(
+        prefix + f.name
+        for prefix, section in sections.items()
+        for f in dataclasses.fields(section)
+        if prefix + f.name not in SECTIONS and f.metadata[key] in values
+    )

@@ -1,27 +1,27 @@
-"""A config as plain values, JSON or dotted names, and back; and what may change in a run."""
+"""A config as JSON values or dotted names, and back; which fields may change when a run resumes."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from ganray.config.schema import SECTIONS, Config
+from ganray.config.schema import SECTIONS, Config, fields_where
 from ganray.errors import UserError
 
 HIDDEN = "***"
-"""Stands for what is secret in a URL."""
+"""Replaces what is secret in a URL."""
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """The config as one level of dotted names, e.g. ``{"latent.size": 100}``; paths as strings."""
+    """Return the config by dotted names, e.g. ``{"latent.size": 100}``, as JSON values."""
 
-    def leaves(values: dict[str, Any], before: str) -> dict[str, Any]:
+    def leaves(values: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat: dict[str, Any] = {}
         for key, value in values.items():
-            name = before + key
+            name = prefix + key
             flat |= leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
         return flat
 
@@ -29,21 +29,21 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values; ``from_dict`` is its inverse, but for a URL's secrets."""
+    """Return the config as JSON values, with the secrets of URLs redacted; see ``from_dict``."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any, name: str) -> Any:
         if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
+            return {key: plain(inner, f"{name}.{key}".lstrip(".")) for key, inner in value.items()}
+        if name in secret and value is not None:
+            return without_secrets(value)
         return str(value) if isinstance(value, Path) else value
 
-    values = plain(dataclasses.asdict(config))
-    if config.data.root is not None:
-        values["data"]["root"] = without_secrets(config.data.root)
-    return values
+    secret = fields_where("secret", True)
+    return plain(dataclasses.asdict(config), "")
 
 
 def without_secrets(text: str) -> str:
-    """A URL, or an option that ends in one, as it may be kept: no password, no signature."""
+    """Return a URL, or an option that ends in one, without password and query string."""
     if "://" not in text:
         return text
     address, question, _ = text.partition("?")
@@ -52,54 +52,47 @@ def without_secrets(text: str) -> str:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Rebuild a config from ``to_dict``'s output.
+    """Return the config whose ``to_dict`` is `values`, but for redacted secrets.
 
     Raises:
-        ValueError: a key that no field has, with the known ones.
+        UserError: A key is unknown, or a value is invalid.
     """
     parts: dict[str, Any] = {}
     for name, value in _known(Config, values, "config").items():
-        part = SECTIONS.get(name)
-        parts[name] = part(**_known(part, value, name)) if part else value
+        section = SECTIONS.get(name)
+        parts[name] = section(**_known(section, value, name)) if section else value
     parts["home"] = Path(parts["home"])
     return Config(**parts)
 
 
-def _known(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    known = [f.name for f in dataclasses.fields(kind)]
+def _known(section: type, values: dict[str, Any], name: str) -> dict[str, Any]:
+    known = [f.name for f in dataclasses.fields(section)]
     if unknown := sorted(set(values) - set(known)):
-        raise UserError(f"{where}: unknown key(s) {unknown}; known: {known}")
+        raise UserError(f"{name}: unknown key(s) {unknown}; known: {known}")
     return values
 
 
-# What may change when a run goes on: where and how long it runs, not what is learned.
-_FREE_TO_CHANGE = ("home", "launcher", "dry_run", "log_level", "preset", "ray.")
-_FREE_TO_CHANGE += (
-    "tracking.",
-    "train.kimg",
-    "train.log_every",
-    "train.sample_every",
-    "train.checkpoint_every",
-)
-_FREE_TO_CHANGE += ("train.keep_checkpoints", "data.root", "data.download", "data.cache")
-_FREE_TO_CHANGE += ("data.residence", "data.threads", "data.verify", "evaluation.")
-
-
-def check_resumes(before: Config, now: Config, keep: Sequence[str] = ()) -> None:
-    """Refuse to go on with a run under a config that would learn something else.
+def check_resumes(before: Config, now: Config, fixed: Set[str] = frozenset()) -> None:
+    """Check that a run can resume with a config, which must train the same thing.
 
     Args:
-        before: its config so far.
-        now: that it is to go on with.
-        keep: those of `_FREE_TO_CHANGE` that may not change here.
+        before: The run's config so far.
+        now: The config to resume with.
+        fixed: Dotted names of fields that must not change either, although a run alone can resume
+            with other values.
 
     Raises:
-        ValueError: the fields that differ, both values, and the way out.
+        UserError: Fields differ that must not.
     """
-    old, new, unsaid = flatten(before), flatten(now), "not said"
-    free = tuple(name for name in _FREE_TO_CHANGE if name not in keep)
-    names = dict.fromkeys([*new, *old])  # some fields of evaluation.reals may be in one alone
-    both = {k: (new.get(k, unsaid), old.get(k, unsaid)) for k in names if not k.startswith(free)}
-    if changed := {k: values for k, values in both.items() if values[0] != values[1]}:
-        pairs = ", ".join(f"{k}={now} (was {was})" for k, (now, was) in changed.items())
-        raise UserError(f"name={now.name} exists with other settings: {pairs}; use another --name")
+    old, new, missing = flatten(before), flatten(now), "not set"
+    free = fields_where("resume", "free") - fixed
+    names = dict.fromkeys([*new, *old])  # parts of evaluation.reference may be in one of them only
+    pairs = {k: (new.get(k, missing), old.get(k, missing)) for k in names if not _is_in(k, free)}
+    if changed := {k: values for k, values in pairs.items() if values[0] != values[1]}:
+        text = ", ".join(f"{k}={now} (was {was})" for k, (now, was) in changed.items())
+        raise UserError(f"name={now.name} exists with other settings: {text}; use another --name")
+
+
+def _is_in(name: str, fields: Set[str]) -> bool:
+    """Whether a dotted name, or the field that it is part of, is among these fields."""
+    return any(name == known or name.startswith(f"{known}.") for known in fields)

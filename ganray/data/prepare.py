@@ -41,7 +41,7 @@ class DatasetPlan:
 
     what: str
     """The images, in words."""
-    drawn: bool
+    procedural: bool
     """The pictures are procedural faces, made into `source` first."""
     source: Path | None
     """Folder or file with the pictures; None where the shards stand already."""
@@ -124,9 +124,9 @@ def prepare_dataset(data: DataConfig, made: DatasetPlan) -> str:
         return Manifest.read(where).digest() if where.is_dir() else str(where.stat().st_size)
     if is_whole(where):
         return Manifest.read(where).digest()
-    if made.drawn and not faces.is_written(made.source, data.drawn, _DATA_SEED):
-        with Progress(data.drawn, "drawing faces", "faces") as progress:
-            faces.write_celeba(made.source, data.drawn, _DATA_SEED, progress=progress.add)
+    if made.procedural and not faces.is_written(made.source, data.faces, _DATA_SEED):
+        with Progress(data.faces, "drawing faces", "faces") as progress:
+            faces.write_celeba(made.source, data.faces, _DATA_SEED, progress=progress.add)
     source = open_source(data.source, made.source, rng_seed=_DATA_SEED)
     return write_shards(
         source,
@@ -171,7 +171,6 @@ def open_dataset(data: DataConfig, home: Path, where: str) -> ImageDataset:
         size=data.size if manifest.recipe.encoding == "jpeg" else 0,
         threads=data.threads,
         verify=data.verify,
-        on_damage=data.on_damage,
     )
 
 
@@ -224,10 +223,10 @@ def _to_convert(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         if data.split != "all":
             raise UserError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
         # Not opened yet: a set of this many is drawn in the same way each time.
-        total, original, key = data.drawn, (218, 178, 3), f"faces-{data.drawn}"
+        total, original, key = data.faces, (218, 178, 3), f"faces-{data.faces}"
         classes = 0
         what = "procedural faces (no CelebA was given)"
-        root = home / "data" / f"faces-{data.drawn}"
+        root = home / "data" / f"faces-{data.faces}"
     elif _to_download(data, home):
         counts, original, classes = _PUBLISHED[data.source]
         total, key, what = counts[data.split], data.source, f"{data.source}, to be fetched"
@@ -293,7 +292,7 @@ def check_room(plans: Iterable[DatasetPlan], home: Path) -> None:
     existing = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     made = {plan.location: plan for plan in plans if not plan.ready}.values()
-    need = sum(plan.bytes + (plan.count * _JPEG_BYTES if plan.drawn else 0) for plan in made)
+    need = sum(plan.bytes + (plan.count * _JPEG_BYTES if plan.procedural else 0) for plan in made)
     if need > free:
         raise UserError(
             f"home={home} has {free / 2**30:.1f} GiB free, but the shards need"

@@ -52,7 +52,7 @@ class EvaluationAssets:
 
     classifier: str = ""
     """Its file: see `prepare_classifier`."""
-    reals: str = ""
+    reference: str = ""
     """Where the shards are of `Config.reference_data`; '' if they are those that are learned."""
 
     def reference_set(self, config: Config, images: ImageDataset) -> ReferenceSet:
@@ -140,7 +140,7 @@ def prepare_classifier(
     if evaluation.features != "classifier":
         # Report a wrong file here, before a worker is held.
         InceptionExtractor(Path(evaluation.weights or ""), device)
-    if not evaluation.compares() or not told:
+    if not evaluation.is_enabled() or not told:
         return ""
     height, width, channels = images.image_shape
     most = _TRIPLES if _stacked(images) else _LEARNED
@@ -217,7 +217,7 @@ def check_comparable(made: Shape, reals: Shape) -> None:
     if made != reals and reals[0] != reals[1]:
         raise UserError(
             f"samples of {shapes} do not compare, as these may show more; use squares as reals:"
-            " --evaluation.reals.size 64"
+            " --evaluation.reference.size 64"
         )
 
 
@@ -273,17 +273,17 @@ class RunDatasets:
     config: Config
     images: DatasetPlan
     """Those that are learned."""
-    reals: DatasetPlan
+    reference: DatasetPlan
     """Those that samples are compared with; `images` itself where they are the same."""
 
     @property
     def same(self) -> bool:
         """Whether samples are compared with what is learned, or with nothing."""
-        return self.reals is self.images
+        return self.reference is self.images
 
     def judge(self, classifier: str) -> EvaluationAssets:
         """Who judges, by the classifier that `prepare_run_classifier` trained."""
-        return EvaluationAssets(classifier, "" if self.same else self.reals.location)
+        return EvaluationAssets(classifier, "" if self.same else self.reference.location)
 
 
 def locate_datasets(config: Config) -> RunDatasets:
@@ -294,13 +294,13 @@ def locate_datasets(config: Config) -> RunDatasets:
             cannot be brought to the size of the reals.
     """
     images = prepare.plan_dataset(config.data, config.home)
-    reference, compares = config.reference_data(), config.evaluation.compares()
+    reference, compares = config.reference_data(), config.evaluation.is_enabled()
     if reference == config.data or not compares or config.check_discriminator:
         return RunDatasets(config, images, images)
     try:
         reals = prepare.plan_dataset(reference, config.home)
     except ValueError as error:
-        named = f"images to compare with, evaluation.reals={config.evaluation.reals}"
+        named = f"images to compare with, evaluation.reference={config.evaluation.reference}"
         raise UserError(f"{named}: {error}") from error
     if reference.split != config.data.split and reals.location == images.location:
         raise UserError(
@@ -317,7 +317,7 @@ def prepare_datasets(sets: RunDatasets) -> str:
     """Make the shards that are not there yet; returns 16 hex digits for those that are learned."""
     config = sets.config
     if not sets.same:
-        prepare.prepare_dataset(config.reference_data(), sets.reals)
+        prepare.prepare_dataset(config.reference_data(), sets.reference)
     return prepare.prepare_dataset(config.data, sets.images)
 
 
@@ -329,17 +329,19 @@ def prepare_run_classifier(sets: RunDatasets) -> str:
 
 def reference_digest(sets: RunDatasets) -> str:
     """16 hex digits for what samples are compared with, once it is laid down."""
-    return prepare.prepare_dataset(sets.config.reference_data(), sets.reals)
+    return prepare.prepare_dataset(sets.config.reference_data(), sets.reference)
 
 
 def open_reference(sets: RunDatasets) -> closing[ImageDataset]:
     """Around the block: the images that samples are compared with."""
     config = sets.config
-    return closing(prepare.open_dataset(config.reference_data(), config.home, sets.reals.location))
+    return closing(
+        prepare.open_dataset(config.reference_data(), config.home, sets.reference.location)
+    )
 
 
 def dataset_info(sets: RunDatasets, digest: str) -> dict[str, str]:
     """What was learned, for the lineage: name, digest and path."""
     images = sets.images
-    name = "procedural faces" if images.drawn else sets.config.data.source
+    name = "procedural faces" if images.procedural else sets.config.data.source
     return {"name": name, "digest": digest, "path": images.location}

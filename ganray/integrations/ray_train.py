@@ -137,7 +137,7 @@ def launch(
     folder = config.run_folder()
     check_nodes_see(folder)
     if not config.data.is_remote():
-        for where in filter(None, (images, judge.reals)):
+        for where in filter(None, (images, judge.reference)):
             check_nodes_see(Path(where))
     (folder / _RAYS_LIST).unlink(missing_ok=True)
     trainer = TorchTrainer(

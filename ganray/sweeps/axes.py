@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ganray.config.schema import CONTENT, SECTIONS, Config, ReferenceData, require
+from ganray.config.schema import (SECTIONS, Config, ReferenceData, data_fields, fields_where, require)
 from ganray.config.serialization import flatten, without_secrets
 from ganray.errors import UserError
 
@@ -136,15 +136,13 @@ def parse_axis(text: str, base: Config, read: Callable[[str, str], Any]) -> Axis
 
 _PLAIN = {"latent.scaling": "raw", "latent.offset": "0", "data.root": "null"}
 """Values that labels leave out."""
-_COMMON = {
-    "evaluation": "how runs are measured",
-    "ray": "where runs are computed, which changes no result",
-    "tracking": "where metrics are sent",
-}
-"""Sections that all runs of a sweep share."""
-_VARIED = tuple(section for section in SECTIONS if section not in _COMMON)
+_VARIED = tuple(
+    section
+    for section in SECTIONS
+    if any(name.startswith(f"{section}.") for name in fields_where("sweep", "axis", "live"))
+)
 _CONTENTS, _FORMS = (
-    {f"data.{field}" for field in fields} for fields in (CONTENT, ReferenceData.__annotations__)
+    {f"data.{field}" for field in data_fields(identity)} for identity in ("content", "selection")
 )
 
 
@@ -152,10 +150,10 @@ def _check_varies(text: str, field: str, known: Set[str]) -> None:
     section = field.partition(".")[0]
     if field == SEED:
         raise UserError(f"sweep.axis={text}: {SEED} differs within a setting; use --sweep.seeds")
-    if section in _COMMON:
+    if section in SECTIONS and section not in _VARIED:
         raise UserError(
-            f"sweep.axis={text}: {section} sets {_COMMON[section]}, which all runs of a sweep"
-            f" share; give --{field} a single value instead"
+            f"sweep.axis={text}: {section} is shared by all runs of a sweep; give --{field} a"
+            " single value instead"
         )
     if field not in known or section not in (*_VARIED, OPTIMIZER, RATE):
         raise UserError(
@@ -264,5 +262,5 @@ def share_reference(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Ax
     named = {field for axis in axes if axis.shared_reference for field in axis.fields}
     fields = [field.removeprefix("data.") for field in sorted(_FORMS & named)]
     held = {field: getattr(base.data, field) for field in fields}
-    reals = cast(ReferenceData, held | base.evaluation.reals)
-    return replace(base, evaluation=replace(base.evaluation, reals=reals)), list(axes)
+    reals = cast(ReferenceData, held | base.evaluation.reference)
+    return replace(base, evaluation=replace(base.evaluation, reference=reals)), list(axes)

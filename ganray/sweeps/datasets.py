@@ -49,14 +49,14 @@ class SweepDatasets:
                 self._sets[key] = reference.locate_datasets(config)
             num_classes(config, self._sets[key].images)
         for one in self:
-            _check_enough(one, halved=one.reals.classes > 0)
+            _check_enough(one, halved=one.reference.classes > 0)
         _check_differ(self)
-        prepare.check_room((plan for one in self for plan in (one.images, one.reals)), base.home)
+        prepare.check_room((plan for one in self for plan in (one.images, one.reference)), base.home)
         self.shown = next(iter(self))
         """Sets to show in the plan: those of the base if a run uses them, else those of a run."""
         if base.images_identity() in self._sets:
             found = self._sets[base.images_identity()]
-            self.shown = RunDatasets(base, found.images, found.reals)
+            self.shown = RunDatasets(base, found.images, found.reference)
 
     def __iter__(self) -> Iterator[RunDatasets]:
         """Iterate over the distinct image sets."""
@@ -71,7 +71,7 @@ class SweepDatasets:
         descriptions = {}
         for one in self:
             data, reference, home = one.config.data, one.config.reference_data(), one.config.home
-            for what, found in ((data, one.images), (reference, one.reals)):
+            for what, found in ((data, one.images), (reference, one.reference)):
                 descriptions[prepare.dataset_identity(what, found, home)] = str(found)
         return ", ".join(dict.fromkeys(descriptions.values())), "-".join(descriptions)
 
@@ -91,7 +91,7 @@ class SweepDatasets:
     def local_folders(self) -> list[Path]:
         """Return the shard folders that all nodes must be able to read."""
         local = [one for one in self if not one.config.data.is_remote()]
-        return sorted({Path(plan.location) for one in local for plan in (one.images, one.reals)})
+        return sorted({Path(plan.location) for one in local for plan in (one.images, one.reference)})
 
     def dataset_info(self, config: Config) -> dict[str, str]:
         """Return what MLflow records of a run's images; for the base, of the sets shown."""
@@ -136,9 +136,9 @@ def _uncut(one: RunDatasets) -> tuple[int, int, int]:
 
 
 def _check_enough(one: RunDatasets, *, halved: bool) -> None:
-    if not comparable(one.reals.count, halved, one.config.evaluation.samples):
+    if not comparable(one.reference.count, halved, one.config.evaluation.samples):
         half = ", once a classifier has learned half of them" if halved else ""
         raise UserError(
-            f"{one.reals} are too few to compare runs with: {MIN_IMAGES} must be left{half};"
-            " compare with more of them, by --evaluation.reals.images or other values of the axis"
+            f"{one.reference} are too few to compare runs with: {MIN_IMAGES} must be left{half};"
+            " compare with more of them, by --evaluation.reference.images or other values of the axis"
         )

@@ -56,7 +56,7 @@ def run_worker(
         _record_errors(config.run_folder()),
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
         closing(open_dataset(config.data, config.home, images)) as dataset,
-        _open_reference(config, dataset, assets.reals) as reference,
+        _open_reference(config, dataset, assets.reference) as reference,
     ):
         reference_set = assets.reference_set(config, reference)
         evaluator = Evaluator(config.evaluation, reference_set, context.device)

@@ -138,7 +138,7 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
 
 def _describe_evaluation(datasets: RunDatasets) -> str:
     evaluation = datasets.config.evaluation
-    if not evaluation.compares():
+    if not evaluation.is_enabled():
         return "none"
     parts = []
     if evaluation.samples:

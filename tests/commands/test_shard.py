@@ -29,7 +29,7 @@ def test_digits_are_made_verified_and_damage_is_named(tmp_path: Path, capsys):
 
 
 def test_faces_are_drawn_and_kept_as_jpegs(tmp_path: Path, capsys):
-    words = ["faces", str(tmp_path / "faces"), "--out", str(tmp_path / "set"), "--drawn", "5"]
+    words = ["faces", str(tmp_path / "faces"), "--out", str(tmp_path / "set"), "--faces", "5"]
     main([*words, "--encoding", "jpeg", "--processes", "1"])
     assert "5 images of 218x178x3 (jpeg), 40 attributes in 1 shards" in capsys.readouterr().out
     main([*words, "--encoding=jpeg"])  # done already
@@ -69,7 +69,7 @@ def test_help_names_every_source_and_option(capsys):
         assert word in text
 
 
-@pytest.mark.parametrize("bad", [{"images": 0}, {"processes": -1}, {"drawn": 0}, {"rng_seed": -1}])
+@pytest.mark.parametrize("bad", [{"images": 0}, {"processes": -1}, {"faces": 0}, {"rng_seed": -1}])
 def test_wrong_numbers_are_refused(bad: dict):
     with pytest.raises(ValueError, match=next(iter(bad)).replace("_", "-")):
         ShardConfig(**bad)

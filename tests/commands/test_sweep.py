@@ -42,7 +42,7 @@ def test_axis_is_checked_against_the_preset(job, capsys):
     widths = ["--sweep.axis", "network.kind=metz", "--sweep.axis", "network.width_D=1,2"]
     job.main(["cpu32", *DIGITS, *widths, "--sweep.seeds", "1"])
     assert "2 settings x 1 seeds" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"network\.width_D=1 must be positive and divide by 4"):
+    with pytest.raises(ValueError, match=r"network\.width_D=1 must be positive and divisible by 4"):
         job.main(["cpu32", *DIGITS, *widths[2:]])
 
 
@@ -108,7 +108,7 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
         (["--sweep.design", "random", "--sweep.settings", "37"], r"must lie in 1 \.\. 36"),
         (
             ["--sweep.design", "tpe", "--sweep.axis", "network.width_G=16..64"],
-            r"may draw an invalid setting: network\.width_G=17 must be positive and divide by 4",
+            r"may draw an invalid setting: network\.width_G=17 must be positive and divisible by 4",
         ),
         (
             ["--sweep.design", "pbt", "--sweep.axis", "optimizer.beta1=0.5..1.5"],
@@ -119,20 +119,20 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
                 *("--sweep.design", "tpe", "--sweep.axis", "network.conditional=false,true"),
                 *("--sweep.axis", "network.pack=1,2"),
             ],
-            r"network\.pack=2 joins images",
+            r"network\.pack=2 and network\.conditional=True exclude",
         ),
         (["--sweep.axis", "data.images=9..99", "--sweep.design", "tpe"], "list the values of data"),
         (["--sweep.axis", "data.split=train,valid"], r"data\.split=valid has no images"),
         (
             [
-                *("--data.source", "celeba", "--data.size", "0", "--data.drawn", "99"),
+                *("--data.source", "celeba", "--data.size", "0", "--data.faces", "99"),
                 *("--sweep.axis", "data.size=16"),
             ],
             r"samples of 16x16x3 and reals of 218x178x3 do not compare",
         ),
         (
             [
-                *("--data.source", "celeba", "--data.drawn", "99"),
+                *("--data.source", "celeba", "--data.faces", "99"),
                 *("--sweep.axis", "network.conditional=false,true"),
             ],
             r"network\.conditional=True needs images with class labels",

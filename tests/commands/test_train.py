@@ -19,7 +19,7 @@ from ganray.integrations import mlflow_sync
 from ganray.training import journal
 from tests.conftest import Squares, load_job
 
-TINY = ["cpu32", "--data.size", "16", "--data.drawn", "24", "--network.width_G", "4"]
+TINY = ["cpu32", "--data.size", "16", "--data.faces", "24", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
 TINY += ["--train.log_every", "0.06", "--train.sample_every", "0.06", "--launcher", "torch"]
 TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
@@ -107,7 +107,7 @@ def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later
     quick = functools.partial(reference_classifier, recipe=TrainingRecipe(min_images=640))
     monkeypatch.setattr(reference, "reference_classifier", quick)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    argv = [*TINY, "--name", "one", "--data.drawn", "400", "--evaluation.report_samples", "90"]
+    argv = [*TINY, "--name", "one", "--data.faces", "400", "--evaluation.report_samples", "90"]
     with monkeypatch.context() as patch:
         open_run = mlflow_sync.open_run
         dead = {"uri": "http://127.0.0.1:9"}  # from when the run was opened on

@@ -60,8 +60,10 @@ def test_dashes_and_bare_flags_are_what_people_type():
 
 
 def test_reals_are_named_field_by_field():
-    config = parse("--evaluation.reals.images", "null", "--evaluation.reals.flip", "--name", "x")
-    assert config.evaluation.reals == {"images": None, "flip": True}
+    config = parse(
+        "--evaluation.reference.images", "null", "--evaluation.reference.flip", "--name", "x"
+    )
+    assert config.evaluation.reference == {"images": None, "flip": True}
 
 
 def test_environment_then_file_then_options(monkeypatch, tmp_path):
@@ -93,7 +95,7 @@ def test_a_run_without_a_name_gets_one_that_tells_preset_and_time():
         (["huge"], "preset='huge' is not one of cpu32, dcgan64, mlp"),
         (["--loss.name", "wasserstein"], "wasserstein"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
-        (["--home", "~nouser/x"], "home=~nouser/x: there is no such user here"),
+        (["--home", "~nouser/x"], "home=~nouser/x: unknown user"),
     ],
 )
 def test_bad_input_is_one_line(argv, message):
@@ -113,8 +115,8 @@ def test_help_is_quick_and_names_every_preset_without_torch_or_ray():
     assert done.stderr.strip().endswith("set()")
     for name in CELEBA:
         assert f"  {name} " in done.stdout
-    assert "the same name again goes on" in " ".join(done.stdout.split())
-    assert "Half-life of G_ema" in done.stdout
+    assert "The same name resumes the run" in " ".join(done.stdout.split())
+    assert "Half-life in kimg of G_ema" in done.stdout
 
 
 def test_print_config_writes_a_file_that_gives_the_same_config(tmp_path):

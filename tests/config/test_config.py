@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ganray.config import schema as module
+from ganray.config import schema
 from ganray.config.presets import ABOUT, CELEBA, MNIST, STACKED
 from ganray.config.schema import (
     SECTIONS,
@@ -18,7 +18,10 @@ from ganray.config.schema import (
     EvaluationConfig,
     LossConfig,
     NetworkConfig,
+    ReferenceData,
+    TrackingConfig,
     TrainConfig,
+    data_fields,
 )
 from ganray.config.serialization import check_resumes, flatten, from_dict, to_dict
 
@@ -70,8 +73,8 @@ def test_flat_names():
         (lambda: LossConfig(gp_weight=-1), "loss.gp_weight=-1 must not be negative"),
         (lambda: NetworkConfig(pack=9), "network.pack=9 must lie in 1 .. 8"),
         (lambda: NetworkConfig(minibatch_stddev=1), "network.minibatch_stddev=1 must be 0 or at"),
-        (lambda: NetworkConfig(pack=2, conditional=True), "network.conditional=True; use one of"),
-        (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divide by 4"),
+        (lambda: NetworkConfig(pack=2, conditional=True), "exclude each other"),
+        (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divisible by 4"),
         (
             lambda: Config(data=DataConfig(size=12)),
             "data.size to be 16 or more, not 12; try --data",
@@ -121,7 +124,7 @@ def test_G_takes_its_turn_after_D_has_learned():
 
 
 def test_every_field_has_a_docstring():
-    tree = ast.parse(inspect.getsource(module))
+    tree = ast.parse(inspect.getsource(schema))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     for kind in (Config, *SECTIONS.values()):
         body = classes[kind.__name__].body
@@ -139,28 +142,61 @@ def test_every_preset_says_what_it_is():
 
 def test_samples_may_be_compared_with_other_images_of_the_same_source():
     data = DataConfig("mnist", images=500, size=28, flip=True)
-    config = Config(data=data, evaluation=EvaluationConfig(reals={"images": None, "flip": False}))
+    config = Config(
+        data=data, evaluation=EvaluationConfig(reference={"images": None, "flip": False})
+    )
     assert config.reference_data() == DataConfig("mnist", size=28)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    assert flatten(config)["evaluation.reals.images"] is None
+    assert flatten(config)["evaluation.reference.images"] is None
     plain = replace(config, evaluation=EvaluationConfig())
     assert plain.reference_data() == plain.data
-    assert not [name for name in flatten(plain) if "reals" in name]
+    assert not [name for name in flatten(plain) if "reference" in name]
     assert config.images_identity() != plain.images_identity()
     read = replace(config, data=replace(data, threads=2, shuffle="blocks"))
     assert config.images_identity() == read.images_identity()
     check_resumes(config, plain)  # a run may be measured in another way from now on
-    nine = replace(config, evaluation=EvaluationConfig(reals={"images": 9}))
-    with pytest.raises(ValueError, match=r"evaluation\.reals\.images=not said \(was 9\)"):
-        check_resumes(nine, plain, keep=("evaluation.",))
-    with pytest.raises(ValueError, match=r"evaluation\.reals=.*: data\.size=3 must be 0 or"):
-        replace(config, evaluation=EvaluationConfig(reals={"size": 3}))
-    with pytest.raises(ValueError, match="show another part of such images"):
-        Config(data=replace(data, crop=24), evaluation=EvaluationConfig(reals={"size": 64}))
-    with pytest.raises(ValueError, match=r"evaluation\.reals: threads must be among images,"):
-        EvaluationConfig(reals={"threads": 2})  # pyright: ignore
+    nine = replace(config, evaluation=EvaluationConfig(reference={"images": 9}))
+    with pytest.raises(ValueError, match=r"evaluation\.reference\.images=not set \(was 9\)"):
+        check_resumes(nine, plain, fixed={"evaluation.reference"})
+    with pytest.raises(ValueError, match=r"evaluation\.reference=.*: data\.size=3 must be 0 or"):
+        replace(config, evaluation=EvaluationConfig(reference={"size": 3}))
+    with pytest.raises(ValueError, match="show different parts"):
+        Config(data=replace(data, crop=24), evaluation=EvaluationConfig(reference={"size": 64}))
+    with pytest.raises(ValueError, match=r"evaluation\.reference: threads must be among images,"):
+        EvaluationConfig(reference={"threads": 2})  # pyright: ignore
 
 
 def test_configs_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().name = "b"
+
+
+def test_every_field_is_classified():
+    sections = {"config": Config, **SECTIONS}
+    for name, section in sections.items():
+        for f in dataclasses.fields(section):
+            if name == "config" and f.name in SECTIONS:
+                continue
+            assert f.metadata.get("resume") in ("fixed", "free"), f"{name}.{f.name}"
+            assert f.metadata.get("sweep") in ("no", "axis", "live"), f"{name}.{f.name}"
+            assert isinstance(f.metadata.get("secret"), bool), f"{name}.{f.name}"
+            if name == "data":
+                assert f.metadata["identity"] in ("content", "selection", "none"), f.name
+    assert set(data_fields("selection")) == set(ReferenceData.__annotations__)
+
+
+def test_a_data_field_without_identity_is_refused(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Extended(schema.DataConfig):
+        gray: bool = False
+
+    monkeypatch.setattr(schema, "DataConfig", Extended)
+    with pytest.raises(TypeError, match=r"data\.gray needs an identity"):
+        Extended(gray=True).identity()
+
+
+def test_urls_are_redacted_wherever_the_config_is_written():
+    tracking = TrackingConfig(uri="http://me:hush@host/api?token=hush")
+    config = Config(data=DataConfig(root="s3://me:hush@bucket/a"), tracking=tracking)
+    assert "hush" not in json.dumps(to_dict(config))
+    assert flatten(config)["tracking.uri"] == "http://***@host/api?***"

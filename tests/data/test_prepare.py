@@ -11,12 +11,12 @@ from ganray.data import prepare, sources
 from ganray.data.format import Manifest
 from ganray.data.reader import ShardedDataset
 
-DRAWN = DataConfig(drawn=12, size=16)
+DRAWN = DataConfig(faces=12, size=16)
 
 
 def test_without_celeba_faces_are_drawn_and_converted_once(tmp_path):
     plan = prepare.plan_dataset(DRAWN, tmp_path)
-    assert plan.drawn
+    assert plan.procedural
     assert not plan.ready
     assert "no CelebA" in str(plan)
     digest = prepare.prepare_dataset(DRAWN, plan)
@@ -35,7 +35,7 @@ def test_celeba_and_the_drawn_stand_in_go_through_one_path(tmp_path, celeba_zip,
     for folder in (celeba_zip, celeba_folder):
         data = DataConfig(root=str(folder), size=16)
         plan = prepare.plan_dataset(data, tmp_path)
-        assert not plan.drawn
+        assert not plan.procedural
         prepare.prepare_dataset(data, plan)
         rows.append(ShardedDataset(Path(plan.location)).annotations(np.arange(150)))
     np.testing.assert_array_equal(rows[0].ids, rows[1].ids)
@@ -83,7 +83,7 @@ def test_a_download_is_planned_without_being_made(tmp_path):
     [
         (DataConfig(root="/nowhere"), "/nowhere"),
         (replace(DRAWN, split="test"), "data.split=test needs CelebA; give --data.root"),
-        (replace(DRAWN, drawn=10**12), "GiB free, but the shards need"),
+        (replace(DRAWN, faces=10**12), "GiB free, but the shards need"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(data, message, tmp_path):

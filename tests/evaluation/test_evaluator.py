@@ -95,10 +95,10 @@ def test_samples_are_compared_with_other_images_than_those_that_are_learned(tmp_
     assert not len(past)  # these are too few to be compared with
     for name, reals in (("whole", {"images": None}), ("large", {"size": 24})):
         config = evaluated(tmp_path / name)
-        config = replace(config, evaluation=replace(config.evaluation, reals=reals))
+        config = replace(config, evaluation=replace(config.evaluation, reference=reals))
         size = reals.get("size", 0)
         others = shards_of(tmp_path / name / "reals", size=size)
-        checkpoint = launch(config, few, EvaluationAssets(reals=others))
+        checkpoint = launch(config, few, EvaluationAssets(reference=others))
         weights = read_state(checkpoint)["G"]
         assert all(torch.equal(weights[key], plain[key]) for key in plain)
         _, shares = journal.history(config.run_folder(), "collapse/vendi_share")

@@ -13,7 +13,7 @@ from tests.conftest import tiny_config
 
 def run_of(home, samples=80, check=False, reals=None, **data):
     plain = tiny_config(home)
-    evaluation = replace(plain.evaluation, samples=samples, reals=reals or {})
+    evaluation = replace(plain.evaluation, samples=samples, reference=reals or {})
     network = replace(plain.network, kind="mlp")
     data = DataConfig(**({"source": "digits", "size": 0} | data))
     return replace(
@@ -24,7 +24,7 @@ def run_of(home, samples=80, check=False, reals=None, **data):
 def test_other_reals_are_found_and_laid_down_where_anything_is_compared(tmp_path):
     found = reference.locate_datasets(run_of(tmp_path, images=100, reals={"images": None}))
     assert not found.same
-    assert (found.images.count, found.reals.count) == (100, 1797)
+    assert (found.images.count, found.reference.count) == (100, 1797)
     assert reference.prepare_datasets(found) != reference.reference_digest(found)
     with reference.open_reference(found) as images:
         assert len(images) == 1797
@@ -47,7 +47,7 @@ def test_faces_are_drawn_once_for_both(tmp_path, monkeypatch):
         prepare, "Progress", lambda *told, **more: shown.append(told) or progress(*told, **more)
     )
     found = reference.locate_datasets(
-        run_of(tmp_path, source="celeba", drawn=12, images=5, reals={"images": None})
+        run_of(tmp_path, source="celeba", faces=12, images=5, reals={"images": None})
     )
     reference.prepare_datasets(found)
     reference.reference_digest(found)
@@ -66,8 +66,8 @@ def test_both_sets_must_have_room(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reals", "message"),
     [
-        ({"split": "valid"}, r"evaluation\.reals=.*: data\.split=valid has no images"),
-        ({"size": 24}, r"evaluation\.reals=.*: data\.size=24: .* holds pixels of 16x16"),
+        ({"split": "valid"}, r"evaluation\.reference=.*: data\.split=valid has no images"),
+        ({"size": 24}, r"evaluation\.reference=.*: data\.size=24: .* holds pixels of 16x16"),
         ({"split": "test"}, r"data\.split=all, .* is test: but all of .* are used"),
     ],
 )

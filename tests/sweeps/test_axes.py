@@ -137,10 +137,10 @@ def test_runs_on_other_forms_of_the_images_share_the_reference():
     assert few.data.images == 500
     assert all_.data.images is None
     assert few.reference_data() == all_.reference_data() == all_.data
-    texts = ("data.flip=true", "data.split=test", "data.drawn=9", "data.encoding=jpeg")
+    texts = ("data.flip=true", "data.split=test", "data.faces=9", "data.encoding=jpeg")
     (other,) = trials_of("data.size=32", *texts)
     assert other.reference_data() == BASE.data != other.data
-    small = replace(BASE, evaluation=replace(BASE.evaluation, reals={"size": 8}))
+    small = replace(BASE, evaluation=replace(BASE.evaluation, reference={"size": 8}))
     (other,) = trials_of("data.size=32", base=small)  # unless others are asked for
     assert other.reference_data() == replace(BASE.data, size=8)
 

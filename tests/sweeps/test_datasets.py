@@ -81,7 +81,7 @@ def test_levels_with_the_same_images_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"two levels .* give the same 1,797 images of"):
         make_datasets(tmp_path, "data.images=5000,null")
     with pytest.raises(ValueError, match=r"two levels .* give the same"):  # no faces are drawn
-        make_datasets(tmp_path, "data.drawn=1,2")
+        make_datasets(tmp_path, "data.faces=1,2")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_too_few_reference_images_are_rejected(tmp_path, monkeypatch):
 def test_plan_shows_the_base_only_if_a_run_uses_its_images(tmp_path):
     """The base needs labels, but procedural faces have none."""
     levels = "data.source+network.conditional=celeba+false"
-    base, images = make_datasets(tmp_path, levels, conditional=True, drawn=99)
+    base, images = make_datasets(tmp_path, levels, conditional=True, faces=99)
     assert base.network.conditional
     assert not images.shown.config.network.conditional
     plan_rows(images.shown, Workers(1, False, 1))

@@ -61,7 +61,7 @@ def test_networks_are_built_for_the_crop(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"crop": 128}, "data.crop=128 is cut from images of data.size=64; use less"),
+        ({"crop": 128}, "data.crop=128 must not exceed data.size=64"),
         ({"threads": 0}, "data.threads=0 must be positive"),
         ({"cache_gb": 0}, "data.cache_gb=0 must be positive"),
         ({"crop": 3}, "data.crop=3 must be 0 or at least 8"),
