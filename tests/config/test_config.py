@@ -162,7 +162,7 @@ def test_samples_may_be_compared_with_other_images_of_the_same_source():
         replace(config, evaluation=EvaluationConfig(reference={"size": 3}))
     with pytest.raises(ValueError, match="show different parts"):
         Config(data=replace(data, crop=24), evaluation=EvaluationConfig(reference={"size": 64}))
-    with pytest.raises(ValueError, match=r"evaluation\.reference: threads must be among images,"):
+    with pytest.raises(ValueError, match=r"evaluation\.reference: threads must be one of images,"):
         EvaluationConfig(reference={"threads": 2})  # pyright: ignore
 
 
