@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ganray.config.schema import (SECTIONS, Config, ReferenceData, data_fields, fields_where, require)
+from ganray.config.schema import SECTIONS, Config, ReferenceData, data_fields, fields_where, require
 from ganray.config.serialization import flatten, without_secrets
 from ganray.errors import UserError
 

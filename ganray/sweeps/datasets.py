@@ -51,7 +51,9 @@ class SweepDatasets:
         for one in self:
             _check_enough(one, halved=one.reference.classes > 0)
         _check_differ(self)
-        prepare.check_room((plan for one in self for plan in (one.images, one.reference)), base.home)
+        prepare.check_room(
+            (plan for one in self for plan in (one.images, one.reference)), base.home
+        )
         self.shown = next(iter(self))
         """Sets to show in the plan: those of the base if a run uses them, else those of a run."""
         if base.images_identity() in self._sets:
@@ -91,7 +93,9 @@ class SweepDatasets:
     def local_folders(self) -> list[Path]:
         """Return the shard folders that all nodes must be able to read."""
         local = [one for one in self if not one.config.data.is_remote()]
-        return sorted({Path(plan.location) for one in local for plan in (one.images, one.reference)})
+        return sorted(
+            {Path(plan.location) for one in local for plan in (one.images, one.reference)}
+        )
 
     def dataset_info(self, config: Config) -> dict[str, str]:
         """Return what MLflow records of a run's images; for the base, of the sets shown."""

@@ -147,8 +147,8 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
     if evaluation.report_samples:
         parts.append(f"final report on {evaluation.report_samples:,} samples")
     if not datasets.same:
-        height, width, _ = datasets.reals.image_shape
-        parts.append(f"reference {datasets.reals}, {height}x{width}")
+        height, width, _ = datasets.reference.image_shape
+        parts.append(f"reference {datasets.reference}, {height}x{width}")
     return ", ".join(parts)
 
 

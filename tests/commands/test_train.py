@@ -49,7 +49,16 @@ def fails(celeba, home, monkeypatch, capsys):
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(celeba, home, capsys):
     celeba.main(["--dry-run", "--train.kimg", "1"])
     out = capsys.readouterr().out
-    for word in ("run", "data", "shards", "networks", "training", "workers", "evaluation", "results"):
+    for word in (
+        "run",
+        "data",
+        "shards",
+        "networks",
+        "training",
+        "workers",
+        "evaluation",
+        "results",
+    ):
         assert re.search(rf"^{word} ", out, re.MULTILINE), word
     assert "NO CELEBA WAS GIVEN" in out
     assert not home.exists()

@@ -71,12 +71,12 @@ def test_every_named_optimizer_is_valid(name):
         ("home=a,b", "'home' is not a field that can be varied; use one of data.*"),
         (
             "tracking.uri=a,b",
-            "tracking sets where metrics are sent, which all runs of a sweep share",
+            "tracking is shared by all runs of a sweep",
         ),
-        ("evaluation.samples=80,90", "evaluation sets how runs are measured"),
+        ("evaluation.samples=80,90", "evaluation is shared by all runs"),
         (
             "latent.size+ray.workers=1+1,2+2",
-            "ray sets where runs are computed, which changes",
+            "ray is shared by all runs",
         ),
         ("latent.size", "must be FIELD=VALUE"),
         ("latent.size=1,1", "distinct values"),

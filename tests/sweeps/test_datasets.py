@@ -112,7 +112,7 @@ def test_finished_shards_have_no_splits(tmp_path):
 
 def test_too_few_reference_images_are_rejected(tmp_path, monkeypatch):
     def faces(count):
-        return make_datasets(tmp_path, "latent.size=1", source="celeba", size=8, drawn=count)[1]
+        return make_datasets(tmp_path, "latent.size=1", source="celeba", size=8, faces=count)[1]
 
     few = r"159 images of .* are too few to compare runs with: 80 must be left, once"
     with pytest.raises(ValueError, match=few):
