@@ -1,1 +1,1 @@
-"""Many runs that differ in what is compared: which there are, and what they came to."""
+"""Sweeps: plans of many runs, their results, statistics and reports."""

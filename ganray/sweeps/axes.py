@@ -220,7 +220,7 @@ def _level(
 def _read(text: str, field: str, value: str, read: Callable[[str, str], Any]) -> Any:
     try:
         return read(field, value)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"sweep.axis={text}: {error}") from error
 
 
@@ -262,5 +262,5 @@ def share_reference(base: Config, axes: Sequence[Axis]) -> tuple[Config, list[Ax
     named = {field for axis in axes if axis.shared_reference for field in axis.fields}
     fields = [field.removeprefix("data.") for field in sorted(_FORMS & named)]
     held = {field: getattr(base.data, field) for field in fields}
-    reals = cast(ReferenceData, held | base.evaluation.reference)
-    return replace(base, evaluation=replace(base.evaluation, reference=reals)), list(axes)
+    reference = cast(ReferenceData, held | base.evaluation.reference)
+    return replace(base, evaluation=replace(base.evaluation, reference=reference)), list(axes)

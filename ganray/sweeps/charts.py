@@ -25,6 +25,7 @@ from ganray.sweeps.results import RANKED, Results
 from ganray.training.state import GRID_COLUMNS, GRID_ROWS
 
 DPI = 200
+_SAMPLES_DPI = 140
 _MAX_WIDTH = 11.5
 """Width of a figure in inches, unless a single panel is wider."""
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
@@ -294,7 +295,7 @@ def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "cover
         ax.set_xticks(range(shape[2]), grid.columns.labels, fontsize=9, color=_TEXT)
         ax.set_xlabel(grid.columns.title, fontsize=9, color=_MUTED)
     note = f"Below each tile: {title_of(metric)}, mean over seeds and half of its 95 % t-interval."
-    _save(figure, path, "", note)
+    _save(figure, path, "", note, dpi=_SAMPLES_DPI)
 
 
 def _samples(grid: SettingGrid, runs: Path, *index: int) -> np.ndarray | None:
@@ -338,14 +339,14 @@ def _panels(grid: SettingGrid, width: float, height: float) -> tuple[Figure, lis
     return figure, axes[:count]
 
 
-def _save(figure: Figure, path: Path, title: str, note: str) -> None:
+def _save(figure: Figure, path: Path, title: str, note: str, dpi: int = DPI) -> None:
     """Write a figure with its title above and a note below."""
     width = int(figure.get_figwidth() * 15)
     if note:
         figure.supxlabel(textwrap.fill(note, width), x=0.01, ha="left", fontsize=8, color=_MUTED)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, weight="bold", color=_TEXT)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=dpi)
 
 
 def _column_colors(labels: Sequence[str]) -> list[Any]:

@@ -48,17 +48,17 @@ class SweepDatasets:
                 _fetch(config)
                 self._sets[key] = reference.locate_datasets(config)
             num_classes(config, self._sets[key].images)
-        for one in self:
-            _check_enough(one, halved=one.reference.classes > 0)
+        for sets in self:
+            _check_enough(sets, halved=sets.reference.classes > 0)
         _check_differ(self)
         prepare.check_room(
-            (plan for one in self for plan in (one.images, one.reference)), base.home
+            (plan for sets in self for plan in (sets.images, sets.reference)), base.home
         )
         self.shown = next(iter(self))
         """Sets to show in the plan: those of the base if a run uses them, else those of a run."""
         if base.images_identity() in self._sets:
-            found = self._sets[base.images_identity()]
-            self.shown = RunDatasets(base, found.images, found.reference)
+            sets = self._sets[base.images_identity()]
+            self.shown = RunDatasets(base, sets.images, sets.reference)
 
     def __iter__(self) -> Iterator[RunDatasets]:
         """Iterate over the distinct image sets."""
@@ -66,35 +66,35 @@ class SweepDatasets:
 
     def prepare_datasets(self) -> None:
         """Write the shards that do not exist yet."""
-        self._digests = {key: reference.prepare_datasets(one) for key, one in self._sets.items()}
+        self._digests = {key: reference.prepare_datasets(sets) for key, sets in self._sets.items()}
 
     def identity(self) -> tuple[str, str]:
         """Return a description of all image sets and an identifier of their contents."""
         descriptions = {}
-        for one in self:
-            data, reference, home = one.config.data, one.config.reference_data(), one.config.home
-            for what, found in ((data, one.images), (reference, one.reference)):
-                descriptions[prepare.dataset_identity(what, found, home)] = str(found)
+        for sets in self:
+            data, reference, home = sets.config.data, sets.config.reference_data(), sets.config.home
+            for section, plan in ((data, sets.images), (reference, sets.reference)):
+                descriptions[prepare.dataset_identity(section, plan, home)] = str(plan)
         return ", ".join(dict.fromkeys(descriptions.values())), "-".join(descriptions)
 
     def run_assets(self) -> dict[Hashable, RunAssets]:
         """Return the assets of all runs by `Config.images_identity`; trains missing classifiers."""
         classifiers: dict[Hashable, str] = {}
         given: dict[Hashable, RunAssets] = {}
-        for key, one in self._sets.items():
-            reference_id = one.config.reference_data().identity()
+        for key, sets in self._sets.items():
+            reference_id = sets.config.reference_data().identity()
             if reference_id not in classifiers:
-                classifiers[reference_id] = reference.prepare_run_classifier(one)
-                _check_enough(one, halved=bool(classifiers[reference_id]))
-            judge = one.judge(classifiers[reference_id])
-            given[key] = RunAssets(one.images.location, judge, one.images.classes)
+                classifiers[reference_id] = reference.prepare_run_classifier(sets)
+                _check_enough(sets, halved=bool(classifiers[reference_id]))
+            assets = sets.judge(classifiers[reference_id])
+            given[key] = RunAssets(sets.images.location, assets, sets.images.classes)
         return given
 
     def local_folders(self) -> list[Path]:
         """Return the shard folders that all nodes must be able to read."""
-        local = [one for one in self if not one.config.data.is_remote()]
+        local = [sets for sets in self if not sets.config.data.is_remote()]
         return sorted(
-            {Path(plan.location) for one in local for plan in (one.images, one.reference)}
+            {Path(plan.location) for sets in local for plan in (sets.images, sets.reference)}
         )
 
     def dataset_info(self, config: Config) -> dict[str, str]:
@@ -114,35 +114,35 @@ def _fetch(config: Config) -> None:
         )
 
 
-def _check_differ(found: Iterable[RunDatasets]) -> None:
+def _check_differ(datasets: Iterable[RunDatasets]) -> None:
     """Reject levels that give the same images."""
     known: dict[Hashable, Config] = {}
-    for one in found:
-        data, images = one.config.data, one.images
+    for sets in datasets:
+        data, images = sets.config.data, sets.images
         # For images of 28x28, a size of 28 equals the original size, and a crop of 28 no crop.
-        crop = 0 if images.image_shape == _uncut(one) else data.crop
+        crop = 0 if images.image_shape == _uncut(sets) else data.crop
         made_of = (images.source, data.source, data.split) if images.source else (images.location,)
         shape, form = images.image_shape, (data.encoding, data.flip)
         key = (*made_of, images.count, shape, crop, *form)
-        if (other := known.setdefault(key, one.config)) is not one.config:
+        if (other := known.setdefault(key, sets.config)) is not sets.config:
             pairs = zip(data.identity(), other.data.identity(), strict=True)
             values = ", ".join(f"{a} and {b}" for a, b in pairs if a != b)
             raise UserError(
-                f"sweep.axis: two levels of data ({values}) give the same {one.images}; remove one"
+                f"sweep.axis: two levels of data ({values}) give the same {sets.images}; remove one"
             )
 
 
-def _uncut(one: RunDatasets) -> tuple[int, int, int]:
+def _uncut(sets: RunDatasets) -> tuple[int, int, int]:
     """Return the shape of the training images before the crop, (H, W, C)."""
-    height, width, channels = one.images.stored_shape
-    size = one.config.data.size
+    height, width, channels = sets.images.stored_shape
+    size = sets.config.data.size
     return (size, size, channels) if size else (height, width, channels)
 
 
-def _check_enough(one: RunDatasets, *, halved: bool) -> None:
-    if not comparable(one.reference.count, halved, one.config.evaluation.samples):
-        half = ", once a classifier has learned half of them" if halved else ""
+def _check_enough(sets: RunDatasets, *, halved: bool) -> None:
+    if not comparable(sets.reference.count, halved, sets.config.evaluation.samples):
+        rest = " after the classifier is trained on half of them" if halved else ""
         raise UserError(
-            f"{one.reference} are too few to compare runs with: {MIN_IMAGES} must be left{half};"
-            " compare with more of them, by --evaluation.reference.images or other values of the axis"
+            f"{sets.reference} are too few to compare runs with: {MIN_IMAGES} must remain{rest};"
+            " use more of them by --evaluation.reference.images or other values of the axis"
         )

@@ -53,9 +53,9 @@ def test_assets_of_runs_on_different_training_images(tmp_path, monkeypatch):
     assert len(given) == 4
     assert trained_on == [base.data]  # one classifier for all runs
     few = replace(base, data=replace(base.data, images=100, size=16))
-    (reals,) = map(str, (tmp_path / "shards").glob("*-1797-full"))
+    (reference_shards,) = map(str, (tmp_path / "shards").glob("*-1797-full"))
     assert given[few.images_identity()].shards.endswith("-100-16")
-    assert given[few.images_identity()].assets == EvaluationAssets("", reals)
+    assert given[few.images_identity()].assets == EvaluationAssets("", reference_shards)
     assert {one.num_classes for one in given.values()} == {10}
     assert {Path(one.shards) for one in given.values()} < set(images.local_folders())
     description, digests = images.identity()
@@ -114,11 +114,11 @@ def test_too_few_reference_images_are_rejected(tmp_path, monkeypatch):
     def faces(count):
         return make_datasets(tmp_path, "latent.size=1", source="celeba", size=8, faces=count)[1]
 
-    few = r"159 images of .* are too few to compare runs with: 80 must be left, once"
+    few = r"159 images of .* are too few to compare runs with: 80 must remain after"
     with pytest.raises(ValueError, match=few):
         make_datasets(tmp_path, "data.source+data.images=digits+159")
     make_datasets(tmp_path, "data.source+data.images=digits+160")
-    with pytest.raises(ValueError, match=r"79 images of .* 80 must be left; compare"):
+    with pytest.raises(ValueError, match=r"79 images of .* 80 must remain; use"):
         faces(79)
     # Whether there will be a classifier of attributes, the plan does not say.
     monkeypatch.setattr(reference, "prepare_run_classifier", lambda one: "a file")
