@@ -51,11 +51,9 @@ def broadcast_from_rank0(value: T) -> T:
 
 
 def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Return the rows of all ranks in rank order, on every rank. Collective.
+    """Return the rows (n_rank, ...) of all ranks in rank order, on every rank. Collective.
 
-    Args:
-        rows: (n_rank, ...) with n_rank, which may be 0, equal to this rank's entry of `counts`.
-        counts: Number of rows of each rank, the same list on all ranks.
+    `counts` are the numbers of rows of all ranks, 0 or more.
     """
     if world_size() == 1:
         return rows

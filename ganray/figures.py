@@ -96,13 +96,7 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
 
 
 def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path) -> None:
-    """Draw losses against images seen, one panel each: raw points, smoothed line, ideal loss.
-
-    Args:
-        curves: The losses by name.
-        ideal: Value of all losses if D cannot distinguish real from fake; None draws no line.
-        path: PNG file to write.
-    """
+    """Draw losses by name against images seen: raw points, smoothed line and `Loss.ideal`."""
     figure = _figure(8, 5.5)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     colors = ("tab:blue", "tab:orange")
@@ -136,13 +130,7 @@ class ClassifiedImages:
 
 
 def separation_chart(kinds: Sequence[ClassifiedImages], path: Path, examples: int = 6) -> None:
-    """Draw D's mean probabilities during training next to example images.
-
-    Args:
-        kinds: Kinds of images, with one curve and one row of examples each.
-        path: PNG file to write.
-        examples: Number of images in a row.
-    """
+    """Draw D's mean probabilities during training next to one row of examples of each kind."""
     figure = _figure(11, 4)
     grid = figure.add_gridspec(len(kinds), examples + 5)
     axes = figure.add_subplot(grid[:, :5])

@@ -108,12 +108,8 @@ def unrolled_discriminator(
 ) -> Discriminator:
     """Return D after some more training steps, differentiable through them: Metz et al. 2017.
 
-    Args:
-        D: Discriminator, not modified.
-        steps: Number of steps, 0 or more.
-        lr: Learning rate of the steps, which are plain gradient descent. Metz et al. unroll D's own
-            optimizer.
-        loss: Returns the scalar loss of a discriminator.
+    The steps are gradient descent on `loss`; Metz et al. unroll D's own optimizer. `D` itself is
+    not modified.
     """
     # New leaves that require gradients, because D is frozen in the G step.
     weights = {name: p.detach().requires_grad_() for name, p in D.named_parameters()}

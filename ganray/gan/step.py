@@ -128,18 +128,8 @@ def discriminator_step(
     """Update D once and return its statistics.
 
     G is called without DDP and under no_grad: its graph is not needed, and DDP must see one forward
-    only.
-
-    Args:
-        objective: `DiscriminatorObjective`, possibly wrapped in DDP.
-        G: The generator.
-        optimizer: Optimizer of D.
-        real: Real images of this rank, (n, C, H, W).
-        z: Latents of this rank, (n, size).
-        labels: See the module's docstring.
-        weight: This rank's share of the global batch times the world size.
-        autocast: Context of the forward passes.
-        alpha: Mixing weights of WGAN-GP, (n,).
+    only. `weight` is this rank's share of the global batch times the world size, `alpha` (n,) are
+    the mixing weights of WGAN-GP.
     """
     with autocast:
         with torch.no_grad():
@@ -161,10 +151,7 @@ def generator_step(
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
 ) -> Stats:
-    """Update G once, through a frozen D whose gradients are neither computed nor reduced.
-
-    The arguments are those of `discriminator_step`.
-    """
+    """Update G once, through a frozen D whose gradients are neither computed nor reduced."""
     D.requires_grad_(False)
     with autocast:
         loss, stats = objective(z, real, *labels)

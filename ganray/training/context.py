@@ -48,14 +48,7 @@ class LocalContext:
 
 
 def keep_checkpoint(checkpoint: Path, run_folder: Path, step: int, keep: int) -> None:
-    """Copy a checkpoint folder atomically into the run folder and delete the oldest ones.
-
-    Args:
-        checkpoint: Folder to copy.
-        run_folder: Run folder, which is the same under every launcher.
-        step: Training step of the checkpoint.
-        keep: Number of checkpoints to keep, at least 1.
-    """
+    """Copy a checkpoint folder atomically into the run folder; keep the latest `keep` of them."""
     target = run_folder / f"checkpoint_{step:010d}"  # sorts by step
     partial = target.with_suffix(".part")
     shutil.rmtree(partial, ignore_errors=True)

@@ -33,12 +33,7 @@ ERROR_FILE = "error.txt"
 def launch(config: Config, images: str, assets: EvaluationAssets = NO_ASSETS) -> Path:
     """Train in this process, or in all processes of torchrun, and return the last checkpoint.
 
-    Collective over the process group, if there is one.
-
-    Args:
-        config: Config of the run.
-        images: Location of the shards: `DatasetPlan.location`.
-        assets: Reference images and classifier of the evaluation.
+    Collective over the process group, if there is one. `images` is `DatasetPlan.location`.
     """
     context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
     run_worker(config, images, assets, context)
@@ -88,12 +83,7 @@ def _open_reference(config: Config, dataset: ImageDataset, location: str) -> Ite
 
 
 def create_run_folder(config: Config, changed: bool = False) -> None:
-    """Create the run folder, or check that the run in it can be resumed with this config.
-
-    Args:
-        config: Config of the run.
-        changed: Whether the run may change what it learns.
-    """
+    """Create the run folder, or check that its run can be resumed unless it may be `changed`."""
     folder = config.run_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,10 +101,7 @@ def create_run_folder(config: Config, changed: bool = False) -> None:
 def record_dataset(folder: Path, images: str, identity: str) -> None:
     """Record the training images of a run or sweep, or check that they are still the same.
 
-    Args:
-        folder: Folder of the run or sweep.
-        images: Description of the images.
-        identity: Result of `prepare.dataset_identity`.
+    `images` is their description, `identity` the result of `prepare.dataset_identity`.
     """
     path, record = folder / IMAGES_FILE, {"identity": identity, "images": images}
     if path.exists():

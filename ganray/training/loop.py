@@ -43,18 +43,7 @@ def train(
     context: WorkerContext,
     journal: Journal,
 ) -> TrainState:
-    """Train until `train.kimg`, starting from the latest checkpoint if there is one.
-
-    Args:
-        config: Config of the run.
-        images: Training images.
-        evaluator: Compares samples with the reference images.
-        context: Interface to the launcher.
-        journal: Receives metrics and sample grids; inactive on ranks other than 0.
-
-    Returns:
-        The final state.
-    """
+    """Train until `train.kimg`, from the latest checkpoint if there is one; return the state."""
     # Initialise, or load the latest checkpoint.
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)
@@ -63,7 +52,7 @@ def train(
     sampler = build_sampler(config.data, images, config.train.rng_seed)
     rows = rank_slice(batch_size, rank(), world_size())
     weight = (rows.stop - rows.start) * world_size() / batch_size
-    autocast = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
+    amp = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
     means, throughput = Means(device), ThroughputMeter(state.images_seen)
     last_scores: dict[str, float] = {}
 
@@ -77,15 +66,7 @@ def train(
             z = rank_latents(state, "D", rows, labels)
             alpha = rank_alphas(state, rows)
             stats = discriminator_step(
-                state.D_objective,
-                state.G,
-                state.D_optimizer,
-                real,
-                z,
-                labels,
-                weight,
-                autocast,
-                alpha,
+                state.D_objective, state.G, state.D_optimizer, real, z, labels, weight, amp, alpha
             )
             means.add(stats)
 
@@ -93,7 +74,7 @@ def train(
             for stream in config.train.generator_updates(state.step):
                 z = rank_latents(state, stream, rows, labels)
                 stats = generator_step(
-                    state.G_objective, state.D, state.G_optimizer, real, z, labels, weight, autocast
+                    state.G_objective, state.D, state.G_optimizer, real, z, labels, weight, amp
                 )
                 means.add(stats)
 

@@ -27,10 +27,7 @@ def draw_losses(folder: Path, loss: str) -> Path:
 def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> Path:
     """Draw the first row of sample grids over the epochs; return the PNG file in the run folder.
 
-    Args:
-        folder: Run folder.
-        num_images: Number of images of an epoch.
-        image_shape: Shape of a sample, (H, W, C).
+    An epoch has `num_images` images; `image_shape` is (H, W, C) of a sample.
     """
     grids = sorted((folder / "samples").glob("*.png"))
     selected = np.linspace(0, len(grids) - 1, min(_MAX_EPOCHS, len(grids))).round().astype(int)
