@@ -1,63 +1,59 @@
-"""What jobs/shard.py does: make a set of shards out of any source, or verify one."""
+"""Convert a source to shards, or verify shards."""
 
 from __future__ import annotations
 
+import logging
+
 from ganray.config.commands import ShardConfig
 from ganray.data.format import ImageSource, Manifest
-from ganray.data.sources import NAMES, faces, open_source
-from ganray.data.writer import write_shards
+from ganray.data.sources import faces, open_source
+from ganray.data.writer import verify_shards, write_shards
 from ganray.errors import UserError
 from ganray.progress import Progress
 
-SOURCES = NAMES | {
-    "faces": "procedural faces in CelebA's layout: they are drawn into PATH, --faces of them",
-    "verify": "make nothing, but read every byte of the shards in PATH and compare all digests",
-}
-"""The first word of the command line, each with one line of help."""
+logger = logging.getLogger(__name__)
 
 
-def pack(config: ShardConfig) -> None:
-    """Do what the command line asks for, with progress, and say what is there then.
+def shard(options: ShardConfig) -> None:
+    """Convert or verify as the options say, with progress, and print the result.
 
     Raises:
-        ValueError: Bad input, or damage, with the way out.
+        UserError: The options are invalid, or shards are damaged.
     """
-    if config.source == "verify":
-        from ganray.data.writer import verify_shards
-
-        if config.path is None:
+    if options.source == "verify":
+        if options.path is None:
             raise UserError("verify needs a path: the folder of the shards")
-        print(f"whole: {_describe(verify_shards(config.path))}")
+        logger.info(f"undamaged: {_describe(verify_shards(options.path))}")
         return
-    if config.out is None:
-        raise UserError("--out is missing: name the folder that the shards go to")
+    if options.out is None:
+        raise UserError("--out is missing: name the folder for the shards")
     manifest = write_shards(
-        _open(config),
-        config.out.expanduser(),
-        size=config.size,
-        images=config.images,
-        split=config.split,
-        processes=config.processes,
-        encoding=config.encoding,
+        _open_source(options),
+        options.out.expanduser(),
+        size=options.size,
+        images=options.images,
+        split=options.split,
+        processes=options.processes,
+        encoding=options.encoding,
     )
-    print(f"{config.out}: {_describe(manifest)}")
-    print(f"train on them with --data.root {config.out} --data.size {config.size}")
+    logger.info(f"{options.out}: {_describe(manifest)}")
+    logger.info(f"train on them with --data.root {options.out} --data.size {options.size}")
 
 
-def _open(config: ShardConfig) -> ImageSource:
-    path = config.path and config.path.expanduser()
-    if config.source != "faces":
+def _open_source(options: ShardConfig) -> ImageSource:
+    path = options.path and options.path.expanduser()
+    if options.source != "faces":
         return open_source(
-            config.source,
+            options.source,
             path,
-            download=config.download,
-            rng_seed=config.rng_seed,
-            count=config.stacked,
+            download=options.download,
+            rng_seed=options.rng_seed,
+            count=options.stacked,
         )
     if path is None:
-        raise UserError("faces needs a path: the folder that they are drawn into")
-    with Progress(config.faces, "drawing faces", "faces") as progress:
-        faces.write_celeba(path, config.faces, config.rng_seed, progress=progress.add)
+        raise UserError("faces needs a path: the folder to draw them into")
+    with Progress(options.faces, "drawing faces", "faces") as progress:
+        faces.write_celeba(path, options.faces, options.rng_seed, progress=progress.add)
     return open_source("celeba", path)
 
 

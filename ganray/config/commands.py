@@ -42,6 +42,9 @@ class ShardConfig:
     rng_seed: int = 0
     """faces and stacked-mnist: which people, which digits."""
 
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of log messages that are printed."""
+
     def __post_init__(self) -> None:
         for name in ("images", "processes", "stacked"):
             value = getattr(self, name)
@@ -80,6 +83,9 @@ class ExploreConfig:
     """Images per second of the animation."""
     seconds: float = 8
     """Length of the animation, once around."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
         require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
@@ -125,6 +131,9 @@ class EvaluateConfig:
     data_root: str | None = None
     """Where the data are, if not where the run found them."""
 
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of log messages that are printed."""
+
     def __post_init__(self) -> None:
         require("--samples", self.samples, "be at least 80", self.samples >= 80)
         require("--resamples", self.resamples, "be at least 20", self.resamples >= 20)
@@ -163,6 +172,9 @@ class SweepConfig:
     """How often a crashed run is continued from its last checkpoint before it counts as failed."""
     resume: bool = False
     """Resume the sweep named by --name, by default the newest."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "trials_per_gpu"):

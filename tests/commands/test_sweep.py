@@ -155,7 +155,7 @@ def start_sweep(home, *options):
     config, sweeps = cli.parse_sweep(
         ["latents", *DIGITS, "--name", "old", *options], load_presets(), "latents", ""
     )
-    axes = [parse_axis(text, config, cli.value_of) for text in sweeps.axis]
+    axes = [parse_axis(text, config, cli.parse_value) for text in sweeps.axis]
     config, axes = share_reference(sweep.base_config(config, sweeps, axes), axes)
     sweep.save_sweep(sweep.plan_sweep(config, sweeps, axes), config, sweeps)
     return config
@@ -256,7 +256,7 @@ def test_fallback_dataset_is_used_only_if_no_axis_names_the_source(home, monkeyp
     monkeypatch.setattr(sweep.prepare, "fetch", offline)
     config, options = cli.parse_sweep([], load_presets(), "latents", "")
     for text, source in (("data.crop=0,24", "digits"), ("data.source=digits,mnist", "mnist")):
-        axis = parse_axis(text, config, cli.value_of)
+        axis = parse_axis(text, config, cli.parse_value)
         assert sweep.base_config(config, options, [axis]).data.source == source
 
 

@@ -44,11 +44,11 @@ def test_what_goes_together_with_the_preset_alone_is_accepted():
 
 
 def test_a_value_is_read_without_the_rules_of_the_config_it_is_for():
-    assert cli.value_of("network.width_D", "1") == 1
-    assert cli.value_of("network.conditional", "true") is True
-    assert cli.value_of("latent.offset", "2") == pytest.approx(2.0)
+    assert cli.parse_value("network.width_D", "1") == 1
+    assert cli.parse_value("network.conditional", "true") is True
+    assert cli.parse_value("latent.offset", "2") == pytest.approx(2.0)
     with pytest.raises(ValueError, match=r"latent\.size"):
-        cli.value_of("latent.size", "many")
+        cli.parse_value("latent.size", "many")
 
 
 def test_dashes_and_bare_flags_are_what_people_type():

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from ganray.config.cli import value_of
+from ganray.config.cli import parse_value
 from ganray.config.schema import SECTIONS, Config, OptimizerConfig
 from ganray.config.serialization import flatten
 from ganray.sweeps import design
@@ -100,7 +100,7 @@ def test_every_field_of_data_and_training_can_be_varied(tmp_path):
     sections = {"data", "latent", "network", "loss", "optimizer", "train"}
     fields = {name for name in flatten(BASE) if name.partition(".")[0] in sections}
     for field in sorted(fields - {"train.rng_seed"}):
-        sweep = make_plan("s", [axis(f"{field}={','.join(two_of(field))}", value_of)], 1)
+        sweep = make_plan("s", [axis(f"{field}={','.join(two_of(field))}", parse_value)], 1)
         assert len(sweep.trials) == 2, field
         sweep.save(tmp_path)
         assert design.load_plan(tmp_path) == sweep, field
@@ -126,7 +126,7 @@ def two_of(field):
 
 
 def trials_of(*texts, base=BASE):
-    base, axes = share_reference(base, [axis(text, value_of) for text in texts])
+    base, axes = share_reference(base, [axis(text, parse_value) for text in texts])
     return [trial.config(base) for trial in make_plan("s", axes, 1).trials]
 
 
@@ -155,7 +155,7 @@ def test_levels_of_other_content_have_their_own_reference():
     for texts, base in ((("data.size=32",), cut), (("data.crop=24", "data.size=32"), BASE)):
         (other,) = trials_of(*texts, base=base)
         assert other.reference_data() == other.data
-        _, axes = share_reference(base, [axis(text, value_of) for text in texts])
+        _, axes = share_reference(base, [axis(text, parse_value) for text in texts])
         assert all(one.own_reference for one in axes)
     (few,) = trials_of("data.source=digits", "data.images=5")
     assert few.reference_data() == replace(few.data, images=None)
@@ -163,29 +163,29 @@ def test_levels_of_other_content_have_their_own_reference():
 
 
 def test_roots_are_labelled_by_the_last_part_of_their_path():
-    roots = axis("data.root=../a,/d/v1..2/b+c,null", value_of)
+    roots = axis("data.root=../a,/d/v1..2/b+c,null", parse_value)
     assert roots.labels == ("a", "b+c", "null")
     assert [level.overrides["data.root"] for level in roots.levels] == [
         "../a",
         "/d/v1..2/b+c",
         None,
     ]
-    assert axis("data.root=/a/x,/b/x", value_of).labels == ("/a/x", "/b/x")
-    sources = axis("data.source+data.root=digits+null,folder+/a/x", value_of)
+    assert axis("data.root=/a/x,/b/x", parse_value).labels == ("/a/x", "/b/x")
+    sources = axis("data.source+data.root=digits+null,folder+/a/x", parse_value)
     assert sources.labels == ("digits", "folder x")
     with pytest.raises(ValueError, match=r"two levels give the same run name, s\.one-a-s0"):
-        make_plan("s", [axis("data.root=/one a,/one-a", value_of)], 1)
+        make_plan("s", [axis("data.root=/one a,/one-a", parse_value)], 1)
 
 
 @pytest.mark.parametrize("root", ["http://me:hush@host/a", "https://host/a?X-Sig=hush"])
 def test_secrets_are_not_saved(root):
     with pytest.raises(ValueError, match=r"data\.root=.*\*\*\*.*save the") as error:
-        axis(f"data.root={root},/b", value_of)
+        axis(f"data.root={root},/b", parse_value)
     assert "hush" not in str(error.value)
 
 
 def test_level_without_a_limit_is_labelled_all():
-    assert axis("data.images=5,null", value_of).labels == ("5", "all")
+    assert axis("data.images=5,null", parse_value).labels == ("5", "all")
 
 
 def test_numbers_are_clipped_to_the_range_and_large_integers_stay_distinct():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ganray.config.cli import value_of
+from ganray.config.cli import parse_value
 from ganray.config.schema import DataConfig
 from ganray.data import prepare
 from ganray.data.writer import write_shards
@@ -25,7 +25,7 @@ def make_datasets(home, *texts, conditional=False, **data):
     evaluation = replace(plain.evaluation, samples=80)
     data = DataConfig(**({"source": "digits", "size": 0} | data))
     base = replace(plain, data=data, network=network, evaluation=evaluation)
-    base, axes = share_reference(base, [parse_axis(text, base, value_of) for text in texts])
+    base, axes = share_reference(base, [parse_axis(text, base, parse_value) for text in texts])
     return base, SweepDatasets(base, [t.config(base) for t in make_plan("s", axes, 2).trials])
 
 

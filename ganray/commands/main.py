@@ -1,0 +1,196 @@
+"""The jobs: ``python jobs/NAME.py ...`` and, from an installed package, ``ganray NAME ...``.
+
+Each function's docstring is the description in its --help. Torch, Ray and MLflow take seconds to
+import, so functions import them only after the options are parsed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+
+from ganray import log
+from ganray.config import cli
+from ganray.config.commands import EvaluateConfig, ExploreConfig, ShardConfig
+from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
+from ganray.config.schema import Config
+from ganray.data.sources import NAMES
+from ganray.errors import UserError
+
+
+def celeba(argv: Sequence[str]) -> None:
+    """Train a GAN on faces, distributed by Ray Train, and log everything to MLflow.
+
+    Without options: CelebA if --data.root names it, else procedural faces; every GPU of the
+    cluster, else 2 CPU workers; the preset that fits the hardware.
+
+        python jobs/celeba.py
+        python jobs/celeba.py dcgan64 --data.root ~/celeba
+        ray job submit --working-dir . -- python jobs/celeba.py
+        torchrun --nproc-per-node 2 jobs/celeba.py --launcher torch
+    """
+    _train(cli.parse(argv, CELEBA, auto=_preset_for_hardware, description=_help(celeba)))
+
+
+def mnist(argv: Sequence[str]) -> None:
+    """Train the source text's GANs on MNIST, one preset per step of the text.
+
+    The default preset is normal-100. MNIST is read from --data.root, or downloaded once (11 MB)
+    into the home folder; without a network, scikit-learn's 8x8 digits are used instead. The presets
+    stacked-* train on stacked MNIST: three digits per image, 1,000 modes.
+
+        python jobs/mnist.py first
+        python jobs/mnist.py normal-100 --data.root ~/mnist
+        python jobs/mnist.py conditional --train.rng-seed 3
+        python jobs/mnist.py first --check-discriminator
+        python jobs/mnist.py stacked-t3-quarter
+        ray job submit --working-dir . -- python jobs/mnist.py long
+    """
+    presets = MNIST | STACKED
+    _train(cli.parse(argv, presets, auto=lambda _: "normal-100", description=_help(mnist)))
+
+
+def sweep(argv: Sequence[str]) -> None:
+    """Sweep latents, optimizers or any other option: many runs on Ray Tune, compared in MLflow.
+
+    Trains every combination of the axes' levels with several seeds and reports a ranking with
+    confidence intervals, pairwise differences, the share of the variance that each axis explains, heat
+    maps, and samples of every setting: in the terminal, as an HTML page, and in MLflow.
+
+    Without an axis: MNIST, latents of different mean, spread and shape x size 1, 10, 100 x three
+    optimizers x 5 seeds. An axis varies an option of the data, latents, networks, loss, optimizer or
+    training; several options joined by +; `optimizer` (named optimizers with learning rates of their
+    own) or `rate` (a factor on the learning rates).
+
+        python jobs/sweep.py
+        python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam
+        python jobs/sweep.py --sweep.axis latent.distribution+latent.scaling=uniform+raw,uniform+centred
+        python jobs/sweep.py cpu32 --sweep.axis loss.name=bce,hinge,relativistic --sweep.seeds 3
+        python jobs/sweep.py --sweep.axis data.images=500,5000,null
+        python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.settings 30
+        python jobs/sweep.py --resume
+        ray job submit --working-dir . -- python jobs/sweep.py --name latents --home /mnt/shared/ganray
+    """
+    presets = SWEEPS | CELEBA | MNIST | STACKED
+    config, options = cli.parse_sweep(argv, presets, "latents", _help(sweep))
+    log.configure(config.log_level)
+    from ganray.commands.sweep import sweep as run_sweep
+
+    run_sweep(config, options, cli.parse_value)
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Report how much of the data a trained generator covers, alone or beside another run.
+
+    Compares samples with reference images by the features of a classifier that is trained on the
+    data's own labels (once, then kept in the home): modes, recall, coverage, Vendi score,
+    duplicates, distances; each with its 95 % interval, the score of other real images and that of
+    an ideal generator. Prints a table and a diagnosis, writes report.json and report.png, and adds
+    both to the artifacts of the MLflow run.
+
+    RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI.
+
+        python jobs/evaluate.py faces
+        python jobs/evaluate.py faces --samples 10000
+        python jobs/evaluate.py normal --against uniform
+        python jobs/evaluate.py ~/.ganray/runs/faces/best_coverage --out report
+    """
+    options = cli.parse_command(argv, EvaluateConfig, ("run",), None, _help(evaluate))
+    log.configure(options.log_level)
+    from ganray.commands.evaluate import evaluate as run_evaluate
+
+    run_evaluate(options)
+
+
+def explore(argv: Sequence[str]) -> None:
+    """Explore the latent space of a trained generator.
+
+    Draws random samples, interpolations between pairs of latents (straight, and along the shell
+    that the generator was trained on), sums, differences and products of latents, walks in the
+    neighbourhood of a latent, and an animated closed walk, as PNGs and as artifacts of the run.
+
+    RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI.
+
+        python jobs/explore.py faces
+        python jobs/explore.py ~/.ganray/runs/faces/checkpoint_0000004000 --out pictures
+        python jobs/explore.py 9a4b6726c96d46158af271b9a0512236 --tracking-uri http://server:5000
+        python jobs/explore.py models:/generator/1 --animation mp4 --seconds 20
+        python jobs/explore.py digits --label 7 --rng-seed 3 --pairs 6
+    """
+    options = cli.parse_command(argv, ExploreConfig, ("run",), None, _help(explore))
+    log.configure(options.log_level)
+    from ganray.commands.explore import explore as run_explore
+
+    run_explore(options)
+
+
+def shard(argv: Sequence[str]) -> None:
+    """Convert a set of images to HDF5 shards, the form that ganray reads, or verify shards.
+
+    A run converts its images by itself. Do it here to choose options that a run does not have, to
+    convert once for many machines (any URL can serve shards: --data.root s3://...), or to verify a
+    copy. An interrupted conversion resumes, and its result does not depend on the number of
+    processes.
+
+        python jobs/shard.py celeba ~/celeba --out ~/celeba-64 --size 64
+        python jobs/shard.py celeba ~/celeba --out ~/celeba-jpeg --encoding jpeg
+        python jobs/shard.py folder ~/pictures --out ~/pictures-128 --size 128
+        python jobs/shard.py verify ~/celeba-64
+    """
+    sources = NAMES | {
+        "faces": "procedural faces in CelebA's layout: draws --faces of them into PATH",
+        "verify": "convert nothing, but read all shards in PATH and compare every digest",
+    }
+    table = "\n".join(f"  {name:14s} {about}" for name, about in sources.items())
+    description = f"{_help(shard)}\nSOURCE is one of:\n{table}"
+    options = cli.parse_command(argv, ShardConfig, ("source", "path"), sources, description)
+    log.configure(options.log_level)
+    from ganray.commands.shard import shard as run_shard
+
+    run_shard(options)
+
+
+JOBS: dict[str, Callable[[Sequence[str]], None]] = {
+    job.__name__: job for job in (celeba, mnist, sweep, evaluate, explore, shard)
+}
+
+
+def main() -> None:
+    """Run the job that the first argument names."""
+    cli.run(_dispatch)
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("--help", "-h"):
+        width = max(map(len, JOBS))
+        jobs = [f"  {name:{width}s}  {_help(job).splitlines()[0]}" for name, job in JOBS.items()]
+        print("usage: ganray JOB [...]; ganray JOB --help describes a job\n\n" + "\n".join(jobs))
+        return
+    name, *rest = argv
+    if name not in JOBS:
+        raise UserError(f"{name!r} is not a job; name one of {', '.join(JOBS)}")
+    sys.argv[:2] = [f"ganray {name}"]
+    JOBS[name](rest)
+
+
+def _train(config: Config) -> None:
+    log.configure(config.log_level)
+    from ganray.commands import train
+
+    train.run(config)
+
+
+def _preset_for_hardware(config: Config) -> str:
+    """Return the full-width network if the cluster has a GPU, else the narrow one."""
+    from ganray.integrations import ray_train
+
+    return "dcgan64" if ray_train.cluster_resources(config.ray).gpus else "cpu32"
+
+
+def _help(job: Callable[[Sequence[str]], None]) -> str:
+    return inspect.getdoc(job) or ""
+
+
+if __name__ == "__main__":
+    main()
