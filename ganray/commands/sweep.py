@@ -86,7 +86,7 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     ray_train.connect(config.ray)
     for folder in datasets.local_folders():
         ray_train.check_nodes_see(folder)
-    runs = SweepRuns(plan, config, datasets.dataset_info, train.tags_of(config, workers))
+    runs = SweepRuns(plan, config, datasets.dataset_info, train.run_tags(config, workers))
     with _mlflow_status(runs):
         watcher = SweepWatcher(plan, config, options, runs)
         if watcher.has_runs_left():

@@ -1,10 +1,8 @@
-"""What every training job does: plan, show, check, prepare, train, say where to look.
-
-Sits above the vendors: here Ray meets MLflow, neither of which knows the other.
-"""
+"""A training job: plan, validate, prepare the data, train, report, print where the results are."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from contextlib import closing
@@ -36,70 +34,71 @@ from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
 from ganray.training.state import generator_from_checkpoint
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Config) -> None:
-    """Run one training job to its end.
+    """Run a training job to its end.
 
     Raises:
-        ValueError: bad input, found before a worker is held where that is possible.
+        UserError: The input is invalid; found before workers are started where that is possible.
     """
     with torchrun_group():
-        config = broadcast_from_rank0(config)  # a default name holds the time of one process
+        config = broadcast_from_rank0(config)  # the default name contains the time of one process
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(
-                    f"check_discriminator=True is for one process, not {world_size()}; leave"
-                    " torchrun out"
+                    f"check_discriminator=True needs one process, not {world_size()}; leave out"
+                    " torchrun"
                 )
-            config = replace(config, launcher="torch")  # it is over before Ray has started
-        with rank0_first() as leads:
-            if leads and not config.dry_run:
+            config = replace(config, launcher="torch")  # shorter than starting Ray
+        with rank0_first() as is_rank0:
+            if is_rank0 and not config.dry_run:
                 config = replace(config, data=prepare.fetch(config.data, config.home))
-        config = broadcast_from_rank0(config)  # digits may stand in for MNIST
-        found = reference.locate_datasets(config)
-        workers = _workers(config)
+        config = broadcast_from_rank0(config)  # digits may have replaced MNIST
+        datasets = reference.locate_datasets(config)
+        workers = _resolve_workers(config)
         if rank() == 0:
-            if found.images.procedural:
+            if datasets.images.procedural:
                 warn_procedural_faces()
-            print(describe_plan(found, workers, mlflow_sync.store_uri(config)), flush=True)
+            logger.info(describe_plan(datasets, workers, mlflow_sync.store_uri(config)))
         if config.dry_run:
             return
-        with rank0_first() as leads:
-            digest, judge = _ready(found) if leads else ("", NO_ASSETS)
-        judge = broadcast_from_rank0(judge)
+        with rank0_first() as is_rank0:
+            digest, assets = _prepare(datasets) if is_rank0 else ("", NO_ASSETS)
+        assets = broadcast_from_rank0(assets)
         if config.check_discriminator:
-            _check_discriminator(found, digest, workers)
+            _check_discriminator(datasets, digest, workers)
             return
         if config.launcher == "ray":
             ray_train.connect(config.ray)
         if rank() == 0:
-            _train_and_report(found, digest, judge, workers)
+            _train_and_report(datasets, digest, assets, workers)
         else:
-            launch.launch(config, found.images.location, judge)
+            launch.launch(config, datasets.images.location, assets)
 
 
-def _ready(found: RunDatasets) -> tuple[str, EvaluationAssets]:
-    """Make the run's folder, its shards and its judge; returns the digest and the judge."""
-    config, images = found.config, found.images
+def _prepare(datasets: RunDatasets) -> tuple[str, EvaluationAssets]:
+    """Create the run folder, shards and classifier; return the training images' digest and both."""
+    config, images = datasets.config, datasets.images
     launch.create_run_folder(config)
-    digest = reference.prepare_datasets(found)
+    digest = reference.prepare_datasets(datasets)
     identity = prepare.dataset_identity(config.data, images, config.home)
     launch.record_dataset(config.run_folder(), str(images), identity)
     if config.check_discriminator:
         return digest, NO_ASSETS
-    return digest, found.judge(reference.prepare_run_classifier(found))
+    return digest, datasets.judge(reference.prepare_run_classifier(datasets))
 
 
 def warn_procedural_faces() -> None:
-    """Loudly: what is learned is not what was asked for."""
-    print(
-        "NO CELEBA WAS GIVEN: this run learns procedural faces, a stand-in in CelebA's layout."
-        " For real ones: --data.root FOLDER, or --data.download",
-        flush=True,
+    """Log that training uses procedural faces because no CelebA was given."""
+    logger.warning(
+        "no CelebA was given, so this run trains on procedural faces in CelebA's layout;"
+        " for real ones: --data.root FOLDER, or --data.download"
     )
 
 
-def _workers(config: Config) -> Workers:
+def _resolve_workers(config: Config) -> Workers:
     if config.launcher == "ray":
         return resolve_workers(config, ray_train.cluster_resources(config.ray))
     workers = Workers(world_size(), torch.cuda.is_available(), torch.get_num_threads())
@@ -107,21 +106,22 @@ def _workers(config: Config) -> Workers:
     return workers
 
 
-def _check_discriminator(found: RunDatasets, digest: str, workers: Workers) -> None:
-    config, images = found.config, found.images
-    dataset = reference.dataset_info(found, digest)
-    run = mlflow_sync.open_run(config, dataset, tags_of(config, workers))
-    with mlflow_sync.sync_run(run) as follower:
+def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -> None:
+    config, images = datasets.config, datasets.images
+    run = mlflow_sync.open_run(
+        config, reference.dataset_info(datasets, digest), run_tags(config, workers)
+    )
+    with mlflow_sync.sync_run(run) as sync:
         with (
             print_progress(config),
-            closing(Journal(config.run_folder())) as log,
-            closing(prepare.open_dataset(config.data, config.home, images.location)) as opened,
+            closing(Journal(config.run_folder())) as journal,
+            closing(prepare.open_dataset(config.data, config.home, images.location)) as dataset,
         ):
-            verdict = check_discriminator(config, opened, log)
-        print(f"check       {verdict}")
-        print(f"picture     {verdict.figure}", flush=True)
-        follower.deliver(lambda: mlflow_sync.log_file(run, verdict.figure))
-    if not verdict.separates:
+            result = check_discriminator(config, dataset, journal)
+        logger.info(f"check       {result}")
+        logger.info(f"picture     {result.figure}")
+        sync.deliver(lambda: mlflow_sync.log_file(run, result.figure))
+    if not result.separates:
         raise UserError(
             f"check_discriminator=True: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
             " --train.kimg or another --optimizer.lr_D"
@@ -129,62 +129,60 @@ def _check_discriminator(found: RunDatasets, digest: str, workers: Workers) -> N
 
 
 def _train_and_report(
-    found: RunDatasets, digest: str, judge: EvaluationAssets, workers: Workers
+    datasets: RunDatasets, digest: str, assets: EvaluationAssets, workers: Workers
 ) -> None:
-    config, images = found.config, found.images
-    dataset = reference.dataset_info(found, digest)
-    run = mlflow_sync.open_run(config, dataset, tags_of(config, workers))
-    with mlflow_sync.sync_run(run) as follower:
-        checkpoint = _train(config, images, judge, workers)
-        pictures = {
-            "losses": run_figures.draw_losses(config.run_folder(), config.loss.name),
-            "samples": run_figures.last_samples(config.run_folder()),
-            "epochs": run_figures.draw_epochs(
-                config.run_folder(), images.count, images.image_shape
-            ),
+    config, images = datasets.config, datasets.images
+    folder = config.run_folder()
+    run = mlflow_sync.open_run(
+        config, reference.dataset_info(datasets, digest), run_tags(config, workers)
+    )
+    with mlflow_sync.sync_run(run) as sync:
+        checkpoint = _train(config, images, assets, workers)
+        figures = {
+            "losses": run_figures.draw_losses(folder, config.loss.name),
+            "samples": run_figures.last_samples(folder),
+            "epochs": run_figures.draw_epochs(folder, images.count, images.image_shape),
         }
-        assessment, files = _assess(found, judge, generator_from_checkpoint(checkpoint)), []
-        if assessment is not None:
-            about = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
-            about["reals"] = reference.reference_digest(found)
-            files = assessment.write(config.run_folder() / "evaluation", about)
-            print(f"{table(assessment.report)}\nverdict     {assessment.verdict}")
-            print(f"page        {config.run_folder() / 'evaluation' / PAGE}")
-        print(f"checkpoint  {checkpoint}")
-        for name, picture in pictures.items():
-            print(f"{name:11s} {picture}", flush=True)
+        report, files = _evaluate(datasets, assets, generator_from_checkpoint(checkpoint)), []
+        if report is not None:
+            source = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
+            source["reference"] = reference.reference_digest(datasets)
+            files = report.write(folder / "evaluation", source)
+            logger.info(f"{table(report.report)}\ndiagnosis   {report.verdict}")
+            logger.info(f"page        {folder / 'evaluation' / PAGE}")
+        logger.info(f"checkpoint  {checkpoint}")
+        for name, figure in figures.items():
+            logger.info(f"{name:11s} {figure}")
 
-        def send() -> str:
-            for picture in pictures.values():
-                mlflow_sync.log_file(run, picture)
+        def send_results() -> str:
+            for figure in figures.values():
+                mlflow_sync.log_file(run, figure)
             for file in files:
                 mlflow_sync.log_file(run, file, "evaluation")
-            if assessment is not None:
-                mlflow_sync.log_report(run, assessment.summary(), assessment.tags())
+            if report is not None:
+                mlflow_sync.log_report(run, report.summary(), report.tags())
+            generator = generator_from_checkpoint(checkpoint)  # the other one is on the device
             inputs = config.latent.size + num_classes(config, images)
-            generator = generator_from_checkpoint(
-                checkpoint
-            )  # on the CPU, unlike the one that was assessed
             return mlflow_sync.log_generator(run, generator, inputs, images.image_shape)
 
-        if model := follower.deliver(send):  # last, as MLflow may be gone by now
-            print(f"generator   {model}  (mlflow.pytorch.load_model)")
-    print(f"look        mlflow ui --backend-store-uri {run.uri}", flush=True)
+        if model := sync.deliver(send_results):  # last, because MLflow may be unreachable by now
+            logger.info(f"generator   {model}  (mlflow.pytorch.load_model)")
+    logger.info(f"look        mlflow ui --backend-store-uri {run.uri}")
 
 
-def _train(config: Config, images: DatasetPlan, judge: EvaluationAssets, workers: Workers) -> Path:
-    """The last checkpoint."""
+def _train(config: Config, images: DatasetPlan, assets: EvaluationAssets, workers: Workers) -> Path:
+    """Train and return the last checkpoint."""
     with print_progress(config):
         if config.launcher == "ray":
-            return ray_train.launch(config, images.location, judge, workers)
-        return launch.launch(config, images.location, judge)
+            return ray_train.launch(config, images.location, assets, workers)
+        return launch.launch(config, images.location, assets)
 
 
-def _assess(
-    found: RunDatasets, judge: EvaluationAssets, generator: torch.nn.Module
+def _evaluate(
+    datasets: RunDatasets, assets: EvaluationAssets, generator: torch.nn.Module
 ) -> EvaluationReport | None:
-    """The report at the end of the run; None where none is wanted, or images are too few."""
-    config = found.config
+    """Return the final report; None if none is configured or there are too few images."""
+    config = datasets.config
     if not config.evaluation.report_samples:
         return None
     device = local_device()
@@ -194,27 +192,27 @@ def _assess(
         with torch.no_grad():
             return to_uint8(generator(z.to(device)), config.pixel_min())
 
-    with reference.open_reference(found) as images:
+    with reference.open_reference(datasets) as images:
         return evaluate_generator(
             config,
             generate,
-            num_classes(config, found.images),
-            judge.reference_set(config, images),
+            num_classes(config, datasets.images),
+            assets.reference_set(config, images),
             samples=config.evaluation.report_samples,
             title=config.name,
             saturation=history(config.run_folder(), "D/saturation")[1],
         )
 
 
-def tags_of(config: Config, workers: Workers) -> dict[str, str]:
-    """What the config does not say about a run; one that tells runs apart in MLflow."""
+def run_tags(config: Config, workers: Workers) -> dict[str, str]:
+    """Return MLflow tags for what the config does not contain: hardware, versions, commit, job."""
     tags = {
         "world_size": str(workers.count),
-        "device": _device(workers),
+        "device": _device_name(workers),
         "torch": torch.__version__,
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "JOB",
     }
-    script = Path(sys.argv[0]).name
-    tags |= {"mlflow.source.name": script, "mlflow.source.type": "JOB"}
     if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     if config.launcher == "ray":
@@ -222,21 +220,21 @@ def tags_of(config: Config, workers: Workers) -> dict[str, str]:
     return tags
 
 
-def _device(workers: Workers) -> str:
-    """Of the workers; a cluster's head, where the driver runs, may have no GPU to name."""
+def _device_name(workers: Workers) -> str:
+    """Return the workers' device; the driver's machine may have no GPU that could be named."""
     if not workers.gpu:
         return "cpu"
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
 
 
 def git_commit() -> str | None:
-    """The checkout's commit; None where ganray came without one (an installed package)."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
+    """Return the commit of the checkout; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

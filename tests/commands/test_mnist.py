@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from ganray.config import cli, presets
 from ganray.data import prepare
+from ganray.errors import UserError
 from ganray.training import journal
 from tests.conftest import load_job
 
@@ -29,7 +30,7 @@ def offline(monkeypatch):
 
     def open_source(name, path, *, download=False, **options):
         if download:
-            raise ValueError(f"{path}: {name} could not be downloaded (no network)")
+            raise UserError(f"{path}: {name} could not be downloaded (no network)")
         return real(name, path, **options)
 
     monkeypatch.setattr(prepare, "open_source", open_source)
@@ -69,7 +70,7 @@ def test_the_discriminator_check_is_a_run_of_its_own(mnist, home, offline, capsy
     argv = ["normal-100", *SHORT, "--data.source", "digits", "--check-discriminator"]
     mnist.main([*argv, "--train.kimg", "4", "--optimizer.lr_D", "1e-3"])
     out = capsys.readouterr().out
-    assert re.search(r"^check +D\(real\) 0\.99\d+ and D\(noise\) 0\.00\d+ on images", out, re.M)
+    assert re.search(r"^check +D\(real\) 0\.99\d+ and D\(noise\) 0\.00\d+ on held-out", out, re.M)
     assert "NO MNIST" not in out  # the digits were asked for
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mnist").experiment_id])

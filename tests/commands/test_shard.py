@@ -19,7 +19,7 @@ def test_digits_are_made_verified_and_damage_is_named(tmp_path: Path, capsys):
     assert "297 images of 16x16x1 (raw), 10 classes in 1 shards" in capsys.readouterr().out
     assert set(ShardedDataset(out).annotations(np.arange(297)).labels) == set(range(10))
     main(["verify", str(out)])
-    assert "whole: 297 images" in capsys.readouterr().out
+    assert "undamaged: 297 images" in capsys.readouterr().out
     shard = out / "shard-00000.h5"
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1

@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(celeba, home, capsys):
         "results",
     ):
         assert re.search(rf"^{word} ", out, re.MULTILINE), word
-    assert "NO CELEBA WAS GIVEN" in out
+    assert "no CelebA was given" in out
     assert not home.exists()
 
 
