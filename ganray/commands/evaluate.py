@@ -10,7 +10,7 @@ import torch
 
 from ganray.commands import load_generator
 from ganray.commands.load_generator import TrainedGenerator
-from ganray.config.commands import EvaluateConfig
+from ganray.config.commands import EvaluateConfig, home_folder
 from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.data.format import Shape
@@ -30,7 +30,7 @@ def evaluate(options: EvaluateConfig) -> None:
     """
     names = [options.run] + ([options.against] if options.against else [])
     found = [
-        load_generator.load_generator(name, options.home_folder(), options.tracking_uri)
+        load_generator.load_generator(name, home_folder(options.home), options.tracking_uri)
         for name in names
     ]
     config = _config(found[0], options)
@@ -49,7 +49,7 @@ def evaluate(options: EvaluateConfig) -> None:
     for each, label, assessment in zip(found, labels, assessed, strict=True):
         print(f"\n{each.source}\n{table(assessment.report)}\nverdict     {assessment.verdict}")
         out = options.out / label if options.out and options.against else options.out
-        folder = each.output_folder("evaluation", out, options.home_folder())
+        folder = each.output_folder("evaluation", out, home_folder(options.home))
         _keep(each, assessment, digest, folder)
     if options.against:
         print(f"\n{labels[0]} less {labels[1]}, with 95 % intervals")
@@ -63,7 +63,7 @@ def _config(found: TrainedGenerator, options: EvaluateConfig) -> Config:
     evaluation = replace(found.config.evaluation, report_samples=options.samples)
     config = replace(found.config, evaluation=evaluation)
     if found.folder is None:  # its home may be another machine's
-        config = replace(config, home=options.home_folder())
+        config = replace(config, home=home_folder(options.home))
     root = options.data_root
     return replace(config, data=replace(config.data, root=root)) if root else config
 

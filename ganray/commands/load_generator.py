@@ -1,7 +1,8 @@
-"""A trained generator, found by any of its names."""
+"""Load a trained generator by any of its names."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,51 +25,55 @@ from ganray.training.state import (
     read_state,
 )
 
-_BATCH = 64
-"""Images made at once: a full-size generator needs 1 MB or so for each."""
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZE = 64
+"""Images generated at once; full-size ones take about 1 MB each."""
 
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A generator on the CPU, and what its run says about it."""
+    """A generator on the CPU, with its run."""
 
     G: Callable[[torch.Tensor], torch.Tensor]
     """float32 (n, latent.size + classes) -> float (n, C, H, W) in [config.pixel_min(), 1]."""
     classes: int
-    """Classes it can be asked for; 0: it takes no label."""
+    """Number of classes of a conditional generator; 0: unconditional."""
     config: Config
-    """That it was trained with."""
+    """Config of the run."""
     source: str
-    """Where it came from, in words."""
+    """Description of where it was loaded from."""
     folder: Path | None
-    """Its run folder, where that is on this machine."""
+    """Run folder; None if it is not on this machine."""
     run: Run | None
-    """Its MLflow run, where it came from there."""
+    """MLflow run; None unless the generator was loaded from there."""
     checkpoint: str = ""
-    """Name of the checkpoint, where it is not known to be its run's newest: what is said of it
-    must not take the place of what is said of the run."""
+    """Name of the checkpoint, unless it is the run's newest. Results of an older checkpoint are kept
+    apart from those of the run."""
 
     @property
     def label(self) -> str:
-        """RUN, or RUN/CHECKPOINT."""
+        """RUN or RUN/CHECKPOINT."""
         return str(Path(self.config.name, self.checkpoint))
 
     def images(self, z: torch.Tensor, label: int = 0) -> np.ndarray:
-        """What G makes of z, float32 (n, latent.size): uint8 (n, H, W, C).
+        """Return the images for latents z, float32 (n, latent.size), as uint8 (n, H, W, C).
 
         Args:
-            z: the latents.
-            label: the class of all n; of no account where there are no classes.
+            z: Latents.
+            label: Class of all images; ignored if unconditional.
         """
         if self.classes:
             labels = torch.full((len(z),), label)
             z = torch.cat([z, one_hot_labels(labels, self.classes)], 1)
         with torch.no_grad():
-            parts = [to_uint8(self.G(part), self.config.pixel_min()) for part in z.split(_BATCH)]
-        return torch.cat(parts).numpy()
+            batches = [
+                to_uint8(self.G(batch), self.config.pixel_min()) for batch in z.split(_BATCH_SIZE)
+            ]
+        return torch.cat(batches).numpy()
 
     def output_folder(self, name: str, out: Path | None, home: Path) -> Path:
-        """`out` if given, or `name` in the run folder, or a folder in the home."""
+        """Return `out` if given, else `name` in the run folder, else a folder in the home."""
         if out:
             return out.expanduser()
         if self.folder:
@@ -76,74 +81,74 @@ class TrainedGenerator:
         return home / name / self.label
 
     def log(self, files: Sequence[Path], folder: str, what: str = "files") -> None:
-        """Put files into a folder of the run's artifacts, or say why not; `what` names them."""
+        """Add files to a folder of the MLflow run's artifacts, or log why that failed."""
         folder = str(Path(folder, self.checkpoint))
         try:
             run = self.run or mlflow_runs.by_name(self.config)
             if run is None:
-                print(f"MLflow      knows no run {self.config.name!r}; the {what} are kept")
+                logger.info(f"MLflow      has no run {self.config.name!r}; the {what} stay on disk")
                 return
             mlflow_runs.add(run, files, folder)
-            print(f"artifacts   {folder}/ of MLflow run {run.run_id} at {run.uri}", flush=True)
-        except ValueError as error:
-            print(f"MLflow      has not got the {what}, they are kept: {error}")
+            logger.info(f"artifacts   {folder}/ of MLflow run {run.run_id} at {run.uri}")
+        except UserError as error:
+            logger.warning(f"the {what} are on disk but not in MLflow: {error}")
 
 
 def load_generator(name: str, home: Path, tracking_uri: str | None = None) -> TrainedGenerator:
-    """The generator that a person means.
+    """Load a generator.
 
     Args:
-        name: a checkpoint folder; a run folder or a run's name in the home, for its newest
-            checkpoint; an MLflow run id, for its generator; or a ``models:/`` URI.
-        home: the home folder.
-        tracking_uri: the MLflow store; None: the run's own, or the environment's, or the home's.
+        name: A checkpoint folder; a run folder or the name of a run in the home, for its newest
+            checkpoint; an MLflow run id, for its logged generator; or a ``models:/`` URI.
+        home: Home folder.
+        tracking_uri: MLflow store; None: the run's own, else the environment's, else the home's.
 
     Raises:
-        ValueError: it is none of these, or holds no generator that can be read.
+        UserError: The name is none of these, or has no readable generator.
     """
     if name.startswith("models:/"):
-        return _of_model(name, _store_uri(home, tracking_uri), home)
+        return _from_model(name, _store_uri(home, tracking_uri), home)
     for folder in (Path(name).expanduser(), home / "runs" / name):
-        if checkpoint := _checkpoint(folder):
-            return _of_checkpoint(checkpoint.resolve(), tracking_uri)
+        if checkpoint := _find_checkpoint(folder):
+            return _from_checkpoint(checkpoint.resolve(), tracking_uri)
     if re.fullmatch("[0-9a-f]{32}", name):
-        return _of_run(name, _store_uri(home, tracking_uri), home)
-    known = sorted(path.name for path in (home / "runs").glob("*") if _checkpoint(path))
+        return _from_run(name, _store_uri(home, tracking_uri), home)
+    known = sorted(path.name for path in (home / "runs").glob("*") if _find_checkpoint(path))
     raise UserError(
         f"RUN={name!r} must be a checkpoint folder, a run folder with a checkpoint, an MLflow run"
         f" id (32 hex digits), a models:/ URI, or the name of a run in {home}:"
-        f" {', '.join(known) or 'there is none; give --home'}"
+        f" {', '.join(known) or 'it has none; give --home'}"
     )
 
 
-def _of_checkpoint(checkpoint: Path, tracking_uri: str | None) -> TrainedGenerator:
+def _from_checkpoint(checkpoint: Path, tracking_uri: str | None) -> TrainedGenerator:
     config = read_config(checkpoint)
     folder = checkpoint.parent if (checkpoint.parent / CONFIG_FILE).is_file() else None
-    if folder and folder.parent.name == "runs":  # a home that was moved takes its store along
+    if folder and folder.parent.name == "runs":  # a home that was moved contains its store
         config = replace(config, home=folder.parent.parent)
     if tracking_uri:
         config = replace(config, tracking=replace(config.tracking, uri=tracking_uri))
     classes = read_state(checkpoint).get("classes", 0)
     generator, source = generator_from_checkpoint(checkpoint), f"checkpoint {checkpoint}"
-    is_newest = folder is not None and _checkpoint(folder) == checkpoint
+    is_newest = folder is not None and _find_checkpoint(folder) == checkpoint
     name = "" if is_newest else checkpoint.name
     return TrainedGenerator(generator, classes, config, source, folder, None, name)
 
 
-def _of_run(run_id: str, uri: str, home: Path) -> TrainedGenerator:
+def _from_run(run_id: str, uri: str, home: Path) -> TrainedGenerator:
     run, config = mlflow_runs.by_id(uri, run_id)
     if model_uri := mlflow_runs.generator_of(run):
-        return _of_model(model_uri, uri, home)
+        return _from_model(model_uri, uri, home)
     folder = _run_folder(config, home)
-    if folder and (checkpoint := _checkpoint(folder)):
-        return replace(_of_checkpoint(checkpoint, uri), run=run)
+    if folder and (checkpoint := _find_checkpoint(folder)):
+        return replace(_from_checkpoint(checkpoint, uri), run=run)
     raise UserError(
         f"MLflow run {run_id} logged no generator, and no checkpoint of run {config.name!r} is in"
         f" {config.home} or {home}; name a checkpoint folder, or give --home"
     )
 
 
-def _of_model(model_uri: str, uri: str, home: Path) -> TrainedGenerator:
+def _from_model(model_uri: str, uri: str, home: Path) -> TrainedGenerator:
     logged = mlflow_runs.load_generator(uri, model_uri)
     run, config = mlflow_runs.by_id(uri, logged.run_id)
     classes = logged.inputs - config.latent.size
@@ -151,16 +156,16 @@ def _of_model(model_uri: str, uri: str, home: Path) -> TrainedGenerator:
     return TrainedGenerator(logged.module, classes, config, source, folder, run)
 
 
-def _checkpoint(folder: Path) -> Path | None:
-    """The folder itself if it is a checkpoint, else the newest one inside, else None."""
+def _find_checkpoint(folder: Path) -> Path | None:
+    """Return the folder if it is a checkpoint, else the newest one in it, else None."""
     if (folder / STATE_FILE).is_file():
         return folder
-    inside = folder.glob("checkpoint_*[0-9]")  # one that is being written ends in .part
+    inside = folder.glob("checkpoint_*[0-9]")  # unfinished ones end in .part
     return max((path for path in inside if (path / STATE_FILE).is_file()), default=None)
 
 
 def _run_folder(config: Config, home: Path) -> Path | None:
-    """Of a run that MLflow knows; it may have run on a machine with another home."""
+    """Return the folder of an MLflow run, which may have run on a machine with another home."""
     folders = (config.run_folder(), home / "runs" / config.name)
     return next((folder for folder in folders if folder.is_dir()), None)
 

@@ -1,6 +1,6 @@
-"""What jobs other than a training run are asked to do: flat dataclasses, checked when made.
+"""Options of the jobs other than training: flat dataclasses, validated on creation.
 
-Standard library only. What a training run is asked to do is in ``ganray.config.schema``.
+Uses the standard library only. The options of a training run are in ``ganray.config.schema``.
 """
 
 from __future__ import annotations
@@ -12,37 +12,43 @@ from typing import Literal
 
 from ganray.config.schema import absolute, require
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def home_folder(home: Path | None) -> Path:
+    """Return the absolute home folder: `home`, else $GANRAY_HOME, else ~/.ganray."""
+    return absolute("--home", home or Path(os.environ.get("GANRAY_HOME", "~/.ganray")))
+
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """What jobs/shard.py is asked to do."""
+    """Options of jobs/shard.py."""
 
     source: str = ""
-    """Kind of image set, or `verify`."""
+    """Format of the images, or `verify`."""
     path: Path | None = None
-    """Where it is; `digits` needs none."""
+    """Folder or file of the images; `digits` needs none."""
     out: Path | None = None
-    """Folder of the shards; made where missing."""
+    """Folder for the shards; created if missing."""
     size: int = 0
-    """Resize and crop to this many pixels a side; 0 keeps the original size."""
+    """Resize and crop to squares with this side in pixels. 0: the original size."""
     encoding: Literal["raw", "jpeg"] = "raw"
     """raw: pixels, the fastest. jpeg: the original files to the byte, 16 times smaller."""
     split: Literal["all", "train", "valid", "test"] = "all"
-    """Only this part of the source's own partition."""
+    """Split of the source's own partition."""
     images: int | None = None
-    """Only the first so many images of the split."""
+    """Number of images of the split, from the first on. None: all."""
     processes: int | None = None
-    """How many convert; None: one for each core. The shards are the same for any number."""
+    """Number of processes, which does not change the shards. None: one per core."""
     download: bool = False
-    """Let torchvision fetch the source into `path` where it is not there."""
+    """Let torchvision download the source into `path` if it is not there."""
     faces: int = 8_000
-    """faces: how many to draw."""
+    """faces: number of faces to draw."""
     stacked: int | None = None
-    """stacked-mnist: how many images for training; None: 128,000."""
+    """stacked-mnist: number of training images. None: 128,000."""
     rng_seed: int = 0
-    """faces and stacked-mnist: which people, which digits."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """faces, stacked-mnist: seed from which the faces, or the digits of each image, follow."""
+    log_level: LogLevel = "info"
     """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
@@ -56,35 +62,34 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class ExploreConfig:
-    """What jobs/explore.py is asked to do."""
+    """Options of jobs/explore.py."""
 
     run: str = ""
     """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
     out: Path | None = None
-    """Folder of the pictures. None: `explore` in the run folder, or explore/NAME in the home."""
+    """Folder for the pictures. None: `explore` in the run folder, or explore/NAME in the home."""
     home: Path | None = None
-    """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
+    """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
     tracking_uri: str | None = None
     """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
     rng_seed: int = 0
-    """Which latents are drawn; the first pairs are the same however many are asked for."""
+    """Seed of the latents. A larger number of pairs adds to the same first pairs."""
     pairs: int = 4
-    """Pairs of latents to interpolate and to do arithmetic on, and neighbourhood walks."""
+    """Number of latent pairs for interpolation and arithmetic, and of neighbourhood walks."""
     steps: int = 12
-    """Images from one latent to the other, both ends included."""
+    """Images from one latent to the other, including both."""
     degrees: float = 45
-    """How far a neighbourhood walk turns away from its latent. Two latents are about 90 apart where
-    they are normal, 41 where uniform."""
+    """Angle at the end of a neighbourhood walk. Two random latents are about 90 degrees apart if
+    normal, 41 if uniform."""
     label: int | None = None
-    """Conditional generators: draw this class only. None: rows take turns through all classes."""
+    """Conditional generators: class of all images. None: one class per row."""
     animation: Literal["gif", "mp4", "none"] = "gif"
-    """Form of the closed walk; mp4 needs `pip install -e ".[video]"`."""
+    """Format of the closed walk; mp4 needs `pip install -e ".[video]"`."""
     fps: int = 10
-    """Images per second of the animation."""
+    """Frames per second of the animation."""
     seconds: float = 8
-    """Length of the animation, once around."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Length of the animation."""
+    log_level: LogLevel = "info"
     """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
@@ -93,55 +98,44 @@ class ExploreConfig:
         require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
         require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
         require("--fps", self.fps, "lie in [1, 50]", 1 <= self.fps <= 50)
-        rule = f"lie in (0, {600 / self.fps:g}] at {self.fps} a second, as all are kept in memory"
+        rule = f"lie in (0, {600 / self.fps:g}] at {self.fps} fps, as all frames are kept in memory"
         require("--seconds", self.seconds, rule, 0 < self.seconds <= 600 / self.fps)
         label = self.label
         require("--label", label, "not be negative", label is None or label >= 0)
 
-    def home_folder(self) -> Path:
-        """Absolute; where a training job without --home leaves its runs, too."""
-        home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
-        return absolute("--home", home)
-
     def frames(self) -> int:
-        """Images of the animation."""
+        """Return the number of frames of the animation."""
         return max(2, round(self.fps * self.seconds))
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What jobs/evaluate.py is asked to do."""
+    """Options of jobs/evaluate.py."""
 
     run: str = ""
     """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
     against: str | None = None
-    """Another run, to compare with: both are measured against the data of the first, and through
-    its `evaluation.features`."""
+    """Another run to compare with. Both are compared with the reference images of the first, by its
+    `evaluation.features`."""
     samples: int = 5_000
-    """Generated images, and real ones on either side; fewer where there are fewer real ones."""
+    """Number of samples, and of reference images; fewer if there are fewer reference images."""
     resamples: int = 200
-    """Replicates behind an interval."""
+    """Number of replicates per confidence interval."""
     out: Path | None = None
-    """Folder of the report. None: `evaluation` in the run folder, or evaluation/NAME at home; below
-    it the checkpoint's name, where that is not the newest."""
+    """Folder for the report. None: `evaluation` in the run folder, or evaluation/NAME in the home,
+    and in it a folder named after the checkpoint unless that is the newest."""
     home: Path | None = None
-    """Folder in which runs are looked for by name. None: $GANRAY_HOME, else ~/.ganray."""
+    """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
     tracking_uri: str | None = None
     """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
     data_root: str | None = None
-    """Where the data are, if not where the run found them."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Location of the data, if it is not where the run found them."""
+    log_level: LogLevel = "info"
     """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
         require("--samples", self.samples, "be at least 80", self.samples >= 80)
         require("--resamples", self.resamples, "be at least 20", self.resamples >= 20)
-
-    def home_folder(self) -> Path:
-        """Absolute; where a training job without --home leaves its runs, too."""
-        home = self.home or Path(os.environ.get("GANRAY_HOME", "~/.ganray"))
-        return absolute("--home", home)
 
 
 @dataclass(frozen=True)
@@ -172,9 +166,6 @@ class SweepConfig:
     """How often a crashed run is continued from its last checkpoint before it counts as failed."""
     resume: bool = False
     """Resume the sweep named by --name, by default the newest."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "trials_per_gpu"):

@@ -212,7 +212,7 @@ def test_equal_seeds_give_equal_pictures_and_more_pairs_change_none(drawn):
 
 
 def test_a_label_that_the_generator_does_not_know(known, tmp_path):
-    with pytest.raises(ValueError, match=r"--label=1: .* without labels .*; leave --label out"):
+    with pytest.raises(ValueError, match=r"--label=1: .* without labels .*; leave out --label"):
         main(["tiny", "--home", str(known.config.home), "--label", "1"])
     config = tiny_config(tmp_path)
     config = replace(config, network=replace(config.network, conditional=True))
@@ -230,7 +230,7 @@ def test_a_label_that_the_generator_does_not_know(known, tmp_path):
         (["x", "--pairs", "0"], "--pairs=0 must be positive"),
         (["x", "--degrees", "0"], "--degrees=0.0 must lie in (0, 180]"),
         (["x", "--fps", "0"], "--fps=0 must lie in [1, 50]"),
-        (["x", "--seconds", "61"], "--seconds=61.0 must lie in (0, 60] at 10 a second"),
+        (["x", "--seconds", "61"], "--seconds=61.0 must lie in (0, 60] at 10 fps"),
         (["x", "--label", "-1"], "--label=-1 must not be negative"),
         (["x", "--rng-seed", "-1"], "--rng-seed=-1 must not be negative"),
         (["x", "--animation", "avi"], "animation"),

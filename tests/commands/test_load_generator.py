@@ -155,7 +155,7 @@ def test_a_wrong_name_is_one_clear_line(known, name, message):
 
 
 def test_a_home_without_runs_says_so(tmp_path):
-    with pytest.raises(ValueError, match="there is none; give --home"):
+    with pytest.raises(ValueError, match="it has none; give --home"):
         load_generator.load_generator("tiny", tmp_path)
 
 
