@@ -1,4 +1,4 @@
-"""Train a GAN on faces: `python jobs/celeba.py --help` describes the job and its options."""
+"""Train a GAN on faces. `python jobs/celeba.py --help` has the options."""
 
 from ganray.commands.main import celeba as main
 from ganray.config import cli

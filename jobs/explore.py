@@ -1,4 +1,4 @@
-"""Explore the latent space of a generator: `python jobs/explore.py --help` describes the job and its options."""
+"""Explore the latent space of a generator. `python jobs/explore.py --help` has the options."""
 
 from ganray.commands.main import explore as main
 from ganray.config import cli

@@ -1,4 +1,4 @@
-"""Train the source text's GANs on MNIST: `python jobs/mnist.py --help` describes the job and its options."""
+"""Train the source text's GANs on MNIST. `python jobs/mnist.py --help` has the options."""
 
 from ganray.commands.main import mnist as main
 from ganray.config import cli

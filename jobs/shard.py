@@ -1,4 +1,4 @@
-"""Convert images to shards, or verify shards: `python jobs/shard.py --help` describes the job and its options."""
+"""Convert images to shards, or verify shards. `python jobs/shard.py --help` has the options."""
 
 from ganray.commands.main import shard as main
 from ganray.config import cli

@@ -1,4 +1,4 @@
-"""Run and compare many training runs: `python jobs/sweep.py --help` describes the job and its options."""
+"""Run and compare many training runs. `python jobs/sweep.py --help` has the options."""
 
 from ganray.commands.main import sweep as main
 from ganray.config import cli

@@ -114,7 +114,8 @@ def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.nda
             notes = [f"{norm:#.3g}" for norm in z.norm(dim=1)]
             group.append(Row(generator.images(z, label), f"{name}\n{caption}".strip(), notes))
         groups.append(group)
-    title = f"{generator.config.name}: from z1 to z2; above each image |z|, {_describe_shell(generator)}"
+    shell = _describe_shell(generator)
+    title = f"{generator.config.name}: from z1 to z2; above each image |z|, {shell}"
     return labelled_rows(groups, title)
 
 
@@ -136,7 +137,8 @@ def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarra
                 Row(scaled, f"on the shell\n{caption}".strip()),
             ]
         )
-    title = f"{generator.config.name}: arithmetic with latents; in brackets |z|, {_describe_shell(generator)}"
+    shell = _describe_shell(generator)
+    title = f"{generator.config.name}: arithmetic with latents; in brackets |z|, {shell}"
     return labelled_rows(groups, title)
 
 

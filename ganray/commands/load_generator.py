@@ -48,8 +48,8 @@ class TrainedGenerator:
     run: Run | None
     """MLflow run; None unless the generator was loaded from there."""
     checkpoint: str = ""
-    """Name of the checkpoint, unless it is the run's newest. Results of an older checkpoint are kept
-    apart from those of the run."""
+    """Name of the checkpoint, unless it is the run's newest. Results of an older checkpoint are
+    kept apart from those of the run."""
 
     @property
     def label(self) -> str:

@@ -90,7 +90,7 @@ class DataConfig:
     """Folder or file of the source, or shards: a folder or a URL (s3://, gs://, http://, ...).
     None: procedural faces for celeba; other sources are looked for in the home's data folder."""
     download: bool = option(False, identity="content", resume="free", sweep="axis")
-    """Let torchvision download the source (CelebA: 1.4 GB) into `root` or the home's data folder."""
+    """Let torchvision download the source (CelebA: 1.4 GB) into `root` or the home's data."""
     images: int | None = option(None, identity="selection", resume="fixed", sweep="axis")
     """Number of images, from the first on. None: all, or `faces` procedural ones."""
     faces: int = option(8_000, identity="selection", resume="fixed", sweep="axis")

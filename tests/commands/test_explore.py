@@ -104,15 +104,15 @@ def test_a_checkpoint_that_mlflow_does_not_know(home, known, tmp_path, capsys):
     path.write_text(path.read_text().replace('"name": "tiny"', '"name": "stray"'))
     main([str(tmp_path / "given"), *QUICK, "--animation", "none", "--tracking-uri", store])
     assert sorted(path.name for path in (home / "explore" / "stray" / "given").iterdir()) == PNGS
-    assert "MLflow      knows no run 'stray'; the pictures are kept" in capsys.readouterr().out
+    assert "MLflow      has no run 'stray'; the pictures stay on disk" in capsys.readouterr().out
 
 
 def test_without_mlflow_the_pictures_are_kept(known, tmp_path, capsys):
     words = ["tiny", "--home", str(known.config.home), "--out", str(tmp_path / "mine"), *QUICK]
     main([*words, "--animation", "none", "--tracking-uri", "http://127.0.0.1:9"])
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == PNGS
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("MLflow")]
-    assert "has not got the pictures, they are kept: MLflow at http://127.0.0.1:9: " in line
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "not in MLflow" in x]
+    assert "the pictures are on disk but not in MLflow: MLflow at http://127.0.0.1:9: " in line
 
 
 def test_lerp_leaves_the_shell_and_slerp_does_not_as_the_picture_says(drawn):
