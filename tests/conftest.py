@@ -1,4 +1,4 @@
-"""Shards that take no time to make, and a home that is thrown away."""
+"""Fixtures: small shards, tiny configs, a temporary home folder."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# One thread: a sum in another order would differ in its last bits, and the launchers that
+# One thread: sums in another order differ in their last bits, and the launchers that
 # test_parity compares give their workers one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -33,7 +33,7 @@ needs_mnist = pytest.mark.skipif(not REAL_MNIST.exists(), reason=f"no MNIST in {
 
 @dataclass(frozen=True)
 class Squares:
-    """An image set: `count` pictures of a bright square on a dark ground, 16x16."""
+    """Image source: `count` 16x16 images of a bright square on a dark background."""
 
     count: int = 100
     name = "squares"
@@ -79,14 +79,14 @@ def _logging() -> None:
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 64 and 36 rows of 16x16x3. Not to be changed."""
+    """Two shards of 64 and 36 images of 16x16x3. Read-only."""
     folder = tmp_path_factory.mktemp("squares") / "set"
     write_shards(Squares(), folder, rows_per_shard=64, processes=1)
     return folder
 
 
 def tiny_config(home: Path, *, name: str = "tiny", kimg: float = 0.24, **train: object) -> Config:
-    """A DCGAN of a few thousand weights, R1 and all, for 20 steps of 12 images."""
+    """DCGAN with R1 and a few thousand weights, for 20 steps of 12 images."""
     settings = {"batch_size": 12, "log_every": 0.06, "sample_every": 0.12, "checkpoint_every": 0.12}
     return Config(
         preset="tiny",
@@ -102,18 +102,16 @@ def tiny_config(home: Path, *, name: str = "tiny", kimg: float = 0.24, **train: 
     )
 
 
-def cured_config(home: Path, **train: object) -> Config:
-    """The tiny config with all that helps against collapse and allows several ranks, at once."""
-    config = tiny_config(
-        home, name="apply_regularizers", **({"batch_size": 16, "G_every": 2} | train)
-    )
+def regularized_config(home: Path, **train: object) -> Config:
+    """Tiny config with all regularizers that several ranks support."""
+    config = tiny_config(home, name="regularized", **({"batch_size": 16, "G_every": 2} | train))
     network = replace(config.network, pack=2, minibatch_stddev=2, spectral_norm=True)
     return replace(config, network=network, loss=replace(config.loss, gp_weight=1.0))
 
 
 @dataclass(frozen=True)
 class KnownRun:
-    """A trained run by each of its names."""
+    """A trained run with all its names."""
 
     config: Config
     checkpoint: Path
@@ -123,7 +121,7 @@ class KnownRun:
 
 @pytest.fixture(scope="session")
 def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
-    """The tiny config trained on the squares, logged to MLflow in its home. Not to be changed."""
+    """Run of the tiny config on the squares, logged to MLflow in its home. Read-only."""
     from ganray.integrations import mlflow_sync
     from ganray.training.launch import create_run_folder, launch
     from ganray.training.state import generator_from_checkpoint
@@ -140,7 +138,7 @@ def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
 
 
 def load_job(name: str) -> ModuleType:
-    """One of jobs/*.py, which are no package, as a module."""
+    """Import a file of jobs, which is not a package, as a module."""
     path = Path(__file__).parents[1] / "jobs" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{name}_job", path)
     assert spec is not None
@@ -152,7 +150,7 @@ def load_job(name: str) -> ModuleType:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home that jobs find by themselves, and no server that they would."""
+    """Home folder that jobs use by default; no MLflow server or Ray cluster is configured."""
     monkeypatch.setenv("GANRAY_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -161,5 +159,5 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """The tiny config with a home of its own."""
+    """Tiny config with a temporary home."""
     return tiny_config(tmp_path)

@@ -52,7 +52,7 @@ def mnist(argv: Sequence[str]) -> None:
 
 
 def sweep(argv: Sequence[str]) -> None:
-    """Sweep latents, optimizers or any other option: many runs on Ray Tune, compared in MLflow.
+    r"""Sweep latents, optimizers or any other option: many runs on Ray Tune, compared in MLflow.
 
     Trains every combination of the axes' levels with several seeds and reports a ranking with
     confidence intervals, pairwise differences, the share of the variance that each axis explains,
@@ -66,7 +66,7 @@ def sweep(argv: Sequence[str]) -> None:
         python jobs/sweep.py
         python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam
         python jobs/sweep.py cpu32 --sweep.axis loss.name=bce,hinge,relativistic --sweep.seeds 3
-        python jobs/sweep.py --sweep.axis \\
+        python jobs/sweep.py --sweep.axis \
             latent.distribution+latent.scaling=uniform+raw,uniform+centred
         python jobs/sweep.py --sweep.axis data.images=500,5000,null
         python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.settings 30

@@ -13,7 +13,7 @@ from ganray.data.writer import write_shards
 from ganray.errors import UserError
 from ganray.training import journal
 from ganray.training.discriminator_check import check_discriminator
-from tests.conftest import Squares, cured_config, tiny_config
+from tests.conftest import Squares, regularized_config, tiny_config
 
 
 def mlp_config(home, lr=1e-3, conditional=False, **train):
@@ -63,7 +63,7 @@ def test_a_D_that_hardly_learns_fails_the_check(squares, tmp_path):
 
 
 def test_a_packed_D_is_evaluated_on_packs(squares, tmp_path):
-    result = check(cured_config(tmp_path, kimg=0.08), squares)
+    result = check(regularized_config(tmp_path, kimg=0.08), squares)
     assert result.images_seen == 80
     assert 0 < result.noise_prob < result.real_prob < 1
 
@@ -93,7 +93,7 @@ def test_D_is_never_trained_on_held_out_images(squares, tmp_path, data):
 def test_too_few_images_to_hold_out_are_rejected(tmp_path):
     write_shards(Squares(4), tmp_path / "set", processes=1)
     with pytest.raises(UserError, match=r"holds out 4 images in groups of 4, but there are 4 "):
-        check(cured_config(tmp_path), tmp_path / "set")
+        check(regularized_config(tmp_path), tmp_path / "set")
 
 
 def test_an_overfitted_D_fails_on_held_out_images(squares, tmp_path):

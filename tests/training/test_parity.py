@@ -13,7 +13,7 @@ import torch
 from ganray.training import journal
 from ganray.training.launch import launch
 from ganray.training.state import read_state
-from tests.conftest import cured_config, tiny_config
+from tests.conftest import regularized_config, tiny_config
 
 HERE = Path(__file__).parent
 
@@ -25,7 +25,7 @@ def one_rank(squares, tmp_path_factory):
     torch.set_num_threads(1)
     launch(tiny_config(home, name="two"), squares)
     launch(tiny_config(home, name="odd", batch_size=13), squares)
-    launch(cured_config(home), squares)
+    launch(regularized_config(home), squares)
     labelled = tiny_config(home, name="labels")
     launch(replace(labelled, network=replace(labelled.network, conditional=True)), squares)
     return home
@@ -46,9 +46,9 @@ def facts(home, rank=0):
     return json.loads((home / f"facts-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["two", "odd", "labels", "apply_regularizers"])
+@pytest.mark.parametrize("name", ["two", "odd", "labels", "regularized"])
 def test_two_ranks_train_like_one(one_rank, two_ranks, name):
-    penalties = ["D/gp"] if name == "apply_regularizers" else []
+    penalties = ["D/gp"] if name == "regularized" else []
     for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob", *penalties):
         one, two = (journal.history(home / "runs" / name, metric) for home in (one_rank, two_ranks))
         np.testing.assert_array_equal(one[0], two[0])

@@ -10,7 +10,7 @@ from ganray.training import journal
 from ganray.training.context import LocalContext
 from ganray.training.launch import launch
 from ganray.training.state import read_state
-from tests.conftest import cured_config, tiny_config
+from tests.conftest import regularized_config, tiny_config
 
 
 def states_equal(a, b):
@@ -42,7 +42,7 @@ class KilledContext(LocalContext):
 
 def unrolled_config(home):
     """Config whose run is killed between two updates of G, with unrolling and two G steps."""
-    config = cured_config(home, G_every=4, G_steps=2, batch_size=12, kimg=0.18)
+    config = regularized_config(home, G_every=4, G_steps=2, batch_size=12, kimg=0.18)
     return replace(config, loss=replace(config.loss, unroll=2))
 
 

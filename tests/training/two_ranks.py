@@ -21,7 +21,7 @@ from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.context import LocalContext
 from ganray.training.launch import launch, run_worker
 from ganray.training.state import TrainState
-from tests.conftest import cured_config, tiny_config
+from tests.conftest import regularized_config, tiny_config
 
 
 def count_reduced_bytes(shards: str, home: Path) -> dict[str, int]:
@@ -87,7 +87,7 @@ def main() -> None:
         run_worker(finished, shards, NO_ASSETS, DelayedStorageContext(finished.run_folder(), 3))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
-        launch(cured_config(home), shards)
+        launch(regularized_config(home), shards)
         # Unequal slices of 6 and 7 images must be weighted by their size.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))

@@ -1,0 +1,45 @@
+"""The console script runs the same jobs as jobs/*.py, without a checkout."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ganray.commands import main
+from ganray.data.format import Manifest
+
+
+def test_every_job_file_has_a_job_of_its_name():
+    files = {path.stem for path in (Path(__file__).parents[2] / "jobs").glob("*.py")}
+    assert set(main.JOBS) == files
+
+
+def test_a_job_runs_outside_of_a_checkout(tmp_path):
+    words = ["shard", "digits", "--out", str(tmp_path / "set"), "--images", "100"]
+    command = [sys.executable, "-m", "ganray.commands.main", *words]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "100 images of 8x8x1" in result.stdout
+    assert Manifest.read(tmp_path / "set").num_images == 100
+
+
+def test_help_lists_the_jobs(capsys):
+    main._dispatch(["--help"])
+    output = capsys.readouterr().out
+    assert all(f"  {name} " in output for name in main.JOBS)
+
+
+def test_an_unknown_job_is_a_user_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ganray", "celebs"])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 2
+    assert "error: 'celebs' is not a job; name one of celeba, mnist" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    code = "from ganray.config import cli; cli.run(lambda _: [].index(1))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ValueError: 1 is not in list" in result.stderr
