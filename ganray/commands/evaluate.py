@@ -37,7 +37,7 @@ def evaluate(options: EvaluateConfig) -> None:
     data = config.reference_data()
     made = prepare.plan_dataset(data, config.home)
     digest = prepare.prepare_dataset(data, made)
-    with closing(prepare.open_dataset(data, config.home, made.location)) as images:
+    with closing(prepare.open_dataset(data, made.location)) as images:
         classifier = prepare_classifier(config, images, digest, local_device())
         reference_set = ReferenceSet(images, data, classifier, config.evaluation)
         for each in found:

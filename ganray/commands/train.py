@@ -83,7 +83,7 @@ def _prepare(datasets: RunDatasets) -> tuple[str, EvaluationAssets]:
     config, images = datasets.config, datasets.images
     launch.create_run_folder(config)
     digest = reference.prepare_datasets(datasets)
-    identity = prepare.dataset_identity(config.data, images, config.home)
+    identity = prepare.dataset_identity(config.data, images)
     launch.record_dataset(config.run_folder(), str(images), identity)
     if config.check_discriminator:
         return digest, NO_ASSETS
@@ -115,7 +115,7 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
         with (
             print_progress(config),
             closing(Journal(config.run_folder())) as journal,
-            closing(prepare.open_dataset(config.data, config.home, images.location)) as dataset,
+            closing(prepare.open_dataset(config.data, images.location)) as dataset,
         ):
             result = check_discriminator(config, dataset, journal)
         logger.info(f"check       {result}")

@@ -32,8 +32,6 @@ class ImageDataset(Protocol):
     """What a loader needs of a set of images: a ``ShardedDataset``, or a ``SourceTextReader``."""
 
     image_shape: Shape
-    counts_replaced: bool
-    """Whether others may stand in for damaged images."""
     shard_rows: int
     """ImageDataset of one shard."""
     class_names: tuple[str, ...]
@@ -43,11 +41,6 @@ class ImageDataset(Protocol):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        ...
-
-    @property
-    def replaced(self) -> int:
-        """Damaged images that others stood in for, so far."""
         ...
 
     def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:

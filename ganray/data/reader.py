@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from ganray.data import jpeg
-from ganray.data.damage import FirstTouch
 from ganray.data.format import REPAIR, Annotations, Manifest, Shape, ShardHeader, open_shard
+from ganray.data.integrity import BlockVerifier
 from ganray.data.mapping import Mapping
 from ganray.data.remote import RemoteShards
 from ganray.errors import UserError
@@ -40,7 +40,6 @@ class ShardedDataset:
         threads: How many copy, or decode, the images of one batch.
         verify: ``sizes`` compares sizes and structure when a shard is opened, in milliseconds;
             ``first-touch`` also the digest of every 64 images the first time they are read.
-        on_damage: ``stop`` raises; ``skip`` lets other images stand in, and counts them.
         side_by_side: Map all shards as one array, so that one call gathers over all of them, where
             the machine can. Otherwise a batch visits each: the same bytes, up to half as fast.
 
@@ -55,7 +54,6 @@ class ShardedDataset:
         size: int = 0,
         threads: int = 1,
         verify: Literal["sizes", "first-touch"] = "sizes",
-        on_damage: Literal["stop", "skip"] = "stop",
         side_by_side: bool = True,
     ) -> None:
         if isinstance(folder, RemoteShards):
@@ -63,7 +61,7 @@ class ShardedDataset:
         else:
             self.remote, self.folder = None, Path(folder).absolute()
         self._options: dict[str, Any] = {"size": size, "threads": threads, "verify": verify}
-        self._options |= {"on_damage": on_damage, "side_by_side": side_by_side}
+        self._options["side_by_side"] = side_by_side
         self.manifest = Manifest.read(self.folder)
         self.image_shape: Shape = self.manifest.image_shape
         self._is_jpeg = self.manifest.recipe.encoding == "jpeg"
@@ -75,9 +73,6 @@ class ShardedDataset:
         """Images of one shard; the last may have fewer."""
         self.class_names = self.manifest.class_names
         self.attribute_names = self.manifest.attribute_names
-        self.counts_replaced = on_damage == "skip"
-        self.replaced = 0
-        """Damaged images that others stood in for, so far."""
         self._places = self.manifest.places(self.folder)
         self._first_rows = np.array([place.first for place in self._places])
         self._contents: list[ShardHeader | None] = [None] * len(self._places)
@@ -85,12 +80,11 @@ class ShardedDataset:
         self._joined: torch.Tensor | None = None
         if self._mapping.joined is not None:
             self._joined = torch.from_numpy(self._mapping.joined).view(-1, *self.image_shape)
-        self._damage: FirstTouch | None = None
-        if verify == "first-touch" or on_damage == "skip":
-            skip = on_damage == "skip"
-            self._damage = FirstTouch(self._places, self._mapping, skip, self._bring_one)
-        self._is_here = self.remote is None and self._damage is None
-        """Nothing is to be fetched, checked or replaced before images are read: torch itself
+        self._verifier = (
+            BlockVerifier(self._places, self._mapping) if verify == "first-touch" else None
+        )
+        self._is_here = self.remote is None and self._verifier is None
+        """Nothing is to be fetched or verified before images are read: torch itself
         refuses an id that is out of range, and a look of our own would cost 3 % at 64x64."""
         self._last_used: dict[int, None] = {}
         """Shards that came from elsewhere, the one used longest ago first."""
@@ -132,20 +126,20 @@ class ShardedDataset:
         if self._joined is not None and self._is_here:
             return self._select(self._joined, ids, out)
         with self._turn:
-            self._gather_sound(ids, out)
+            self._read_prepared(ids, out)
 
-    def _gather_sound(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
-        sound = self._sound(ids)
-        if sound is not ids:
-            self.replaced += int((sound != ids).sum())
+    def _read_prepared(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
+        self._prepare(ids)
+        if self._verifier:
+            self._verifier.verify(ids)
         if self._joined is not None:
-            return self._select(self._joined, sound, out)
+            return self._select(self._joined, ids, out)
         copy = self._decode if self._is_jpeg else self._copy
         if self._threads == 1 or len(ids) < 2 * self._threads:
-            return copy(sound, out)
+            return copy(ids, out)
         parts = np.linspace(0, len(ids), self._threads + 1).astype(int)
         pairs = itertools.pairwise(parts)
-        for done in [self._start(copy, sound[a:b], out[a:b]) for a, b in pairs]:
+        for done in [self._start(copy, ids[a:b], out[a:b]) for a, b in pairs]:
             done.result()
 
     def annotations(self, ids: NDArray[np.int64]) -> Annotations:
@@ -160,11 +154,11 @@ class ShardedDataset:
             every = [which for _, which in self._by_shard(ids)]
         for asked in every:
             with self._turn:
-                sound = self._sound(ids[asked])
-                for number, which in self._by_shard(sound):
+                self._prepare(ids[asked])
+                for number, which in self._by_shard(ids[asked]):
                     contents = self._contents[number]
                     assert contents is not None
-                    local = sound[which] - self._first_rows[number]
+                    local = ids[asked][which] - self._first_rows[number]
                     for name in Annotations.__annotations__:
                         part = getattr(contents, name)[local]
                         shape = len(ids), *part.shape[1:]
@@ -189,14 +183,13 @@ class ShardedDataset:
             self._pool[1].shutdown()
             self._pool = None
 
-    def _sound(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what is to be read for ``ids``, once the shards that hold it are here."""
-        # One look instead of two: seen as unsigned, a negative number is larger than any other.
+    def _prepare(self, ids: NDArray[np.int64]) -> None:
+        """Check that ids are in range, and bring the shards that hold them to this node."""
+        # One comparison for both ends: as unsigned, a negative number is larger than any other.
         if len(ids) and ids.view(np.uint64).max() >= len(self):
             raise self._out_of_range(ids)
         if self.remote:
             self._bring(ids)
-        return self._damage.sound(ids) if self._damage else ids
 
     def _out_of_range(self, ids: NDArray[np.int64]) -> ValueError:
         return ValueError(f"ids reach from {ids.min()} to {ids.max()}; there are {len(self)}")
@@ -253,16 +246,11 @@ class ShardedDataset:
 
     def _open(self, number: int) -> None:
         """Map a shard that stands on this machine."""
-        try:
-            contents = open_shard(self._places[number], self.manifest.shards[number].bytes)
-        except ValueError as error:
-            if self._damage is None:
-                raise
-            return self._damage.lose(number, error)
+        contents = open_shard(self._places[number], self.manifest.shards[number].bytes)
         self._contents[number] = contents
         self._mapping.add(number, contents.start)
-        if self._damage:
-            self._damage.add(number, contents)
+        if self._verifier:
+            self._verifier.add(number, contents)
 
     def _bring(self, ids: NDArray[np.int64]) -> None:
         """Fetch and map the shards of ``ids``; give room back by dropping those not used lately."""
@@ -272,10 +260,6 @@ class ShardedDataset:
             self._bring_one(number)
 
     def _bring_one(self, number: int) -> None:
-        if self.remote is None:
-            return
-        if number not in self._in_hand:  # it stands in for one that is damaged
-            self._in_hand.append(number)
         if self._contents[number] is None:
             self._fetch(number)
         self._last_used.pop(number, None)

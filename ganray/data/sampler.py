@@ -29,11 +29,8 @@ from ganray.errors import UserError
 # Keeps these streams apart from any other that is derived from the same (rng_seed, integer).
 ORDER_STREAM = 0x6F72646572
 
-# From this size on, a permutation is computed id by id, because a table of it is too large.
-CIPHER_FROM = 2**26
-
-# Four rounds suffice in theory, for halves much wider than the 13 to 20 bits there are here.
-CIPHER_ROUNDS = 6
+# Larger permutations would be too large to keep in memory.
+MAX_PERMUTATION = 2**26
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,15 @@ class DeterministicSampler:
                 f"window=0 with block={self.block}: must be at least 1; "
                 "use window=32, or block=0 for a full shuffle"
             )
-        if self.block * self.window >= CIPHER_FROM:
+        if self.block * self.window >= MAX_PERMUTATION:
             raise UserError(
                 f"block={self.block}, window={self.window}: a window is held in memory, so block * "
-                f"window must be below {CIPHER_FROM}; use smaller ones, or block=0"
+                f"window must be below {MAX_PERMUTATION}; use smaller ones, or block=0"
+            )
+        if (self.num_blocks or self.num_samples) >= MAX_PERMUTATION:
+            raise UserError(
+                f"{self.num_samples} images cannot be shuffled at once, only {MAX_PERMUTATION - 1};"
+                " use data.shuffle=blocks with a larger data.block_rows"
             )
 
     @property
@@ -104,8 +106,8 @@ class DeterministicSampler:
         if self.block:
             window, offset = window_at(self, epoch, position)
             return window_ids(self, epoch, window)[offset : offset + at_most]
-        stop = min(position + at_most, self.num_samples)
-        return permuted(self.num_samples, self.rng_seed, epoch, position, stop)
+        table = permutation(self.num_samples, self.rng_seed, epoch)
+        return table[position : position + at_most].astype(np.int64)
 
     def rank_indices(
         self, step: int, batch_size: int, rank: int, world_size: int
@@ -208,7 +210,7 @@ def window_ids(order: DeterministicSampler, epoch: int, window: int) -> NDArray[
     """
     first = window * order.window
     stop = min(first + order.window, order.num_blocks)
-    blocks = permuted(order.num_blocks, order.rng_seed, epoch, first, stop)
+    blocks = permutation(order.num_blocks, order.rng_seed, epoch)[first:stop].astype(np.int64)
     rows = (blocks[:, None] * order.block + np.arange(order.block)).ravel()
     rows = rows[rows < order.num_samples]  # the last block may be short
     ids = rows[_sorted_words(len(rows), order.rng_seed, epoch, window)]
@@ -231,35 +233,10 @@ def _blocks_from(order: DeterministicSampler, start: int) -> Iterator[int]:
         start += len(ids)
 
 
-# Keyed permutations of 0 .. size - 1, read in stretches: a table where it is small, else a cipher.
-
-
-def permuted(size: int, rng_seed: int, epoch: int, first: int, stop: int) -> NDArray[np.int64]:
-    """Return what stands at places ``[first, stop)`` of an epoch's permutation.
-
-    Args:
-        size: How many things are permuted, at least 1.
-        rng_seed: The run's seed, not negative.
-        epoch: Counted from 0.
-        first: First place, at least 0.
-        stop: Behind the last place, at most ``size``.
-
-    Returns:
-        int64 ``(stop - first,)`` in ``[0, size)``.
-    """
-    if size < CIPHER_FROM:
-        return permutation(size, rng_seed, epoch)[first:stop].astype(np.int64)
-    keys = _stream(rng_seed, epoch).random_raw(CIPHER_ROUNDS)
-    return cipher(np.arange(first, stop, dtype=np.uint64), size, keys).astype(np.int64)
-
-
-@lru_cache(maxsize=4)  # asked at every batch, where searching a table of blocks takes a while
+@lru_cache(maxsize=4)  # called for each batch, where searching the permutation takes a while
 def position_of(value: int, size: int, rng_seed: int, epoch: int) -> int:
-    """Return the place of ``value`` in an epoch's permutation: the inverse of ``permuted``."""
-    if size < CIPHER_FROM:
-        return int(np.flatnonzero(permutation(size, rng_seed, epoch) == value)[0])
-    keys = _stream(rng_seed, epoch).random_raw(CIPHER_ROUNDS)
-    return int(cipher(np.array([value], np.uint64), size, keys[::-1])[0])
+    """Return the place of ``value`` in an epoch's permutation."""
+    return int(np.flatnonzero(permutation(size, rng_seed, epoch) == value)[0])
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
@@ -267,7 +244,7 @@ def permutation(size: int, rng_seed: int, epoch: int) -> NDArray[np.int32]:
     """Return the table of an epoch's permutation, every order of it equally likely.
 
     Args:
-        size: How many things are permuted, at least 1 and below ``CIPHER_FROM``.
+        size: How many things are permuted, at least 1 and below ``MAX_PERMUTATION``.
         rng_seed: The run's seed, not negative.
         epoch: Counted from 0.
 
@@ -296,44 +273,3 @@ def _sorted_words(size: int, rng_seed: int, epoch: int, *window: int) -> NDArray
     words.sort()
     words &= low
     return words.view(np.int64)
-
-
-def cipher(values: NDArray[np.uint64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Permute ``0 .. size - 1`` without a table.
-
-    A Feistel network permutes the 2 h bit numbers, h being the smallest half that holds ``size``
-    of them. A value that leaves the range is encrypted again until it is back ("cycle walking"):
-    the cycle through a value in range returns to it in the end, and meets the range no later. So
-    each value in range has exactly one image in range. Less than four walks are needed on average.
-
-    Args:
-        values: uint64 ``(n,)`` in ``[0, size)``.
-        size: How many numbers are permuted, at least 1.
-        keys: uint64 ``(rounds,)``; the same keys backwards are the inverse permutation.
-
-    Returns:
-        uint64 ``(n,)`` in ``[0, size)``.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    images = _feistel(values, half, keys)
-    while (outside := np.flatnonzero(images >= size)).size:
-        images[outside] = _feistel(images[outside], half, keys)
-    return images
-
-
-# uint64 throughout; numpy's annotations lose that in ``array >> int``, hence the plain ndarray.
-def _feistel(values: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
-    """Permute the numbers of ``2 * half`` bits: a round can be undone, whatever ``_mix`` does."""
-    low_bits = 2**half - 1
-    left, right = values >> half, values & low_bits
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & low_bits)
-    # Put together crosswise, so that a second pass with the keys backwards undoes the first.
-    return (right << half) | left
-
-
-def _mix(words: np.ndarray) -> np.ndarray:
-    """Scatter words: every bit of the result depends on all bits (splitmix64's last steps)."""
-    words = (words ^ (words >> 30)) * 0xBF58476D1CE4E5B9
-    words = (words ^ (words >> 27)) * 0x94D049BB133111EB
-    return words ^ (words >> 31)

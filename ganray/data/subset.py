@@ -24,16 +24,10 @@ class Subset:
         self._images, self._ids = images, ids
         self.image_shape, self.shard_rows = images.image_shape, images.shard_rows
         self.class_names, self.attribute_names = images.class_names, images.attribute_names
-        self.counts_replaced = images.counts_replaced
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._ids)
-
-    @property
-    def replaced(self) -> int:
-        """Damaged images of the set that others stood in for, so far."""
-        return self._images.replaced
 
     def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids``, (n,), into ``out``, uint8 (n, H, W, C)."""

@@ -335,9 +335,7 @@ def reference_digest(sets: RunDatasets) -> str:
 def open_reference(sets: RunDatasets) -> closing[ImageDataset]:
     """Around the block: the images that samples are compared with."""
     config = sets.config
-    return closing(
-        prepare.open_dataset(config.reference_data(), config.home, sets.reference.location)
-    )
+    return closing(prepare.open_dataset(config.reference_data(), sets.reference.location))
 
 
 def dataset_info(sets: RunDatasets, digest: str) -> dict[str, str]:

@@ -72,9 +72,9 @@ class SweepDatasets:
         """Return a description of all image sets and an identifier of their contents."""
         descriptions = {}
         for sets in self:
-            data, reference, home = sets.config.data, sets.config.reference_data(), sets.config.home
+            data, reference = sets.config.data, sets.config.reference_data()
             for section, plan in ((data, sets.images), (reference, sets.reference)):
-                descriptions[prepare.dataset_identity(section, plan, home)] = str(plan)
+                descriptions[prepare.dataset_identity(section, plan)] = str(plan)
         return ", ".join(dict.fromkeys(descriptions.values())), "-".join(descriptions)
 
     def run_assets(self) -> dict[Hashable, RunAssets]:

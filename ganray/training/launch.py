@@ -50,7 +50,7 @@ def run_worker(
     with (
         _record_errors(config.run_folder()),
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
-        closing(open_dataset(config.data, config.home, images)) as dataset,
+        closing(open_dataset(config.data, images)) as dataset,
         _open_reference(config, dataset, assets.reference) as reference,
     ):
         reference_set = assets.reference_set(config, reference)
@@ -78,7 +78,7 @@ def _open_reference(config: Config, dataset: ImageDataset, location: str) -> Ite
     if not location:
         yield dataset
         return
-    with closing(open_dataset(config.reference_data(), config.home, location)) as images:
+    with closing(open_dataset(config.reference_data(), location)) as images:
         yield images
 
 

@@ -39,7 +39,7 @@ def offline(monkeypatch):
 def test_without_mnist_and_network_the_digits_stand_in_loudly(mnist, home, offline, capsys):
     mnist.main(["conditional", *SHORT, "--name", "one"])
     out = capsys.readouterr().out
-    assert "NO MNIST WAS FOUND OR FETCHED" in out
+    assert "MNIST was neither found nor downloaded" in out
     assert "1,500 images of scikit-learn's digits" in out
     folder = home / "runs" / "one"
     assert journal.history(folder, "G/loss")[0].tolist() == [100, 200]

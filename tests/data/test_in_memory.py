@@ -49,16 +49,3 @@ def test_a_set_that_does_not_fit_is_refused(shards_folder: Path, monkeypatch):
             world_size=1,
             device="cpu",
         )
-
-
-def test_damage_is_stood_in_for_as_in_a_stream(folder: Path):
-    from tests.data.conftest import SHARD_1, flip
-
-    flip(folder / SHARD_1, row=3)
-    reader = ShardedDataset(folder, on_damage="skip")
-    share = {"batch_size": 16, "rank": 0, "world_size": 1, "device": "cpu"}
-    with closing(InMemoryDataset(reader, ORDERS[0], **share)) as kept:
-        assert reader.replaced == 64
-        with Loader(ShardedDataset(folder, on_damage="skip"), ORDERS[0], **share) as stream:
-            for _ in range(10):
-                assert torch.equal(next(stream), next(kept))

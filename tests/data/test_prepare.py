@@ -20,7 +20,7 @@ def test_without_celeba_faces_are_drawn_and_converted_once(tmp_path):
     assert not plan.ready
     assert "no CelebA" in str(plan)
     digest = prepare.prepare_dataset(DRAWN, plan)
-    images = prepare.open_dataset(DRAWN, tmp_path, plan.location)
+    images = prepare.open_dataset(DRAWN, plan.location)
     assert (len(images), images.image_shape) == (12, (16, 16, 3))
     stamps = [path.stat().st_mtime_ns for path in sorted(Path(plan.location).iterdir())]
     again = prepare.plan_dataset(DRAWN, tmp_path)
@@ -48,12 +48,12 @@ def test_a_shard_that_was_lost_is_made_again(tmp_path, celeba_folder):
     digest = prepare.prepare_dataset(data, made)
     (Path(made.location) / "shard-00000.h5").unlink()
     with pytest.raises(ValueError, match="prepare again into this folder"):
-        prepare.open_dataset(data, tmp_path, made.location)
+        prepare.open_dataset(data, made.location)
     again = prepare.plan_dataset(data, tmp_path)
     assert not again.ready
     assert prepare.prepare_dataset(data, again) == digest
     assert prepare.plan_dataset(data, tmp_path).ready
-    assert len(prepare.open_dataset(data, tmp_path, made.location)) == 150
+    assert len(prepare.open_dataset(data, made.location)) == 150
 
 
 def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
@@ -117,13 +117,13 @@ def test_digits_need_no_root_and_mnist_is_planned_before_it_is_fetched(tmp_path)
     assert (plan.count, plan.image_shape, plan.ready) == (1_500, (16, 16, 1), False)
     prepare.prepare_dataset(data, plan)
     assert prepare.plan_dataset(data, tmp_path).ready
-    images = prepare.open_dataset(data, tmp_path, plan.location)
+    images = prepare.open_dataset(data, plan.location)
     assert set(images.annotations(np.arange(1_500)).labels) == set(range(10))
 
     data = DataConfig(source="mnist", size=0, split="train", download=True)
     plan = prepare.plan_dataset(data, tmp_path)
     assert (plan.count, plan.image_shape) == (60_000, (28, 28, 1))
-    assert "to be fetched" in str(plan)
+    assert "to be downloaded" in str(plan)
     with pytest.raises(ValueError, match=r"holds no MNIST"):
         prepare.plan_dataset(replace(data, download=False), tmp_path)
 
@@ -148,7 +148,7 @@ def test_shards_behind_a_url_are_a_root(tmp_path, squares):
     plan = prepare.plan_dataset(data, tmp_path)
     assert (plan.count, plan.location, plan.ready) == (100, data.root, True)
     assert prepare.prepare_dataset(data, plan) == Manifest.read(squares).digest()
-    images = prepare.open_dataset(data, tmp_path, plan.location)
+    images = prepare.open_dataset(data, plan.location)
     assert not list(tmp_path.glob("cache/*/*.h5"))
     assert images.annotations(np.arange(100)).ids.tolist() == list(range(100))
     assert data.blocks(images.shard_rows) == (64, 4)
@@ -165,4 +165,4 @@ def test_jpegs_are_kept_once_and_read_in_any_size(tmp_path, celeba_zip):
         other = replace(data, size=size)
         again = prepare.plan_dataset(other, tmp_path)
         assert (again.location, again.ready) == (plan.location, True)
-        assert prepare.open_dataset(other, tmp_path, plan.location).image_shape == shape
+        assert prepare.open_dataset(other, plan.location).image_shape == shape

@@ -167,16 +167,16 @@ def test_verify_notices_a_changed_label(folder: Path):
 def test_labels_can_be_asked_for_while_another_thread_gathers(squares, monkeypatch):
     """A conditional run does so; both may fetch, check and drop shards."""
     reader = ShardedDataset(squares, verify="first-touch")
-    inside, sound = [], reader._sound
+    inside, prepare = [], reader._prepare
 
     def slow(ids):
         inside.append(ids)
         assert len(inside) == 1
         time.sleep(0.02)
         inside.pop()
-        return sound(ids)
+        prepare(ids)
 
-    monkeypatch.setattr(reader, "_sound", slow)
+    monkeypatch.setattr(reader, "_prepare", slow)
     ids, out = np.arange(10), torch.empty(10, *reader.image_shape, dtype=torch.uint8)
     with ThreadPoolExecutor(1) as pool:
         gathered = [pool.submit(reader.read_batch, ids, out) for _ in range(5)]

@@ -1,10 +1,8 @@
 """A reader whose shards stand elsewhere: it begins with the first, and keeps to its room."""
 
-import hashlib
 import pickle
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from ganray.data.remote import RemoteShards
 from ganray.data.sampler import DeterministicSampler
 from ganray.data.writer import write_shards
 from tests.conftest import Squares
-from tests.data.conftest import flip, gathered
+from tests.data.conftest import gathered
 
 ROWS = 64
 COUNT = 10 * ROWS - 13
@@ -101,33 +99,6 @@ def test_what_is_known_of_all_images_is_told_from_a_small_cache(far: Path, tmp_p
     with remote(far, tmp_path, 3) as shards:
         np.testing.assert_array_equal(ShardedDataset(shards).annotations(ids).ids, ids)
         assert len(standing(shards)) == 3
-
-
-@pytest.fixture
-def damaged(far: Path, tmp_path: Path) -> Path:
-    """Its eighth shard rotted before its digest was taken."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(far, folder)
-    manifest = Manifest.read(folder)
-    flip(folder / manifest.shards[7].name, row=3)
-    data = (folder / manifest.shards[7].name).read_bytes()
-    rotten = replace(manifest.shards[7], sha256=hashlib.sha256(data).hexdigest())
-    shards = (*manifest.shards[:7], rotten, *manifest.shards[8:])
-    replace(manifest, shards=shards).write(folder)
-    return folder
-
-
-@pytest.mark.parametrize("before", [[], [8], [8, 0, 1, 2]])
-def test_a_stand_in_is_fetched_whatever_was_read_before(
-    far: Path, damaged: Path, tmp_path: Path, before: list[int]
-):
-    with remote(damaged, tmp_path / "cache", 3) as shards:
-        reader = ShardedDataset(shards, on_damage="skip")
-        for number in before:
-            gathered(reader, [number * ROWS])
-        asked, instead = [7 * ROWS + 5], [8 * ROWS + 5]
-        assert torch.equal(gathered(reader, asked), gathered(ShardedDataset(far), instead))
-        assert reader.annotations(np.array(asked)).ids == instead
 
 
 def test_a_pickled_reader_fetches_for_itself(far: Path, tmp_path: Path):

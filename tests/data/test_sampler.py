@@ -1,9 +1,6 @@
 """What holds for every order: full or blocked, from a table or from the cipher."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import permutations
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-import ganray.data.sampler
 from ganray.data.sampler import (
     DeterministicSampler,
     permutation,
-    position_of,
     rank_slice,
     window_ids,
 )
@@ -29,17 +24,6 @@ KINDS = {
 }
 
 
-@contextmanager
-def ciphered(on: bool = True) -> Iterator[None]:
-    """Inside, permutations of any size come from the cipher."""
-    with patch.object(ganray.data.sampler, "CIPHER_FROM", 1 if on else 2**26):
-        window_ids.cache_clear()
-        position_of.cache_clear()
-        yield
-    window_ids.cache_clear()
-    position_of.cache_clear()
-
-
 @st.composite
 def orders(draw: st.DrawFn) -> DeterministicSampler:
     num_samples, rng_seed = draw(st.integers(1, 150)), draw(st.integers(0, 2**64))
@@ -47,30 +31,26 @@ def orders(draw: st.DrawFn) -> DeterministicSampler:
     return DeterministicSampler(num_samples, rng_seed, block, draw(st.integers(1, 6)))
 
 
-any_order = {"order": orders(), "by_cipher": st.booleans()}
+any_order = {"order": orders()}
 few = settings(max_examples=50, deadline=None)
 
 
 @few
 @given(**any_order, epoch=st.integers(0, 2**33))
-def test_every_epoch_holds_every_sample_once(
-    order: DeterministicSampler, by_cipher: bool, epoch: int
-):
-    with ciphered(by_cipher):
-        ids = order.indices(epoch * order.num_samples, order.num_samples)
+def test_every_epoch_holds_every_sample_once(order: DeterministicSampler, epoch: int):
+    ids = order.indices(epoch * order.num_samples, order.num_samples)
     assert sorted(ids) == list(range(order.num_samples))
 
 
 @few
 @given(**any_order, start=st.integers(0, 10**6), count=st.integers(0, 200), cut=st.integers(0, 200))
 def test_a_seek_gives_what_a_walk_gives(
-    order: DeterministicSampler, by_cipher: bool, start: int, count: int, cut: int
+    order: DeterministicSampler, start: int, count: int, cut: int
 ):
     cut = min(cut, count)
-    with ciphered(by_cipher):
-        walk = order.indices(start, count)
-        window_ids.cache_clear()
-        seek = order.indices(start + cut, count - cut)
+    walk = order.indices(start, count)
+    window_ids.cache_clear()
+    seek = order.indices(start + cut, count - cut)
     assert walk.dtype == seek.dtype == np.int64
     np.testing.assert_array_equal(walk[cut:], seek)
 
@@ -83,13 +63,10 @@ def test_a_seek_gives_what_a_walk_gives(
     world_size=st.integers(1, 20),
 )
 def test_ranks_join_to_the_global_batch_in_any_world(
-    order: DeterministicSampler, by_cipher: bool, step: int, batch_size: int, world_size: int
+    order: DeterministicSampler, step: int, batch_size: int, world_size: int
 ):
-    with ciphered(by_cipher):
-        parts = [
-            order.rank_indices(step, batch_size, rank, world_size) for rank in range(world_size)
-        ]
-        batch = order.indices(step * batch_size, batch_size)
+    parts = [order.rank_indices(step, batch_size, rank, world_size) for rank in range(world_size)]
+    batch = order.indices(step * batch_size, batch_size)
     np.testing.assert_array_equal(np.concatenate(parts), batch)
 
 
@@ -112,12 +89,10 @@ def test_ranks_read_disjoint_samples_within_an_epoch():
     assert len({*np.concatenate(parts).tolist()}) == 30
 
 
-@pytest.mark.parametrize("by_cipher", [False, True])
 @pytest.mark.parametrize("block", [0, 4])
-def test_seeds_and_epochs_give_other_orders(block: int, by_cipher: bool):
+def test_seeds_and_epochs_give_other_orders(block: int):
     orders = [DeterministicSampler(50, seed, block, 3) for seed in (0, 1, 2**32, 2**32 + 1)]
-    with ciphered(by_cipher):
-        seen = {tuple(order.indices(50 * epoch, 50)) for order in orders for epoch in range(4)}
+    seen = {tuple(order.indices(50 * epoch, 50)) for order in orders for epoch in range(4)}
     assert len(seen) == 16
 
 

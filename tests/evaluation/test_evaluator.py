@@ -137,7 +137,7 @@ def test_inception_features_are_combined_with_the_modes_of_the_classifier(
 ):
     weights = save(random_inception(monkeypatch).state_dict(), tmp_path / "inception.pth")
     settings = EvaluationConfig(features="inception", weights=str(weights))
-    opened = open_dataset(DataConfig(size=16), tmp_path, str(squares))
+    opened = open_dataset(DataConfig(size=16), str(squares))
     extractor = reference.ReferenceSet(opened, DataConfig(size=16), "", settings).extractor(CPU)
     features = extractor.extract(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
     assert features.features.shape == (2, 2048)
@@ -150,7 +150,7 @@ def test_other_weights_are_asked_for_and_refused_before_a_worker_is_held(squares
         EvaluationConfig(features="inception")
     config = evaluated(tmp_path)
     settings = replace(config.evaluation, features="inception", weights=str(tmp_path / "none"))
-    opened = open_dataset(config.data, config.home, str(squares))
+    opened = open_dataset(config.data, str(squares))
     with pytest.raises(ValueError, match="weights-inception"):
         reference.prepare_classifier(replace(config, evaluation=settings), opened, "", CPU)
     opened.close()
@@ -160,7 +160,7 @@ def test_no_image_is_read_where_the_classifier_is_found(squares, tmp_path, monke
     quick = functools.partial(reference_classifier, recipe=TrainingRecipe(min_images=640))
     monkeypatch.setattr(reference, "reference_classifier", quick)
     config = evaluated(tmp_path)
-    opened = open_dataset(config.data, config.home, str(squares))
+    opened = open_dataset(config.data, str(squares))
     trained = reference.prepare_classifier(config, opened, "squares", CPU)
     monkeypatch.setattr(reference, "read", None)
     assert reference.prepare_classifier(config, opened, "squares", CPU) == trained

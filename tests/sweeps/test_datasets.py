@@ -35,7 +35,7 @@ def test_runs_on_the_same_images_share_one_set(tmp_path):
     assert one.same
     assert images.shown.config == base
     images.prepare_datasets()
-    identity = prepare.dataset_identity(base.data, one.images, tmp_path)
+    identity = prepare.dataset_identity(base.data, one.images)
     assert images.identity() == ("1,797 images of scikit-learn's digits", identity)
 
 

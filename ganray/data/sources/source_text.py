@@ -181,7 +181,7 @@ def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.in
         """Note one name; True ends the visit."""
         number = int(raw[:-4]) if re.fullmatch(rb"\d{1,18}\.jpg", raw) else -1
         if number < 0:
-            problems.append(f"{raw!r} in {GROUP} is not a number sync_run by .jpg")
+            problems.append(f"{raw!r} in {GROUP} is not a number followed by .jpg")
         elif info.type != h5py.h5l.TYPE_HARD:
             problems.append(f"{raw.decode()} is a link, which could lead to any file")
         elif number in names:
@@ -233,8 +233,8 @@ def open_image(
         )
     if elsewhere:
         raise UserError(
-            f"{path}: the pixels of {name} lie in another file, which is not sync_run, as it could "
-            f"be any of this machine; {AS_THE_TEXT}"
+            f"{path}: the pixels of {name} lie in another file, which is not read, as it could "
+            f"be any file of this machine; {AS_THE_TEXT}"
         )
     return dataset
 

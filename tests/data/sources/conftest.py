@@ -9,24 +9,19 @@ from tests.data.sources.source_text_files import write_text
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """Read-only."""
     return write_text(tmp_path_factory.mktemp("raw") / "faces.h5py")
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the text writes it. Not to be changed."""
+    """As the text writes it. Read-only."""
     path = tmp_path_factory.mktemp("packed") / "faces.h5py"
     return write_text(path, compression="gzip", compression_opts=9)
 
 
 @pytest.fixture
 def path(raw: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy that a test may change."""
     (tmp_path / "faces.h5py").write_bytes(raw.read_bytes())
     return tmp_path / "faces.h5py"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"

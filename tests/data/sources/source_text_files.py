@@ -1,12 +1,10 @@
-"""The source text's file in miniature, and what is in it."""
+"""A small version of the source text's file, and its contents."""
 
 from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
-from ganray.data.source_text import SourceTextReader
 from ganray.data.sources.source_text import GROUP
 
 SHAPE = (218, 178, 3)
@@ -22,13 +20,6 @@ def write_text(path: Path, **options: object) -> Path:
         for number in reversed(NUMBERS):
             file.create_dataset(f"{GROUP}/{number}.jpg", data=PIXELS[number], **options)
     return path
-
-
-def gathered(reader: SourceTextReader, rows: list[int] | None = None) -> np.ndarray:
-    wanted = np.arange(len(reader)) if rows is None else np.array(rows, np.int64)
-    out = torch.empty((len(wanted), *reader.image_shape), dtype=torch.uint8)
-    reader.read_batch(wanted, out)
-    return out.numpy()
 
 
 def expected(rows: list[int] | None = None) -> np.ndarray:
