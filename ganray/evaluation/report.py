@@ -53,7 +53,7 @@ class EvaluationReport:
     def tags(self) -> dict[str, str]:
         """What the run is found by in a list of runs."""
         return {
-            "ganray.verdict": self.verdict.words,
+            "ganray.diagnosis": self.verdict.words,
             "ganray.collapse": self.verdict.kind,
             "ganray.extractor": self.report.extractor,
         }

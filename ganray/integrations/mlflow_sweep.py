@@ -39,10 +39,10 @@ from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.results import RunResult
 from ganray.training.state import CONFIG_FILE
 
-STUDY_TAG = "ganray.sweeps"
+SWEEP_TAG = "ganray.sweep"
 """Of the children alone: a filter on it shows the trials without their parent."""
-CELL_TAG = "ganray.cell"
-OUTCOME_TAG = "ganray.outcome"
+SETTING_TAG = "ganray.setting"
+STATUS_TAG = "ganray.status"
 """running, or the status of the outcome once MLflow has all of it."""
 _PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
@@ -175,9 +175,9 @@ class SweepRuns:
         levels = zip(self._study.axes, trial.levels, strict=True)
         return dict(self._tags) | {
             _PARENT_TAG: self.parent.run_id,
-            STUDY_TAG: self._study.name,
-            OUTCOME_TAG: "running",
-            CELL_TAG: cell_name(trial.levels),
+            SWEEP_TAG: self._study.name,
+            STATUS_TAG: "running",
+            SETTING_TAG: cell_name(trial.levels),
             **{axis_tag(axis): label for axis, label in levels},
         }
 
@@ -194,7 +194,7 @@ class SweepRuns:
             for run in page:
                 name = run.data.tags[NAME_TAG]
                 ids[name] = run.info.run_id
-                known[name] = run.data.tags[OUTCOME_TAG]
+                known[name] = run.data.tags[STATUS_TAG]
             token = page.token
             if not token:
                 return ids, known
@@ -292,7 +292,7 @@ class SweepRuns:
             log_file(run, picture)
         self._client.set_terminated(run.run_id, _STATUS[outcome.status])
         # Last, as it says that nothing is missing.
-        log_report(run, {}, {"ganray.why": outcome.reason, OUTCOME_TAG: outcome.status})
+        log_report(run, {}, {"ganray.reason": outcome.reason, STATUS_TAG: outcome.status})
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:  # once an outage

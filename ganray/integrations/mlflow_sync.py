@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 NAME_TAG = "ganray.name"
 """What a run is found again by."""
-ALARM_TAG = "ganray.alarm"
+WARNING_TAG = "ganray.collapse_warning"
 """Why the last evaluation that gave alarm did."""
 REFUSED = (MlflowException, OSError)
 """What MLflow raises when it takes nothing, for now."""
@@ -313,7 +313,7 @@ class JournalSync:
             elif is_new:
                 points += _points(event)
                 if event.get("warning"):
-                    self._client.set_tag(self._run.run_id, ALARM_TAG, event["warning"])
+                    self._client.set_tag(self._run.run_id, WARNING_TAG, event["warning"])
             if (is_new and is_picture) or len(points) >= _BATCH // 2 or after == events[-1][1]:
                 self._client.log_batch(self._run.run_id, metrics=points)
                 points = []

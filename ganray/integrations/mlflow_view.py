@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 
-from ganray.integrations.mlflow_sweep import CELL_TAG, NOTE_TAG, STUDY_TAG, axis_key, cell_name
+from ganray.integrations.mlflow_sweep import NOTE_TAG, SETTING_TAG, SWEEP_TAG, axis_key, cell_name
 from ganray.integrations.mlflow_sync import Run
 from ganray.sweeps.axes import SEED, Axis
 from ganray.sweeps.design import SweepPlan
@@ -123,7 +123,7 @@ def _pages(study: SweepPlan) -> list[_Page]:
     varied = [axis for axis in study.axes if len(axis.levels) > 1]
     pages = [_Page(f"by {axis.title}", averages, _levels(axis)) for axis in varied]
     if len(varied) > 1 and len(study.settings) <= _MOST_LINES:
-        cells = _Groups("tag", CELL_TAG, [cell_name(cell) for cell in study.settings])
+        cells = _Groups("tag", SETTING_TAG, [cell_name(cell) for cell in study.settings])
         pages.append(_Page("by cell", averages, cells))
     every = [_TRAINING, _END, _SETTINGS, _SAMPLES, _LOSSES, _DIFFERENCES]
     pages.append(_Page("every run", every))
@@ -182,7 +182,7 @@ _LAYOUT = {
 
 def _state(study: SweepPlan, page: _Page, step: int) -> dict[str, Any]:
     keys = [axis_key(axis) for axis in study.axes]
-    wanted = f"tags.`{STUDY_TAG}` = '{study.name}'"
+    wanted = f"tags.`{SWEEP_TAG}` = '{study.name}'"
     if page.rng_seed is not None:
         wanted += f" AND params.`{SEED}` = '{page.rng_seed}'"
     groups = page.grouped_by

@@ -94,16 +94,16 @@ def test_a_study_is_a_parent_and_a_child_for_each_trial(home):
 
     parent, child = parent_of(runs), stored(runs)[trial.name]
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "shape")
-    assert "ganray.sweeps" not in parent.data.tags
+    assert "ganray.sweep" not in parent.data.tags
     assert parent.data.params["optimizer.lr_G"] == "0.001"
     assert "latent.size" not in parent.data.params
     assert child.info.run_name == trial.label
     assert child.info.status == "FINISHED"
     assert child.data.params["latent.size"] == trial.levels[1]
     assert child.data.tags["axis.distribution"] == trial.levels[0]
-    assert child.data.tags["ganray.cell"] == " / ".join(trial.levels)
-    assert child.data.tags["ganray.sweeps"] == "shape"
-    assert child.data.tags["ganray.outcome"] == "finished"
+    assert child.data.tags["ganray.setting"] == " / ".join(trial.levels)
+    assert child.data.tags["ganray.sweep"] == "shape"
+    assert child.data.tags["ganray.status"] == "finished"
     assert child.inputs.dataset_inputs[0].dataset.name == "faces"
     final = {k: v for k, v in child.data.metrics.items() if k.startswith("final/")}
     wanted = {f"final/{k}": v for k, v in outcome.values.items()} | {"final/diverged": 0.0}
@@ -149,8 +149,8 @@ def test_how_a_trial_ended_is_told_and_only_what_counts_has_final_values(
     runs.close("FINISHED")
     child = stored(runs)[trial.name]
     assert child.info.status == shown
-    assert child.data.tags["ganray.outcome"] == status
-    assert child.data.tags["ganray.why"] == "D/loss is nan"
+    assert child.data.tags["ganray.status"] == status
+    assert child.data.tags["ganray.reason"] == "D/loss is nan"
     assert child.data.metrics.get("final/diverged") == final
     assert child.data.metrics.get("final/coverage") == (0.0 if final else None)
 
@@ -183,7 +183,7 @@ def test_what_a_dead_store_missed_arrives_when_it_is_back(home, capsys):
     wait_for(lambda: trial.name not in runs._live)
     runs.close("FINISHED")
     assert capsys.readouterr().out.count("trying again") == 1
-    assert stored(runs)[trial.name].data.tags["ganray.outcome"] == "finished"
+    assert stored(runs)[trial.name].data.tags["ganray.status"] == "finished"
     assert stored(runs)[other.name].info.status == "KILLED"
 
 

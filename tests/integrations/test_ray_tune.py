@@ -135,7 +135,7 @@ def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
     assert "Traceback" not in driver.text
     _, (parent,), children = mlflow_runs(home, "stopped")
     assert parent.info.status == "KILLED"
-    ended = [c for c in children if c.data.tags["ganray.outcome"] in ("finished", "diverged")]
+    ended = [c for c in children if c.data.tags["ganray.status"] in ("finished", "diverged")]
     assert len(ended) >= 2
     assert {c.info.status for c in children} <= {"FINISHED", "FAILED", "KILLED"}
 

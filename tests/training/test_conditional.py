@@ -66,7 +66,7 @@ def plan_of(conditional, tmp_path):
 
     def make(classes):
         shape = (16, 16, 3)
-        images = DatasetPlan("squares", False, tmp_path, 9, shape, shape, "/s", 9, True, classes)
+        images = DatasetPlan("squares", 9, shape, shape, "/s", 9, classes)
         return RunDatasets(conditional, images, images), Workers(1, False, 1), "here"
 
     return make

@@ -102,7 +102,16 @@ def test_the_plan_describes_the_run(tmp_path):
     shape = 32, 32, 3
     what = "procedural faces (no CelebA was given)"
     images = DatasetPlan(
-        what, True, tmp_path, 12_000, shape, shape, "/shards", 36_864_000, False, 0
+        description=what,
+        count=12_000,
+        stored_shape=shape,
+        image_shape=shape,
+        location="/shards",
+        bytes=36_864_000,
+        classes=0,
+        ready=False,
+        source=tmp_path,
+        procedural=True,
     )
     text = describe_plan(RunDatasets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
     for part in (
