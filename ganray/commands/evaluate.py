@@ -1,7 +1,8 @@
-"""What jobs/evaluate.py does: report on a trained generator, or on two side by side."""
+"""Evaluate a trained generator, or compare two."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,14 @@ from ganray.evaluation.reference import ReferenceSet, check_comparable, prepare_
 from ganray.evaluation.report import EvaluationReport, differences, evaluate_generator, table
 from ganray.training.journal import history
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(options: EvaluateConfig) -> None:
-    """Find the generators, measure them, print, write, log.
+    """Evaluate one generator, or two with their differences, and add the reports to MLflow.
 
     Raises:
-        ValueError: bad input, found before anything is measured.
+        UserError: The input is invalid; raised before anything is measured.
     """
     names = [options.run] + ([options.against] if options.against else [])
     found = [
@@ -47,15 +50,16 @@ def evaluate(options: EvaluateConfig) -> None:
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
     for each, label, assessment in zip(found, labels, assessed, strict=True):
-        print(f"\n{each.source}\n{table(assessment.report)}\nverdict     {assessment.verdict}")
+        logger.info(f"\n{each.source}\n{table(assessment.report)}")
+        logger.info(f"diagnosis   {assessment.diagnosis}")
         out = options.out / label if options.out and options.against else options.out
         folder = each.output_folder("evaluation", out, home_folder(options.home))
         _keep(each, assessment, digest, folder)
     if options.against:
-        print(f"\n{labels[0]} less {labels[1]}, with 95 % intervals")
+        logger.info(f"\n{labels[0]} minus {labels[1]}, with 95 % intervals")
         for name, value in differences(assessed[0].report, assessed[1].report).items():
             apart = "differ" if value.low > 0 or value.high < 0 else ""
-            print(f"{name:20s} {value.brief():>30s}  {apart}".rstrip())
+            logger.info(f"{name:20s} {value.brief():>30s}  {apart}".rstrip())
 
 
 def _config(found: TrainedGenerator, options: EvaluateConfig) -> Config:
@@ -104,7 +108,7 @@ def _assess(
 
 def _keep(found: TrainedGenerator, assessment: EvaluationReport, digest: str, folder: Path) -> None:
     """Write the report, and put it into the run's artifacts, or say why not."""
-    about = {"run": found.config.name, "source": found.source, "reals": digest}
+    about = {"run": found.config.name, "source": found.source, "reference": digest}
     files = assessment.write(folder, about)
-    print(f"report      {files[0]}\npage        {files[1]}")
+    logger.info(f"report      {files[0]}\npage        {files[1]}")
     found.log(files, "evaluation")

@@ -87,7 +87,7 @@ def _prepare(datasets: RunDatasets) -> tuple[str, EvaluationAssets]:
     launch.record_dataset(config.run_folder(), str(images), identity)
     if config.check_discriminator:
         return digest, NO_ASSETS
-    return digest, datasets.judge(reference.prepare_run_classifier(datasets))
+    return digest, datasets.assets(reference.prepare_run_classifier(datasets))
 
 
 def warn_procedural_faces() -> None:
@@ -148,7 +148,7 @@ def _train_and_report(
             source = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
             source["reference"] = reference.reference_digest(datasets)
             files = report.write(folder / "evaluation", source)
-            logger.info(f"{table(report.report)}\ndiagnosis   {report.verdict}")
+            logger.info(f"{table(report.report)}\ndiagnosis   {report.diagnosis}")
             logger.info(f"page        {folder / 'evaluation' / PAGE}")
         logger.info(f"checkpoint  {checkpoint}")
         for name, figure in figures.items():

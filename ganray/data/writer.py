@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -56,6 +57,8 @@ from ganray.data.format import (
 )
 from ganray.errors import UserError
 from ganray.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 192 * 2**20
 WRITE_BYTES = 16 * 2**20
@@ -229,7 +232,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: another process writes shards here; waiting for it", flush=True)
+            logger.info(f"{folder}: another process writes shards here; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

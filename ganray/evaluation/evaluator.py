@@ -35,14 +35,14 @@ class Evaluator:
         self, evaluation: EvaluationConfig, reference: ReferenceSet, device: torch.device
     ) -> None:
         self._max_share, self._device, self._shape = evaluation.max_share, device, reference.shape
-        self.samples = reference.comparable(evaluation.samples)
+        self.samples = reference.usable_count(evaluation.samples)
         """Number of samples of one evaluation; 0 if there are too few reference images."""
         if not self.samples:
             return
         self._extractor = reference.extractor(device)
         start = time.perf_counter()
         if rank() == 0:
-            self._reference = ReferenceStatistics.of(self._extractor, reference.reals(self.samples))
+            self._reference = ReferenceStatistics.of(self._extractor, reference.read(self.samples))
         # An estimate for the first evaluation, which extracts features of as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()

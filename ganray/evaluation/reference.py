@@ -1,7 +1,8 @@
-"""Who judges a run: the reals that its samples are compared with, and the extractor of both."""
+"""Training and reference images of a run, and the feature extractor used for evaluation."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,74 +33,76 @@ from ganray.evaluation.extractors import (
 from ganray.evaluation.pretrained import InceptionExtractor
 from ganray.evaluation.suite import MIN_IMAGES
 
-# Which reals are compared with does not depend on a run's own seed: runs that are compared with
-# each other must be compared with the same images.
+logger = logging.getLogger(__name__)
+
+# The choice of reference images does not depend on train.rng_seed: runs that are compared with each
+# other must be compared with the same images.
 _SEED = 0
 _LEARNED = 60_000
 _TRIPLES = 20_000
 _LEARNED_BYTES = 2**30
-"""Of the classifier's training images, at most."""
+"""Maximum size of the classifier's training images."""
 _HELD_OUT = 10_000
-"""ImageDataset, or half of a smaller set, that the classifier does not learn: it is surer of those that
-it has learned than of any sample, however good. They are what samples are compared with."""
+"""Images, or half of a smaller set, that the classifier is not trained on, because it is more
+confident about training images than about any sample. Samples are compared with these."""
 _TESTED = 5_000
-"""Of these, those that say how good the classifier is."""
+"""Number of these that measure the classifier's accuracy."""
 
 
 @dataclass(frozen=True)
 class EvaluationAssets:
-    """What a run's workers are told of its judge."""
+    """What workers need for evaluation."""
 
     classifier: str = ""
-    """Its file: see `prepare_classifier`."""
+    """File of the classifier, see `prepare_classifier`."""
     reference: str = ""
-    """Where the shards are of `Config.reference_data`; '' if they are those that are learned."""
+    """Location of the shards of `Config.reference_data`; '' if they are the training images."""
 
     def reference_set(self, config: Config, images: ImageDataset) -> ReferenceSet:
-        """Those images, opened, and what they are looked at through."""
+        """Return the reference set for these opened reference images."""
         return ReferenceSet(images, config.reference_data(), self.classifier, config.evaluation)
 
 
 NO_ASSETS = EvaluationAssets()
-"""Samples are compared by pixels, with what is learned."""
+"""Compare samples with the training images, by pixels."""
 
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """Opened: the images that samples are compared with, and through what."""
+    """Opened reference images with their feature extractor."""
 
     images: ImageDataset
     data: DataConfig
-    """How they are shown: `Config.reference_data`."""
+    """Their config, `Config.reference_data`."""
     classifier: str
-    """What `prepare_classifier` returned for them; '' for none."""
+    """File of their classifier; '' for none."""
     evaluation: EvaluationConfig
-    """Whether features are another network's; modes are never."""
+    """Choice of the network that computes features."""
 
     @property
     def shape(self) -> Shape:
-        """(H, W, C) of a real."""
+        """(H, W, C) of a reference image."""
         return self.data.cropped_shape(self.images.image_shape)
 
-    def comparable(self, samples: int, parts: int = 1) -> int:
-        """How many of them there are to compare with: see the function of this name."""
-        return comparable(len(self.images), bool(self.classifier), samples, parts)
+    def usable_count(self, samples: int, parts: int = 1) -> int:
+        """Return the number of usable reference images; see the function of this name."""
+        return usable_count(len(self.images), bool(self.classifier), samples, parts)
 
-    def reals(self, samples: int, part: int = 0) -> torch.Tensor:
-        """Some of them, the same for every run that is compared with this set.
+    def read(self, samples: int, part: int = 0) -> torch.Tensor:
+        """Return reference images, the same for every run that is compared with this set.
 
         Args:
-            samples: how many.
+            samples: Number of images.
             part: 0, or 1 for as many others.
 
         Returns:
-            uint8 (n, H, W, C), n being `samples`, or fewer where images are few.
+            uint8 (n, H, W, C), n being `samples`, or fewer if there are too few images.
         """
         ids = _shuffled_ids(self.images)[part * samples : (part + 1) * samples]
         return read(self.data, self.images, ids)
 
     def extractor(self, device: torch.device) -> FeatureExtractor:
-        """Who looks, in the process that uses it."""
+        """Build the feature extractor on `device`."""
         own = _own_extractor(self.classifier, self.images, device)
         if self.evaluation.features == "classifier":
             return own
@@ -107,14 +110,14 @@ class ReferenceSet:
         return CombinedExtractor(inception, own)
 
 
-def comparable(images: int, halved: bool, samples: int, parts: int = 1) -> int:
-    """How many reals there are to compare with, at most `samples`; 0 where they are too few.
+def usable_count(images: int, halved: bool, samples: int, parts: int = 1) -> int:
+    """Return the number of usable reference images, at most `samples`; 0 if there are too few.
 
     Args:
-        images: in the set.
-        halved: whether a classifier learns half of them, which are left out.
-        samples: how many are wanted.
-        parts: how many sets of them.
+        images: Number of images in the set.
+        halved: Whether a classifier is trained on half of them, which are excluded.
+        samples: Number of images wanted.
+        parts: Number of disjoint sets of that size.
     """
     known = _held_out(images) if halved else images
     found = min(samples, known // parts)
@@ -124,21 +127,21 @@ def comparable(images: int, halved: bool, samples: int, parts: int = 1) -> int:
 def prepare_classifier(
     config: Config, images: ImageDataset, digest: str, device: torch.device
 ) -> str:
-    """Train the classifier that this data needs, if it was not yet.
+    """Train the classifier of the reference images unless it exists.
 
     Args:
-        config: of the run.
-        images: those that samples are compared with: `Config.reference_data`.
-        digest: stands for them.
-        device: where to train.
+        config: Config of the run.
+        images: Reference images.
+        digest: Digest of the reference images.
+        device: Where to train.
 
     Returns:
-        Its file in the home; '' where nothing is known of images, or nothing is to be evaluated.
+        Its file in the home; '' for unlabelled images, or if evaluation is disabled.
     """
     evaluation = config.evaluation
     told = images.class_names or images.attribute_names
     if evaluation.features != "classifier":
-        # Report a wrong file here, before a worker is held.
+        # MetricsReport a wrong file here, before a worker is held.
         InceptionExtractor(Path(evaluation.weights or ""), device)
     if not evaluation.is_enabled() or not told:
         return ""
@@ -162,7 +165,7 @@ def prepare_classifier(
 def _labelled(
     data: DataConfig, images: ImageDataset, ids: np.ndarray
 ) -> tuple[LazyImages, torch.Tensor]:
-    """Pixels, to be read if need be, and classes or attributes, of those ids that have any."""
+    """Return images, read on demand, and their classes or attributes; unlabelled ones are dropped."""
     rows = images.annotations(ids)
     labels = rows.labels if images.class_names else rows.attributes
     if images.class_names:
@@ -195,38 +198,38 @@ def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> Fea
     known = images.annotations(_shuffled_ids(images)[:_LEARNED]).attributes
     try:
         return AttributeExtractor(classifier, images.attribute_names, known)
-    except ValueError as error:  # attributes that cannot be told apart: still its features are
-        print(f"no modes: {error}", flush=True)
+    except UserError as error:  # no attribute is suitable for modes; the features still are
+        logger.warning(f"no modes: {error}")
         return ClassifierFeatureExtractor(classifier)
 
 
 def check_comparable(made: Shape, reals: Shape) -> None:
-    """Refuse reals that samples cannot be brought to the shape of.
+    """Check that samples can be resized to the shape of the reference images.
 
     Args:
         made: (H, W, C) of the samples.
-        reals: the same of what they are compared with.
+        reals: (H, W, C) of the reference images.
 
     Raises:
-        ValueError: one has colours and the other has none; or the reals are no squares, and show
-            what may lie outside of the samples.
+        UserError: The numbers of channels differ, or the reference images are not square and may
+            show more than the samples.
     """
-    shapes = " and reals of ".join("x".join(map(str, shape)) for shape in (made, reals))
+    shapes = " with references of ".join("x".join(map(str, shape)) for shape in (made, reals))
     if made[2] != reals[2]:
-        raise UserError(f"samples of {shapes} do not compare; use runs and images of one kind")
+        raise UserError(f"cannot compare samples of {shapes}: the channels differ")
     if made != reals and reals[0] != reals[1]:
         raise UserError(
-            f"samples of {shapes} do not compare, as these may show more; use squares as reals:"
+            f"cannot compare samples of {shapes}: crop the references to squares with"
             " --evaluation.reference.size 64"
         )
 
 
 def resize_samples(samples: torch.Tensor, reals: Shape) -> torch.Tensor:
-    """Samples in the size of the reals, made as shards are: uint8 (n, H, W, C).
+    """Resize samples to the size of the reference images, as shards are: uint8 (n, H, W, C).
 
     Args:
-        samples: uint8 (n, h, w, C), on any device; returned as they are if they have the size.
-        reals: (H, W, C); see `check_comparable`.
+        samples: uint8 (n, h, w, C) on any device; returned unchanged if they have the size.
+        reals: (H, W, C) of the reference images, see `check_comparable`.
     """
     if tuple(samples.shape[1:3]) == reals[:2]:
         return samples
@@ -234,7 +237,7 @@ def resize_samples(samples: torch.Tensor, reals: Shape) -> torch.Tensor:
 
 
 def _stacked(images: ImageDataset) -> bool:
-    """Whether each channel is a digit of its own: stacked MNIST."""
+    """Whether this is stacked MNIST, each channel a digit."""
     return len(images.class_names) == 1000 and images.image_shape[2] == 3
 
 
@@ -245,7 +248,7 @@ def _shuffled_ids(images: ImageDataset) -> np.ndarray:
 def read(data: DataConfig, images: ImageDataset, ids: np.ndarray) -> torch.Tensor:
     """ImageDataset as D is shown them, cropped and mirrored: uint8 (n, H, W, C) on the CPU."""
     pixels = torch.empty((len(ids), *images.image_shape), dtype=torch.uint8)
-    # Shard by shard: the cache of far ones may have no room for all that hold some of these.
+    # Shard by shard, because the cache of remote shards may have no room for all of them.
     order = np.argsort(ids // images.shard_rows, kind="stable")
     ends = np.flatnonzero(np.diff(ids[order] // images.shard_rows)) + 1
     for which in np.split(order, ends):
@@ -263,35 +266,32 @@ def read(data: DataConfig, images: ImageDataset, ids: np.ndarray) -> torch.Tenso
     )
 
 
-# The images of a run and those that judge it: find them, lay them down, train the classifier.
-
-
 @dataclass(frozen=True)
 class RunDatasets:
-    """What a run needs of images, found without reading any."""
+    """Training and reference images of a run, located without reading any."""
 
     config: Config
     images: DatasetPlan
-    """Those that are learned."""
+    """Training images."""
     reference: DatasetPlan
-    """Those that samples are compared with; `images` itself where they are the same."""
+    """Reference images; `images` itself if they are the same."""
 
     @property
     def same(self) -> bool:
-        """Whether samples are compared with what is learned, or with nothing."""
+        """Whether the reference images are the training images."""
         return self.reference is self.images
 
-    def judge(self, classifier: str) -> EvaluationAssets:
-        """Who judges, by the classifier that `prepare_run_classifier` trained."""
+    def assets(self, classifier: str) -> EvaluationAssets:
+        """Return what workers need, with the classifier of `prepare_run_classifier`."""
         return EvaluationAssets(classifier, "" if self.same else self.reference.location)
 
 
 def locate_datasets(config: Config) -> RunDatasets:
-    """Find both sets.
+    """Locate the training and reference images.
 
     Raises:
-        ValueError: they are not there, the disk has too little room for their shards, or samples
-            cannot be brought to the size of the reals.
+        UserError: They are not there, the disk has too little room for their shards, or samples
+            cannot be resized to the reference images.
     """
     images = prepare.plan_dataset(config.data, config.home)
     reference, compares = config.reference_data(), config.evaluation.is_enabled()
@@ -299,14 +299,13 @@ def locate_datasets(config: Config) -> RunDatasets:
         return RunDatasets(config, images, images)
     try:
         reals = prepare.plan_dataset(reference, config.home)
-    except ValueError as error:
-        named = f"images to compare with, evaluation.reference={config.evaluation.reference}"
+    except UserError as error:
+        named = f"reference images, evaluation.reference={config.evaluation.reference}"
         raise UserError(f"{named}: {error}") from error
     if reference.split != config.data.split and reals.location == images.location:
         raise UserError(
-            f"data.split={config.data.split}, and that of the images to compare with is"
-            f" {reference.split}: but all of {reals.location} are used, whatever the split; make a"
-            " set of each by jobs/shard.py"
+            f"data.split={config.data.split} and evaluation.reference.split={reference.split}: all of"
+            f" {reals.location} is used, whatever the split; convert each split with jobs/shard.py"
         )
     check_comparable(images.image_shape, reals.image_shape)
     prepare.check_room([images, reals], config.home)
@@ -314,7 +313,7 @@ def locate_datasets(config: Config) -> RunDatasets:
 
 
 def prepare_datasets(sets: RunDatasets) -> str:
-    """Make the shards that are not there yet; returns 16 hex digits for those that are learned."""
+    """Write missing shards and return the digest of the training images, 16 hex digits."""
     config = sets.config
     if not sets.same:
         prepare.prepare_dataset(config.reference_data(), sets.reference)
@@ -322,24 +321,24 @@ def prepare_datasets(sets: RunDatasets) -> str:
 
 
 def prepare_run_classifier(sets: RunDatasets) -> str:
-    """Train the classifier that samples are judged by, before a worker is held; its file."""
+    """Train the classifier for evaluation before workers start, and return its file."""
     with open_reference(sets) as images:
         return prepare_classifier(sets.config, images, reference_digest(sets), local_device())
 
 
 def reference_digest(sets: RunDatasets) -> str:
-    """16 hex digits for what samples are compared with, once it is laid down."""
+    """Return the digest of the prepared reference images, 16 hex digits."""
     return prepare.prepare_dataset(sets.config.reference_data(), sets.reference)
 
 
 def open_reference(sets: RunDatasets) -> closing[ImageDataset]:
-    """Around the block: the images that samples are compared with."""
+    """Return a context manager of the opened reference images."""
     config = sets.config
     return closing(prepare.open_dataset(config.reference_data(), sets.reference.location))
 
 
 def dataset_info(sets: RunDatasets, digest: str) -> dict[str, str]:
-    """What was learned, for the lineage: name, digest and path."""
+    """Return name, digest and path of the training images for MLflow's lineage."""
     images = sets.images
     name = "procedural faces" if images.procedural else sets.config.data.source
     return {"name": name, "digest": digest, "path": images.location}

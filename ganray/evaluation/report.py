@@ -1,8 +1,9 @@
-"""The report on a trained generator: measured against the reals, drawn on a page, said in words."""
+"""Final report of a trained generator: metrics, diagnosis and a figure."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from ganray.evaluation.diagnosis import Diagnosis, diagnose
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, check_comparable, resize_samples
 from ganray.evaluation.report_figure import Page, draw
-from ganray.evaluation.suite import MetricResult, ReferenceStatistics, Report, report
+from ganray.evaluation.suite import MetricResult, MetricsReport, ReferenceStatistics, report
 from ganray.gan.latents import fixed_latents
 from ganray.metrics.intervals import Estimate, bootstrap
 from ganray.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Generate = Callable[[torch.Tensor], torch.Tensor]
 """float32 (n, latent.size + classes) -> uint8 (n, H, W, C)."""
@@ -38,34 +41,38 @@ JSON, PAGE = "report.json", "report.png"
 class EvaluationReport:
     """A report and what a page of it shows."""
 
-    report: Report
-    verdict: Diagnosis
+    report: MetricsReport
+    diagnosis: Diagnosis
     page: Page
 
     def summary(self) -> dict[str, float]:
         """Each metric as `report/NAME`, and the ends of its interval; infinite ones left out."""
         values = {}
-        for name, line in self.report.lines.items():
-            ends = {"": line.fake.value, "_low": line.fake.low, "_high": line.fake.high}
+        for name, result in self.report.results.items():
+            ends = {
+                "": result.estimate.value,
+                "_low": result.estimate.low,
+                "_high": result.estimate.high,
+            }
             values |= {f"report/{name}{end}": float(x) for end, x in ends.items() if np.isfinite(x)}
         return values
 
     def tags(self) -> dict[str, str]:
         """What the run is found by in a list of runs."""
         return {
-            "ganray.diagnosis": self.verdict.words,
-            "ganray.collapse": self.verdict.kind,
+            "ganray.diagnosis": self.diagnosis.text,
+            "ganray.collapse": self.diagnosis.kind,
             "ganray.extractor": self.report.extractor,
         }
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
         """Write the report as JSON, with what it is about, and the page; returns both files."""
         folder.mkdir(parents=True, exist_ok=True)
-        verdict = {"kind": self.verdict.kind, "words": self.verdict.words}
-        content = dict(about) | {"verdict": verdict} | self.report.to_dict()
+        diagnosis = {"kind": self.diagnosis.kind, "words": self.diagnosis.text}
+        content = dict(about) | {"diagnosis": diagnosis} | self.report.to_dict()
         files = [folder / JSON, folder / PAGE]
         files[0].write_text(json.dumps(content, indent=2, allow_nan=False))
-        draw(self.page, self.report, self.verdict, files[1])
+        draw(self.page, self.report, self.diagnosis, files[1])
         return files
 
 
@@ -80,66 +87,66 @@ def evaluate_generator(
     title: str,
     saturation: np.ndarray | None = None,
 ) -> EvaluationReport | None:
-    """Compare samples of a generator with real images.
+    """Compare samples of a generator with reference images.
 
     Args:
-        config: that it was trained with.
-        generate: the generator.
-        classes: that it can be asked for; 0 where it takes no label.
-        reference_set: the images to compare with.
-        samples: how many of each; fewer where there are too few images.
-        resamples: behind an interval.
-        title: of the page.
+        config: Config of the run.
+        generate: The generator.
+        classes: Number of classes; 0: unconditional.
+        reference_set: Images to compare with.
+        samples: Number of samples; fewer if there are too few reference images.
+        resamples: Number of replicates per interval.
+        title: Title of the figure.
         saturation: (n,) D's saturation over the run, in [0, 1]; None if not known.
 
     Returns:
-        None where there are too few images to say anything.
+        None if there are too few reference images.
 
     Raises:
-        ValueError: samples cannot be brought to the size of the reals.
+        UserError: Samples cannot be resized to the reference images.
     """
-    count = reference_set.comparable(samples, parts=2)
+    count = reference_set.usable_count(samples, parts=2)
     if not count:
         return None
     generate = _fitting(generate, config.latent.size + classes, reference_set.shape)
     extractor = reference_set.extractor(local_device())
-    real, others = (reference_set.reals(count, part) for part in (0, 1))
+    reference_images, other_images = (reference_set.read(count, part) for part in (0, 1))
     z = fixed_latents(
         config.latent, config.train.rng_seed, "report", count, classes, torch.device("cpu")
     )
-    looked, shown = [], []
-    with Progress(3 * count, "comparing samples with reals", "images") as progress:
-        reference = ReferenceStatistics.of(extractor, real)
+    batches, shown = [], []
+    with Progress(3 * count, "comparing samples with reference images", "images") as progress:
+        reference = ReferenceStatistics.of(extractor, reference_images)
         progress.add(count)
-        control = extractor.extract(others)
+        control = extractor.extract(other_images)
         progress.add(count)
         for part in z.split(_AT_ONCE):
-            made = generate(part)
-            looked.append(extractor.extract(made))
-            shown.append(made[: max(0, _SHOWN - sum(map(len, shown)))].cpu())
+            images = generate(part)
+            batches.append(extractor.extract(images))
+            shown.append(images[: max(0, _SHOWN - sum(map(len, shown)))].cpu())
             progress.add(len(part))
-    seen, shown = _joined(looked), torch.cat(shown)
-    found = report(reference, seen, control, resamples=resamples)
+    features, shown = _concatenate(batches), torch.cat(shown)
+    found = report(reference, features, control, resamples=resamples)
     if saturation is not None and len(saturation):
-        found = found.with_lines({"D_saturation": _saturation(saturation)})
-    verdict = diagnose(found)
-    nearest = _nearest(reference, seen, len(shown))
-    modes = None if seen.modes is None else seen.modes[: len(shown)].cpu().numpy()
-    page = Page(title, shown.numpy(), modes, real[nearest].numpy())
-    return EvaluationReport(found, verdict, page)
+        found = found.with_results({"D_saturation": _saturation(saturation)})
+    diagnosis = diagnose(found)
+    nearest = _nearest(reference, features, len(shown))
+    modes = None if features.modes is None else features.modes[: len(shown)].cpu().numpy()
+    page = Page(title, shown.numpy(), modes, reference_images[nearest].numpy())
+    return EvaluationReport(found, diagnosis, page)
 
 
 def _fitting(generate: Generate, inputs: int, reals: Shape) -> Generate:
-    """The generator with its samples in the size of the reals, (H, W, C)."""
+    """Return the generator with samples resized to the reference shape, (H, W, C)."""
     height, width, channels = generate(torch.zeros(1, inputs)).shape[1:]
     check_comparable((height, width, channels), reals)
     if (height, width) == reals[:2]:
         return generate
-    print(f"samples of {height}x{width} are resized to {reals[0]}x{reals[1]}, as reals are")
+    logger.info(f"samples of {height}x{width} are resized to {reals[0]}x{reals[1]}")
     return lambda z: resize_samples(generate(z), reals)
 
 
-def _joined(parts: list[Features]) -> Features:
+def _concatenate(parts: list[Features]) -> Features:
     def whole(name: str) -> torch.Tensor | None:
         given = [getattr(part, name) for part in parts]
         return None if given[0] is None else torch.cat(given)
@@ -150,7 +157,7 @@ def _joined(parts: list[Features]) -> Features:
 
 
 def _nearest(reference: ReferenceStatistics, seen: Features, count: int) -> torch.Tensor:
-    """Annotations of the reals nearest to the first samples, int64 (count,)."""
+    """Return the rows of the reference images nearest to the first samples, int64 (count,)."""
     distances = torch.cdist(seen.features[:count].double(), reference.seen.features.double())
     return distances.argmin(1).cpu()
 
@@ -167,13 +174,21 @@ def _mean(rows: torch.Tensor | np.ndarray) -> float:
     return float(rows.mean())
 
 
-def table(found: Report) -> str:
-    """The report as lines for a terminal of 100 columns."""
-    rows = [("", "samples [95 %]", "reals", "perfect", "")]
-    for line in found.lines.values():
-        arrow = {"higher": "+", "lower": "-", "neither": " "}[line.better]
-        real, perfect = (_short(value) for value in (line.real, line.perfect))
-        rows.append((f"{line.name} {arrow}", line.fake.brief(), real, perfect, line.about))
+def table(found: MetricsReport) -> str:
+    """Format the report as a table for the terminal."""
+    rows = [("", "samples [95 %]", "reference", "ideal", "")]
+    for result in found.results.values():
+        arrow = {"higher": "+", "lower": "-", "neither": " "}[result.better]
+        reference, ideal = (_short(value) for value in (result.reference, result.ideal))
+        rows.append(
+            (
+                f"{result.name} {arrow}",
+                result.estimate.brief(),
+                reference,
+                ideal,
+                result.description,
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  "
@@ -188,30 +203,30 @@ def _short(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def differences(a: Report, b: Report) -> dict[str, Estimate]:
-    """How much higher each metric of `a` is than of `b`, with 95 % intervals.
+def differences(a: MetricsReport, b: MetricsReport) -> dict[str, Estimate]:
+    """Return the differences of all metrics, `a` minus `b`, with 95 % intervals.
 
-    The two were sampled independently and measured against the same reals, so the distances of
-    the ends add up as squares do (MOVER, Zou and Donner 2008). It says whether these two
-    generators differ, not whether their settings do: for that, train each with several seeds.
+    The samples are independent and compared with the same reference images, so the distances to
+    the interval ends add in squares (MOVER, Zou and Donner 2008). The intervals are about these
+    two generators, not their settings: to compare settings, train each with several seeds.
 
     Raises:
-        ValueError: they were looked at through different extractors.
+        UserError: The reports used different extractors.
     """
     if a.extractor != b.extractor:
         raise UserError(
-            f"reports by the extractors {a.extractor} and {b.extractor} cannot be subtracted; both"
-            " must be by one; measure them together, with --against"
+            f"reports by the extractors {a.extractor} and {b.extractor} cannot be subtracted;"
+            " measure both at once, with --against"
         )
     return {
-        name: difference(a.lines[name].fake, b.lines[name].fake)
-        for name in a.lines
-        if name in b.lines and np.isfinite(a[name]) and np.isfinite(b[name])
+        name: difference(a.results[name].estimate, b.results[name].estimate)
+        for name in a.results
+        if name in b.results and np.isfinite(a[name]) and np.isfinite(b[name])
     }
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """A - b of two independent estimates, with the interval that follows from theirs."""
+    """Return a - b of two independent estimates with its interval."""
     value = a.value - b.value
     below = np.hypot(a.value - a.low, b.high - b.value)
     above = np.hypot(a.high - a.value, b.value - b.low)

@@ -1,7 +1,7 @@
-"""The named suite: all collapse metrics of one set of fakes against one set of reals.
+"""All collapse metrics of a set of samples against a set of reference images.
 
-A `ReferenceStatistics` is made of the reals once. `measure` is quick, for use while training goes on;
-`report` adds to each number its interval, what real images score, and a perfect generator's.
+`ReferenceStatistics` are computed once. `measure` is quick enough for use during training; `report`
+adds confidence intervals, the scores of other reference images and those of an ideal generator.
 """
 
 from __future__ import annotations
@@ -35,45 +35,45 @@ from ganray.metrics.intervals import (
 from ganray.metrics.precision_recall import Manifold, ideal_coverage, manifold_scores
 
 MIN_IMAGES = 80
-"""ImageBatch that anything can be said of."""
+"""Minimum number of images for any metric."""
 SURE = 0.9
-"""Confidence from which on a sample counts as its mode."""
+"""Confidence above which a sample is confident about its mode."""
 HELD = 0.1
-"""A mode is held from this part of its share of the real images on."""
+"""A mode is held if its share of the samples is at least this part of its reference share."""
 
 Better = Literal["higher", "lower", "neither"]
 
 METRICS: dict[str, tuple[Better, str]] = {
-    "modes": ("higher", "modes with one sample or more"),
-    "modes_held": ("higher", "modes with a tenth or more of their real share"),
-    "modes_sure": ("higher", "the same, of samples the classifier is sure of"),
-    "sure_share": ("higher", f"samples it is sure of (above {SURE:g})"),
-    "kl": ("lower", "KL to the real modes, nats"),
-    "kl_corrected": ("lower", "the same, less its bias (Miller-Madow)"),
-    "js": ("lower", "Jensen-Shannon to the real modes, nats"),
-    "recall": ("higher", "reals within the fakes' balls (k=3)"),
-    "coverage": ("higher", "reals' balls that hold a fake (k=5)"),
-    "precision": ("neither", "fakes within the reals' balls (k=3); 1 in collapse"),
-    "density": ("neither", "real balls around a fake (k=5); high in collapse"),
+    "modes": ("higher", "modes with at least one sample"),
+    "modes_held": ("higher", "modes with at least a tenth of their reference share"),
+    "modes_sure": ("higher", "modes held by confident samples"),
+    "sure_share": ("higher", f"share of confident samples (probability above {SURE:g})"),
+    "kl": ("lower", "KL divergence from the reference modes, nats"),
+    "kl_corrected": ("lower", "KL with its bias subtracted (Miller-Madow), nats"),
+    "js": ("lower", "Jensen-Shannon divergence from the reference modes, nats"),
+    "recall": ("higher", "reference images within the samples' manifold (k=3)"),
+    "coverage": ("higher", "reference neighbourhoods that contain a sample (k=5)"),
+    "precision": ("neither", "samples within the reference manifold (k=3); 1 in collapse"),
+    "density": ("neither", "reference neighbourhoods per sample (k=5); high in collapse"),
     "vendi": ("higher", "effective number of different samples (Vendi score)"),
-    "vendi_share": ("higher", "the same, as a share of the reals'"),
-    "effective_rank": ("higher", "directions that the features spread over"),
-    "support": ("higher", "different images (birthday test)"),
+    "vendi_share": ("higher", "Vendi score relative to the reference images"),
+    "effective_rank": ("higher", "effective rank of the features"),
+    "support": ("higher", "number of different images (birthday test)"),
     "frechet": ("lower", "Frechet distance of the features"),
-    "kid": ("lower", "kernel distance of the features"),
-    "D_saturation": ("lower", "images that D was surely right about, in the run's last tenth"),
+    "kid": ("lower", "kernel distance of the features (KID)"),
+    "D_saturation": ("lower", "images that D classifies with > 99% confidence, last tenth of run"),
 }
-"""Direction and meaning, in the order in which they are shown."""
+"""Direction and description by name, in display order."""
 
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """Real images as an extractor sees them. Fakes are compared with it, as many as it holds."""
+    """Features and statistics of the reference images, which as many samples are compared with."""
 
     seen: Features
     mode_names: tuple[str, ...]
     hash: str
-    """Of the extractor."""
+    """Hash of the extractor."""
     manifold: Manifold
     moments: Moments
     vendi: float
@@ -82,15 +82,14 @@ class ReferenceStatistics:
 
     @classmethod
     def of(cls, extractor: FeatureExtractor, images: ImageBatch) -> ReferenceStatistics:
-        """Look at reals, uint8 (n, H, W, C), n at least 80.
+        """Compute the statistics of reference images, uint8 (n, H, W, C), n at least 80.
 
         Raises:
-            ValueError: There are fewer.
+            UserError: There are fewer.
         """
         if len(images) < MIN_IMAGES:
             raise UserError(
-                f"{len(images)} real images to compare with; must be at least {MIN_IMAGES}; use a"
-                " larger set"
+                f"{len(images)} reference images are too few; use at least {MIN_IMAGES}"
             )
         seen = extractor.extract(images)
         features = seen.features
@@ -105,16 +104,16 @@ class ReferenceStatistics:
         )
 
     def __len__(self) -> int:
-        """Return the number of reals."""
+        """Return the number of reference images."""
         return len(self.seen.features)
 
     def counts(self) -> modes.Counts:
-        """ReferenceData of each mode, int64 (K,)."""
+        """Return the number of reference images per mode, int64 (K,)."""
         return mode_counts(self.seen, len(self.mode_names))
 
 
 def mode_counts(seen: Features, classes: int, at_least: float = 0.0) -> modes.Counts:
-    """ImageBatch of each mode, int64 (K,), of those with a confidence of `at_least`."""
+    """Return the number of images per mode with a confidence of `at_least`, int64 (K,)."""
     assert seen.modes is not None
     assert seen.confidences is not None
     labels, confidences = seen.modes.cpu().numpy(), seen.confidences.cpu().numpy()
@@ -140,8 +139,8 @@ def measure(
     features = fake.features
     if len(features) != len(reference):
         raise UserError(
-            f"{len(features)} fakes beside {len(reference)} reals; must be as many, as most metrics"
-            " depend on both numbers"
+            f"{len(features)} samples but {len(reference)} reference images; the numbers must be equal,"
+            " as most metrics depend on both"
         )
     balls = manifold_scores(reference.manifold, Manifold.fit(features, 3))
     moments, vendi = Moments.of(features), vendi_score(features)
@@ -177,7 +176,7 @@ def _mode_metrics(reference: ReferenceStatistics, fake: Features) -> dict[str, f
 
 
 def _expected(real: modes.Counts) -> np.ndarray:
-    """Weights of the modes (K,). Half a real where there is none, or one fake there were inf."""
+    """Return weights (K,): 0.5 for modes without reference images, or one sample gave infinity."""
     return np.maximum(real, 0.5)
 
 
@@ -188,7 +187,7 @@ _DIVERGENCES: dict[str, Callable[[modes.Counts, modes.Counts], float]] = {
     ),
     "js": lambda fake, real: modes.js(fake, _expected(real)),
 }
-"""Of the modes of fakes, int (K,), from those of reals."""
+"""Divergences of the samples' mode counts, int (K,), from the reference counts."""
 
 
 @dataclass(frozen=True)
@@ -196,61 +195,61 @@ class MetricResult:
     """One metric of a report."""
 
     name: str
-    fake: Estimate
-    """With its 95 % interval over other samples of the same generator, the reals held fixed."""
-    real: float | None
-    """The same metric of as many other real images; None where it is of generators only."""
-    perfect: float | None
-    """What a perfect generator scores with this many samples, on average; None: no theory."""
+    estimate: Estimate
+    """Value with a 95 % interval over samples of the generator, for fixed reference images."""
+    reference: float | None
+    """Value for as many other reference images; None if the metric is of generators only."""
+    ideal: float | None
+    """Expected value of an ideal generator with this many samples; None: not known."""
 
     @property
     def better(self) -> Better:
-        """Which way is better."""
+        """Direction that is better."""
         return METRICS[self.name][0]
 
     @property
-    def about(self) -> str:
-        """What it says."""
+    def description(self) -> str:
+        """Short description."""
         return METRICS[self.name][1]
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything that is known of one generator's collapse."""
+class MetricsReport:
+    """All metrics of one generator."""
 
-    lines: dict[str, MetricResult]
-    """By name, in the order of ``METRICS``."""
+    results: dict[str, MetricResult]
+    """Results by name, in the order of ``METRICS``."""
     samples: int
-    """Fakes, and reals on either side."""
+    """Number of samples, of reference images, and of other reference images."""
     extractor: str
-    """Its hash."""
+    """Hash of the extractor."""
     mode_names: tuple[str, ...]
-    fake_counts: list[int]
-    """Of each mode; empty where none are known."""
-    real_counts: list[int]
-    """Of the reference, in the same order."""
+    sample_counts: list[int]
+    """Samples per mode; empty without modes."""
+    reference_counts: list[int]
+    """Reference images per mode."""
 
-    def with_lines(self, more: dict[str, MetricResult]) -> Report:
-        """The same report with more metrics, in the order of ``METRICS``."""
-        lines = self.lines | more
-        return replace(self, lines={name: lines[name] for name in METRICS if name in lines})
+    def with_results(self, more: dict[str, MetricResult]) -> MetricsReport:
+        """Return the report with further metrics, in the order of ``METRICS``."""
+        results = self.results | more
+        return replace(self, results={name: results[name] for name in METRICS if name in results})
 
     def __getitem__(self, name: str) -> float:
-        """Return a metric's value."""
-        return self.lines[name].fake.value
+        """Return the value of a metric."""
+        return self.results[name].estimate.value
 
     def missing(self) -> list[str]:
-        """Names of the modes that are not held, those of most reals first."""
-        fake, real = np.array(self.fake_counts), np.array(self.real_counts)
+        """Return the names of modes that are not held, the most frequent first."""
+        fake, real = np.array(self.sample_counts), np.array(self.reference_counts)
         if not len(fake):
             return []
         lost = np.flatnonzero((real > 0) & (fake < np.maximum(1, HELD * real)))
         return [self.mode_names[i] for i in lost[np.argsort(-real[lost], kind="stable")]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values; infinities as None."""
-        finite = {name: _finite(asdict(line)) for name, line in self.lines.items()}
-        return asdict(self) | {"lines": finite, "missing": self.missing()}
+        """Return the report as JSON values, with None for infinities."""
+        finite = {name: _finite(asdict(result)) for name, result in self.results.items()}
+        return asdict(self) | {"results": finite, "missing": self.missing()}
 
 
 def report(
@@ -260,39 +259,39 @@ def report(
     *,
     resamples: int = 200,
     rng_seed: int = 0,
-) -> Report:
-    """Measure the fakes, with intervals, beside other reals and a perfect generator.
+) -> MetricsReport:
+    """Measure samples, with intervals, beside other reference images and an ideal generator.
 
     Args:
-        reference: Of n reals.
-        fake: n fakes.
-        control: n reals that are not in the reference.
-        resamples: Replicates behind an interval.
-        rng_seed: Of the replicates.
+        reference: Statistics of n reference images.
+        fake: Features of n samples.
+        control: Features of n other reference images.
+        resamples: Number of replicates per interval.
+        rng_seed: Seed of the replicates.
 
     Raises:
-        ValueError: As ``measure``.
+        ValueError: As in ``measure``.
     """
     found, real = measure(reference, fake), measure(reference, control)
     intervals = _intervals(reference, fake, found, resamples, rng_seed)
-    ideal = perfect(reference, control)
+    ideal = ideal_scores(reference, control)
     known = fake.modes is not None
-    return Report(
-        lines={n: MetricResult(n, intervals[n], real[n], ideal.get(n)) for n in found},
+    return MetricsReport(
+        results={n: MetricResult(n, intervals[n], real[n], ideal.get(n)) for n in found},
         samples=len(reference),
         extractor=reference.hash,
         mode_names=reference.mode_names,
-        fake_counts=mode_counts(fake, len(reference.mode_names)).tolist() if known else [],
-        real_counts=reference.counts().tolist() if known else [],
+        sample_counts=mode_counts(fake, len(reference.mode_names)).tolist() if known else [],
+        reference_counts=reference.counts().tolist() if known else [],
     )
 
 
-def perfect(reference: ReferenceStatistics, control: Features) -> dict[str, float]:
-    """Means of a perfect generator's metrics, where theory has them.
+def ideal_scores(reference: ReferenceStatistics, control: Features) -> dict[str, float]:
+    """Return the expected metrics of an ideal generator with n samples, where they are known.
 
     Args:
-        reference: Of n reals; the generator is measured by n samples.
-        control: n reals that are not in the reference.
+        reference: Statistics of n reference images.
+        control: Features of n other reference images.
     """
     ideal = {
         "coverage": ideal_coverage(len(reference), len(reference)),
@@ -302,13 +301,11 @@ def perfect(reference: ReferenceStatistics, control: Features) -> dict[str, floa
     }
     if reference.seen.modes is not None:
         real = reference.counts()
-        ideal |= _perfect_modes(real, mode_counts(control, len(real)))
+        ideal |= _ideal_modes(real, mode_counts(control, len(real)))
     return ideal
 
 
-def _perfect_modes(
-    real: modes.Counts, others: modes.Counts, repeats: int = 200
-) -> dict[str, float]:
+def _ideal_modes(real: modes.Counts, others: modes.Counts, repeats: int = 200) -> dict[str, float]:
     """Both sides are drawn again: the reals are a sample as well, and add as much as the fakes.
 
     n reals hit as many modes as n samples of a perfect generator do, on average; to draw from

@@ -9,6 +9,7 @@ that is started on the same study.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
@@ -38,6 +39,8 @@ from ganray.sweeps.axes import RATE, SEED, Axis
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.results import RunResult
 from ganray.training.state import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
 
 SWEEP_TAG = "ganray.sweep"
 """Of the children alone: a filter on it shows the trials without their parent."""
@@ -151,10 +154,9 @@ class SweepRuns:
         self._wake.set()
         self._thread.join(allowed + 0.2)
         if not self._closed:
-            print(
+            logger.warning(
                 f"MLflow at {self.parent.uri} took no more: the run folders have everything; the"
-                " same command sends the rest",
-                flush=True,
+                " same command sends the rest"
             )
 
     def log_report(self, files: Iterable[Path], note: str, metrics: Mapping[str, float]) -> None:
@@ -296,7 +298,7 @@ class SweepRuns:
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:  # once an outage
-            print(f"MLflow at {self.parent.uri}: {first_line(error)}; trying again", flush=True)
+            logger.warning(f"MLflow at {self.parent.uri}: {first_line(error)}; trying again")
         self._complained = True
 
 

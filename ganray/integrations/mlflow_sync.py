@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -37,6 +38,8 @@ from ganray.config.schema import Config
 from ganray.config.serialization import flatten, to_dict
 from ganray.errors import UserError
 from ganray.training import journal
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -267,10 +270,9 @@ class JournalSync:
         except REFUSED as error:
             why = f" ({first_line(error)})"
         self._gave_up = True
-        print(
+        logger.warning(
             f"MLflow at {self._run.uri} took no more{why}: {self._run.folder} has everything; the"
-            " same command sends the rest",
-            flush=True,
+            " same command sends the rest"
         )
         return None
 
@@ -297,7 +299,7 @@ class JournalSync:
         try:
             self.send()
         except REFUSED as error:
-            print(f"MLflow at {self._run.uri}: {first_line(error)}; trying again", flush=True)
+            logger.warning(f"MLflow at {self._run.uri}: {first_line(error)}; trying again")
             return False
         return True
 

@@ -113,7 +113,7 @@ def _unseen(folder: Path, who: str) -> ValueError:
 def launch(
     config: Config,
     images: str,
-    judge: EvaluationAssets,
+    assets: EvaluationAssets,
     workers: Workers,
     callbacks: Sequence[UserCallback] = (),
 ) -> Path:
@@ -125,7 +125,7 @@ def launch(
     Args:
         config: of the whole run.
         images: where the shards are: a URL, or a path that every node must see.
-        judge: who compares samples with what.
+        assets: who compares samples with what.
         workers: as `resolve` chose them.
         callbacks: of Ray Train.
 
@@ -137,12 +137,12 @@ def launch(
     folder = config.run_folder()
     check_nodes_see(folder)
     if not config.data.is_remote():
-        for where in filter(None, (images, judge.reference)):
+        for where in filter(None, (images, assets.reference)):
             check_nodes_see(Path(where))
     (folder / _RAYS_LIST).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "images": images, "judge": judge},
+        train_loop_config={"config": config, "images": images, "assets": assets},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
@@ -209,7 +209,7 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
     config = job["config"]
     context = RayContext(config.run_folder(), config.train.keep_checkpoints)
     try:
-        run_worker(config, job["images"], job["judge"], context)
+        run_worker(config, job["images"], job["assets"], context)
     except Diverged as error:
         return {"diverged": str(error)}
     return {}

@@ -10,7 +10,7 @@ from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.errors import UserError
 from ganray.evaluation import reference
-from ganray.evaluation.reference import EvaluationAssets, RunDatasets, comparable
+from ganray.evaluation.reference import EvaluationAssets, RunDatasets, usable_count
 from ganray.evaluation.suite import MIN_IMAGES
 from ganray.training.plan import num_classes
 
@@ -86,7 +86,7 @@ class SweepDatasets:
             if reference_id not in classifiers:
                 classifiers[reference_id] = reference.prepare_run_classifier(sets)
                 _check_enough(sets, halved=bool(classifiers[reference_id]))
-            assets = sets.judge(classifiers[reference_id])
+            assets = sets.assets(classifiers[reference_id])
             given[key] = RunAssets(sets.images.location, assets, sets.images.classes)
         return given
 
@@ -140,7 +140,7 @@ def _uncut(sets: RunDatasets) -> tuple[int, int, int]:
 
 
 def _check_enough(sets: RunDatasets, *, halved: bool) -> None:
-    if not comparable(sets.reference.count, halved, sets.config.evaluation.samples):
+    if not usable_count(sets.reference.count, halved, sets.config.evaluation.samples):
         rest = " after the classifier is trained on half of them" if halved else ""
         raise UserError(
             f"{sets.reference} are too few to compare runs with: {MIN_IMAGES} must remain{rest};"

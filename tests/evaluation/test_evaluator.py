@@ -22,7 +22,7 @@ from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.evaluation.report import differences
-from ganray.evaluation.suite import ReferenceStatistics, Report, measure
+from ganray.evaluation.suite import MetricsReport, ReferenceStatistics, measure
 from ganray.training import best, journal
 from ganray.training.launch import launch
 from ganray.training.state import CONFIG_FILE, TrainState, read_state
@@ -56,7 +56,7 @@ def test_it_writes_its_series_keeps_the_best_and_changes_nothing(squares, tmp_pa
         assert read_state(folder / best.BEST_FOLDER)["step"] * 12 == score["images_seen"]
 
 
-def test_reals_of_which_few_differ_stop_no_training(tmp_path):
+def test_repeating_reference_images_do_not_stop_training(tmp_path):
     class Flat(Squares):
         def read(self, index: int) -> Image.Image:
             return Image.new("RGB", (16, 16), (40 * (index % 3), 90, 90))
@@ -82,7 +82,7 @@ def found_by_hand(config, checkpoint: Path, reals: str) -> float:
     samples = reference.resize_samples(state.generate("evaluation", 90), opened.image_shape)
     beside = reference.ReferenceSet(opened, config.reference_data(), "", config.evaluation)
     eyes = beside.extractor(CPU)
-    stats = ReferenceStatistics.of(eyes, beside.reals(90))
+    stats = ReferenceStatistics.of(eyes, beside.read(90))
     return measure(stats, eyes.extract(samples), quick=True)["vendi_share"]
 
 
@@ -120,11 +120,11 @@ def test_samples_are_resized_as_shards_are():
 @pytest.mark.parametrize(
     ("made", "reals", "message"),
     [
-        ((16, 16, 1), (16, 16, 3), "samples of 16x16x1 and reals of 16x16x3 do not compare; use"),
-        ((16, 16, 3), (31, 21, 3), "as these may show more; use squares as reals"),
+        ((16, 16, 1), (16, 16, 3), "samples of 16x16x1 with references of 16x16x3: the channels differ"),
+        ((16, 16, 3), (31, 21, 3), "crop the references to squares with"),
     ],
 )
-def test_reals_that_samples_cannot_be_brought_to_are_refused(made, reals, message):
+def test_incompatible_reference_images_are_rejected(made, reals, message):
     with pytest.raises(ValueError, match=message) as error:
         reference.check_comparable(made, reals)
     assert "\n" not in str(error.value)
@@ -204,14 +204,14 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     job.main(argv)
     out = capsys.readouterr().out
     assert "recall +" in out
-    assert "verdict" in out
+    assert "diagnosis" in out
     held = json.loads((tmp_path / "report" / "report.json").read_text())
     assert held["mode_names"] == ["small", "large"]
     assert held["samples"] == 100
-    assert held["lines"]["coverage"]["perfect"] == pytest.approx(0.969, abs=0.01)
+    assert held["results"]["coverage"]["ideal"] == pytest.approx(0.969, abs=0.01)
     assert (tmp_path / "report" / "report.png").stat().st_size > 10_000
     _, saturation = journal.history(known.config.run_folder(), "D/saturation")
-    assert held["lines"]["D_saturation"]["fake"]["value"] == pytest.approx(saturation[-1])
+    assert held["results"]["D_saturation"]["estimate"]["value"] == pytest.approx(saturation[-1])
     # The same weights, but their run was looked at through a network whose file is not here.
     other = tmp_path / "runs" / "tiny" / "best_coverage"
     shutil.copytree(known.checkpoint, other)
@@ -220,7 +220,7 @@ def test_the_job_reports_on_a_run_and_compares_two(known, tmp_path, monkeypatch,
     (other / CONFIG_FILE).write_text(json.dumps(config))
     job.main([*argv, "--against", str(other)])
     out = capsys.readouterr().out
-    assert "tiny less tiny/best_coverage, with 95 % intervals" in out
+    assert "tiny minus tiny/best_coverage, with 95 % intervals" in out
     assert "differ" not in out.split("with 95 % intervals")[1]  # it is the same run twice
     places = (tmp_path / "report" / "tiny", tmp_path / "report" / "tiny" / "best_coverage")
     one, two = (json.loads((place / "report.json").read_text()) for place in places)
@@ -253,7 +253,7 @@ def test_generators_of_two_sizes_are_compared_in_that_of_the_first(
 
 
 def test_reports_by_different_networks_are_not_subtracted():
-    report = Report({}, 100, "a", (), [], [])
+    report = MetricsReport({}, 100, "a", (), [], [])
     assert differences(report, report) == {}
     with pytest.raises(ValueError, match=r"extractors a and b cannot .*--against") as error:
         differences(report, replace(report, extractor="b"))
@@ -266,10 +266,10 @@ def beside_squares(count, classifier=""):
 
 def test_too_few_reals_are_not_compared_with():
     for count, parts, expected in ((100, 1, 90), (79, 1, 0), (100, 2, 0), (200, 2, 90)):
-        assert beside_squares(count).comparable(90, parts) == expected
+        assert beside_squares(count).usable_count(90, parts) == expected
     # What the classifier has learned is not compared with.
-    assert beside_squares(170, "file").comparable(90) == 85
-    assert beside_squares(30_000, "file").comparable(90_000) == 10_000
+    assert beside_squares(170, "file").usable_count(90) == 85
+    assert beside_squares(30_000, "file").usable_count(90_000) == 10_000
 
 
 def test_reals_come_from_all_of_a_set_that_its_cache_cannot_hold(tmp_path):
@@ -282,8 +282,8 @@ def test_reals_come_from_all_of_a_set_that_its_cache_cannot_hold(tmp_path):
         return reference.ReferenceSet(images, DataConfig(size=16), "", EvaluationConfig())
 
     with RemoteShards(url, tmp_path / "cache", limit_bytes=2 * size) as shards:
-        images = beside(ShardedDataset(shards)).reals(200)
-    assert torch.equal(images, beside(near).reals(200))
+        images = beside(ShardedDataset(shards)).read(200)
+    assert torch.equal(images, beside(near).read(200))
     ids = np.random.default_rng(0).permutation(300)[:200]  # as they always were
     out = torch.empty((200, 16, 16, 3), dtype=torch.uint8)
     near.read_batch(ids, out)

@@ -64,10 +64,10 @@ def test_the_diagnosis_names_the_failure(kind, digits, evaluation):
     extractor, reference, control = evaluation
     samples = extractor.extract(failure(kind, digits))
     report = suite.report(reference, samples, control, resamples=20)
-    verdict = diagnose(report)
-    assert verdict.kind == {"shuffled": "noise"}.get(kind, kind), verdict.words
-    assert verdict.collapsed == (kind in ("one image", "few modes", "repeats"))
+    diagnosis = diagnose(report)
+    assert diagnosis.kind == {"shuffled": "noise"}.get(kind, kind), diagnosis.text
+    assert diagnosis.collapsed == (kind in ("one image", "few modes", "repeats"))
     if kind == "few modes":
         assert sorted(report.missing()) == list("02456789")
     if kind == "repeats":
-        assert "about 20 different images" in verdict.words
+        assert "about 20 different images" in diagnosis.text

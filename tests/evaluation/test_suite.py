@@ -75,28 +75,28 @@ GARBAGE = {
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_the_report_calls_garbage_what_it_is(kind):
     report = report_of(GARBAGE[kind])
-    verdict = diagnose(report)
-    assert verdict.kind == kind.strip(), verdict.words
-    assert verdict.collapsed == (kind in ("one image", "few modes", "repeats"))
+    diagnosis = diagnose(report)
+    assert diagnosis.kind == kind.strip(), diagnosis.text
+    assert diagnosis.collapsed == (kind in ("one image", "few modes", "repeats"))
     if kind == "few modes":
         assert sorted(report.missing()) == ["a", "c", "e"]
-        assert "2 of 5 modes" in verdict.words
+        assert "2 of 5 modes" in diagnosis.text
     if kind == "lost modes":
         assert report.missing() == ["d"]
     if kind == "repeats":
-        assert "about 2" in verdict.words
+        assert "about 2" in diagnosis.text
 
 
 def test_real_against_real_meets_the_perfect_generator():
     report = report_of(REAL)
-    for name, line in report.lines.items():
-        assert line.fake.low <= line.fake.value <= line.fake.high, name
-        if line.perfect is not None:
-            spread = max(line.fake.high - line.fake.low, 1e-9)
-            assert abs(line.real - line.perfect) < 3 * spread + 0.02, name
+    for name, line in report.results.items():
+        assert line.estimate.low <= line.estimate.value <= line.estimate.high, name
+        if line.ideal is not None:
+            spread = max(line.estimate.high - line.estimate.low, 1e-9)
+            assert abs(line.reference - line.ideal) < 3 * spread + 0.02, name
     assert report["modes"] == 5
     # (K - 1) / 2 * (1 / n + 1 / m), as the reals are a sample, too.
-    assert report.lines["kl"].perfect == pytest.approx(4 / N, rel=0.1)
+    assert report.results["kl"].ideal == pytest.approx(4 / N, rel=0.1)
 
 
 class Labels:
@@ -111,7 +111,7 @@ class Labels:
         return Features(features, labels, torch.ones(len(labels)))
 
 
-def test_the_perfect_generator_is_measured_against_as_few_reals():
+def test_the_ideal_generator_is_compared_with_as_few_reference_images():
     """300 samples of 100 even classes: its truth, known here, is simulated as the report cannot."""
     rng = np.random.default_rng(0)
     fakes, reals = rng.multinomial(300, np.full(100, 0.01), size=(2, 1000))
@@ -134,7 +134,7 @@ def test_the_perfect_generator_is_measured_against_as_few_reals():
         resamples=4,
     )
     for name, near in {"modes": 3, "kl": 0.03, "kl_corrected": 0.02, "js": 0.01}.items():
-        assert found.lines[name].perfect == pytest.approx(truth[name], abs=near), name
+        assert found.results[name].ideal == pytest.approx(truth[name], abs=near), name
 
 
 def test_the_report_is_plain_json_with_its_origin():
@@ -152,7 +152,7 @@ def test_quick_gives_the_same_numbers_and_needs_as_many_fakes():
     quick, whole = (suite.measure(reference, seen, quick=way) for way in (True, False))
     assert set(whole) - set(quick) == {"kid", "support"}
     assert all(whole[name] == value for name, value in quick.items())
-    with pytest.raises(ValueError, match="299 fakes beside 300 reals"):
+    with pytest.raises(ValueError, match="299 samples but 300 reference images"):
         suite.measure(reference, extractor.extract(REAL[1:]))
     with pytest.raises(ValueError, match="79 real images"):
         suite.ReferenceStatistics.of(extractor, REAL[:79])
@@ -167,8 +167,8 @@ def test_without_modes_the_rest_is_measured():
 
     reference = suite.ReferenceStatistics.of(Blind(), digits(N, 0))
     report = suite.report(reference, Blind().extract(REAL[:N]), Blind().extract(REAL), resamples=4)
-    assert "kl" not in report.lines
-    assert "recall" in report.lines
+    assert "kl" not in report.results
+    assert "recall" in report.results
     assert report.missing() == []
     assert diagnose(report).kind == "none"
 
@@ -191,7 +191,7 @@ def test_samples_repeat_only_where_the_reals_do_so_less(different, kind):
     control = extractor.extract(reals[rng.integers(0, 40, N)])
     seen = extractor.extract(reals[rng.integers(0, different, N)])
     report = suite.report(reference, seen, control, resamples=20)
-    assert report.lines["support"].real == pytest.approx(40, rel=0.2)
+    assert report.results["support"].reference == pytest.approx(40, rel=0.2)
     assert diagnose(report).kind == kind
 
 
@@ -205,14 +205,14 @@ def test_half_life_is_the_first_fall_below_half_of_the_best():
     ("recall", "vendi", "saturation", "progress", "words"),
     [
         ([0.1, 0.4, 0.3], [0.5, 0.8, 0.8], 0.1, 0.5, ""),
-        ([0.1, 0.4, 0.1], [0.5, 0.8, 0.8], 0.1, 0.5, "recall fell to 0.100, below half of the 0.4"),
+        ([0.1, 0.4, 0.1], [0.5, 0.8, 0.8], 0.1, 0.5, "recall fell to 0.100, below half of its maximum of 0.4"),
         ([0.0, 0.04, 0.0], [0.5, 0.8, 0.3], math.nan, 0.5, "vendi_share fell to 0.300"),
-        ([0.0, 0.0], [0.05, 0.05], 0.0, 0.3, "never were varied"),
+        ([0.0, 0.0], [0.05, 0.05], 0.0, 0.3, "never been varied"),
         ([0.0, 0.0], [0.05, 0.05], 0.0, 0.2, ""),
-        ([0.4], [0.8], 0.97, 0.1, "D is surely right about 97%"),
+        ([0.4], [0.8], 0.97, 0.1, "D classifies 97% of all images correctly"),
     ],
 )
-def test_alarm_says_why(recall, vendi, saturation, progress, words):
+def test_a_collapse_warning_gives_its_reasons(recall, vendi, saturation, progress, words):
     said = collapse_warning({"recall": recall, "vendi_share": vendi}, saturation, progress)
     assert words in said
     assert bool(words) == bool(said)

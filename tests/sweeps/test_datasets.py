@@ -106,7 +106,7 @@ def test_equal_images_are_recognized_whatever_the_options(tmp_path, axis, data, 
 
 def test_finished_shards_have_no_splits(tmp_path):
     write_shards(Squares(200), tmp_path / "set", processes=1)
-    with pytest.raises(ValueError, match=r"data\.split=test, .* but all of .* are used"):
+    with pytest.raises(ValueError, match=r"data\.split=test and .* all of .* is used"):
         make_datasets(tmp_path, "data.split=all,test", root=str(tmp_path / "set"), source="celeba")
 
 
