@@ -154,7 +154,7 @@ def test_quick_gives_the_same_numbers_and_needs_as_many_fakes():
     assert all(whole[name] == value for name, value in quick.items())
     with pytest.raises(ValueError, match="299 samples but 300 reference images"):
         suite.measure(reference, extractor.extract(REAL[1:]))
-    with pytest.raises(ValueError, match="79 real images"):
+    with pytest.raises(ValueError, match="79 reference images"):
         suite.ReferenceStatistics.of(extractor, REAL[:79])
 
 
