@@ -1,4 +1,4 @@
-"""Verification of images at first touch: a block is compared with its digest when it is first read."""
+"""Verification at first touch: a block of images is compared with its digest when first read."""
 
 from __future__ import annotations
 

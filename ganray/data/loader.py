@@ -1,8 +1,8 @@
 """Endless batches of images on the device, gathered ahead by one background thread.
 
 A thread and not worker processes: handing a batch from process to process costs 8 to 20 times what
-gathering it does. ImageDataset travel as uint8, four times smaller than float32, and are scaled on the
-device by ``to_float``.
+gathering it does. Images are copied as uint8, four times smaller than float32, and are scaled on
+the device by ``to_float``.
 """
 
 import itertools
@@ -100,9 +100,9 @@ class Loader:
         order: DeterministicSampler,
         *,
         batch_size: int,
-        rank: int,
-        world_size: int,
-        device: torch.device | str,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
         start_step: int = 0,
         prefetch: int = 1,
     ) -> None:

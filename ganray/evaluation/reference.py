@@ -165,7 +165,7 @@ def prepare_classifier(
 def _labelled(
     data: DataConfig, images: ImageDataset, ids: np.ndarray
 ) -> tuple[LazyImages, torch.Tensor]:
-    """Return images, read on demand, and their classes or attributes; unlabelled ones are dropped."""
+    """Return images, read on demand, and their labels or attributes; drop unlabelled images."""
     rows = images.annotations(ids)
     labels = rows.labels if images.class_names else rows.attributes
     if images.class_names:
@@ -304,8 +304,8 @@ def locate_datasets(config: Config) -> RunDatasets:
         raise UserError(f"{named}: {error}") from error
     if reference.split != config.data.split and reals.location == images.location:
         raise UserError(
-            f"data.split={config.data.split} and evaluation.reference.split={reference.split}: all of"
-            f" {reals.location} is used, whatever the split; convert each split with jobs/shard.py"
+            f"data.split={config.data.split} and evaluation.reference.split={reference.split}:"
+            f" all of {reals.location} is used, whatever the split; convert each split with jobs/shard.py"
         )
     check_comparable(images.image_shape, reals.image_shape)
     prepare.check_room([images, reals], config.home)

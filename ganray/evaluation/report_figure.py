@@ -111,8 +111,8 @@ def _precision_recall(axes: Any, report: MetricsReport) -> None:
         x, y = (report.results[name] for name in pair)
         label = f"{pair[1]} over {pair[0]}"
         ends = [[[e.value - e.low], [e.high - e.value]] for e in (x.estimate, y.estimate)]
-        axes.errorbar(x.estimate.value, y.estimate.value, ends[1], ends[0], color=_FAKE, marker=marker,
-                      linestyle="", label=label)  # fmt: skip
+        axes.errorbar(x.estimate.value, y.estimate.value, ends[1], ends[0], color=_FAKE,
+                      marker=marker, linestyle="", label=label)  # fmt: skip
         axes.plot(x.reference, y.reference, marker, color=_REAL)
     top = max(1.1, report.results["density"].estimate.high * 1.05)
     top *= 1.3  # room for the legend

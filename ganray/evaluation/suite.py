@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from ganray.errors import UserError
 from ganray.evaluation.classifier import ImageBatch
-from ganray.evaluation.extractors import FeatureExtractor, Features
+from ganray.evaluation.extractors import FeatureExtractor, Features, PixelExtractor
 from ganray.metrics import intervals, modes
 from ganray.metrics.diversity import (
     birthday_support,
@@ -139,8 +140,8 @@ def measure(
     features = fake.features
     if len(features) != len(reference):
         raise UserError(
-            f"{len(features)} samples but {len(reference)} reference images; the numbers must be equal,"
-            " as most metrics depend on both"
+            f"{len(features)} samples but {len(reference)} reference images; the numbers must be"
+            " equal, as most metrics depend on both"
         )
     balls = manifold_scores(reference.manifold, Manifold.fit(features, 3))
     moments, vendi = Moments.of(features), vendi_score(features)
@@ -250,6 +251,34 @@ class MetricsReport:
         """Return the report as JSON values, with None for infinities."""
         finite = {name: _finite(asdict(result)) for name, result in self.results.items()}
         return asdict(self) | {"results": finite, "missing": self.missing()}
+
+
+def evaluate(
+    samples: ImageBatch,
+    reference: ImageBatch,
+    extractor: FeatureExtractor | None = None,
+    *,
+    resamples: int = 200,
+) -> MetricsReport:
+    """Compare generated images with reference images.
+
+    Half of the reference images are compared with the samples; the other half is the control that
+    shows what real images score.
+
+    Args:
+        samples: uint8 (m, H, W, C) in [0, 255], m at least 80.
+        reference: uint8 (n, H, W, C) of the same shape, in random order, n at least 160.
+        extractor: Computes features and modes; None: coarse pixels, without modes.
+        resamples: Number of replicates per confidence interval.
+
+    Raises:
+        UserError: There are too few images.
+    """
+    count = min(len(samples), len(reference) // 2)
+    extractor = extractor or PixelExtractor(torch.device("cpu"))
+    statistics = ReferenceStatistics.of(extractor, reference[:count])
+    control = extractor.extract(reference[count : 2 * count])
+    return report(statistics, extractor.extract(samples[:count]), control, resamples=resamples)
 
 
 def report(

@@ -1,4 +1,4 @@
-"""MetricsReport of a sweep: ranking, pairwise differences and charts as text, Markdown, HTML and JSON."""
+"""Report of a sweep: ranking, pairwise differences and charts as text, Markdown, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CSS_PER_INCH = 100
 
 
 @dataclass(frozen=True)
-class MetricsReport:
+class Report:
     """The report of a sweep, already written to its folder."""
 
     text: str
@@ -114,7 +114,7 @@ class Table:
 
 def write(
     results: Results, base: Config, folder: Path, *, censored: bool, commit: str = ""
-) -> MetricsReport:
+) -> Report:
     """Write the report of a sweep into its folder.
 
     Args:
@@ -150,7 +150,7 @@ def write(
     (folder / JSON).write_text(json.dumps(_finite(data), indent=1))
     width = shutil.get_terminal_size((140, 0)).columns  # the log of a submitted job has no width
     markdown = [summary, table.markdown(), *([pairs.markdown()] if pairs.rows else [])]
-    return MetricsReport(
+    return Report(
         text=f"{table.text(width)}\n\n{summary}",
         markdown="\n\n".join(markdown),
         metrics=_metrics(results, settings, effects),

@@ -173,7 +173,7 @@ def num_classes(config: Config, images: DatasetPlan) -> int:
     """Return the number of classes of a conditional pair; 0 for an unconditional pair."""
     if config.network.conditional and not images.classes:
         raise UserError(
-            f"network.conditional=True needs images with class labels, but {images.description} have none;"
+            f"network.conditional=True needs class labels, but {images.description} have none;"
             " try --data.source mnist, or a folder with one subfolder per class"
         )
     return images.classes if config.network.conditional else 0

@@ -135,7 +135,7 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
                 *("--data.source", "celeba", "--data.faces", "99"),
                 *("--sweep.axis", "network.conditional=false,true"),
             ],
-            r"network\.conditional=True needs images with class labels",
+            r"network\.conditional=True needs class labels",
         ),
         (["--evaluation.samples", "0"], "a sweep compares metrics"),
         (["--launcher", "torch"], "a sweep runs on Ray"),

@@ -120,7 +120,11 @@ def test_samples_are_resized_as_shards_are():
 @pytest.mark.parametrize(
     ("made", "reals", "message"),
     [
-        ((16, 16, 1), (16, 16, 3), "samples of 16x16x1 with references of 16x16x3: the channels differ"),
+        (
+            (16, 16, 1),
+            (16, 16, 3),
+            "samples of 16x16x1 with references of 16x16x3: the channels differ",
+        ),
         ((16, 16, 3), (31, 21, 3), "crop the references to squares with"),
     ],
 )

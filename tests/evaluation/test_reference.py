@@ -68,7 +68,10 @@ def test_both_sets_must_have_room(tmp_path, monkeypatch):
     [
         ({"split": "valid"}, r"evaluation\.reference=.*: data\.split=valid has no images"),
         ({"size": 24}, r"evaluation\.reference=.*: data\.size=24: .* holds pixels of 16x16"),
-        ({"split": "test"}, r"data\.split=all and evaluation\.reference\.split=test: all of .* is used"),
+        (
+            {"split": "test"},
+            r"data\.split=all and evaluation\.reference\.split=test: all of .* is used",
+        ),
     ],
 )
 def test_reals_that_are_not_to_be_had_are_refused_by_their_name(tmp_path, squares, reals, message):

@@ -205,7 +205,13 @@ def test_half_life_is_the_first_fall_below_half_of_the_best():
     ("recall", "vendi", "saturation", "progress", "words"),
     [
         ([0.1, 0.4, 0.3], [0.5, 0.8, 0.8], 0.1, 0.5, ""),
-        ([0.1, 0.4, 0.1], [0.5, 0.8, 0.8], 0.1, 0.5, "recall fell to 0.100, below half of its maximum of 0.4"),
+        (
+            [0.1, 0.4, 0.1],
+            [0.5, 0.8, 0.8],
+            0.1,
+            0.5,
+            "recall fell to 0.100, below half of its maximum of 0.4",
+        ),
         ([0.0, 0.04, 0.0], [0.5, 0.8, 0.3], math.nan, 0.5, "vendi_share fell to 0.300"),
         ([0.0, 0.0], [0.05, 0.05], 0.0, 0.3, "never been varied"),
         ([0.0, 0.0], [0.05, 0.05], 0.0, 0.2, ""),
