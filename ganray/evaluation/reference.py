@@ -305,7 +305,8 @@ def locate_datasets(config: Config) -> RunDatasets:
     if reference.split != config.data.split and reals.location == images.location:
         raise UserError(
             f"data.split={config.data.split} and evaluation.reference.split={reference.split}:"
-            f" all of {reals.location} is used, whatever the split; convert each split with jobs/shard.py"
+            f" all of {reals.location} is used, whatever the split;"
+            " convert each split with jobs/shard.py"
         )
     check_comparable(images.image_shape, reals.image_shape)
     prepare.check_room([images, reals], config.home)

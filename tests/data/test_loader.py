@@ -105,7 +105,7 @@ from ganray.data.loader import Loader
 from ganray.data.sampler import DeterministicSampler
 from ganray.data.reader import ShardedDataset
 reader = ShardedDataset({str(shards_folder)!r})
-loader = Loader(reader, DeterministicSampler(150, 0), batch_size=99, rank=0, world_size=1, device="cpu")
+loader = Loader(reader, DeterministicSampler(150, 0), batch_size=99)
 for _ in range(20):
     next(loader)
 """

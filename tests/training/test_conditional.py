@@ -51,9 +51,7 @@ def test_the_sample_grid_has_a_column_for_each_class(conditional):
 
 
 def test_images_without_labels_are_rejected_by_the_plan(conditional, plan_of):
-    with pytest.raises(
-        ValueError, match=r"network.conditional=True needs class labels"
-    ):
+    with pytest.raises(ValueError, match=r"network.conditional=True needs class labels"):
         describe_plan(*plan_of(classes=0))
     assert "and one of 2 labels" in describe_plan(*plan_of(classes=2))
 
