@@ -43,10 +43,10 @@ from ganray.training.state import CONFIG_FILE
 logger = logging.getLogger(__name__)
 
 SWEEP_TAG = "ganray.sweep"
-"""Of the children alone: a filter on it shows the trials without their parent."""
+"""Tag with the sweep's name. Only trials have it, so that a filter on it leaves out the parent."""
 SETTING_TAG = "ganray.setting"
 STATUS_TAG = "ganray.status"
-"""running, or the status of the outcome once MLflow has all of it."""
+"""Tag with "running", or with the trial's result status once MLflow has all of its data."""
 _PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 """What MLflow shows as a description, in Markdown."""
@@ -75,7 +75,7 @@ def axis_tag(axis: Axis) -> str:
     return f"axis.{axis.title.replace(' ', '_')}"
 
 
-def cell_name(levels: Sequence[str]) -> str:
+def setting_name(levels: Sequence[str]) -> str:
     """E.g. "normal / 64"."""
     return " / ".join(levels)
 
@@ -155,8 +155,9 @@ class SweepRuns:
         self._thread.join(allowed + 0.2)
         if not self._closed:
             logger.warning(
-                f"MLflow at {self.parent.uri} took no more: the run folders have everything; the"
-                " same command sends the rest"
+                "MLflow at %s is unreachable: the run folders contain all results; the same command"
+                " sends the rest",
+                self.parent.uri,
             )
 
     def log_report(self, files: Iterable[Path], note: str, metrics: Mapping[str, float]) -> None:
@@ -179,7 +180,7 @@ class SweepRuns:
             _PARENT_TAG: self.parent.run_id,
             SWEEP_TAG: self._study.name,
             STATUS_TAG: "running",
-            SETTING_TAG: cell_name(trial.levels),
+            SETTING_TAG: setting_name(trial.levels),
             **{axis_tag(axis): label for axis, label in levels},
         }
 
@@ -298,7 +299,7 @@ class SweepRuns:
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:  # once an outage
-            logger.warning(f"MLflow at {self.parent.uri}: {first_line(error)}; trying again")
+            logger.warning("MLflow at %s: %s; trying again", self.parent.uri, first_line(error))
         self._complained = True
 
 

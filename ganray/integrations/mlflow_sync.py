@@ -40,13 +40,12 @@ from ganray.errors import UserError
 from ganray.training import journal
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 NAME_TAG = "ganray.name"
 """What a run is found again by."""
-WARNING_TAG = "ganray.collapse_warning"
-"""Why the last evaluation that gave alarm did."""
+COLLAPSE_WARNING_TAG = "ganray.collapse_warning"
+"""Tag with the last collapse warning of a run."""
 REFUSED = (MlflowException, OSError)
 """What MLflow raises when it takes nothing, for now."""
 _SQLITE = "sqlite:///"
@@ -271,8 +270,11 @@ class JournalSync:
             why = f" ({first_line(error)})"
         self._gave_up = True
         logger.warning(
-            f"MLflow at {self._run.uri} took no more{why}: {self._run.folder} has everything; the"
-            " same command sends the rest"
+            "MLflow at %s is unreachable%s: %s contains all results; the same command sends"
+            " the rest",
+            self._run.uri,
+            why,
+            self._run.folder,
         )
         return None
 
@@ -299,7 +301,7 @@ class JournalSync:
         try:
             self.send()
         except REFUSED as error:
-            logger.warning(f"MLflow at {self._run.uri}: {first_line(error)}; trying again")
+            logger.warning("MLflow at %s: %s; trying again", self._run.uri, first_line(error))
             return False
         return True
 
@@ -315,7 +317,7 @@ class JournalSync:
             elif is_new:
                 points += _points(event)
                 if event.get("warning"):
-                    self._client.set_tag(self._run.run_id, WARNING_TAG, event["warning"])
+                    self._client.set_tag(self._run.run_id, COLLAPSE_WARNING_TAG, event["warning"])
             if (is_new and is_picture) or len(points) >= _BATCH // 2 or after == events[-1][1]:
                 self._client.log_batch(self._run.run_id, metrics=points)
                 points = []

@@ -20,7 +20,13 @@ from urllib.parse import quote, urlencode
 
 from mlflow import MlflowClient
 
-from ganray.integrations.mlflow_sweep import NOTE_TAG, SETTING_TAG, SWEEP_TAG, axis_key, cell_name
+from ganray.integrations.mlflow_sweep import (
+    NOTE_TAG,
+    SETTING_TAG,
+    SWEEP_TAG,
+    axis_key,
+    setting_name,
+)
 from ganray.integrations.mlflow_sync import Run
 from ganray.sweeps.axes import SEED, Axis
 from ganray.sweeps.design import SweepPlan
@@ -123,8 +129,8 @@ def _pages(study: SweepPlan) -> list[_Page]:
     varied = [axis for axis in study.axes if len(axis.levels) > 1]
     pages = [_Page(f"by {axis.title}", averages, _levels(axis)) for axis in varied]
     if len(varied) > 1 and len(study.settings) <= _MOST_LINES:
-        cells = _Groups("tag", SETTING_TAG, [cell_name(cell) for cell in study.settings])
-        pages.append(_Page("by cell", averages, cells))
+        cells = _Groups("tag", SETTING_TAG, [setting_name(cell) for cell in study.settings])
+        pages.append(_Page("by setting", averages, cells))
     every = [_TRAINING, _END, _SETTINGS, _SAMPLES, _LOSSES, _DIFFERENCES]
     pages.append(_Page("every run", every))
     first = min(trial.rng_seed for trial in study.trials)

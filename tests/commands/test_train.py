@@ -125,7 +125,7 @@ def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later
         celeba.main(argv)
     out, folder = capsys.readouterr().out, home / "runs" / "one"
     assert (folder / "evaluation" / "report.json").exists()
-    said = ("\ndiagnosis ", "\ncheckpoint ", f"\nsamples     {home}", " took no more: ", "\nlook ")
+    said = ("\ndiagnosis ", "\ncheckpoint ", f"\nsamples     {home}", " unreachable: ", "\nlook ")
     places = [out.index(words) for words in said]
     assert places == sorted(places)
     assert "generator " not in out

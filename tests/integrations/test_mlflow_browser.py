@@ -65,7 +65,7 @@ def shown(tmp_path_factory, empty_store):
     views = {v.title.removeprefix("latents "): v for v in save_views(runs.parent, study)}
     experiment_id = runs.parent.experiment_id
     children = MlflowClient(runs.parent.uri).search_runs(
-        [experiment_id], "tags.`ganray.sweeps` = 'latents'"
+        [experiment_id], "tags.`ganray.sweep` = 'latents'"
     )
     ids, labels = [run.info.run_id for run in children], [trial.label for trial in study.trials]
     assert len(ids) == len(labels) == 12
@@ -152,7 +152,7 @@ def assert_no_chart_is_missing(page):
     [
         ("by distribution", ["normal", "uniform"]),
         ("by size", ["1", "64"]),
-        ("by cell", ["normal / 1", "uniform / 64"]),
+        ("by setting", ["normal / 1", "uniform / 64"]),
     ],
 )
 def test_averages_are_drawn_for_each_level_and_each_cell(shown, open_page, words, legends):

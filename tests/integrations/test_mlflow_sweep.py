@@ -275,7 +275,7 @@ def test_studies_of_one_experiment_have_views_of_their_own_and_notes_are_kept(ho
     assert [view.title for view in views] == [
         "one by distribution",
         "one by size",
-        "one by cell",
+        "one by setting",
         "one every run",
         "one samples of seed 0",
     ]

@@ -176,8 +176,8 @@ def test_a_server_that_is_gone_at_the_end_is_one_line_and_is_not_asked_again(
         assert follower.deliver(lambda: sent.append("more")) is None
     assert not sent
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("MLflow at http://127.0.0.1:9 took no more (API request to ")
-    assert line.endswith(f"{run.folder} has everything; the same command sends the rest")
+    assert line.startswith("WARNING: MLflow at http://127.0.0.1:9 is unreachable (API request to ")
+    assert line.endswith(f"{run.folder} contains all results; the same command sends the rest")
     with sync_run(run) as follower:
         assert follower.deliver(lambda: "sent") == "sent"
     assert client(run).get_run(run.run_id).info.status == "FINISHED"
@@ -189,7 +189,7 @@ def test_a_server_that_is_gone_before_the_status_ends_no_run_in_a_traceback(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with sync_run(replace(start(config), uri="http://127.0.0.1:9"), poll_s=60):
         pass
-    assert "took no more" in capsys.readouterr().out
+    assert "is unreachable" in capsys.readouterr().out
 
 
 def test_what_arrived_is_not_sent_again_when_only_the_answer_was_lost(config, monkeypatch):

@@ -94,7 +94,7 @@ def test_a_submitted_study_is_stopped_and_goes_on(home, env):
     ray_job(env, "stop", "study-1")
     job.wait(60)
     (parent,) = mlflow_runs(home, "tags.`ganray.name` = 'study'")
-    children = mlflow_runs(home, "tags.`ganray.sweeps` = 'study'")
+    children = mlflow_runs(home, "tags.`ganray.sweep` = 'study'")
     assert parent.info.status == "KILLED"
     assert sum(child.info.status == "FINISHED" for child in children) >= 1
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
@@ -106,5 +106,5 @@ def test_a_submitted_study_is_stopped_and_goes_on(home, env):
     assert "8 runs: 8 finished" in said
     (again,) = mlflow_runs(home, "tags.`ganray.name` = 'study'")
     assert (again.info.run_id, again.info.status) == (parent.info.run_id, "FINISHED")
-    children = mlflow_runs(home, "tags.`ganray.sweeps` = 'study'")
+    children = mlflow_runs(home, "tags.`ganray.sweep` = 'study'")
     assert [child.info.status for child in children] == ["FINISHED"] * 8

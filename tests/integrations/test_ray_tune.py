@@ -77,7 +77,7 @@ class Driver:
 def mlflow_runs(home, study):
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "latents")
-    ours = f"tags.`ganray.sweeps` = '{study}'"
+    ours = f"tags.`ganray.sweep` = '{study}'"
     children = client.search_runs([experiment.experiment_id], ours)
     parents = client.search_runs([experiment.experiment_id], f"tags.`ganray.name` = '{study}'")
     return client, parents, children
