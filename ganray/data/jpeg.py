@@ -15,7 +15,7 @@ from ganray.errors import UserError
 
 
 def decode(files: Sequence[NDArray[np.uint8]], shape: Shape, size: int, out: torch.Tensor) -> None:
-    """Decode files of one size; resize and crop them as ``convert_worker.resize_and_crop`` does.
+    """Decode files of one size; resize and crop them as ``writer.resize_and_crop`` does.
 
     At full size by libjpeg-turbo's fast DCT and plain upsampling, which differ from the exact ones
     by 1.3 levels of 255 in the mean (drawn faces) and take 10 to 15 % less time. A picture that is

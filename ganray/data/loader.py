@@ -29,11 +29,11 @@ _SLOT_BYTES, _SLOT_STEPS = 6 * 2**20, 8
 
 
 class ImageDataset(Protocol):
-    """What a loader needs of a set of images: a ``ShardedDataset``, or a ``SourceTextReader``."""
+    """What a loader needs of a set of images."""
 
     image_shape: Shape
     shard_rows: int
-    """ImageDataset of one shard."""
+    """Images per shard; the last may have fewer."""
     class_names: tuple[str, ...]
     """Names of the labels; () where there are none."""
     attribute_names: tuple[str, ...]

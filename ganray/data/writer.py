@@ -389,7 +389,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-# The other side of ``convert``: one process that reads pictures and writes their bytes in place.
+# The conversion worker: reads images and writes their bytes in place.
 
 _worker = threading.local()
 
@@ -464,7 +464,7 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-# Read every byte of a set of shards and compare it with its digests.
+# Verification of a set of shards.
 
 
 def verify_shards(folder: Path) -> Manifest:

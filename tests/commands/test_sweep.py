@@ -128,7 +128,7 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
                 *("--data.source", "celeba", "--data.size", "0", "--data.faces", "99"),
                 *("--sweep.axis", "data.size=16"),
             ],
-            r"samples of 16x16x3 and reals of 218x178x3 do not compare",
+            r"cannot compare samples of 16x16x3 with references of 218x178x3",
         ),
         (
             [

@@ -1,4 +1,4 @@
-"""What holds for every order: full or blocked, from a table or from the cipher."""
+"""Properties of every sampler, full or blocked."""
 
 from itertools import permutations
 
