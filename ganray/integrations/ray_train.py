@@ -31,7 +31,7 @@ from ganray.config.schema import Config, RayConfig
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.training.context import keep_checkpoint, latest_checkpoint
-from ganray.training.launch import run_worker
+from ganray.training.launch import append_error, run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
 
@@ -104,8 +104,8 @@ def check_nodes_see(folder: Path) -> None:
         raise _unseen(folder, f"{len(blind)} of {len(nodes)} nodes (the first: {blind[0][:8]})")
 
 
-def _unseen(folder: Path, who: str) -> ValueError:
-    return ValueError(
+def _unseen(folder: Path, who: str) -> UserError:
+    return UserError(
         f"home: {folder} is not seen by {who}; put --home on storage that all nodes share"
     )
 
@@ -130,8 +130,10 @@ def launch(
         callbacks: of Ray Train.
 
     Raises:
-        Diverged: a loss is no longer finite.
-        ValueError: workers failed more often than ray.max_failures, or their controller died.
+        Diverged: A loss is no longer finite.
+        UserError: The user can fix the failure, or workers or their controller were killed more
+            often than ray.max_failures.
+        WorkerFailedError: A worker raised any other exception.
     """
     connect(config.ray)
     folder = config.run_folder()
@@ -160,14 +162,9 @@ def launch(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise UserError(
-            f"{_cause(error)}; the same --name goes on from the last checkpoint"
-        ) from error
-    except _DEATHS as error:  # of the controller, which Ray does not start again
-        raise UserError(
-            f"training failed: {_in_a_line(error)}; the same --name goes on from the last"
-            " checkpoint"
-        ) from error
+        raise _failure(error, folder) from error
+    except _DEATHS as error:  # of the controller, which Ray does not restart
+        raise _death("training failed", error, folder) from error
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
     checkpoint = latest_checkpoint(folder)
@@ -215,21 +212,40 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _cause(error: ray.train.TrainingFailedError) -> str:
-    """Which rank failed, and of what, in one line."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        return f"training failed on rank {rank}: {_in_a_line(failure)}"
-    return f"training failed: {str(error).strip().splitlines()[0]}"
+class WorkerFailedError(RuntimeError):
+    """A bug in a worker; `error.txt` in the run folder has its traceback."""
 
 
 _DEATHS = (RayActorError, OutOfMemoryError)
 
 
-def _in_a_line(error: Exception) -> str:
-    """A traceback ends with the exception; what Ray says of a death begins with the point."""
+def _failure(error: ray.train.TrainingFailedError, folder: Path) -> Exception:
+    """Return what to raise for a failed run, after recording what Ray knows in `error.txt`.
+
+    A UserError of any rank comes first: other ranks fail because that one is gone.
+    """
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "_base_exc", failure)  # Ray wraps exceptions of workers
+        if isinstance(cause, UserError):
+            return UserError(f"training failed on rank {rank}: {cause}")
+    for rank, failure in sorted(failures.items()):
+        if isinstance(failure, _DEATHS):
+            return _death(f"training failed on rank {rank}", failure, folder)
+    path = append_error(folder, "Ray Train", str(error))
+    lines = [str(failure).strip().splitlines()[-1] for _, failure in sorted(failures.items())]
+    summary = lines[0] if lines else str(error).strip().splitlines()[0]
+    return WorkerFailedError(f"training failed: {summary}; the traceback is in {path}")
+
+
+def _death(summary: str, error: Exception, folder: Path) -> UserError:
+    """Return the error for a killed process; Ray's text begins with the reason."""
+    path = append_error(folder, "Ray", str(error))
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(". ")[0] if isinstance(error, _DEATHS) else lines[-1]
+    reason = lines[0].partition(". ")[0]
+    return UserError(
+        f"{summary}: {reason}; the same --name resumes from the last checkpoint (details: {path})"
+    )
 
 
 def _job() -> dict[str, Any]:

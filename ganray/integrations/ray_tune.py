@@ -45,7 +45,7 @@ from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
 from ganray.sweeps.design import SweepPlan, Trial, make_trial
 from ganray.training.context import LocalContext
-from ganray.training.launch import run_worker
+from ganray.training.launch import append_error, run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.state import CONFIG_FILE
@@ -284,12 +284,12 @@ class _Callback(tune.Callback):
         self._end(info["trial"], "failed", self._keep_error(info["trial"]))
 
     def _keep_error(self, trial: Any) -> str:
-        """Put all that is known of a crash into the run's folder; returns it in a line."""
+        """Append the latest crash to the run's `error.txt` and return it as one line."""
         text = _COLOR.sub("", Path(trial.error_file).read_text())
-        path = self._trial(trial).config(_driver.job.base).run_folder() / "error.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)  # it may have died before it made it
-        path.write_text(text)
-        return f"{in_a_line(text)} (all of it: {path})"
+        folder = self._trial(trial).config(_driver.job.base).run_folder()
+        # Tune's file repeats earlier crashes, which are recorded already.
+        path = append_error(folder, "Ray Tune", text.rpartition("Failure # ")[2])
+        return f"{in_a_line(text)} (details: {path})"
 
     def _end(self, trial: Any, status: results.Status, why: str) -> None:
         this = self._trial(trial)
@@ -311,7 +311,7 @@ class _Callback(tune.Callback):
 def in_a_line(errors: str) -> str:
     """The last of a trial's errors, as Tune writes them down: the exception, or how it died."""
     last = errors.rpartition("Failure # ")[2].splitlines()[1:]
-    lines = [line.strip() for line in last if line.strip()] or ["no word of it"]
+    lines = [line.strip() for line in last if line.strip()] or ["no error message"]
     # What an actor raised ends with the exception; what Ray itself says begins with the point.
     return lines[-1] if lines[0].startswith("ray::") else lines[0].partition(". ")[0]
 

@@ -67,9 +67,18 @@ def _record_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception:
         worker = f"rank {rank()} of {world_size()} on {platform.node()}"
-        with suppress(OSError), (folder / ERROR_FILE).open("a") as file:
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {worker}\n{traceback.format_exc()}\n")
+        append_error(folder, worker, traceback.format_exc())
         raise
+
+
+def append_error(folder: Path, source: str, text: str) -> Path:
+    """Append an error to the run's `error.txt`, if its folder can be written; return the file."""
+    path = folder / ERROR_FILE
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)  # a worker may die before it has a run folder
+        with path.open("a") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {source}\n{text.rstrip()}\n\n")
+    return path
 
 
 @contextmanager

@@ -1,13 +1,18 @@
 """What a study makes of runs that die, where a real Ray would have to be short of memory."""
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ganray.config.commands import SweepConfig
-from ganray.integrations import ray_tune
+from ganray.errors import UserError
+from ganray.integrations import ray_train, ray_tune
 from ganray.sweeps import results
+from ganray.training.launch import append_error
 from tests.integrations.small_study import base_config, small_study
 
 DIED = """The actor died unexpectedly before finishing this task.
@@ -30,7 +35,7 @@ OOM kill reason: Memory usage exceeded threshold
         ([DIED, RAISED], "ValueError: Far. Out."),
         ([RAISED, DIED], "The actor died unexpectedly before finishing this task."),
         ([SHORT], "1 worker(s) were killed due to the node running low on memory"),
-        ([], "no word of it"),
+        ([], "no error message"),
     ],
 )
 def test_the_last_crash_is_said_in_a_line_and_all_are_kept(tmp_path, study, errors, line):
@@ -41,9 +46,49 @@ def test_the_last_crash_is_said_in_a_line_and_all_are_kept(tmp_path, study, erro
     trial = SimpleNamespace(error_file=str(file), trial_id="1", config={"trial": vars(this)})
     said = ray_tune._Callback()._keep_error(trial)
     kept = tmp_path / "runs" / this.name / "error.txt"
-    assert said == f"{line} (all of it: {kept})"
-    assert kept.read_text().count("Failure #") == len(errors)
+    assert said == f"{line} (details: {kept})"
+    if errors:
+        assert errors[-1].splitlines()[-1] in kept.read_text()
     assert "\x1b" not in kept.read_text()
+
+
+def test_each_crash_of_a_run_is_recorded_once_beside_the_workers_own_tracebacks(tmp_path, study):
+    this, file = study.trials[0], tmp_path / "tunes-error.txt"
+    folder = tmp_path / "runs" / this.name
+    append_error(folder, "rank 0 of 1", "KeyError: 'gain'")
+    trial = SimpleNamespace(error_file=str(file), trial_id="1", config={"trial": vars(this)})
+    for number, crash in enumerate([DIED, RAISED], 1):
+        with file.open("a") as log:
+            log.write(f"Failure # {number} (occurred at 10-00-00)\n{crash}\n")
+        ray_tune._Callback()._keep_error(trial)
+    text = (folder / "error.txt").read_text()
+    assert text.count("KeyError: 'gain'") == text.count("died unexpectedly") == 1
+    assert text.count("ValueError: Far. Out.") == 1
+
+
+def failed(*causes):
+    """What Ray Train raises if each rank raised one of these, after a trip between processes."""
+    failures = {
+        rank: UserExceptionWithTraceback(cause, f"Traceback ...\n{type(cause).__name__}: {cause}")
+        for rank, cause in enumerate(causes)
+    }
+    return pickle.loads(pickle.dumps(WorkerGroupError("workers failed", failures)))
+
+
+def test_a_user_error_of_a_worker_stays_one_whichever_rank_raises_it(tmp_path):
+    error = ray_train._failure(failed(RuntimeError("peer lost"), UserError("bad file")), tmp_path)
+    assert isinstance(error, UserError)
+    assert str(error) == "training failed on rank 1: bad file"
+    assert not (tmp_path / "error.txt").exists()
+
+
+def test_a_bug_of_a_worker_is_no_user_error_and_names_its_traceback(tmp_path):
+    error = ray_train._failure(failed(KeyError("gain")), tmp_path)
+    assert not isinstance(error, UserError)
+    assert (
+        str(error) == f"training failed: KeyError: 'gain'; the traceback is in {tmp_path}/error.txt"
+    )
+    assert "workers failed" in (tmp_path / "error.txt").read_text()
 
 
 class SweepProgress:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from ganray.training import journal
@@ -67,9 +68,11 @@ def test_ray_gives_torchruns_numbers_and_a_whole_mlflow_run(home):
     out = run(home, "ray", "--train.kimg", "0.24")
     run(home, "torch", "--train.kimg", "0.24", "--launcher", "torch", command=TORCHRUN)
     for metric in ("D/loss", "G/loss", "D/r1"):
-        ray, torch = (journal.history(home / "runs" / name, metric) for name in ("ray", "torch"))
-        np.testing.assert_array_equal(ray[0], torch[0])
-        np.testing.assert_allclose(ray[1], torch[1], rtol=1e-6)
+        on_ray, on_torch = (
+            journal.history(home / "runs" / name, metric) for name in ("ray", "torch")
+        )
+        np.testing.assert_array_equal(on_ray[0], on_torch[0])
+        np.testing.assert_allclose(on_ray[1], on_torch[1], rtol=1e-6)
 
     assert "no CelebA was given" in out
     assert "mlflow ui --backend-store-uri sqlite:" in out
@@ -157,3 +160,26 @@ def test_a_machine_that_is_short_of_memory_is_one_clear_line(home):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "killed due to the node running low on memory; the same" in done.stderr
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback_and_is_no_bad_input(home):
+    """A checkpoint without D's weights makes every worker raise a KeyError."""
+    run(home, "bug", "--train.kimg", "0.12", "--launcher", "torch")
+    (checkpoint,) = (home / "runs" / "bug").glob("checkpoint_0*")
+    state = read_state(checkpoint)
+    del state["D"]
+    torch.save(state, checkpoint / "state.pt")
+    options = ["--name", "bug", "--train.kimg", "0.24", "--ray.max_failures", "0"]
+    done = subprocess.run(
+        [*JOB, "cpu32", *TINY, *options],
+        env=environment(home, OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    path = home / "runs" / "bug" / "error.txt"
+    assert done.returncode == 1
+    assert f"KeyError: 'D'; the traceback is in {path}" in done.stderr
+    assert "KeyError: 'D'" in path.read_text()
+    assert "rank 0 of" in path.read_text()
