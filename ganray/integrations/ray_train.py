@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,17 +225,18 @@ def _failure(error: ray.train.TrainingFailedError, folder: Path) -> Exception:
 
     A UserError of any rank comes first: other ranks fail because that one is gone.
     """
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "_base_exc", failure)  # Ray wraps exceptions of workers
+    failures = dict(sorted(getattr(error, "worker_failures", {}).items()))
+    # Ray wraps some exceptions of workers to keep their traceback.
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
+    for rank, cause in causes.items():
         if isinstance(cause, UserError):
             return UserError(f"training failed on rank {rank}: {cause}")
-    for rank, failure in sorted(failures.items()):
-        if isinstance(failure, _DEATHS):
-            return _death(f"training failed on rank {rank}", failure, folder)
+    for rank, cause in causes.items():
+        if isinstance(cause, _DEATHS):
+            return _death(f"training failed on rank {rank}", cause, folder)
     path = append_error(folder, "Ray Train", str(error))
-    lines = [str(failure).strip().splitlines()[-1] for _, failure in sorted(failures.items())]
-    summary = lines[0] if lines else str(error).strip().splitlines()[0]
+    cause = next(iter(causes.values()), error)
+    summary = "".join(traceback.format_exception_only(cause)).strip().splitlines()[-1]
     return WorkerFailedError(f"training failed: {summary}; the traceback is in {path}")
 
 
