@@ -1,1 +1,1 @@
-"""What each job does. The jobs only parse their options and call these functions."""
+"""Implementation of the jobs, which only parse their options and call these functions."""

@@ -15,7 +15,6 @@ from ganray.config.commands import EvaluateConfig, home_folder
 from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.data.format import Shape
-from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.reference import ReferenceSet, check_comparable, prepare_classifier
@@ -63,10 +62,10 @@ def evaluate(options: EvaluateConfig) -> None:
 
 
 def _config(found: TrainedGenerator, options: EvaluateConfig) -> Config:
-    """The run's own, with this machine's home and the samples that are asked for."""
+    """Return the run's config with the options, and with this machine's home if need be."""
     evaluation = replace(found.config.evaluation, report_samples=options.samples)
     config = replace(found.config, evaluation=evaluation)
-    if found.folder is None:  # its home may be another machine's
+    if found.folder is None:  # the run's home may be on another machine
         config = replace(config, home=home_folder(options.home))
     root = options.data_root
     return replace(config, data=replace(config.data, root=root)) if root else config
@@ -76,20 +75,16 @@ def _check_fits(found: TrainedGenerator, reals: Shape) -> None:
     height, width, channels = found.images(torch.zeros(1, found.config.latent.size)).shape[1:]
     try:
         check_comparable((height, width, channels), reals)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{found.source}: {error}") from error
 
 
 def _assess(
     found: TrainedGenerator, reference_set: ReferenceSet, options: EvaluateConfig
 ) -> EvaluationReport:
-    def generate(z: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return to_uint8(found.G(z), found.config.pixel_min())
-
     result = evaluate_generator(
         found.config,
-        generate,
+        found.G,
         found.classes,
         reference_set,
         samples=options.samples,
@@ -99,15 +94,14 @@ def _assess(
     )
     if result is None:
         raise UserError(
-            f"{len(reference_set.images)} real images are too few to compare with; 320 are the"
-            " least: a classifier learns half of them, others stand for the data and a perfect"
-            " generator"
+            f"{len(reference_set.images)} reference images are too few; use at least 320, as the"
+            " classifier is trained on half of them and a quarter is the control"
         )
     return result
 
 
 def _keep(found: TrainedGenerator, assessment: EvaluationReport, digest: str, folder: Path) -> None:
-    """Write the report, and put it into the run's artifacts, or say why not."""
+    """Write the report and add it to the artifacts of the MLflow run."""
     about = {"run": found.config.name, "source": found.source, "reference": digest}
     files = assessment.write(folder, about)
     logger.info(f"report      {files[0]}\npage        {files[1]}")

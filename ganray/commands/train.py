@@ -14,7 +14,6 @@ import torch
 from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.data.prepare import DatasetPlan
-from ganray.data.transforms import to_uint8
 from ganray.distributed import (
     broadcast_from_rank0,
     local_device,
@@ -186,21 +185,16 @@ def _evaluate(
     if not config.evaluation.report_samples:
         return None
     device = local_device()
-    generator = generator.to(device)
-
-    def generate(z: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return to_uint8(generator(z.to(device)), config.pixel_min())
-
     with reference.open_reference(datasets) as images:
         return evaluate_generator(
             config,
-            generate,
+            generator.to(device),
             num_classes(config, datasets.images),
             assets.reference_set(config, images),
             samples=config.evaluation.report_samples,
             title=config.name,
             saturation=history(config.run_folder(), "D/saturation")[1],
+            device=device,
         )
 
 

@@ -91,7 +91,7 @@ def first() -> Config:
 
 
 def refined() -> Config:
-    """As first, with leaky ReLU, LayerNorm and Adam, 4 epochs. 30 s: D wins, G collapses."""
+    """The preset first with leaky ReLU, LayerNorm and Adam, 4 epochs. 30 s: D wins, G collapses."""
     base = first()
     return replace(
         base,
@@ -103,19 +103,19 @@ def refined() -> Config:
 
 
 def latent_100() -> Config:
-    """As refined, with a latent of size 100 instead of 1, still uniform. 31 s: collapses."""
+    """The preset refined with a uniform latent of size 100. 31 s: collapses."""
     return replace(refined(), preset="latent-100", latent=LatentConfig("uniform", 100))
 
 
 def normal_100() -> Config:
-    """As latent-100, with normal latents and BCE. 30 s: varied digits, 1 and often 4 are rare."""
+    """The preset latent-100 with normal latents and BCE. 30 s: varied; digits 1 and 4 are rare."""
     return replace(
         refined(), preset="normal-100", latent=LatentConfig("normal", 100), loss=LossConfig("bce")
     )
 
 
 def long() -> Config:
-    """As normal-100, for 12 epochs instead of 4. 87 s: nine digits, more evenly."""
+    """The preset normal-100 for 12 epochs instead of 4. 87 s: nine digits, more evenly."""
     base = normal_100()
     return replace(
         base, preset="long", train=replace(base.train, kimg=720, log_every=12, sample_every=60)
@@ -123,7 +123,7 @@ def long() -> Config:
 
 
 def conditional() -> Config:
-    """As long, with the label given to both networks. 90 s: the digit that is asked for."""
+    """The preset long with class labels for both networks. 90 s: samples match their label."""
     base = long()
     return replace(base, preset="conditional", network=replace(base.network, conditional=True))
 
@@ -149,7 +149,7 @@ def stacked_t3_quarter() -> Config:
 
 
 def stacked_t3_half() -> Config:
-    """As stacked-t3-quarter, and as fast, with D half of G (published: 488 modes)."""
+    """The preset stacked-t3-quarter with D half of G, as fast (published: 488 modes)."""
     base = stacked_t3_quarter()
     return replace(base, preset="stacked-t3-half", network=replace(base.network, width_D=4))
 
@@ -173,7 +173,7 @@ def stacked_t2() -> Config:
 
 
 def latents() -> Config:
-    """As normal-100, for 2 epochs: what jobs/sweep.py compares latents with. 15 s on one core."""
+    """The preset normal-100 for 2 epochs, the default of jobs/sweep.py. 15 s on one core."""
     base = normal_100()
     return replace(
         base,
@@ -196,18 +196,18 @@ def _name(make: Callable[[], Config]) -> str:
 
 
 CELEBA: dict[str, Config] = {_name(make): make() for make in _CELEBA}
-"""The presets of jobs/celeba.py."""
+"""Presets of jobs/celeba.py."""
 
 MNIST: dict[str, Config] = {_name(make): make() for make in _MNIST}
-"""The presets of jobs/mnist.py, in the order in which the source text comes to them."""
+"""Presets of jobs/mnist.py in the order of the source text."""
 
 STACKED: dict[str, Config] = {_name(make): make() for make in _STACKED}
-"""Presets of jobs/mnist.py too: stacked MNIST, on which mode collapse is counted."""
+"""Further presets of jobs/mnist.py: stacked MNIST, the standard test of mode collapse."""
 
 SWEEPS: dict[str, Config] = {_name(make): make() for make in _SWEEPS}
-"""Presets of jobs/sweep.py alone; it takes all others too."""
+"""Presets of jobs/sweep.py, beside all others."""
 
 ABOUT: dict[str, str] = {
     _name(make): make.__doc__ or "" for make in (*_SWEEPS, *_CELEBA, *_MNIST, *_STACKED)
 }
-"""What each preset costs and gives, for --help."""
+"""Description of each preset for --help: cost and result."""

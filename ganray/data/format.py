@@ -120,7 +120,7 @@ class ImageSource(Protocol):
 
 
 class JpegSource(ImageSource, Protocol):
-    """A source whose images are JPEG files, which can be kept as they are."""
+    """A source of JPEG files, which can be stored unchanged."""
 
     def read_bytes(self, index: int) -> bytes:
         """Return the file of one image."""
@@ -133,7 +133,7 @@ class JpegSource(ImageSource, Protocol):
 
 @dataclass(frozen=True)
 class ConversionSpec:
-    """What the pixels of a set depend on; equal recipes give equal shards."""
+    """Everything that the pixels of a set depend on; equal specs give equal shards."""
 
     source: str
     """Name of the source, such as ``celeba``."""
@@ -142,22 +142,22 @@ class ConversionSpec:
     size: int
     """Height and width in pixels after resizing and cropping; 0 keeps the original size."""
     images: int
-    """How many images, from the first of the split on."""
+    """Number of images, from the first of the split on."""
     split: str
     """``all``, ``train``, ``valid`` or ``test``."""
     encoding: Encoding = "raw"
     """``raw`` pixels, or the source's own ``jpeg`` files."""
 
     def json(self) -> str:
-        """Return it as text, as every shard carries it."""
+        """Return the spec as JSON text, which every shard contains."""
         return json.dumps(asdict(self), sort_keys=True)
 
     def digest(self) -> str:
-        """Return 16 hex digits that stand for this recipe."""
+        """Return the digest of the spec, 16 hex digits."""
         return _short_sha256(self.json())
 
     def __str__(self) -> str:
-        """Return it in words, for messages."""
+        """Return a description for messages."""
         size = f"{self.size} px" if self.size else "original size"
         return (
             f"{self.source}, {self.encoding}, {size}, {self.images} images of split {self.split}"
@@ -167,20 +167,20 @@ class ConversionSpec:
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """A shard's place in the set, and what it must hold there; the same for writer and reader."""
+    """Location and required contents of a shard, for both writer and reader."""
 
     path: Path
     first: int
     rows: int
     num_bytes: int
-    """Of the pictures: of ``images`` or ``jpeg``."""
+    """Size of the images, the dataset ``images`` or ``jpeg``."""
     image_shape: Shape
     num_attributes: int
     recipe: ConversionSpec
 
     @property
     def pixels(self) -> str:
-        """Name of the dataset that holds the pictures."""
+        """Name of the dataset with the images."""
         return PIXELS[self.recipe.encoding]
 
     @property
@@ -204,7 +204,7 @@ class ShardSpec:
 
     @cached_property
     def blocks(self) -> list[slice]:
-        """The rows that each check value covers."""
+        """Rows of each block, one per check value."""
         return [slice(b, min(b + BLOCK, self.rows)) for b in range(0, self.rows, BLOCK)]
 
 
@@ -215,26 +215,26 @@ class Shard:
     name: str
     rows: int
     num_bytes: int
-    """Of its pictures."""
+    """Size of its images."""
     bytes: int
-    """Of the file."""
+    """Size of the file."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file in hex."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished folder holds."""
+    """Contents of a finished folder."""
 
     recipe: ConversionSpec
     image_shape: Shape
     num_images: int
     class_names: tuple[str, ...]
-    """Of the values of ``labels``; empty where there are no classes."""
+    """Names of the classes; empty if unlabelled."""
     attribute_names: tuple[str, ...]
     shards: tuple[Shard, ...]
     created_by: str
-    """The command line that made the set."""
+    """Command line of the conversion."""
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -292,18 +292,18 @@ class Manifest:
                 raise UserError(rule)
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json``, whole or not at all."""
+        """Write ``manifest.json`` atomically."""
         text = {"format": FORMAT, "version": VERSION} | asdict(self)
         part = folder / f"{MANIFEST}.part"
         part.write_text(json.dumps(text, indent=1) + "\n")
         publish(part, folder / MANIFEST)
 
     def digest(self) -> str:
-        """Return 16 hex digits that stand for the content, whatever command made it."""
+        """Return the digest of the contents, 16 hex digits, without the command line."""
         return _short_sha256(json.dumps(asdict(self) | {"created_by": ""}, sort_keys=True))
 
     def places(self, folder: Path) -> list[ShardSpec]:
-        """Return where each shard is and what it must hold."""
+        """Return the location and required contents of each shard."""
         places, first = [], 0
         num_attributes = len(self.attribute_names)
         for shard in self.shards:
@@ -316,7 +316,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What is known of n images."""
+    """Labels and other annotations of n images."""
 
     labels: NDArray[np.int64]
     """(n,) class, named by the manifest's ``class_names``; -1 for none."""
@@ -329,7 +329,7 @@ class Annotations:
 
 
 def publish(part: Path, path: Path) -> None:
-    """Give a finished file its name; after a crash that name stands for a whole file or none."""
+    """Rename a finished file atomically, so that its final name never denotes a partial file."""
     with part.open("r+b") as file:
         os.fsync(file.fileno())
     part.replace(path)
@@ -339,7 +339,7 @@ def _short_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# One shard: open it, make sure that it is what its place asks for, find damage in it.
+# Single shards: opening, validation, damage.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The whole set in the memory of the device: no host work, and no copy, in any step."""
+"""A whole set in the memory of the device, so that no step copies from the host."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class InMemoryDataset:
         self._first_step = start_step
 
     def __iter__(self) -> Self:
-        """Return itself."""
+        """Return the iterator."""
         return self
 
     def __next__(self) -> torch.Tensor:
@@ -73,7 +73,7 @@ class InMemoryDataset:
         return torch.index_select(self._images, 0, ids, out=self._batch)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._images = self._images[:0].clone()
 
 

@@ -1,4 +1,4 @@
-"""JPEG files to the pixels of a batch, as fast as they can be decoded."""
+"""Decode JPEG files into a batch."""
 
 from __future__ import annotations
 

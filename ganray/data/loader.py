@@ -29,7 +29,7 @@ _SLOT_BYTES, _SLOT_STEPS = 6 * 2**20, 8
 
 
 class ImageDataset(Protocol):
-    """What a loader needs of a set of images."""
+    """Interface between a set of images and the loader."""
 
     image_shape: Shape
     shard_rows: int
@@ -48,28 +48,28 @@ class ImageDataset(Protocol):
         ...
 
     def annotations(self, ids: NDArray[np.int64]) -> Annotations:
-        """Return what is known of the images that ``read_batch`` gives for ``ids``."""
+        """Return the annotations of the images that ``read_batch`` returns for ``ids``."""
         ...
 
     def prefetch(self, rows: Iterable[range]) -> None:
-        """Begin to fetch these images, in this order, where they are far away."""
+        """Start fetching these images in this order, if they are remote."""
         ...
 
     def close(self) -> None:
-        """Stop fetching; nothing is gathered any more."""
+        """Stop fetching; no batch is read afterwards."""
         ...
 
 
 @dataclass
 class _Slot:
-    """One buffer of the ring: the batches of a few steps, so that handing over costs little."""
+    """One buffer of the ring with the batches of a few steps, so that hand-over is cheap."""
 
     host: torch.Tensor
     """uint8 (steps, n, H, W, C), pinned where the device is a GPU."""
     batches: torch.Tensor
-    """What the consumer gets step by step: ``host`` itself, or its copy on the device."""
+    """Batches of the consumer: ``host`` itself, or its copy on the device."""
     copied: torch.cuda.Event | None = None
-    """Fires when ``batches`` is there and ``host`` may be overwritten; None on the CPU."""
+    """Event after which ``batches`` is complete and ``host`` may be overwritten; None on CPU."""
 
 
 class Loader:
@@ -130,7 +130,7 @@ class Loader:
 
         # The thread gets what it needs and not self, or the loader could never be collected.
         def ids_at(step: int) -> NDArray[np.int64]:
-            """Return what the next buffer holds; at its start, tell what an epoch will need."""
+            """Return the ids of the next buffer; prefetch for a new epoch at its start."""
             begin, end = step * batch_size, (step + steps) * batch_size
             if step == start_step or begin // len(images) != end // len(images):
                 images.prefetch(order.rows_from(begin))
@@ -150,11 +150,11 @@ class Loader:
         thread.start()
 
     def __iter__(self) -> Self:
-        """Return itself."""
+        """Return the loader."""
         return self
 
     def __next__(self) -> torch.Tensor:
-        """Return the next step's uint8 (n, H, W, C); raises what went wrong in the thread."""
+        """Return the next step's uint8 (n, H, W, C), or raise the error of the thread."""
         if not self._stop.alive:
             raise RuntimeError("this Loader is closed; make a new one with start_step")
         if self._held is None or self._next_in_slot == len(self._held.batches):
@@ -165,7 +165,7 @@ class Loader:
         return batch
 
     def _take(self) -> _Slot:
-        """Give the used buffer back and wait for the next one."""
+        """Return the used buffer to the ring and wait for the next one."""
         if self._held is not None:
             self._free.put(self._held)
             self._held = None
@@ -186,7 +186,7 @@ class Loader:
         self._stop()
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return the loader."""
         return self
 
     def __exit__(
@@ -216,7 +216,7 @@ def _fill(
     ready: queue.SimpleQueue[_Slot | BaseException],
     closed: threading.Event,
 ) -> None:
-    """In the thread: gather the next steps into whichever buffer is free."""
+    """Gather the next steps into free buffers; runs in the thread."""
     try:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for step in starts:

@@ -1,4 +1,4 @@
-"""The pictures of a set of shards as plain memory of this process.
+"""The images of a set of shards as memory of this process.
 
 The pages belong to the page cache, shared by all processes of a machine. Memory whose file was
 shortened raises SIGBUS, so shards are never changed once they have their name.
@@ -21,7 +21,7 @@ from ganray.data.memory import free_bytes
 
 
 class Mapping:
-    """Maps the pictures of each shard, one at a time and in any order.
+    """Maps the images of each shard, one at a time and in any order.
 
     Args:
         places: The shards of the set.
@@ -63,7 +63,7 @@ class Mapping:
         self.pieces[number] = self.joined[begin : begin + place.num_bytes]
 
     def drop(self, number: int) -> None:
-        """Give the memory of shard ``number`` back; nothing may be reading it."""
+        """Unmap shard ``number``, which must not be in use."""
         self.pieces[number] = None
         if self.joined is not None:
             address, size = self._base + self._begins[number], self._places[number].num_bytes

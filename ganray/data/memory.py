@@ -1,4 +1,4 @@
-"""How much memory this process may use, as machine, container or scheduler allow it."""
+"""Memory available to this process, within the limits of machine, container and scheduler."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Read a finished set of shards: as one array in memory that batches are gathered from.
+"""Read a finished set of shards as one memory-mapped array that batches are gathered from.
 
 HDF5 is asked once where the pictures are; after that they are plain memory, which a batch is
 copied from without HDF5 and without a system call.
@@ -85,14 +85,14 @@ class ShardedDataset:
         )
         self._is_here = self.remote is None and self._verifier is None
         """Nothing is to be fetched or verified before images are read: torch itself
-        refuses an id that is out of range, and a look of our own would cost 3 % at 64x64."""
+        rejects an id that is out of range, and a check here would cost 3 % at 64x64."""
         self._last_used: dict[int, None] = {}
-        """Shards that came from elsewhere, the one used longest ago first."""
+        """Shards of a remote set, least recently used first."""
         self._in_hand: list[int] = []
-        """Those of the images that are read now, which may not be dropped."""
+        """Shards of the images that are being read, which must not be dropped."""
         self._turn = threading.Lock()
-        """Fetching, checking and dropping shards change what is mapped, and labels are asked for
-        by another thread than the one that gathers."""
+        """Held while shards are fetched, verified or dropped, because annotations are read by
+        another thread than the one that gathers batches."""
         self._threads, self._pid = threads, os.getpid()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         if not self.remote:
@@ -143,7 +143,7 @@ class ShardedDataset:
             done.result()
 
     def annotations(self, ids: NDArray[np.int64]) -> Annotations:
-        """Return what is known of the images that ``read_batch`` gives for ``ids``.
+        """Return the annotations of the images that ``read_batch`` returns for ``ids``.
 
         Args:
             ids: int64 (n,) in ``[0, len(self))``.
@@ -166,7 +166,7 @@ class ShardedDataset:
         return Annotations(**found)
 
     def prefetch(self, rows: Iterable[range]) -> None:
-        """Begin to fetch these images, in this order, where they are not on this node yet."""
+        """Start fetching these images in this order, if they are not on this node."""
         if self.remote is None:
             return
         numbers: dict[int, None] = {}
@@ -176,7 +176,7 @@ class ShardedDataset:
         self.remote.stage(n for n in numbers if self._contents[n] is None)
 
     def close(self) -> None:
-        """Let others remove the shards that came from elsewhere, and stop fetching more."""
+        """Release the shards of a remote set and stop fetching."""
         if self.remote:
             self.remote.close()
         if self._pool:
@@ -184,7 +184,7 @@ class ShardedDataset:
             self._pool = None
 
     def _prepare(self, ids: NDArray[np.int64]) -> None:
-        """Check that ids are in range, and bring the shards that hold them to this node."""
+        """Check that ids are in range and fetch their shards."""
         # One comparison for both ends: as unsigned, a negative number is larger than any other.
         if len(ids) and ids.view(np.uint64).max() >= len(self):
             raise self._out_of_range(ids)
@@ -195,7 +195,7 @@ class ShardedDataset:
         return ValueError(f"ids reach from {ids.min()} to {ids.max()}; there are {len(self)}")
 
     def _by_shard(self, ids: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-        """Return, for each shard that holds some of ``ids``, its number and which of them."""
+        """Return the number of each shard with some of ``ids``, and their positions."""
         numbers = np.searchsorted(self._first_rows, ids, side="right") - 1
         return [(int(n), np.flatnonzero(numbers == n)) for n in np.unique(numbers)]
 
@@ -239,13 +239,13 @@ class ShardedDataset:
             ) from None
 
     def _start(self, copy: Any, ids: NDArray[np.int64], out: torch.Tensor) -> Any:
-        """Let a thread of this process copy; a forked child has none of its parent's."""
+        """Copy in a thread of this process; a forked child has none of its parent's threads."""
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(self._threads, "ganray-gather")
         return self._pool[1].submit(copy, ids, out)
 
     def _open(self, number: int) -> None:
-        """Map a shard that stands on this machine."""
+        """Validate and map a shard on this machine."""
         contents = open_shard(self._places[number], self.manifest.shards[number].bytes)
         self._contents[number] = contents
         self._mapping.add(number, contents.start)
@@ -253,7 +253,7 @@ class ShardedDataset:
             self._verifier.add(number, contents)
 
     def _bring(self, ids: NDArray[np.int64]) -> None:
-        """Fetch and map the shards of ``ids``; give room back by dropping those not used lately."""
+        """Fetch and map the shards of ``ids``, and drop the least recently used ones for room."""
         assert self.remote is not None
         self._in_hand = np.unique(np.searchsorted(self._first_rows, ids, side="right") - 1).tolist()
         for number in self._in_hand:

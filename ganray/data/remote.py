@@ -111,7 +111,7 @@ class RemoteShards:
             try:
                 manifest = Manifest.read(new)
                 check_files(manifest.shards)
-            except ValueError as error:
+            except UserError as error:
                 text = str(error).replace(str(new / MANIFEST), MANIFEST)
                 raise UserError(f"{self._remote}: {text}") from None
             # Two versions of a set never mix, as the digest of every shard is in the manifest.

@@ -1,4 +1,4 @@
-"""Some images of a set, read as if there were no others."""
+"""A subset of a set of images."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Subset:
         self._images.read_batch(self._ids[ids], out)
 
     def annotations(self, ids: NDArray[np.int64]) -> Annotations:
-        """Return what is known of the images that ``read_batch`` gives for ``ids``."""
+        """Return the annotations of the images that ``read_batch`` returns for ``ids``."""
         return self._images.annotations(self._ids[ids])
 
     def prefetch(self, rows: Iterable[range]) -> None:
-        """Begin to fetch these images, and what lies between them, where they are far away."""
+        """Start fetching these images and those between them, if they are remote."""
         self._images.prefetch(range(int(self._ids[r[0]]), int(self._ids[r[-1]]) + 1) for r in rows)
 
     def close(self) -> None:
-        """Stop fetching; nothing is gathered any more."""
+        """Stop fetching; no batch is read afterwards."""
         self._images.close()

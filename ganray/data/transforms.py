@@ -63,7 +63,7 @@ def _cut(images: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor
     return images[which, rows[:, :, None], columns[:, None, :]]
 
 
-# Pictures of one size to squares of another, as the conversion to shards makes them.
+# Resizing of batches, as the conversion to shards does it.
 
 
 def to_squares(

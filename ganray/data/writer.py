@@ -1,4 +1,4 @@
-"""Convert an image set to shards: decode, resize, write; an interrupted call can be taken up.
+"""Convert a set of images to shards: decode, resize, write; an interrupted call can be resumed.
 
 The parent lays a shard out in full and the workers write their pixels straight to the place that
 belongs to them, so no pixel crosses a process border and the file does not depend on how many
@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 192 * 2**20
 WRITE_BYTES = 16 * 2**20
-"""A worker writes so much at once: the page cache then keeps nearly all of it in huge pages."""
+"""Bytes per write of a worker; the page cache then keeps nearly all of them in huge pages."""
 
 
 def write_shards(
@@ -76,7 +76,7 @@ def write_shards(
     rows_per_shard: int | None = None,
     encoding: Encoding = "raw",
 ) -> Manifest:
-    """Convert a source; go on where an earlier call was stopped; return at once if it is done.
+    """Convert a source; resume an interrupted conversion; return at once if it is done.
 
     Args:
         source: The image set.
@@ -134,7 +134,7 @@ def _choose(source: ImageSource, size: int, images: int | None, split: str) -> N
 
 
 def _refuse_to_recode(source: ImageSource, size: int) -> None:
-    """Raise where the source's own files cannot serve as they are."""
+    """Raise UserError if the source's files cannot be stored unchanged."""
     if not hasattr(source, "read_bytes"):
         raise UserError(f"encoding=jpeg: {source.name} holds no JPEG files; use encoding=raw")
     if size:
@@ -151,7 +151,7 @@ def _lay_out(
     recipe: ConversionSpec,
     rows_per_shard: int | None,
 ) -> list[ShardSpec]:
-    """Return the shards to be made, in order."""
+    """Return the shards to write, in order."""
     shape, size = source.image_shape, recipe.size
     if size:
         shape = size, size, shape[2]
@@ -189,7 +189,7 @@ def _rows_per_shard(sizes: NDArray[np.int64], unit: int, wanted: int | None) -> 
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a set is finished and all of it is still there, so far as sizes tell."""
+    """Return whether a set is finished and complete, judged by file sizes."""
     if not (folder / MANIFEST).exists():
         return False
     shards = Manifest.read(folder).shards
@@ -197,7 +197,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _refuse_other_recipe(folder: Path, recipe: ConversionSpec) -> None:
-    """Raise where the folder holds something that this conversion would mix with or replace."""
+    """Raise UserError if the folder holds other data that the conversion would replace."""
     found = {Manifest.read(folder).recipe.json()} if (folder / MANIFEST).exists() else set()
     for path in folder.glob("shard-*.h5"):
         # A file that does not open is a damaged one of ours, and is made anew.
@@ -215,7 +215,7 @@ def _refuse_other_recipe(folder: Path, recipe: ConversionSpec) -> None:
 
 
 def _standing(folder: Path, recipe: ConversionSpec) -> Manifest | None:
-    """Return the manifest of a set that is finished, so far as sizes tell.
+    """Return the manifest of a set that is finished, judged by file sizes.
 
     Raises:
         ValueError: There are shards of another recipe.
@@ -226,7 +226,7 @@ def _standing(folder: Path, recipe: ConversionSpec) -> Manifest | None:
 
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel drops it with the process, however that ends."""
+    """Hold the folder's lock, which the kernel releases when the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -240,7 +240,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 def _convert(
     source: ImageSource, chosen: NDArray[np.int64], places: list[ShardSpec], processes: int
 ) -> tuple[Shard, ...]:
-    """Make the shards that do not stand yet; return all of them in order."""
+    """Write the missing shards and return all of them in order."""
     shards = {place: shard for place in places if (shard := _finished(place))}
     todo = [place for place in places if place not in shards]
     if not todo:
@@ -273,7 +273,7 @@ def _convert(
 
 
 def _rows_at_once(todo: list[ShardSpec], processes: int) -> int:
-    """Return how many pictures a worker takes: whole blocks, and few enough to share them out."""
+    """Return the images per task: whole blocks, few enough to balance the workers."""
     images = sum(place.rows for place in todo)
     rows = WRITE_BYTES * images // sum(place.num_bytes for place in todo)
     return BLOCK * max(1, min(rows, images // (4 * processes)) // BLOCK)
@@ -286,7 +286,7 @@ def _begin_shard(
     indices: NDArray[np.int64],
     rows_at_once: int,
 ) -> list[Future[list[int]]]:
-    """Lay out ``shard-00000.h5.part`` with all but the pictures, and hand those to the workers."""
+    """Write ``shard-00000.h5.part`` without the images, and submit these to the workers."""
     part = _part(place)
     small = {
         "labels": source.labels[indices],
@@ -319,7 +319,7 @@ def _begin_shard(
 
 
 def _alignment(place: ShardSpec) -> tuple[int, int]:
-    """Tell HDF5 where pictures may begin: at a page, or congruent to huge ones, as ``shards`` says.
+    """Set where images may begin: at a page, or congruent to huge pages, see ``format``.
 
     What is as large as the threshold begins at a multiple of the interval. Only the pictures are,
     and the first multiple that has room for HDF5's own head before it is the interval itself.
@@ -331,7 +331,7 @@ def _alignment(place: ShardSpec) -> tuple[int, int]:
 
 
 def _finish_shard(place: ShardSpec, checks: list[Future[list[int]]], progress: Progress) -> Shard:
-    """Wait for the pictures, then give the shard its check values and its final name."""
+    """Wait for the images, then write the check values and rename the shard."""
     part = _part(place)
     values: list[int] = []
     for check in checks:
@@ -346,11 +346,11 @@ def _finish_shard(place: ShardSpec, checks: list[Future[list[int]]], progress: P
 
 
 def _finished(place: ShardSpec) -> Shard | None:
-    """Return the shard if it stands and is whole: an interrupted conversion keeps it."""
+    """Return the shard if it exists and is undamaged, so that a resumed conversion keeps it."""
     try:
         if damaged_rows(place):
             return None
-    except ValueError:
+    except UserError:
         return None
     return describe(place.path, place)
 
@@ -370,7 +370,7 @@ def _workers(source: ImageSource, recipe: ConversionSpec, processes: int) -> Ite
             "a conversion worker died; was memory short, or does the calling script lack "
             "`if __name__ == '__main__'`? Finished shards are kept by the next call"
         ) from error
-    except ValueError as error:
+    except UserError as error:
         raise UserError(str(error)) from None  # without the worker's traceback
     finally:
         pool.shutdown(cancel_futures=True)
@@ -385,7 +385,7 @@ def _size(path: Path) -> int:
 
 
 def _cores() -> int:
-    """Return the cores this process may use: a job scheduler often grants a part of them."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -414,7 +414,7 @@ def start_process(source: ImageSource, recipe: ConversionSpec) -> None:
 
 
 def fill_blocks(part: Path, start: int, indices: NDArray[np.int64]) -> list[int]:
-    """In a worker: read these pictures, write them at byte ``start``, return their check values."""
+    """Read images, write them at byte ``start`` and return their check values; runs in a worker."""
     source, recipe = _worker.source, _worker.recipe
     blocks = [slice(first, first + BLOCK) for first in range(0, len(indices), BLOCK)]
     if recipe.encoding == "jpeg":
@@ -436,7 +436,7 @@ def _pixels(source: ImageSource, size: int, index: int) -> NDArray[np.uint8]:
 
 
 def _whole_jpeg(source: JpegSource, index: int) -> bytes:
-    """Return the file of one image, after a look at its two ends: it is not decoded here."""
+    """Return the file of one image after checking its header and end, without decoding it."""
     data = source.read_bytes(index)
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -491,12 +491,12 @@ def verify_shards(folder: Path) -> Manifest:
 
 
 def _verify_shard(place: ShardSpec, shard: Shard) -> str | None:
-    """Say in which rows a shard is damaged, if it is."""
+    """Return a description of the damage of a shard; None if it is undamaged."""
     if place.path.exists() and describe(place.path, place) == shard:
         return None
     try:
         damage = damaged_rows(place)
-    except ValueError as error:
+    except UserError as error:
         return str(error).removesuffix(f"; {REPAIR}")
     rows = ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in damage)
     return f"{shard.name} is damaged in {f'rows {rows}' if rows else 'its header or labels'}"

@@ -246,7 +246,7 @@ def _shuffled_ids(images: ImageDataset) -> np.ndarray:
 
 
 def read(data: DataConfig, images: ImageDataset, ids: np.ndarray) -> torch.Tensor:
-    """ImageDataset as D is shown them, cropped and mirrored: uint8 (n, H, W, C) on the CPU."""
+    """Read images cropped and mirrored as in training: uint8 (n, H, W, C) on the CPU."""
     pixels = torch.empty((len(ids), *images.image_shape), dtype=torch.uint8)
     # Shard by shard, because the cache of remote shards may have no room for all of them.
     order = np.argsort(ids // images.shard_rows, kind="stable")

@@ -14,6 +14,7 @@ import torch
 
 from ganray.config.schema import Config
 from ganray.data.format import Shape
+from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
@@ -30,23 +31,24 @@ logger = logging.getLogger(__name__)
 Generate = Callable[[torch.Tensor], torch.Tensor]
 """float32 (n, latent.size + classes) -> uint8 (n, H, W, C)."""
 
-_AT_ONCE = 250
-_SHOWN = 500
-"""Samples of which some are drawn on the page."""
+_CPU = torch.device("cpu")
+_BATCH_SIZE = 250
+_NUM_SHOWN = 500
+"""Number of samples of which some are shown in the figure."""
 
 JSON, PAGE = "report.json", "report.png"
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A report and what a page of it shows."""
+    """Metrics, diagnosis and the images of the figure."""
 
     report: MetricsReport
     diagnosis: Diagnosis
     page: Page
 
     def summary(self) -> dict[str, float]:
-        """Each metric as `report/NAME`, and the ends of its interval; infinite ones left out."""
+        """Return finite metrics as `report/NAME`, with the ends of their intervals."""
         values = {}
         for name, result in self.report.results.items():
             ends = {
@@ -58,7 +60,7 @@ class EvaluationReport:
         return values
 
     def tags(self) -> dict[str, str]:
-        """What the run is found by in a list of runs."""
+        """Return the tags that a list of runs shows."""
         return {
             "ganray.diagnosis": self.diagnosis.text,
             "ganray.collapse": self.diagnosis.kind,
@@ -66,7 +68,7 @@ class EvaluationReport:
         }
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
-        """Write the report as JSON, with what it is about, and the page; returns both files."""
+        """Write the report as JSON, with its source `about`, and the figure; return both files."""
         folder.mkdir(parents=True, exist_ok=True)
         diagnosis = {"kind": self.diagnosis.kind, "words": self.diagnosis.text}
         content = dict(about) | {"diagnosis": diagnosis} | self.report.to_dict()
@@ -78,7 +80,7 @@ class EvaluationReport:
 
 def evaluate_generator(
     config: Config,
-    generate: Generate,
+    G: Callable[[torch.Tensor], torch.Tensor],
     classes: int,
     reference_set: ReferenceSet,
     *,
@@ -86,18 +88,21 @@ def evaluate_generator(
     resamples: int = 200,
     title: str,
     saturation: np.ndarray | None = None,
+    device: torch.device = _CPU,
 ) -> EvaluationReport | None:
     """Compare samples of a generator with reference images.
 
     Args:
         config: Config of the run.
-        generate: The generator.
+        G: Generator, float32 (n, latent.size + classes) -> float (n, C, H, W) in
+            [config.pixel_min(), 1].
         classes: Number of classes; 0: unconditional.
         reference_set: Images to compare with.
         samples: Number of samples; fewer if there are too few reference images.
         resamples: Number of replicates per interval.
         title: Title of the figure.
         saturation: (n,) D's saturation over the run, in [0, 1]; None if not known.
+        device: Device of G.
 
     Returns:
         None if there are too few reference images.
@@ -108,7 +113,12 @@ def evaluate_generator(
     count = reference_set.usable_count(samples, parts=2)
     if not count:
         return None
-    generate = _fitting(generate, config.latent.size + classes, reference_set.shape)
+
+    def generate_raw(z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return to_uint8(G(z.to(device)), config.pixel_min())
+
+    generate = _fitting(generate_raw, config.latent.size + classes, reference_set.shape)
     extractor = reference_set.extractor(local_device())
     reference_images, other_images = (reference_set.read(count, part) for part in (0, 1))
     z = fixed_latents(
@@ -120,10 +130,10 @@ def evaluate_generator(
         progress.add(count)
         control = extractor.extract(other_images)
         progress.add(count)
-        for part in z.split(_AT_ONCE):
+        for part in z.split(_BATCH_SIZE):
             images = generate(part)
             batches.append(extractor.extract(images))
-            shown.append(images[: max(0, _SHOWN - sum(map(len, shown)))].cpu())
+            shown.append(images[: max(0, _NUM_SHOWN - sum(map(len, shown)))].cpu())
             progress.add(len(part))
     features, shown = _concatenate(batches), torch.cat(shown)
     found = report(reference, features, control, resamples=resamples)

@@ -60,7 +60,7 @@ class Run:
     run_id: str
     experiment_id: str
     folder: Path
-    """The run folder whose journal is sync_run."""
+    """Run folder with the journal."""
 
 
 def store_uri(config: Config) -> str:
