@@ -126,18 +126,18 @@ def _precision_recall(axes: Any, report: MetricsReport) -> None:
 def _ratios(axes: Any, report: MetricsReport) -> None:
     """Draw measures of variety relative to the reference."""
     names = [name for name in _RATIOS if name in report.results]
+    right = 1.35
     for at, name in enumerate(reversed(names)):
-        line = report.results[name]
-        real = line.reference or 1.0
-        value, low, high = (
-            x / real for x in (line.estimate.value, line.estimate.low, line.estimate.high)
-        )
+        result = report.results[name]
+        estimate, reference = result.estimate, result.reference or 1.0
+        value, low, high = (x / reference for x in (estimate.value, estimate.low, estimate.high))
+        right = max(right, high + 0.25)  # room for the text beside the bar
         axes.barh(at, value, 0.6, color=_FAKE, alpha=0.5)
         axes.errorbar(value, at, xerr=[[value - low], [high - value]], color=_FAKE)
         axes.text(max(high, 0) + 0.02, at, f"{value:.0%}", va="center", fontsize=9)
     axes.axvline(1, color=_REAL, linestyle="--")
     axes.set_yticks(range(len(names)), list(reversed(names)))
-    axes.set(xlim=(0, 1.35), xlabel="relative to other reference images")
+    axes.set(xlim=(0, right), xlabel="relative to other reference images")
     axes.set_title("variety", fontsize=11)
 
 

@@ -150,9 +150,10 @@ def _check_varies(text: str, field: str, known: Set[str]) -> None:
     section = field.partition(".")[0]
     if field == SEED:
         raise UserError(f"sweep.axis={text}: {SEED} differs within a setting; use --sweep.seeds")
-    if section in SECTIONS and section not in _VARIED:
+    if section in SECTIONS and (section not in _VARIED or field in fields_where("sweep", "no")):
+        shared = field if section in _VARIED else section
         raise UserError(
-            f"sweep.axis={text}: {section} is shared by all runs of a sweep; give --{field} a"
+            f"sweep.axis={text}: {shared} is shared by all runs of a sweep; give --{field} a"
             " single value instead"
         )
     if field not in known or section not in (*_VARIED, OPTIMIZER, RATE):
