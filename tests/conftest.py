@@ -122,9 +122,8 @@ class KnownRun:
 @pytest.fixture(scope="session")
 def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     """Run of the tiny config on the squares, logged to MLflow in its home. Read-only."""
-    from ganray.integrations import mlflow_sync
+    from ganray.integrations import mlflow_models, mlflow_runs
     from ganray.training.launch import create_run_folder, launch
-    from ganray.training.state import generator_from_checkpoint
 
     config = tiny_config(tmp_path_factory.mktemp("known"))
     create_run_folder(config)
@@ -132,8 +131,8 @@ def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     dataset = {"name": "squares", "digest": "0" * 16, "path": str(squares)}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        run = mlflow_sync.open_run(config, dataset, {})
-    uri = mlflow_sync.log_generator(run, generator_from_checkpoint(checkpoint), 8, (16, 16, 3))
+        run = mlflow_runs.open_run(config, dataset, {})
+    uri = mlflow_models.log_generator(run, checkpoint)
     return KnownRun(config, checkpoint, run.run_id, uri)
 
 

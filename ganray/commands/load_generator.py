@@ -15,8 +15,8 @@ from ganray.config.schema import Config, TrackingConfig
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
 from ganray.gan.networks import one_hot_labels
-from ganray.integrations import mlflow_runs, mlflow_sync
-from ganray.integrations.mlflow_sync import Run
+from ganray.integrations import mlflow_models, mlflow_runs
+from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run
 from ganray.training.state import (
     CONFIG_FILE,
     STATE_FILE,
@@ -84,13 +84,13 @@ class TrainedGenerator:
         """Add files to a folder of the MLflow run's artifacts, or log why that failed."""
         folder = str(Path(folder, self.checkpoint))
         try:
-            run = self.run or mlflow_runs.by_name(self.config)
+            run = self.run or mlflow_runs.find_run(self.config)
             if run is None:
                 logger.info(f"MLflow      has no run {self.config.name!r}; the {what} stay on disk")
                 return
-            mlflow_runs.add(run, files, folder)
+            mlflow_runs.log_files(run, files, folder)
             logger.info(f"artifacts   {folder}/ of MLflow run {run.run_id} at {run.uri}")
-        except UserError as error:
+        except (UserError, *MLFLOW_ERRORS) as error:
             logger.warning(f"the {what} are on disk but not in MLflow: {error}")
 
 
@@ -136,8 +136,8 @@ def _from_checkpoint(checkpoint: Path, tracking_uri: str | None) -> TrainedGener
 
 
 def _from_run(run_id: str, uri: str, home: Path) -> TrainedGenerator:
-    run, config = mlflow_runs.by_id(uri, run_id)
-    if model_uri := mlflow_runs.generator_of(run):
+    run, config = mlflow_runs.get_run(uri, run_id)
+    if model_uri := mlflow_models.newest_generator(run):
         return _from_model(model_uri, uri, home)
     folder = _run_folder(config, home)
     if folder and (checkpoint := _find_checkpoint(folder)):
@@ -149,11 +149,10 @@ def _from_run(run_id: str, uri: str, home: Path) -> TrainedGenerator:
 
 
 def _from_model(model_uri: str, uri: str, home: Path) -> TrainedGenerator:
-    logged = mlflow_runs.load_generator(uri, model_uri)
-    run, config = mlflow_runs.by_id(uri, logged.run_id)
-    classes = logged.inputs - config.latent.size
+    logged = mlflow_models.load_generator(uri, model_uri)
+    run, config = mlflow_runs.get_run(uri, logged.run_id)
     folder, source = _run_folder(config, home), f"model {model_uri}"
-    return TrainedGenerator(logged.module, classes, config, source, folder, run)
+    return TrainedGenerator(logged.G, logged.classes, config, source, folder, run)
 
 
 def _find_checkpoint(folder: Path) -> Path | None:
@@ -171,4 +170,4 @@ def _run_folder(config: Config, home: Path) -> Path | None:
 
 
 def _store_uri(home: Path, tracking_uri: str | None) -> str:
-    return mlflow_sync.store_uri(Config(home=home, tracking=TrackingConfig(tracking_uri)))
+    return mlflow_runs.store_uri(Config(home=home, tracking=TrackingConfig(tracking_uri)))

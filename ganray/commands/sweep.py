@@ -9,8 +9,7 @@ import importlib.util
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from ganray.config.schema import Config, fields_where
 from ganray.config.serialization import check_resumes, from_dict, to_dict
 from ganray.data import prepare
 from ganray.errors import UserError
-from ganray.integrations import mlflow_sync, mlflow_view, ray_train, ray_tune
-from ganray.integrations.mlflow_sweep import SweepRuns
+from ganray.integrations import mlflow_view, ray_train, ray_tune
+from ganray.integrations.mlflow_runs import store_uri
+from ganray.integrations.mlflow_sweep import SweepRuns, sync_sweep
 from ganray.sweeps import design, report, results
 from ganray.sweeps.axes import Axis, Level, parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
@@ -81,18 +81,18 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
         return
     datasets.prepare_datasets()
     launch.record_dataset(sweep_folder(config), *datasets.identity())
-    job = ray_tune.Job(config, datasets.run_assets(), workers)
+    setup = ray_tune.TrialSetup(config, datasets.run_assets(), workers)
     save_sweep(plan, config, options)
     ray_train.connect(config.ray)
     for folder in datasets.local_folders():
-        ray_train.check_nodes_see(folder)
-    runs = SweepRuns(plan, config, datasets.dataset_info, train.run_tags(config, workers))
-    with _mlflow_status(runs):
-        watcher = SweepWatcher(plan, config, options, runs)
-        if watcher.has_runs_left():
-            ray_tune.run(job, plan, options, sweep_folder(config), concurrent, watcher)
-        logger.info(watcher.progress.table())
-        _report(watcher.plan, config, options, runs)
+        ray_train.check_shared(folder)
+    tags = train.run_tags(config, workers)
+    with sync_sweep(plan, config, datasets.dataset_info, tags) as runs:
+        observer = SweepObserver(plan, config, options, runs)
+        if observer.has_runs_left():
+            ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
+        logger.info(observer.progress.table())
+        _report(observer.plan, config, options, runs)
 
 
 def sweep_folder(config: Config) -> Path:
@@ -261,7 +261,7 @@ def log_plan(
     rows |= plan_rows(datasets.shown, workers)
     if notes := " ".join(reference_notes(plan.axes)):
         rows["reference"] = notes
-    rows["results"] = f"{sweep_folder(config)} and {mlflow_sync.store_uri(config)}"
+    rows["results"] = f"{sweep_folder(config)} and {store_uri(config)}"
     logger.info(format_rows(rows))
     if options.is_search:
         logger.info(
@@ -287,24 +287,7 @@ def save_sweep(plan: SweepPlan, config: Config, options: SweepConfig) -> None:
         ) from error
 
 
-@contextmanager
-def _mlflow_status(runs: SweepRuns) -> Iterator[None]:
-    """Close the MLflow runs with the status that fits how the block ends."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        runs.close("KILLED", seconds=20)
-        raise
-    except SystemExit:  # SIGTERM from `ray job stop`, which kills three seconds later
-        runs.close("KILLED")
-        raise
-    except BaseException:
-        runs.close("FAILED")
-        raise
-    runs.close("FINISHED")
-
-
-class SweepWatcher:
+class SweepObserver:
     """Receiver of Tune's events, which passes them on to the terminal and MLflow."""
 
     def __init__(
@@ -329,11 +312,11 @@ class SweepWatcher:
         self._runs.begin(trial, config)
         self.progress.begin(trial)
 
-    def again(self, trial: Trial, reason: str) -> None:
+    def retry(self, trial: Trial, reason: str) -> None:
         """Handle the crash of a run that is retried."""
         self.progress.retry(trial, reason)
 
-    def halted(self, reason: str) -> None:
+    def pause(self, reason: str) -> None:
         """Handle a pause of all runs."""
         self.progress.pause(reason)
 
@@ -354,18 +337,17 @@ def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRu
     logger.info(written.text)
     runs.log_report(written.files, written.markdown, written.metrics)
     logger.info("report      %s", written.html)
-    _log_mlflow_views(runs.parent, plan)
+    _log_mlflow_urls(plan, runs)
 
 
-def _log_mlflow_views(run: mlflow_sync.Run, plan: SweepPlan) -> None:
-    """Log the addresses of the sweep's views, and the command that serves a local store."""
+def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns) -> None:
+    """Log the URLs of the sweep's views, and the command that serves a local store."""
+    run = runs.parent
     server = run.uri if run.uri.startswith("http") else "http://127.0.0.1:5000"
+    urls = runs.flush_and_call(lambda: mlflow_view.save_views(run, plan, server))
+    if urls is None:  # MLflow is unreachable, which has been logged
+        return
     if server != run.uri:
         logger.info("MLflow      mlflow ui --backend-store-uri %s", run.uri)
-    try:
-        for view in mlflow_view.save_views(run, plan):
-            url = mlflow_view.view_url(server, run.experiment_id, view.key)
-            logger.info("            %s: %s", view.title, url)
-    except mlflow_sync.REFUSED as error:
-        reason = mlflow_sync.first_line(error)
-        logger.warning("MLflow at %s: %s; no views were saved", run.uri, reason)
+    for title, url in urls.items():
+        logger.info("            %s: %s", title, url)

@@ -26,7 +26,8 @@ from ganray.errors import UserError
 from ganray.evaluation import reference
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets
 from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator, table
-from ganray.integrations import mlflow_sync, ray_train
+from ganray.integrations import mlflow_models, mlflow_runs, ray_train
+from ganray.integrations.mlflow_sync import sync_run
 from ganray.training import launch, run_figures
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
@@ -60,7 +61,7 @@ def run(config: Config) -> None:
         if rank() == 0:
             if datasets.images.procedural:
                 warn_procedural_faces()
-            logger.info(describe_plan(datasets, workers, mlflow_sync.store_uri(config)))
+            logger.info(describe_plan(datasets, workers, mlflow_runs.store_uri(config)))
         if config.dry_run:
             return
         with rank0_first() as is_rank0:
@@ -107,10 +108,10 @@ def _resolve_workers(config: Config) -> Workers:
 
 def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -> None:
     config, images = datasets.config, datasets.images
-    run = mlflow_sync.open_run(
+    run = mlflow_runs.open_run(
         config, reference.dataset_info(datasets, digest), run_tags(config, workers)
     )
-    with mlflow_sync.sync_run(run) as sync:
+    with sync_run(run) as sync:
         with (
             print_progress(config),
             closing(Journal(config.run_folder())) as journal,
@@ -119,7 +120,7 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
             result = check_discriminator(config, dataset, journal)
         logger.info(f"check       {result}")
         logger.info(f"picture     {result.figure}")
-        sync.deliver(lambda: mlflow_sync.log_file(run, result.figure))
+        sync.flush_and_call(lambda: mlflow_runs.log_files(run, [result.figure]))
     if not result.separates:
         raise UserError(
             f"check_discriminator=True: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
@@ -132,10 +133,10 @@ def _train_and_report(
 ) -> None:
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
-    run = mlflow_sync.open_run(
+    run = mlflow_runs.open_run(
         config, reference.dataset_info(datasets, digest), run_tags(config, workers)
     )
-    with mlflow_sync.sync_run(run) as sync:
+    with sync_run(run) as sync:
         checkpoint = _train(config, images, assets, workers)
         figures = {
             "losses": run_figures.draw_losses(folder, config.loss.name),
@@ -154,17 +155,13 @@ def _train_and_report(
             logger.info(f"{name:11s} {figure}")
 
         def send_results() -> str:
-            for figure in figures.values():
-                mlflow_sync.log_file(run, figure)
-            for file in files:
-                mlflow_sync.log_file(run, file, "evaluation")
+            mlflow_runs.log_files(run, figures.values())
+            mlflow_runs.log_files(run, files, "evaluation")
             if report is not None:
-                mlflow_sync.log_report(run, report.summary(), report.tags())
-            generator = generator_from_checkpoint(checkpoint)  # the other one is on the device
-            inputs = config.latent.size + num_classes(config, images)
-            return mlflow_sync.log_generator(run, generator, inputs, images.image_shape)
+                mlflow_runs.log_summary(run, report.summary(), report.tags())
+            return mlflow_models.log_generator(run, checkpoint)
 
-        if model := sync.deliver(send_results):  # last, because MLflow may be unreachable by now
+        if model := sync.flush_and_call(send_results):  # last: MLflow may be unreachable by now
             logger.info(f"generator   {model}  (mlflow.pytorch.load_model)")
     logger.info(f"look        mlflow ui --backend-store-uri {run.uri}")
 

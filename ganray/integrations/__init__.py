@@ -1,9 +1,9 @@
-"""The vendors: Ray Train in one file, MLflow in those named for it."""
+"""Ray and MLflow: the only modules that import them are `ray_*` and `mlflow_*` in this package."""
 
 import os
 
-# Here, as mlflow must not be imported before. With its defaults one call to a dead server blocks
-# for 4 minutes, usage reports leave the machine, and its own remarks fill the log.
+# Set before mlflow is imported. With its defaults one call to a dead server blocks for 4 minutes,
+# usage reports are sent, and its own messages fill the log.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -1,6 +1,6 @@
-"""Ray Train: join or start Ray, check what it has, run the loop on every worker.
+"""Ray Train: join or start Ray, check its resources, run the training loop on every worker.
 
-The only importer of ray.train. The driver opens everything it can before a worker is held.
+The only importer of ray.train.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported. Reports leave the machine otherwise; and a report would block for two
-# seconds, the default interval at which Ray's controller looks for it.
+# Set before ray is imported. Ray would send usage reports; and `ray.train.report` would block for 2
+# seconds, the default interval at which Ray's controller polls.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# The resources were checked, so workers that do not start yet wait for a node that is booting.
+# Resources are checked first, so workers that do not start yet wait for a node that is booting.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
 
 import ray
@@ -37,22 +37,22 @@ from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
-_RAYS_LIST = "checkpoint_manager_snapshot.json"
-"""Of checkpoints, in the folders of runs that told Ray of them, as ganray once did."""
 
 
 def connect(config: RayConfig) -> Cluster:
     """Join the cluster that the config or $RAY_ADDRESS names, or start Ray on this machine.
 
+    Returns the resources of the cluster.
+
     Raises:
-        ValueError: there is no cluster at the address.
+        UserError: There is no cluster at the address.
     """
     address = _address(config)
     if not ray.is_initialized():
         try:
-            _knock(address)
+            _check_port(address)
             _init(address)
-        except OSError as error:  # ConnectionError and a host without an address among them
+        except OSError as error:  # including ConnectionError and an unknown host
             raise UserError(
                 f"ray.address={address}: no cluster there; start one with `ray start --head`,"
                 " or leave the address out to use this machine alone"
@@ -61,10 +61,10 @@ def connect(config: RayConfig) -> Cluster:
 
 
 def cluster_resources(config: RayConfig) -> Cluster:
-    """What the workers can get: of the cluster that the run joins, else of this machine.
+    """Return the resources of the cluster that the run joins, else of this machine.
 
     Raises:
-        ValueError: there is no cluster at the address.
+        UserError: There is no cluster at the address.
     """
     return connect(config) if _address(config) != "local" else this_machine()
 
@@ -73,41 +73,41 @@ def _address(config: RayConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
-def _knock(address: str) -> None:
-    """Ask the port whether anyone is there: Ray itself tries for five minutes."""
+def _check_port(address: str) -> None:
+    """Connect to the port, because Ray itself would retry for five minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def check_nodes_see(folder: Path) -> None:
-    """Look from every node that a folder is there, before workers are held for it.
+def check_shared(folder: Path) -> None:
+    """Check that every node can read a folder, before workers are started.
 
     Raises:
-        ValueError: a node does not see the folder.
+        UserError: A node does not see the folder.
     """
 
     @ray.remote(num_cpus=0)
-    def sees(path: str) -> bool:
+    def exists(path: str) -> bool:
         return os.path.exists(path)
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
         return
-    asked = [
-        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-            str(folder)
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    answers = ray.get(
+        [exists.options(scheduling_strategy=s).remote(str(folder)) for s in strategies]
+    )
+    missing = [node for node, found in zip(nodes, answers, strict=True) if not found]
+    if missing:
+        raise _not_shared(
+            folder, f"{len(missing)} of {len(nodes)} nodes (the first: {missing[0][:8]})"
         )
-        for node in nodes
-    ]
-    blind = [node for node, seen in zip(nodes, ray.get(asked), strict=True) if not seen]
-    if blind:
-        raise _unseen(folder, f"{len(blind)} of {len(nodes)} nodes (the first: {blind[0][:8]})")
 
 
-def _unseen(folder: Path, who: str) -> UserError:
+def _not_shared(folder: Path, nodes: str) -> UserError:
     return UserError(
-        f"home: {folder} is not seen by {who}; put --home on storage that all nodes share"
+        f"home: {folder} does not exist on {nodes}; put --home on storage that all nodes share"
     )
 
 
@@ -118,17 +118,17 @@ def launch(
     workers: Workers,
     callbacks: Sequence[UserCallback] = (),
 ) -> Path:
-    """Run the loop on the workers until it is done; returns the last checkpoint's folder.
+    """Train on the workers and return the last checkpoint.
 
-    Checkpoints are the run folder's, as without Ray, and Ray is not told of them: it would go on
-    from those that it has itself kept, and refuse a run where one of these is gone.
+    Checkpoints are kept in the run folder, as without Ray. They are not reported to Ray, which
+    would resume only from those that it keeps itself, and reject a run if one of these is gone.
 
     Args:
-        config: of the whole run.
-        images: where the shards are: a URL, or a path that every node must see.
-        assets: who compares samples with what.
-        workers: as `resolve` chose them.
-        callbacks: of Ray Train.
+        config: Config of the run.
+        images: `DatasetPlan.location`; a local path must exist on every node.
+        assets: Evaluation assets.
+        workers: Workers, from `resolve_workers`.
+        callbacks: Callbacks of Ray Train.
 
     Raises:
         Diverged: A loss is no longer finite.
@@ -138,13 +138,12 @@ def launch(
     """
     connect(config.ray)
     folder = config.run_folder()
-    check_nodes_see(folder)
+    check_shared(folder)
     if not config.data.is_remote():
-        for where in filter(None, (images, assets.reference)):
-            check_nodes_see(Path(where))
-    (folder / _RAYS_LIST).unlink(missing_ok=True)
+        for location in filter(None, (images, assets.reference)):
+            check_shared(Path(location))
     trainer = TorchTrainer(
-        _work,
+        _train_worker,
         train_loop_config={"config": config, "images": images, "assets": assets},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
@@ -164,7 +163,7 @@ def launch(
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _failure(error, folder) from error
-    except _DEATHS as error:  # of the controller, which Ray does not restart
+    except _DEATHS as error:  # the controller died, which Ray does not restart
         raise _death("training failed", error, folder) from error
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
@@ -175,39 +174,35 @@ def launch(
 
 
 class RayContext:
-    """A Ray Train worker as the loop sees it.
-
-    Raises:
-        ValueError: this node does not see the run's folder.
-    """
+    """Worker context of a Ray Train worker."""
 
     def __init__(self, run_folder: Path, keep: int) -> None:
-        if not run_folder.is_dir():  # the node may have booted after `check_nodes_see`
-            raise _unseen(run_folder, f"node {socket.gethostname()}")
+        if not run_folder.is_dir():  # the node may have booted after `check_shared`
+            raise _not_shared(run_folder, f"node {socket.gethostname()}")
         self.device = get_device()
         self._folder, self._keep = run_folder, keep
 
     def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """A barrier of all ranks, once rank 0's checkpoint is kept."""
+        """Keep rank 0's checkpoint, then wait for all ranks."""
         if checkpoint is not None:
             keep_checkpoint(checkpoint, self._folder, step, self._keep)
         ray.train.report(dict(metrics))
 
     def latest_checkpoint(self) -> Path | None:
-        """The run's own."""
+        """Return the newest checkpoint in the run folder."""
         return latest_checkpoint(self._folder)
 
 
-def _work(job: dict[str, Any]) -> dict[str, str]:
-    """One worker's life.
+def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:
+    """Train on one worker.
 
-    After an error Ray starts all workers again, which helps unless the error would come again.
-    Divergence would, and all ranks meet it at the same step, so none is left waiting.
+    Divergence is returned, not raised: after an exception Ray would restart all workers, and the
+    loss would diverge again. All ranks diverge at the same step, so none is left waiting.
     """
-    config = job["config"]
+    config = arguments["config"]
     context = RayContext(config.run_folder(), config.train.keep_checkpoints)
     try:
-        run_worker(config, job["images"], job["assets"], context)
+        run_worker(config, arguments["images"], arguments["assets"], context)
     except Diverged as error:
         return {"diverged": str(error)}
     return {}
@@ -250,45 +245,45 @@ def _death(summary: str, error: Exception, folder: Path) -> UserError:
     )
 
 
-def _job() -> dict[str, Any]:
-    """What `ray job submit` told this driver; empty when it was started by hand."""
+def _submitted_job() -> dict[str, Any]:
+    """Return what `ray job submit` passed to this driver; empty if it was started by hand."""
     return json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
 
 
 def job_tags() -> dict[str, str]:
-    """Ray's own names for this job, to find it in the dashboard."""
+    """Return MLflow tags with Ray's ids of this job, which the dashboard lists."""
     tags = {"ray.job_id": ray.get_runtime_context().get_job_id()}
-    if submission := _job().get("metadata", {}).get("job_submission_id"):
+    if submission := _submitted_job().get("metadata", {}).get("job_submission_id"):
         tags["ray.submission_id"] = submission
     return tags
 
 
-def _runtime_env(joins: bool) -> dict[str, Any]:
-    """Make `import ganray` work in every worker, and hand our switches on.
+def _runtime_env(joins_cluster: bool) -> dict[str, Any]:
+    """Return a runtime environment in which workers can import ganray and have Ray's settings.
 
-    A submitted job with a working directory brings ganray along; a driver that joins a cluster
-    without one ships the package itself. A variable set twice makes Ray refuse.
+    A submitted job with a working directory contains ganray; a driver that joins a cluster without
+    one ships the package itself. Variables that the job sets are left out: Ray rejects duplicates.
     """
-    given = _job().get("runtime_env", {})
-    ours = {
+    job_env = _submitted_job().get("runtime_env", {})
+    variables = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(("RAY_TRAIN_", "RAY_USAGE_")) and name not in given.get("env_vars", {})
+        if name.startswith(("RAY_TRAIN_", "RAY_USAGE_")) and name not in job_env.get("env_vars", {})
     }
-    env: dict[str, Any] = {"env_vars": ours}
-    if joins and "working_dir" not in given:
+    env: dict[str, Any] = {"env_vars": variables}
+    if joins_cluster and "working_dir" not in job_env:
         env["py_modules"] = [str(ROOT / "ganray")]
     return env
 
 
 def _init(address: str) -> None:
-    """Start or join Ray. Workers print nothing: the driver follows the journal instead."""
-    env = _runtime_env(joins=address != "local")
+    """Start or join Ray. Workers print nothing, because the driver follows the journal."""
+    env = _runtime_env(joins_cluster=address != "local")
     if address != "local":
         ray.init(address, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR)
         return
-    # Ray Train's clean-up asks the dashboard. Where two Rays run on a machine it guesses the
-    # wrong one, and each fit takes 12 s longer: so it is told.
+    # Ray Train's clean-up connects to the dashboard. If two Rays run on a machine, it guesses the
+    # wrong one and each fit takes 12 s longer, so the dashboard gets a free port that is named.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -303,16 +298,15 @@ def _init(address: str) -> None:
 
 
 def _resources() -> Cluster:
-    have = ray.cluster_resources()
+    current, maximum = ray.cluster_resources(), _max_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    most = _most_resources()
-    cpus, gpus = (max(int(have.get(k, 0)), int(most.get(k, 0))) for k in ("CPU", "GPU"))
-    grows = cpus > int(have.get("CPU", 0)) or gpus > int(have.get("GPU", 0))
+    cpus, gpus = (max(int(current.get(k, 0)), int(maximum.get(k, 0))) for k in ("CPU", "GPU"))
+    grows = cpus > int(current.get("CPU", 0)) or gpus > int(current.get("GPU", 0))
     return Cluster(cpus, gpus, nodes, grows)
 
 
-def _most_resources() -> dict[str, int]:
-    """What an autoscaler may grow the cluster to; empty on a cluster of fixed size.
+def _max_resources() -> dict[str, int]:
+    """Return what an autoscaler may grow the cluster to; empty on a cluster of fixed size.
 
     Ray Train sizes its own worker groups by the same call; Ray has no public one.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,14 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or contains"
             " more than tensors; delete its folder to continue from the previous one"
         ) from error
+
+
+def export_generator(checkpoint: Path, folder: Path) -> None:
+    """Write a checkpoint that contains the generator only, for `generator_from_checkpoint`."""
+    state = read_state(checkpoint)
+    kept = {name: state[name] for name in ("step", "image_shape", "classes", "G_ema")}
+    torch.save(kept, folder / STATE_FILE)
+    shutil.copyfile(checkpoint / CONFIG_FILE, folder / CONFIG_FILE)
 
 
 def generator_from_checkpoint(folder: Path) -> nn.Module:

@@ -15,7 +15,7 @@ from ganray.config import cli
 from ganray.data.writer import write_shards
 from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
-from ganray.integrations import mlflow_sync
+from ganray.integrations import mlflow_runs, mlflow_sync
 from ganray.training import journal
 from tests.conftest import Squares, load_job
 
@@ -118,9 +118,9 @@ def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     argv = [*TINY, "--name", "one", "--data.faces", "400", "--evaluation.report_samples", "90"]
     with monkeypatch.context() as patch:
-        open_run = mlflow_sync.open_run
+        open_run = mlflow_runs.open_run
         dead = {"uri": "http://127.0.0.1:9"}  # from when the run was opened on
-        patch.setattr(mlflow_sync, "open_run", lambda *a: replace(open_run(*a), **dead))
+        patch.setattr(mlflow_runs, "open_run", lambda *a: replace(open_run(*a), **dead))
         patch.setattr(mlflow_sync.JournalSync, "patience_s", 0.1)
         celeba.main(argv)
     out, folder = capsys.readouterr().out, home / "runs" / "one"

@@ -1,4 +1,4 @@
-"""MLflow's pages on a study, as Chromium shows them: the views' format is MLflow's own secret."""
+"""MLflow's pages of a sweep in Chromium: the format of saved views is not documented."""
 
 import os
 import re
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
-from ganray.integrations.mlflow_sweep import SweepRuns
-from ganray.integrations.mlflow_view import View, compare_url, save_views, view_url
-from tests.integrations.small_study import DATASET, base_config, run_trial, small_study
+from ganray.integrations.mlflow_sweep import sync_sweep
+from ganray.integrations.mlflow_view import save_views
+from tests.integrations.small_sweep import DATASET, base_config, run_trial, small_sweep
 
 pytestmark = pytest.mark.browser
 
@@ -33,42 +32,31 @@ FLAGS = [
 ]
 TIMEOUT_MS = 60_000
 SHOTS = os.environ.get("GANRAY_SHOTS")
-"""Folder for screenshots, to be looked at."""
+"""Folder for screenshots."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A study on a running server."""
+class Sweep:
+    """A sweep on a running server."""
 
-    url: str
-    experiment_id: str
-    views: dict[str, View]
-    """By their titles without the study's name."""
-    run_ids: list[str]
+    urls: dict[str, str]
+    """URLs of its pages by their titles without the sweep's name."""
     labels: list[str]
-    """Of the trials."""
+    """Labels of the trials."""
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory, empty_store):
-    home = tmp_path_factory.mktemp("shown")
+def sweep(tmp_path_factory, empty_store):
+    home = tmp_path_factory.mktemp("browser")
     shutil.copy(empty_store, home / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        study, base = small_study(), base_config(home)
-        runs = SweepRuns(study, base, lambda _: DATASET, {})
-    for trial in study.trials:
-        config = trial.config(base)
-        runs.begin(trial, config)
-        runs.end(trial, run_trial(config, trial))
-    runs.close("FINISHED")
-    views = {v.title.removeprefix("latents "): v for v in save_views(runs.parent, study)}
-    experiment_id = runs.parent.experiment_id
-    children = MlflowClient(runs.parent.uri).search_runs(
-        [experiment_id], "tags.`ganray.sweep` = 'latents'"
-    )
-    ids, labels = [run.info.run_id for run in children], [trial.label for trial in study.trials]
-    assert len(ids) == len(labels) == 12
+        plan, base = small_sweep(), base_config(home)
+        with sync_sweep(plan, base, lambda _: DATASET, {}) as runs:
+            for trial in plan.trials:
+                config = trial.config(base)
+                runs.begin(trial, config)
+                runs.end(trial, run_trial(config, trial))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,7 +67,9 @@ def shown(tmp_path_factory, empty_store):
         server = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=home)
     try:
         _wait_for(server, f"http://127.0.0.1:{port}/health")
-        yield Shown(f"http://127.0.0.1:{port}", experiment_id, views, ids, labels)
+        urls = save_views(runs.parent, plan, f"http://127.0.0.1:{port}")
+        urls = {title.removeprefix("latents "): url for title, url in urls.items()}
+        yield Sweep(urls, [trial.label for trial in plan.trials])
     finally:
         server.terminate()
         server.wait(20)
@@ -109,11 +99,11 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, request):
-    """Opens an address and waits until a text is there; at the end comes the screenshot."""
+    """Open a URL and wait for a text; take a screenshot at the end of the test."""
     page = browser.new_page(viewport={"width": 1600, "height": 2900})
     page.set_default_timeout(TIMEOUT_MS)
 
-    def opened(url, text):
+    def open_url(url, text):
         page.goto(url)
         page.get_by_text(text).first.wait_for()
         assistant = page.get_by_role("button", name="Close", exact=True)
@@ -121,7 +111,7 @@ def open_page(browser, request):
             assistant.last.click()
         return page
 
-    yield opened
+    yield open_url
     if SHOTS:
         page.wait_for_timeout(3000)
         name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-")
@@ -129,12 +119,8 @@ def open_page(browser, request):
     page.close()
 
 
-def view(shown, words):
-    return view_url(shown.url, shown.experiment_id, shown.views[words].key)
-
-
 def card(page, title):
-    """A chart with this title, drawn."""
+    """Return the chart with this title."""
     heading = page.get_by_text(title, exact=True)
     heading.first.wait_for()
     holder = page.locator("[data-testid='experiment-view-compare-runs-card']")
@@ -148,15 +134,15 @@ def assert_no_chart_is_missing(page):
 
 
 @pytest.mark.parametrize(
-    ("words", "legends"),
+    ("title", "legends"),
     [
         ("by distribution", ["normal", "uniform"]),
         ("by size", ["1", "64"]),
         ("by setting", ["normal / 1", "uniform / 64"]),
     ],
 )
-def test_averages_are_drawn_for_each_level_and_each_cell(shown, open_page, words, legends):
-    page = open_page(view(shown, words), "Variety while training")
+def test_averages_are_drawn_for_each_level_and_each_setting(sweep, open_page, title, legends):
+    page = open_page(sweep.urls[title], "Variety while training")
     for legend in legends:
         page.get_by_text(f"Group: {legend}", exact=True).first.wait_for()
     for metric in ("collapse/coverage", "collapse/recall", "D/loss", "final/coverage"):
@@ -165,9 +151,9 @@ def test_averages_are_drawn_for_each_level_and_each_cell(shown, open_page, words
     assert_no_chart_is_missing(page)
 
 
-def test_every_run_is_drawn_with_its_settings_and_its_samples(shown, open_page):
-    page = open_page(view(shown, "every run"), "Variety while training")
-    for label in shown.labels:
+def test_every_run_is_drawn_with_its_settings_and_its_samples(sweep, open_page):
+    page = open_page(sweep.urls["every run"], "Variety while training")
+    for label in sweep.labels:
         page.get_by_text(label, exact=True).first.wait_for()
     assert page.get_by_text("latents", exact=True).count() == 0  # the parent
     page.get_by_text("12 matching runs").wait_for()
@@ -181,8 +167,8 @@ def test_every_run_is_drawn_with_its_settings_and_its_samples(shown, open_page):
     assert_no_chart_is_missing(page)
 
 
-def test_the_samples_of_one_run_a_cell_stand_side_by_side(shown, open_page):
-    page = open_page(view(shown, "samples of seed 0"), "Samples")
+def test_samples_of_one_run_per_setting_are_side_by_side(sweep, open_page):
+    page = open_page(sweep.urls["samples of seed 0"], "Samples")
     page.get_by_text("4 matching runs").wait_for()
     images = card(page, "samples").locator("img")
     images.nth(3).wait_for()
@@ -191,16 +177,15 @@ def test_the_samples_of_one_run_a_cell_stand_side_by_side(shown, open_page):
     assert_no_chart_is_missing(page)
 
 
-def test_the_plain_comparison_draws_parallel_coordinates(shown, open_page):
-    url = compare_url(shown.url, shown.experiment_id, shown.run_ids)
-    page = open_page(url, "Comparing 12 Runs from 1 Experiment")
+def test_the_comparison_without_a_view_draws_parallel_coordinates(sweep, open_page):
+    page = open_page(sweep.urls["comparison"], "Comparing 4 Runs from 1 Experiment")
     page.get_by_text("Parallel Coordinates Plot").wait_for()
     page.locator("svg.main-svg").first.wait_for()
     page.get_by_text("latent.distribution").first.wait_for()
 
 
-def test_the_views_are_in_the_pages_own_list(shown, open_page):
-    page = open_page(view(shown, "by distribution"), "Variety while training")
+def test_the_views_are_in_the_pages_own_list(sweep, open_page):
+    page = open_page(sweep.urls["by distribution"], "Variety while training")
     page.get_by_role("button", name="latents by distribution").click()
-    for words in shown.views:
-        page.get_by_text(f"latents {words}", exact=True).last.wait_for()
+    for title in sweep.urls.keys() - {"comparison"}:
+        page.get_by_text(f"latents {title}", exact=True).last.wait_for()

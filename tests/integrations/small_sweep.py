@@ -1,4 +1,4 @@
-"""A study of twelve runs without training: journals such as GANs leave, made up in closed form."""
+"""A sweep of twelve runs without training, whose journals follow closed-form curves."""
 
 import math
 from pathlib import Path
@@ -15,14 +15,14 @@ from tests.conftest import tiny_config
 
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
 TICKS = 20
-IMAGES_A_TICK = 5000
+IMAGES_PER_TICK = 5000
 
 
 def field_axis(name: str, *values: object) -> Axis:
     return Axis(name, tuple(Level(str(value), {name: value}) for value in values))
 
 
-def small_study(name: str = "latents", seeds: int = 3) -> SweepPlan:
+def small_sweep(name: str = "latents", seeds: int = 3) -> SweepPlan:
     distributions = field_axis("latent.distribution", "normal", "uniform")
     return make_plan(name, [distributions, field_axis("latent.size", 1, 64)], seeds)
 
@@ -31,20 +31,20 @@ def base_config(home: Path) -> Config:
     return tiny_config(home, name="base")
 
 
-def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, pictures: int = 4) -> None:
-    """The curves depend on the levels, and a little on the seed: more latents, more variety."""
+def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, samples: int = 4) -> None:
+    """Write curves that depend on the levels, and a little on the seed."""
     rng = np.random.default_rng([trial.rng_seed, len(trial.name)])
-    wide = trial.levels[-1] != "1"
-    end = (0.75 if wide else 0.35) + (0.08 if trial.levels[0] == "normal" else 0.0)
-    log = Journal(folder)
+    is_wide = trial.levels[-1] != "1"
+    end = (0.75 if is_wide else 0.35) + (0.08 if trial.levels[0] == "normal" else 0.0)
+    journal = Journal(folder)
     for tick in range(1, ticks + 1):
-        images, grown = tick * IMAGES_A_TICK, 1 - math.exp(-tick / 6)
-        losses = {"D/loss": 1.3 - 0.4 * grown, "G/loss": 0.7 + 0.8 * grown}
+        images, growth = tick * IMAGES_PER_TICK, 1 - math.exp(-tick / 6)
+        losses = {"D/loss": 1.3 - 0.4 * growth, "G/loss": 0.7 + 0.8 * growth}
         noisy = {key: value + rng.normal(0, 0.03) for key, value in losses.items()}
-        log.metrics(images, noisy | {"data/images_per_s": 900.0, "time/step_ms": 14.0})
+        journal.metrics(images, noisy | {"data/images_per_s": 900.0, "time/step_ms": 14.0})
         if tick % 2 == 0:
-            variety = end * grown + rng.normal(0, 0.015)
-            log.collapse(
+            variety = end * growth + rng.normal(0, 0.015)
+            journal.collapse(
                 images,
                 {
                     "collapse/coverage": variety,
@@ -55,25 +55,25 @@ def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, pictures: int 
                 },
                 warning="",
             )
-        if tick % max(ticks // pictures, 1) == 0:
-            log.image("samples", images, _picture(rng, int(1 + 15 * end * grown)))
-    log.close()
+        if tick % max(ticks // samples, 1) == 0:
+            journal.image("samples", images, _samples(rng, int(1 + 15 * end * growth)))
+    journal.close()
 
 
-def _picture(rng: np.random.Generator, kinds: int, cells: int = 4, side: int = 24) -> np.ndarray:
-    """A grid of coloured discs of so many kinds."""
+def _samples(rng: np.random.Generator, kinds: int, cells: int = 4, side: int = 24) -> np.ndarray:
+    """Return a grid of discs of `kinds` colors."""
     rows, columns = np.mgrid[:side, :side] - side / 2
     disc = (rows**2 + columns**2 < (0.4 * side) ** 2)[..., None]
-    colours = rng.integers(60, 255, (kinds, 3))
+    colors = rng.integers(60, 255, (kinds, 3))
     grid = np.empty((cells * side, cells * side, 3), np.uint8)
     for i in range(cells**2):
         top, left = i // cells * side, i % cells * side
-        colour = colours[rng.integers(kinds)]
-        grid[top : top + side, left : left + side] = np.where(disc, colour, 20)
+        color = colors[rng.integers(kinds)]
+        grid[top : top + side, left : left + side] = np.where(disc, color, 20)
     return grid
 
 
 def run_trial(config: Config, trial: Trial, **journal: int) -> RunResult:
-    """All that a trial leaves in its folder."""
+    """Write a trial's journal and result."""
     write_journal(config.run_folder(), trial, **journal)
     return results.record(config.run_folder(), "finished")

@@ -1,0 +1,130 @@
+"""MLflow models: generators are logged and loaded, and no program in a model is ever run."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from torch import nn
+
+from ganray.integrations import mlflow_models, mlflow_runs
+from ganray.training.state import generator_from_checkpoint
+from tests.conftest import KnownRun
+
+
+class Trap(nn.Module):
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def uri(known: KnownRun, tmp_path: Path, monkeypatch) -> str:
+    """A copy of the known run's store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # must make no difference
+    for file in known.config.home.glob("mlflow.db*"):
+        shutil.copy(file, tmp_path)
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def model(known: KnownRun, uri: str, tmp_path: Path) -> Path:
+    """Register a copy of the known model as models:/copy/1, and return its folder."""
+    mlflow.set_tracking_uri(uri)
+    folder = mlflow.artifacts.download_artifacts(known.model_uri, dst_path=str(tmp_path / "model"))
+    client = MlflowClient(tracking_uri=uri)
+    client.create_registered_model("copy")
+    client.create_model_version("copy", folder, known.run_id)
+    return Path(folder)
+
+
+def test_a_generator_is_loaded_with_its_config_and_run(known, uri):
+    logged = mlflow_models.load_generator(uri, known.model_uri)
+    assert (logged.config, logged.classes, logged.run_id) == (known.config, 0, known.run_id)
+    z = torch.randn(3, 8)
+    assert torch.equal(logged.G(z), generator_from_checkpoint(known.checkpoint)(z))
+
+
+def test_mlflow_loads_the_same_generator_as_a_module(known, uri):
+    mlflow.set_tracking_uri(uri)
+    module = mlflow.pytorch.load_model(known.model_uri)
+    z = torch.randn(5, 8)  # not the batch size of the example
+    torch.testing.assert_close(module(z), generator_from_checkpoint(known.checkpoint)(z))
+
+
+def test_the_newest_generator_is_one_whose_logging_ended(known, uri):
+    client = MlflowClient(tracking_uri=uri)
+    run, _ = mlflow_runs.get_run(uri, known.run_id)
+    incomplete = client.create_logged_model(run.experiment_id, "generator", run.run_id)
+    client.log_outputs(run.run_id, [LoggedModelOutput(incomplete.model_id, 0)])
+    assert mlflow_models.newest_generator(run) == known.model_uri
+
+
+def test_a_pickled_model_is_refused(known, uri, tmp_path):
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=known.run_id):
+        info = mlflow.pytorch.log_model(
+            Trap(tmp_path / "caught"),
+            name="pickled",
+            serialization_format="pickle",
+            pip_requirements=["torch"],
+        )
+    with pytest.raises(ValueError, match=r"never loads programs.*or a checkpoint"):
+        mlflow_models.load_generator(uri, info.model_uri)
+    assert not (tmp_path / "caught").exists()
+
+
+def test_programs_in_a_model_are_not_run(known, uri, model, tmp_path):
+    """Neither its code, nor an expression that torch.export would evaluate, nor a pickle."""
+    caught = tmp_path / "caught"
+    description = model / "MLmodel"
+    description.write_text(description.read_text().replace("    code: null", "    code: code"))
+    (model / "code").mkdir()
+    (model / "code" / "sitecustomize.py").write_text(f"open({str(caught)!r}, 'w')")
+    program = model / "data" / "model.pt2"
+    expression = f"open({str(caught)!r}, 'w')"
+    with zipfile.ZipFile(program) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in files if name.endswith("models/model.json"))
+    graph = json.loads(files[name])
+
+    def poison(node):
+        if isinstance(node, dict):
+            return {k: expression if k == "expr_str" else poison(v) for k, v in node.items()}
+        return [poison(item) for item in node] if isinstance(node, list) else node
+
+    poisoned = poison(graph)
+    assert poisoned != graph
+    with zipfile.ZipFile(program, "w") as archive:
+        for file, content in (files | {name: json.dumps(poisoned)}).items():
+            archive.writestr(file, content)
+    z = torch.randn(3, 8)
+    expected = generator_from_checkpoint(known.checkpoint)(z)
+    assert torch.equal(mlflow_models.load_generator(uri, "models:/copy/1").G(z), expected)
+    torch.save(Trap(caught), program)
+    assert torch.equal(mlflow_models.load_generator(uri, "models:/copy/1").G(z), expected)
+    assert not caught.exists()
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused(uri, model, tmp_path):
+    torch.save({"G_ema": Trap(tmp_path / "caught")}, model / "extra_files" / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt cannot be read"):
+        mlflow_models.load_generator(uri, "models:/copy/1")
+    assert not (tmp_path / "caught").exists()
+
+
+def test_a_model_without_weights_is_refused(uri, model):
+    shutil.rmtree(model / "extra_files")
+    with pytest.raises(ValueError, match=r"has no extra_files/config\.json and state\.pt"):
+        mlflow_models.load_generator(uri, "models:/copy/1")
