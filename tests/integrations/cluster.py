@@ -1,4 +1,4 @@
-"""What tests on a real Ray share: environments, drivers' output, a cluster of two nodes."""
+"""Helpers of tests on a real Ray: environments, output of drivers, a cluster of two nodes."""
 
 import os
 import re
@@ -19,13 +19,13 @@ PORT, DASHBOARD = 6399, "http://127.0.0.1:8299"
 
 
 def environment(home, **more):
-    """Of a job or its driver: the home is given, and no cluster or server of the developer's."""
+    """Return the environment of a job: a home, and no cluster or server of the developer's."""
     env = os.environ | {"GANRAY_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
     return {k: v for k, v in env.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
 
 
 def cluster_environment(home):
-    """Of the nodes and of what is submitted to them; ganray is the submitted folder's."""
+    """Return the environment of nodes and of submitted jobs, which import the submitted ganray."""
     env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
     env.pop("PYTHONPATH")
     return env
@@ -33,11 +33,11 @@ def cluster_environment(home):
 
 @contextmanager
 def two_nodes(env):
-    """A head and a worker node of their own; `ray stop` would stop every Ray on the machine."""
+    """Start a head and a worker node; `ray stop` would stop every Ray on the machine."""
     start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
     head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
-    # A folder each, as on two machines: they unpack the working directory to the same place in it.
-    # Directly under /tmp, since the path of a socket must be short.
+    # Each node has its own folder, as on two machines, into which it unpacks the working directory.
+    # They are directly under /tmp, because the path of a socket must be short.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
@@ -49,14 +49,14 @@ def two_nodes(env):
 
 
 def _wait_for_agent(env):
-    """Jobs are refused until the head's agent is up, on a busy machine long after the head is."""
+    """Wait until jobs are accepted, which on a busy machine takes longer than the head's start."""
     deadline = time.monotonic() + 120
     job = [RAY, "job", "submit", "--no-wait", "--", "true"]
     while True:
-        asked = subprocess.run(job, env=env, capture_output=True, text=True, check=False)
-        if asked.returncode == 0:
+        submitted = subprocess.run(job, env=env, capture_output=True, text=True, check=False)
+        if submitted.returncode == 0:
             return
-        assert time.monotonic() < deadline, asked.stdout + asked.stderr
+        assert time.monotonic() < deadline, submitted.stdout + submitted.stderr
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def _node(command, env):
 
 
 def lines_of(process):
-    """The process's output so far, as a list that grows."""
+    """Return the process's output so far, as a list that grows."""
     lines: list[str] = []
 
     threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
@@ -88,7 +88,7 @@ def wait_for(lines, pattern, timeout):
 
 
 def wait_until_gone(session):
-    """The killed driver's Ray notices and takes its own processes down."""
+    """Wait until the Ray of a killed driver has ended its own processes."""
     deadline = time.monotonic() + 60
     while any(_session(process) == session for process in psutil.process_iter()):
         assert time.monotonic() < deadline

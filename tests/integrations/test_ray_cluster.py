@@ -1,4 +1,4 @@
-"""The documented `ray job submit` lines on a cluster of two nodes, with room for a worker each."""
+"""The documented `ray job submit` commands on a cluster of two nodes with one CPU each."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def env(home):
-    """Of both nodes, which are up."""
+    """Start both nodes and return their environment."""
     env = cluster_environment(home)
     with two_nodes(env):
         yield env
@@ -46,7 +46,7 @@ def submit(home, env, name, job, *options):
 
 
 def ray_job(env, *command):
-    """What `ray job ...` says."""
+    """Return the output of `ray job ...`."""
     return subprocess.check_output([RAY, "job", *command], env=env, text=True, timeout=60)
 
 
@@ -61,10 +61,10 @@ def test_a_submitted_run_has_a_worker_on_each_node(home, env):
     job = submit(
         home, env, "faces-1", "jobs/celeba.py", *TINY, "--evaluation.samples", "0", "--name", "one"
     )
-    said, _ = job.communicate(timeout=280)
-    assert job.returncode == 0, said[-6000:]
-    assert "kimg (100%)" in said
-    assert "succeeded" in said
+    output, _ = job.communicate(timeout=280)
+    assert job.returncode == 0, output[-6000:]
+    assert "kimg (100%)" in output
+    assert "succeeded" in output
     assert "faces-1" in ray_job(env, "list")
     (run,) = mlflow_runs(home, "tags.`ganray.name` = 'one'")
     assert run.data.tags["ray.submission_id"] == "faces-1"
@@ -73,14 +73,14 @@ def test_a_submitted_run_has_a_worker_on_each_node(home, env):
 
 
 @pytest.mark.timeout(650)
-def test_a_submitted_study_is_stopped_and_goes_on(home, env):
-    """`ray job stop` closes the parent run and keeps what has ended; --resume does the rest."""
+def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
+    """`ray job stop` ends the MLflow runs and keeps the results; --resume runs the rest."""
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "4"]
     longer = ["--train.kimg", "7.2"]  # than the command that stops it takes to start
     job = submit(
         home,
         env,
-        "study-1",
+        "sweep-1",
         "jobs/sweep.py",
         *TINY,
         *longer,
@@ -88,23 +88,23 @@ def test_a_submitted_study_is_stopped_and_goes_on(home, env):
         "--evaluation.samples",
         "80",
         "--name",
-        "study",
+        "sweep",
     )
     wait_for(lines_of(job), r"1 / 8 runs", 200)
-    ray_job(env, "stop", "study-1")
+    ray_job(env, "stop", "sweep-1")
     job.wait(60)
-    (parent,) = mlflow_runs(home, "tags.`ganray.name` = 'study'")
-    children = mlflow_runs(home, "tags.`ganray.sweep` = 'study'")
+    (parent,) = mlflow_runs(home, "tags.`ganray.name` = 'sweep'")
+    children = mlflow_runs(home, "tags.`ganray.sweep` = 'sweep'")
     assert parent.info.status == "KILLED"
     assert sum(child.info.status == "FINISHED" for child in children) >= 1
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
 
-    job = submit(home, env, "study-2", "jobs/sweep.py", "--resume")
-    said, _ = job.communicate(timeout=280)
-    assert job.returncode == 0, said[-6000:]
-    assert "2 at a time" in said
-    assert "8 runs: 8 finished" in said
-    (again,) = mlflow_runs(home, "tags.`ganray.name` = 'study'")
-    assert (again.info.run_id, again.info.status) == (parent.info.run_id, "FINISHED")
-    children = mlflow_runs(home, "tags.`ganray.sweep` = 'study'")
+    job = submit(home, env, "sweep-2", "jobs/sweep.py", "--resume")
+    output, _ = job.communicate(timeout=280)
+    assert job.returncode == 0, output[-6000:]
+    assert "2 at a time" in output
+    assert "8 runs: 8 finished" in output
+    (resumed,) = mlflow_runs(home, "tags.`ganray.name` = 'sweep'")
+    assert (resumed.info.run_id, resumed.info.status) == (parent.info.run_id, "FINISHED")
+    children = mlflow_runs(home, "tags.`ganray.sweep` = 'sweep'")
     assert [child.info.status for child in children] == ["FINISHED"] * 8

@@ -1,4 +1,4 @@
-"""A study on a real Ray: grid, crash, kill and resume, searches, runs of several workers."""
+"""Sweeps on a real Ray: grid, crash, kill and resume, searches, runs of several workers."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TINY += ["--network.width_G", "16", "--network.width_D", "16", "--train.batch_si
 TINY += ["--train.kimg", "2.4", "--train.log_every", "0.6", "--train.sample_every", "0.6"]
 TINY += ["--train.checkpoint_every", "0.6"]
 TINY += ["--evaluation.samples", "80", "--evaluation.max_share", "1"]
-STUDY = ["--sweep.axis", "latent.size=1,8", "--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
+AXES = ["--sweep.axis", "latent.size=1,8", "--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def start(home, *options):
 
 
 class Driver:
-    """A started sweep, and what it has said so far."""
+    """A started sweep and its output so far."""
 
     def __init__(self, home, *options):
         self.process = start(home, *options)
@@ -69,23 +69,23 @@ class Driver:
         return "".join(self.lines[-60:])
 
     def actors(self):
-        """The processes that train."""
+        """Return the processes that train."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [p for p in children if "ImplicitFunc" in " ".join(p.cmdline())]
 
 
-def mlflow_runs(home, study):
+def mlflow_runs(home, sweep):
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     (experiment,) = (e for e in client.search_experiments() if e.name == "latents")
-    ours = f"tags.`ganray.sweep` = '{study}'"
-    children = client.search_runs([experiment.experiment_id], ours)
-    parents = client.search_runs([experiment.experiment_id], f"tags.`ganray.name` = '{study}'")
+    by_sweep, by_name = f"tags.`ganray.sweep` = '{sweep}'", f"tags.`ganray.name` = '{sweep}'"
+    children = client.search_runs([experiment.experiment_id], by_sweep)
+    parents = client.search_runs([experiment.experiment_id], by_name)
     return client, parents, children
 
 
 def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
-    """SIGKILL a run's process, then the driver; --resume ends the study, each run once."""
-    driver = Driver(home, *STUDY, "--name", "killed")
+    """SIGKILL a run's process, then the driver; --resume finishes the sweep, each run once."""
+    driver = Driver(home, *AXES, "--name", "killed")
     driver.wait_for(r"1 / 8 runs")
     driver.actors()[0].kill()
     driver.wait_for(r"3 / 8 runs")
@@ -96,16 +96,16 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     driver = Driver(home, "--resume", "--sweep.concurrent", "1")
     assert driver.end() == 0, driver.text
     assert "8 runs: 4 finished, 4 diverged, 0 running, 0 left" in driver.text
-    study = design.load_plan(home / "sweeps" / "killed")
-    collected = results.collect(study, home / "runs")
-    for trial in study.trials:
+    plan = design.load_plan(home / "sweeps" / "killed")
+    collected = results.collect(plan, home / "runs")
+    for trial in plan.trials:
         diverges = trial.levels[1] == "1e30"
         assert collected.get(trial).status == ("diverged" if diverges else "finished")
         if not diverges:
             images, _ = journal.history(home / "runs" / trial.name, "D/loss")
             assert images.tolist() == [600, 1200, 1800, 2400]
-    answer = json.loads((home / "sweeps" / "killed" / "report.json").read_text())
-    assert [row["diverged"] for row in answer["ranking"]] == [0, 0, 2, 2]
+    report = json.loads((home / "sweeps" / "killed" / "report.json").read_text())
+    assert [row["diverged"] for row in report["ranking"]] == [0, 0, 2, 2]
     assert (home / "sweeps" / "killed" / "report.html").stat().st_size > 50_000
 
     client, parents, children = mlflow_runs(home, "killed")
@@ -117,7 +117,7 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
         "report/report.json",
     }
     assert sorted(c.data.tags["ganray.name"] for c in children) == sorted(
-        trial.name for trial in study.trials
+        trial.name for trial in plan.trials
     )
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -127,8 +127,8 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
         assert sorted(steps) == ([] if diverged else [600, 1200, 1800, 2400])
 
 
-def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
-    driver = Driver(home, *STUDY, "--name", "stopped")
+def test_a_sweep_that_is_interrupted_keeps_the_results_so_far(home):
+    driver = Driver(home, *AXES, "--name", "stopped")
     driver.wait_for(r"2 / 8 runs")
     driver.process.send_signal(signal.SIGINT)
     assert driver.end(90) == 130, driver.text
@@ -140,7 +140,7 @@ def test_a_study_that_is_stopped_says_so_and_keeps_what_has_ended(home):
     assert {c.info.status for c in children} <= {"FINISHED", "FAILED", "KILLED"}
 
 
-def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(home):
+def test_asha_stops_runs_of_two_workers_and_reports_that_results_are_censored(home):
     options = ["--ray.workers", "2", "--sweep.design", "asha", "--sweep.seeds", "1"]
     driver = Driver(home, "--sweep.axis", "data.images=100,200,null", *options, "--name", "asha")
     assert driver.end() == 0, driver.text
@@ -149,21 +149,21 @@ def test_asha_stops_runs_of_two_workers_and_says_that_its_figures_are_censored(h
     collected = results.collect(design.load_plan(home / "sweeps" / "asha"), home / "runs")
     assert collected.count("finished", "stopped") == 3
     assert collected.count("finished") >= 1
-    # They learned different numbers of images; 750 of the 1,500 were left to compare with.
+    # They trained on different numbers of images.
     assert {shards.name.split("-")[4] for shards in (home / "shards").glob("*-train-*")} == {
         *("100", "200", "1500")
     }
 
 
-@pytest.mark.parametrize("how", ["tpe", "pbt"])
-def test_searches_run_as_many_as_they_may_and_keep_their_choices(home, how):
-    options = ["--sweep.design", how, "--sweep.settings", "4", "--name", how]
+@pytest.mark.parametrize("search", ["tpe", "pbt"])
+def test_searches_run_the_configured_number_of_runs_and_record_their_levels(home, search):
+    options = ["--sweep.design", search, "--sweep.settings", "4", "--name", search]
     driver = Driver(home, "--sweep.axis", "rate=0.1..10", *options)
     assert driver.end() == 0, driver.text
-    study = design.load_plan(home / "sweeps" / how)
-    assert len(study.trials) == 4
-    assert len({trial.rng_seed for trial in study.trials}) == 4
-    rates = [float(label) for label in study.axes[0].labels]
+    plan = design.load_plan(home / "sweeps" / search)
+    assert len(plan.trials) == 4
+    assert len({trial.rng_seed for trial in plan.trials}) == 4
+    rates = [float(label) for label in plan.axes[0].labels]
     assert rates == sorted(rates)
-    assert {float(trial.levels[0]) for trial in study.trials} <= set(rates)
-    assert results.collect(study, home / "runs").count("finished") == 4
+    assert {float(trial.levels[0]) for trial in plan.trials} <= set(rates)
+    assert results.collect(plan, home / "runs").count("finished") == 4
