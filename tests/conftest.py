@@ -110,8 +110,8 @@ def regularized_config(home: Path, **train: object) -> Config:
 
 
 @dataclass(frozen=True)
-class KnownRun:
-    """A trained run with all its names."""
+class TrainedRun:
+    """A trained run, logged to MLflow."""
 
     config: Config
     checkpoint: Path
@@ -120,12 +120,12 @@ class KnownRun:
 
 
 @pytest.fixture(scope="session")
-def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
+def trained_run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """Run of the tiny config on the squares, logged to MLflow in its home. Read-only."""
     from ganray.integrations import mlflow_models, mlflow_runs
     from ganray.training.launch import create_run_folder, launch
 
-    config = tiny_config(tmp_path_factory.mktemp("known"))
+    config = tiny_config(tmp_path_factory.mktemp("trained"))
     create_run_folder(config)
     checkpoint = launch(config, str(squares))
     dataset = {"name": "squares", "digest": "0" * 16, "path": str(squares)}
@@ -133,7 +133,7 @@ def known(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         run = mlflow_runs.open_run(config, dataset, {})
     uri = mlflow_models.log_generator(run, checkpoint)
-    return KnownRun(config, checkpoint, run.run_id, uri)
+    return TrainedRun(config, checkpoint, run.run_id, uri)
 
 
 def load_job(name: str) -> ModuleType:

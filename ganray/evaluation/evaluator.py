@@ -10,9 +10,10 @@ import torch
 from ganray.config.schema import EvaluationConfig
 from ganray.data.sampler import rank_slice
 from ganray.distributed import all_gather_rows, broadcast_from_rank0, rank, world_size
+from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, resize_samples
-from ganray.evaluation.suite import ReferenceStatistics, measure
+from ganray.evaluation.suite import measure
 
 Generate = Callable[[slice], torch.Tensor]
 """Returns samples at a slice of the fixed evaluation latents, uint8 (n, H, W, C)."""
@@ -42,7 +43,8 @@ class Evaluator:
         self._extractor = reference.extractor(device)
         start = time.perf_counter()
         if rank() == 0:
-            self._reference = ReferenceStatistics.of(self._extractor, reference.read(self.samples))
+            images = self._extractor.extract(reference.read(self.samples))
+            self._reference = ImageStatistics.of(self._extractor, images)
         # An estimate for the first evaluation, which extracts features of as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()
@@ -68,7 +70,8 @@ class Evaluator:
         features = self._extract(generate)
         scores = None
         if rank() == 0:
-            scores = measure(self._reference, features, quick=True)
+            samples = ImageStatistics.of(self._extractor, features)
+            scores = measure(self._reference, samples, quick=True)
         self._last_s = time.perf_counter() - start
         self._spent_s += self._last_s
         if scores is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from ganray.data.format import Shape
 from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
 from ganray.errors import UserError
+from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, check_comparable, resize_samples
 from ganray.evaluation.report_figure import Page, draw
-from ganray.evaluation.suite import MetricResult, MetricsReport, ReferenceStatistics, report
+from ganray.evaluation.suite import MetricResult, MetricsReport, report
 from ganray.gan.latents import fixed_latents
 from ganray.metrics.intervals import Estimate, bootstrap
 from ganray.progress import Progress
@@ -35,6 +36,8 @@ _CPU = torch.device("cpu")
 _BATCH_SIZE = 250
 _NUM_SHOWN = 500
 """Number of samples of which some are shown in the figure."""
+
+_ARROWS = {"higher": "+", "lower": "-", "neither": " "}
 
 JSON, PAGE = "report.json", "report.png"
 
@@ -70,8 +73,7 @@ class EvaluationReport:
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
         """Write the report as JSON, with its source `about`, and the figure; return both files."""
         folder.mkdir(parents=True, exist_ok=True)
-        diagnosis = {"kind": self.diagnosis.kind, "words": self.diagnosis.text}
-        content = dict(about) | {"diagnosis": diagnosis} | self.report.to_dict()
+        content = dict(about) | {"diagnosis": asdict(self.diagnosis)} | self.report.to_dict()
         files = [folder / JSON, folder / PAGE]
         files[0].write_text(json.dumps(content, indent=2, allow_nan=False))
         draw(self.page, self.report, self.diagnosis, files[1])
@@ -118,17 +120,15 @@ def evaluate_generator(
         with torch.no_grad():
             return to_uint8(G(z.to(device)), config.pixel_min())
 
-    generate = _fitting(generate_raw, config.latent.size + classes, reference_set.shape)
+    generate = _resizing(generate_raw, config.latent.size + classes, reference_set.shape)
     extractor = reference_set.extractor(local_device())
     reference_images, other_images = (reference_set.read(count, part) for part in (0, 1))
-    z = fixed_latents(
-        config.latent, config.train.rng_seed, "report", count, classes, torch.device("cpu")
-    )
+    z = fixed_latents(config.latent, config.train.rng_seed, "report", count, classes, _CPU)
     batches, shown = [], []
     with Progress(3 * count, "comparing samples with reference images", "images") as progress:
-        reference = ReferenceStatistics.of(extractor, reference_images)
+        reference = ImageStatistics.of(extractor, extractor.extract(reference_images))
         progress.add(count)
-        control = extractor.extract(other_images)
+        control = ImageStatistics.of(extractor, extractor.extract(other_images))
         progress.add(count)
         for part in z.split(_BATCH_SIZE):
             images = generate(part)
@@ -136,75 +136,60 @@ def evaluate_generator(
             shown.append(images[: max(0, _NUM_SHOWN - sum(map(len, shown)))].cpu())
             progress.add(len(part))
     features, shown = _concatenate(batches), torch.cat(shown)
-    found = report(reference, features, control, resamples=resamples)
+    statistics = ImageStatistics.of(extractor, features)
+    metrics = report(reference, statistics, control, resamples=resamples)
     if saturation is not None and len(saturation):
-        found = found.with_results({"D_saturation": _saturation(saturation)})
-    diagnosis = diagnose(found)
-    nearest = _nearest(reference, features, len(shown))
+        metrics = replace(metrics, results=metrics.results | _saturation_result(saturation))
+    diagnosis = diagnose(metrics)
+    distances = torch.cdist(features.features[: len(shown)].double(), reference.features.double())
+    nearest = distances.argmin(1).cpu()
     modes = None if features.modes is None else features.modes[: len(shown)].cpu().numpy()
     page = Page(title, shown.numpy(), modes, reference_images[nearest].numpy())
-    return EvaluationReport(found, diagnosis, page)
+    return EvaluationReport(metrics, diagnosis, page)
 
 
-def _fitting(generate: Generate, inputs: int, reals: Shape) -> Generate:
-    """Return the generator with samples resized to the reference shape, (H, W, C)."""
+def _resizing(generate: Generate, inputs: int, shape: Shape) -> Generate:
+    """Return the generator with its samples resized to the reference shape, (H, W, C)."""
     height, width, channels = generate(torch.zeros(1, inputs)).shape[1:]
-    check_comparable((height, width, channels), reals)
-    if (height, width) == reals[:2]:
+    check_comparable((height, width, channels), shape)
+    if (height, width) == shape[:2]:
         return generate
-    logger.info(f"samples of {height}x{width} are resized to {reals[0]}x{reals[1]}")
-    return lambda z: resize_samples(generate(z), reals)
+    logger.info(f"samples of {height}x{width} are resized to {shape[0]}x{shape[1]}")
+    return lambda z: resize_samples(generate(z), shape)
 
 
-def _concatenate(parts: list[Features]) -> Features:
-    def whole(name: str) -> torch.Tensor | None:
-        given = [getattr(part, name) for part in parts]
-        return None if given[0] is None else torch.cat(given)
+def _concatenate(batches: list[Features]) -> Features:
+    def concatenate(name: str) -> torch.Tensor | None:
+        tensors = [getattr(batch, name) for batch in batches]
+        return None if tensors[0] is None else torch.cat(tensors)
 
-    features = whole("features")
+    features = concatenate("features")
     assert features is not None
-    return Features(features, whole("modes"), whole("confidences"))
+    return Features(features, concatenate("modes"), concatenate("confidences"))
 
 
-def _nearest(reference: ReferenceStatistics, seen: Features, count: int) -> torch.Tensor:
-    """Return the rows of the reference images nearest to the first samples, int64 (count,)."""
-    distances = torch.cdist(seen.features[:count].double(), reference.seen.features.double())
-    return distances.argmin(1).cpu()
-
-
-def _saturation(shares: np.ndarray) -> MetricResult:
-    """Mean discriminator saturation in the last tenth of the run."""
+def _saturation_result(shares: np.ndarray) -> dict[str, MetricResult]:
+    """Return the mean discriminator saturation in the last tenth of the run."""
     last = shares[-max(1, len(shares) // 10) :]
-    return MetricResult(
-        "D_saturation", bootstrap(_mean, last, rng_seed=0, resamples=200), None, None
-    )
+    estimate = bootstrap(lambda values: float(values.mean()), last, rng_seed=0, resamples=200)
+    name, description = "D_saturation", "images that D classifies with > 99% confidence"
+    description += ", last tenth of run"
+    return {name: MetricResult(name, "lower", description, estimate, reference=None, ideal=None)}
 
 
-def _mean(rows: torch.Tensor | np.ndarray) -> float:
-    return float(rows.mean())
-
-
-def table(found: MetricsReport) -> str:
+def table(report: MetricsReport) -> str:
     """Format the report as a table for the terminal."""
     rows = [("", "samples [95 %]", "reference", "ideal", "")]
-    for result in found.results.values():
-        arrow = {"higher": "+", "lower": "-", "neither": " "}[result.better]
-        reference, ideal = (_short(value) for value in (result.reference, result.ideal))
-        rows.append(
-            (
-                f"{result.name} {arrow}",
-                result.estimate.brief(),
-                reference,
-                ideal,
-                result.description,
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  "
-        f"{row[3]:>{widths[3]}}  {row[4]}".rstrip()
+    for result in report.results.values():
+        name = f"{result.name} {_ARROWS[result.better]}"
+        numbers = result.estimate.brief(), _short(result.reference), _short(result.ideal)
+        rows.append((name, *numbers, result.description))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]])
         for row in rows
-    )
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _short(value: float | None) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import rankdata, ttest_ind
 
+from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.metrics.intervals import Estimate, replicate_interval
 from ganray.sweeps.results import RANKED, SHOWN, Results
 
@@ -27,7 +28,6 @@ MIN_SEEDS = 3
 RESIDUAL, HIGHER = ("seeds",), ("higher interactions",)
 """Factors of the `Effect`s that belong to no axis and no pair of axes."""
 _ALPHA = 0.05
-_MAXIMUM = {"recall": 1.0, "coverage": 1.0, "precision": 1.0, "sure_share": 1.0}
 _ROUNDING = 1e-9
 """Values this close to 0 are rounding errors."""
 
@@ -157,8 +157,8 @@ def _nanmean(values: Array) -> Array:
 def _mean(metric: str, values: Array) -> Estimate:
     """Return the mean over seeds, its interval clipped to the range of the metric."""
     e = replicate_interval(list(values[np.isfinite(values)]))
-    minimum = -math.inf if metric == "kl_corrected" else 0.0
-    return Estimate(e.value, max(minimum, e.low), min(_MAXIMUM.get(metric, math.inf), e.high), e.n)
+    low, high = METRICS_BY_NAME[metric].range if metric in METRICS_BY_NAME else (0.0, math.inf)
+    return Estimate(e.value, max(low, e.low), min(high, e.high), e.n)
 
 
 def _worse(runs: dict[str, Array], setting: int, best: int, settings: int) -> bool:

@@ -17,11 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from ganray.evaluation.suite import METRICS
+from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.metrics.intervals import Estimate, replicate_interval
 from ganray.sweeps.analysis import HIGHER, RESIDUAL, Effect
 from ganray.sweeps.axes import Axis, Level
-from ganray.sweeps.results import RANKED, Results
+from ganray.sweeps.results import Results
 from ganray.training.state import GRID_COLUMNS, GRID_ROWS
 
 DPI = 200
@@ -48,7 +48,7 @@ def title_of(metric: str) -> str:
 
 def direction(metric: str) -> str:
     """Return which values of a metric are better: "higher", "lower" or "neither"."""
-    return RANKED.get(metric) or METRICS.get(metric, ("neither", ""))[0]
+    return METRICS_BY_NAME[metric].better if metric in METRICS_BY_NAME else "neither"
 
 
 def decimals(values: Sequence[float]) -> int:

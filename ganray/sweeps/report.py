@@ -18,7 +18,7 @@ from PIL import Image
 
 from ganray.config.schema import Config
 from ganray.config.serialization import flatten, without_secrets
-from ganray.evaluation.suite import METRICS
+from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.sweeps import charts
 from ganray.sweeps.analysis import Difference, Effect, RankedSetting, anova, compare, ranking
 from ganray.sweeps.axes import Axis
@@ -290,7 +290,7 @@ def render_html(
 
 
 def _describe(metric: str) -> str:
-    return _DESCRIPTIONS.get(metric) or METRICS[metric][1]
+    return _DESCRIPTIONS.get(metric) or METRICS_BY_NAME[metric].description
 
 
 def _embed(path: Path) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.training import journal
 
@@ -21,10 +22,8 @@ all retries."""
 _FILE = "result.json"
 
 RANKED = {
-    "recall": "higher",
-    "coverage": "higher",
-    "vendi_share": "higher",
-    "kl_corrected": "lower",
+    name: METRICS_BY_NAME[name].better
+    for name in ("recall", "coverage", "vendi_share", "kl_corrected")
 }
 """Metrics that settings are ranked by, with the better direction. Precision, density and the number
 of modes are left out: a collapsed generator scores 1 on the first two, and all modes can be present

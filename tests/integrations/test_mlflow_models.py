@@ -14,7 +14,7 @@ from torch import nn
 
 from ganray.integrations import mlflow_models, mlflow_runs
 from ganray.training.state import generator_from_checkpoint
-from tests.conftest import KnownRun
+from tests.conftest import TrainedRun
 
 
 class Trap(nn.Module):
@@ -29,51 +29,57 @@ class Trap(nn.Module):
 
 
 @pytest.fixture
-def uri(known: KnownRun, tmp_path: Path, monkeypatch) -> str:
-    """A copy of the known run's store."""
+def uri(trained_run: TrainedRun, tmp_path: Path, monkeypatch) -> str:
+    """A copy of the trained run's store."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # must make no difference
-    for file in known.config.home.glob("mlflow.db*"):
+    for file in trained_run.config.home.glob("mlflow.db*"):
         shutil.copy(file, tmp_path)
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture
-def model(known: KnownRun, uri: str, tmp_path: Path) -> Path:
-    """Register a copy of the known model as models:/copy/1, and return its folder."""
+def model(trained_run: TrainedRun, uri: str, tmp_path: Path) -> Path:
+    """Register a copy of the trained run's model as models:/copy/1, and return its folder."""
     mlflow.set_tracking_uri(uri)
-    folder = mlflow.artifacts.download_artifacts(known.model_uri, dst_path=str(tmp_path / "model"))
+    folder = mlflow.artifacts.download_artifacts(
+        trained_run.model_uri, dst_path=str(tmp_path / "model")
+    )
     client = MlflowClient(tracking_uri=uri)
     client.create_registered_model("copy")
-    client.create_model_version("copy", folder, known.run_id)
+    client.create_model_version("copy", folder, trained_run.run_id)
     return Path(folder)
 
 
-def test_a_generator_is_loaded_with_its_config_and_run(known, uri):
-    logged = mlflow_models.load_generator(uri, known.model_uri)
-    assert (logged.config, logged.classes, logged.run_id) == (known.config, 0, known.run_id)
+def test_a_generator_is_loaded_with_its_config_and_run(trained_run, uri):
+    logged = mlflow_models.load_generator(uri, trained_run.model_uri)
+    assert (logged.config, logged.classes, logged.run_id) == (
+        trained_run.config,
+        0,
+        trained_run.run_id,
+    )
     z = torch.randn(3, 8)
-    assert torch.equal(logged.G(z), generator_from_checkpoint(known.checkpoint)(z))
+    assert torch.equal(logged.G(z), generator_from_checkpoint(trained_run.checkpoint)(z))
 
 
-def test_mlflow_loads_the_same_generator_as_a_module(known, uri):
+def test_mlflow_loads_the_same_generator_as_a_module(trained_run, uri):
     mlflow.set_tracking_uri(uri)
-    module = mlflow.pytorch.load_model(known.model_uri)
+    module = mlflow.pytorch.load_model(trained_run.model_uri)
     z = torch.randn(5, 8)  # not the batch size of the example
-    torch.testing.assert_close(module(z), generator_from_checkpoint(known.checkpoint)(z))
+    torch.testing.assert_close(module(z), generator_from_checkpoint(trained_run.checkpoint)(z))
 
 
-def test_the_newest_generator_is_one_whose_logging_ended(known, uri):
+def test_the_newest_generator_is_one_whose_logging_ended(trained_run, uri):
     client = MlflowClient(tracking_uri=uri)
-    run, _ = mlflow_runs.get_run(uri, known.run_id)
+    run, _ = mlflow_runs.get_run(uri, trained_run.run_id)
     incomplete = client.create_logged_model(run.experiment_id, "generator", run.run_id)
     client.log_outputs(run.run_id, [LoggedModelOutput(incomplete.model_id, 0)])
-    assert mlflow_models.newest_generator(run) == known.model_uri
+    assert mlflow_models.newest_generator(run) == trained_run.model_uri
 
 
-def test_a_pickled_model_is_refused(known, uri, tmp_path):
+def test_a_pickled_model_is_refused(trained_run, uri, tmp_path):
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=known.run_id):
+    with mlflow.start_run(run_id=trained_run.run_id):
         info = mlflow.pytorch.log_model(
             Trap(tmp_path / "caught"),
             name="pickled",
@@ -85,7 +91,7 @@ def test_a_pickled_model_is_refused(known, uri, tmp_path):
     assert not (tmp_path / "caught").exists()
 
 
-def test_programs_in_a_model_are_not_run(known, uri, model, tmp_path):
+def test_programs_in_a_model_are_not_run(trained_run, uri, model, tmp_path):
     """Neither its code, nor an expression that torch.export would evaluate, nor a pickle."""
     caught = tmp_path / "caught"
     description = model / "MLmodel"
@@ -110,7 +116,7 @@ def test_programs_in_a_model_are_not_run(known, uri, model, tmp_path):
         for file, content in (files | {name: json.dumps(poisoned)}).items():
             archive.writestr(file, content)
     z = torch.randn(3, 8)
-    expected = generator_from_checkpoint(known.checkpoint)(z)
+    expected = generator_from_checkpoint(trained_run.checkpoint)(z)
     assert torch.equal(mlflow_models.load_generator(uri, "models:/copy/1").G(z), expected)
     torch.save(Trap(caught), program)
     assert torch.equal(mlflow_models.load_generator(uri, "models:/copy/1").G(z), expected)

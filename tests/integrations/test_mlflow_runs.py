@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ganray.integrations import mlflow_runs
-from tests.conftest import KnownRun, tiny_config
+from tests.conftest import TrainedRun, tiny_config
 
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port, which refuses connections at once
@@ -83,12 +83,12 @@ def test_a_store_that_does_not_exist_is_not_created_by_reading(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unreachable_store_is_one_line(config, known: KnownRun):
+def test_an_unreachable_store_is_one_line(config, trained_run: TrainedRun):
     tracking = replace(config.tracking, uri=UNREACHABLE)
     with pytest.raises(ValueError, match=rf"^tracking.uri={UNREACHABLE}: .*another") as writing:
         start(replace(config, tracking=tracking))
     with pytest.raises(ValueError, match=rf"^MLflow at {UNREACHABLE}: .*is right$") as reading:
-        mlflow_runs.get_run(UNREACHABLE, known.run_id)
+        mlflow_runs.get_run(UNREACHABLE, trained_run.run_id)
     assert "\n" not in str(writing.value) + str(reading.value)
 
 

@@ -7,6 +7,7 @@ import torch
 from ganray.data.sources.mnist import MNIST
 from ganray.evaluation import suite
 from ganray.evaluation.classifier import reference_classifier
+from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import diagnose
 from ganray.evaluation.extractors import ClassExtractor
 from tests.conftest import REAL_MNIST, needs_mnist
@@ -40,7 +41,9 @@ def evaluation(digits, tmp_path_factory):
     assert classifier.accuracy > 0.975  # 98.1 %; 99.2 % when trained on all of MNIST
     extractor = ClassExtractor(classifier, MNIST.class_names)
     reference, control = images[TRAINED : TRAINED + 2 * N].reshape(2, N, 28, 28, 1)
-    return extractor, suite.ReferenceStatistics.of(extractor, reference), extractor.extract(control)
+    return extractor, *(
+        ImageStatistics.of(extractor, extractor.extract(part)) for part in (reference, control)
+    )
 
 
 def failure(kind, digits):
@@ -62,7 +65,7 @@ def failure(kind, digits):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_diagnosis_names_the_failure(kind, digits, evaluation):
     extractor, reference, control = evaluation
-    samples = extractor.extract(failure(kind, digits))
+    samples = ImageStatistics.of(extractor, extractor.extract(failure(kind, digits)))
     report = suite.report(reference, samples, control, resamples=20)
     diagnosis = diagnose(report)
     assert diagnosis.kind == {"shuffled": "noise"}.get(kind, kind), diagnosis.text
