@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from ganray.commands import load_generator
-from ganray.commands.load_generator import TrainedGenerator
+from ganray.commands.load_generator import TrainedGenerator, load_generator
 from ganray.config.commands import EvaluateConfig, home_folder
 from ganray.config.schema import Config
 from ganray.data import prepare
@@ -30,79 +28,73 @@ def evaluate(options: EvaluateConfig) -> None:
     Raises:
         UserError: The input is invalid; raised before anything is measured.
     """
+    home = home_folder(options.home)
     names = [options.run] + ([options.against] if options.against else [])
-    found = [
-        load_generator.load_generator(name, home_folder(options.home), options.tracking_uri)
-        for name in names
-    ]
-    config = _config(found[0], options)
+    generators = [load_generator(name, home, options.tracking_uri) for name in names]
+    config = _reference_config(generators[0], options)
     data = config.reference_data()
-    made = prepare.plan_dataset(data, config.home)
-    digest = prepare.prepare_dataset(data, made)
-    with closing(prepare.open_dataset(data, made.location)) as images:
+    plan = prepare.plan_dataset(data, config.home)
+    digest = prepare.prepare_dataset(data, plan)
+    with closing(prepare.open_dataset(data, plan.location)) as images:
         classifier = prepare_classifier(config, images, digest, local_device())
-        reference_set = ReferenceSet(images, data, classifier, config.evaluation)
-        for each in found:
-            _check_fits(each, reference_set.shape)
-        assessed = [_assess(each, reference_set, options) for each in found]
-    labels = [each.label for each in found]
+        reference = ReferenceSet(images, data, classifier, config.evaluation)
+        for generator in generators:
+            _check_shape(generator, reference.shape)
+        reports = [_evaluate(generator, reference, options) for generator in generators]
+    labels = [generator.label for generator in generators]
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
-    for each, label, assessment in zip(found, labels, assessed, strict=True):
-        logger.info(f"\n{each.source}\n{table(assessment.report)}")
-        logger.info(f"diagnosis   {assessment.diagnosis}")
+    for generator, label, report in zip(generators, labels, reports, strict=True):
+        logger.info(f"\n{generator.source}\n{table(report.metrics)}")
+        logger.info(f"diagnosis   {report.diagnosis}")
         out = options.out / label if options.out and options.against else options.out
-        folder = each.output_folder("evaluation", out, home_folder(options.home))
-        _keep(each, assessment, digest, folder)
+        source = {"run": generator.config.name, "source": generator.source, "reference": digest}
+        files = report.write(generator.output_folder("evaluation", out, home), source)
+        logger.info(f"report      {files[0]}\npage        {files[1]}")
+        generator.log(files, "evaluation")
     if options.against:
         logger.info(f"\n{labels[0]} minus {labels[1]}, with 95 % intervals")
-        for name, value in differences(assessed[0].report, assessed[1].report).items():
-            apart = "differ" if value.low > 0 or value.high < 0 else ""
-            logger.info(f"{name:20s} {value.brief():>30s}  {apart}".rstrip())
+        for name, difference in differences(reports[0].metrics, reports[1].metrics).items():
+            differs = "differ" if difference.low > 0 or difference.high < 0 else ""
+            logger.info(f"{name:20s} {difference.brief():>30s}  {differs}".rstrip())
 
 
-def _config(found: TrainedGenerator, options: EvaluateConfig) -> Config:
-    """Return the run's config with the options, and with this machine's home if need be."""
-    evaluation = replace(found.config.evaluation, report_samples=options.samples)
-    config = replace(found.config, evaluation=evaluation)
-    if found.folder is None:  # the run's home may be on another machine
+def _reference_config(generator: TrainedGenerator, options: EvaluateConfig) -> Config:
+    """Return the run's config, changed to find its reference images on this machine."""
+    config = generator.config
+    config = replace(config, evaluation=replace(config.evaluation, report_samples=options.samples))
+    if generator.folder is None:  # the run's home may be on another machine
         config = replace(config, home=home_folder(options.home))
-    root = options.data_root
-    return replace(config, data=replace(config.data, root=root)) if root else config
+    if options.data_root:
+        config = replace(config, data=replace(config.data, root=options.data_root))
+    return config
 
 
-def _check_fits(found: TrainedGenerator, reals: Shape) -> None:
-    height, width, channels = found.images(torch.zeros(1, found.config.latent.size)).shape[1:]
+def _check_shape(generator: TrainedGenerator, reference: Shape) -> None:
+    z = torch.zeros(1, generator.config.latent.size)
+    height, width, channels = generator.images(z).shape[1:]
     try:
-        check_comparable((height, width, channels), reals)
+        check_comparable((height, width, channels), reference)
     except UserError as error:
-        raise UserError(f"{found.source}: {error}") from error
+        raise UserError(f"{generator.source}: {error}") from error
 
 
-def _assess(
-    found: TrainedGenerator, reference_set: ReferenceSet, options: EvaluateConfig
+def _evaluate(
+    generator: TrainedGenerator, reference: ReferenceSet, options: EvaluateConfig
 ) -> EvaluationReport:
-    result = evaluate_generator(
-        found.config,
-        found.G,
-        found.classes,
-        reference_set,
+    report = evaluate_generator(
+        generator.config,
+        generator.G,
+        generator.classes,
+        reference,
         samples=options.samples,
         resamples=options.resamples,
-        title=found.label,
-        saturation=history(found.config.run_folder(), "D/saturation")[1],
+        title=generator.label,
+        saturation=history(generator.config.run_folder(), "D/saturation")[1],
     )
-    if result is None:
+    if report is None:
         raise UserError(
-            f"{len(reference_set.images)} reference images are too few; use at least 320, as the"
+            f"{len(reference.images)} reference images are too few; use at least 320, as the"
             " classifier is trained on half of them and a quarter is the control"
         )
-    return result
-
-
-def _keep(found: TrainedGenerator, assessment: EvaluationReport, digest: str, folder: Path) -> None:
-    """Write the report and add it to the artifacts of the MLflow run."""
-    about = {"run": found.config.name, "source": found.source, "reference": digest}
-    files = assessment.write(folder, about)
-    logger.info(f"report      {files[0]}\npage        {files[1]}")
-    found.log(files, "evaluation")
+    return report

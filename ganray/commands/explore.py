@@ -17,23 +17,9 @@ from PIL import Image
 from ganray.commands.load_generator import TrainedGenerator, load_generator
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
-from ganray.figures import (
-    Row,
-    enlarge,
-    labelled_rows,
-    require_encoder,
-    write_gif,
-    write_mp4,
-)
+from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
 from ganray.gan import latents
-from ganray.gan.latents import (
-    closed_walk,
-    lerp,
-    neighbours,
-    project_to_shell,
-    shell_radius,
-    slerp,
-)
+from ganray.gan.latents import closed_walk, lerp, neighbours, project_to_shell, shell_radius, slerp
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +39,14 @@ def explore(options: ExploreConfig) -> None:
     """
     if options.animation == "mp4":
         require_encoder()
-    generator = load_generator(options.run, home_folder(options.home), options.tracking_uri)
+    home = home_folder(options.home)
+    generator = load_generator(options.run, home, options.tracking_uri)
     _check_label(generator, options.label)
-    logger.info(f"generator   {generator.source}; {_describe_inputs(generator)}")
-    folder = generator.output_folder("explore", options.out, home_folder(options.home))
+    latent, classes = generator.config.latent, generator.classes
+    inputs = f"{latent.distribution} latents of size {latent.size}"
+    inputs += f" and one of {classes} labels" if classes else ""
+    logger.info(f"generator   {generator.source}; takes {inputs}")
+    folder = generator.output_folder("explore", options.out, home)
     folder.mkdir(parents=True, exist_ok=True)
     files = [*write_pictures(generator, options, folder), *write_walk(generator, options, folder)]
     logger.info(f"pictures    {folder}: {', '.join(file.name for file in files)}")
@@ -94,42 +84,35 @@ def write_pictures(
 def samples(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Draw random samples, one class per row; uint8 (h, w, 3) like all pictures here."""
     count = _COLUMNS if options.label is not None else max(_COLUMNS, min(generator.classes, 20))
-    rows = []
-    for i in range(count):
-        label, caption = _label_of_row(generator, options, i)
-        z = _latents(generator, options, "samples", i, _COLUMNS)
-        rows.append(Row(generator.images(z, label), caption))
+    rows = [
+        Row(generator.images(z, label), caption)
+        for z, label, caption in _rows(generator, options, "samples", count, _COLUMNS)
+    ]
     return labelled_rows([rows], f"{generator.config.name}: random samples")
 
 
 def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Draw interpolations between pairs, straight and along the great circle, with norms."""
     t, groups = torch.linspace(0, 1, options.steps), []
-    for i in range(options.pairs):
-        label, caption = _label_of_row(generator, options, i)
-        z1, z2 = _latents(generator, options, "pairs", i, 2)
+    for pair, label, caption in _rows(generator, options, "pairs", options.pairs, 2):
         group = []
-        for name, way in {"lerp": lerp, "slerp": slerp}.items():
-            z = way(z1, z2, t)
+        for name, interpolate in {"lerp": lerp, "slerp": slerp}.items():
+            z = interpolate(pair[0], pair[1], t)
             notes = [f"{norm:#.3g}" for norm in z.norm(dim=1)]
             group.append(Row(generator.images(z, label), f"{name}\n{caption}".strip(), notes))
         groups.append(group)
-    shell = _describe_shell(generator)
-    title = f"{generator.config.name}: from z1 to z2; above each image |z|, {shell}"
-    return labelled_rows(groups, title)
+    title = f"from z1 to z2; above each image |z|, {_describe_shell(generator)}"
+    return labelled_rows(groups, f"{generator.config.name}: {title}")
 
 
 def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Draw z1, z2, their sum, difference and product, raw and projected to the shell."""
     radius, groups = shell_radius(generator.config.latent), []
     names = ("z1", "z2", "z1 + z2", "z1 - z2", "z1 * z2")
-    for i in range(options.pairs):
-        label, caption = _label_of_row(generator, options, i)
-        z1, z2 = _latents(generator, options, "pairs", i, 2)
+    for (z1, z2), label, caption in _rows(generator, options, "pairs", options.pairs, 2):
         raw = torch.stack([z1, z2, z1 + z2, z1 - z2, z1 * z2])
-        notes = [
-            f"{name}  ({norm:#.3g})" for name, norm in zip(names, raw.norm(dim=1), strict=True)
-        ]
+        norms = zip(names, raw.norm(dim=1), strict=True)
+        notes = [f"{name}  ({norm:#.3g})" for name, norm in norms]
         scaled = generator.images(project_to_shell(raw, radius), label)
         groups.append(
             [
@@ -137,20 +120,17 @@ def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarra
                 Row(scaled, f"on the shell\n{caption}".strip()),
             ]
         )
-    shell = _describe_shell(generator)
-    title = f"{generator.config.name}: arithmetic with latents; in brackets |z|, {shell}"
-    return labelled_rows(groups, title)
+    title = f"arithmetic with latents; in brackets |z|, {_describe_shell(generator)}"
+    return labelled_rows(groups, f"{generator.config.name}: {title}")
 
 
 def neighbourhood(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Draw walks from one latent in several directions, with angles."""
     degrees = torch.linspace(0, options.degrees, options.steps)
-    z, rows = _latents(generator, options, "neighbours", 0, 1)[0], []
-    for i in range(options.pairs):
-        label, caption = _label_of_row(generator, options, i)
-        towards = _latents(generator, options, "directions", i, 1)[0]
-        images = generator.images(neighbours(z, towards, degrees.deg2rad()), label)
-        notes = [] if i else [f"{angle:.0f}°" for angle in degrees]
+    start, rows = next(_rows(generator, options, "neighbours", 1, 1))[0][0], []
+    for (towards,), label, caption in _rows(generator, options, "directions", options.pairs, 1):
+        images = generator.images(neighbours(start, towards, degrees.deg2rad()), label)
+        notes = [] if rows else [f"{angle:.0f}°" for angle in degrees]
         rows.append(Row(images, caption, notes))
     title = f"{generator.config.name}: one z rotated towards others; above each image the angle"
     return labelled_rows([rows], title)
@@ -168,49 +148,40 @@ def write_walk(generator: TrainedGenerator, options: ExploreConfig, folder: Path
 
 def walk(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Return closed walks side by side as frames, uint8 (n, h, w, 3), that loop."""
-    stops = _latents(generator, options, "walks", 0, _WALK_STOPS)
-    side = max(enlarge(generator.images(stops[:1])).shape[1:3])
-    across = max(1, min(4, _WALK_PIXELS // side))
-    walks = []
-    for i in range(across * across):
-        label, _ = _label_of_row(generator, options, i)
-        stops = _latents(generator, options, "walks", i, _WALK_STOPS)
-        walks.append(generator.images(closed_walk(stops, options.frames()), label))
-    grids = np.stack(walks, axis=1).reshape(-1, across, across, *walks[0].shape[1:])
+    image = generator.images(torch.zeros(1, generator.config.latent.size))
+    side = max(1, min(4, _WALK_PIXELS // max(enlarge(image).shape[1:3])))
+    walks = [
+        generator.images(closed_walk(stops, options.frames()), label)
+        for stops, label, _ in _rows(generator, options, "walks", side * side, _WALK_STOPS)
+    ]
+    grids = np.stack(walks, axis=1).reshape(-1, side, side, *walks[0].shape[1:])
     return np.stack([labelled_rows([[Row(row) for row in grid]]) for grid in grids])
 
 
-def _latents(
-    generator: TrainedGenerator, options: ExploreConfig, stream: str, number: int, count: int
-) -> torch.Tensor:
-    """Draw latents of the trained distribution as a function of seed, stream and number."""
-    return latents.sample(
-        generator.config.latent,
-        count,
-        rng_seed=options.rng_seed,
-        stream=f"explore/{stream}",
-        step=number,
-        device=torch.device("cpu"),
-    )
+def _rows(
+    generator: TrainedGenerator, options: ExploreConfig, stream: str, count: int, width: int
+) -> Iterator[tuple[torch.Tensor, int, str]]:
+    """Yield latents (width, size), label and caption of each row.
 
-
-def _label_of_row(generator: TrainedGenerator, options: ExploreConfig, row: int) -> tuple[int, str]:
-    """Return the label and the caption of a row."""
-    if not generator.classes:
-        return 0, ""
-    label = row % generator.classes if options.label is None else options.label
-    return label, f"label {label}"
-
-
-def _describe_inputs(generator: TrainedGenerator) -> str:
-    """Describe the generator's inputs."""
-    latent, classes = generator.config.latent, generator.classes
-    label = f" and one of {classes} labels" if classes else ""
-    return f"takes {latent.distribution} latents of size {latent.size}{label}"
+    The latents have the trained distribution and depend on seed, stream and row only.
+    """
+    for row in range(count):
+        z = latents.sample(
+            generator.config.latent,
+            width,
+            rng_seed=options.rng_seed,
+            stream=f"explore/{stream}",
+            step=row,
+            device=torch.device("cpu"),
+        )
+        if generator.classes:
+            label = row % generator.classes if options.label is None else options.label
+            yield z, label, f"label {label}"
+        else:
+            yield z, 0, ""
 
 
 def _describe_shell(generator: TrainedGenerator) -> str:
     """Describe the norm of latents seen in training."""
-    return (
-        f"which is about {shell_radius(generator.config.latent):#.3g} for latents seen in training"
-    )
+    radius = shell_radius(generator.config.latent)
+    return f"which is about {radius:#.3g} for latents seen in training"

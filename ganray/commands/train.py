@@ -106,11 +106,15 @@ def _resolve_workers(config: Config) -> Workers:
     return workers
 
 
+def _open_run(datasets: RunDatasets, digest: str, workers: Workers) -> mlflow_runs.Run:
+    config = datasets.config
+    dataset = reference.dataset_info(datasets, digest)
+    return mlflow_runs.open_run(config, dataset, run_tags(config, workers))
+
+
 def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -> None:
     config, images = datasets.config, datasets.images
-    run = mlflow_runs.open_run(
-        config, reference.dataset_info(datasets, digest), run_tags(config, workers)
-    )
+    run = _open_run(datasets, digest, workers)
     with sync_run(run) as sync:
         with (
             print_progress(config),
@@ -133,9 +137,7 @@ def _train_and_report(
 ) -> None:
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
-    run = mlflow_runs.open_run(
-        config, reference.dataset_info(datasets, digest), run_tags(config, workers)
-    )
+    run = _open_run(datasets, digest, workers)
     with sync_run(run) as sync:
         checkpoint = _train(config, images, assets, workers)
         figures = {
@@ -148,7 +150,7 @@ def _train_and_report(
             source = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
             source["reference"] = reference.reference_digest(datasets)
             files = report.write(folder / "evaluation", source)
-            logger.info(f"{table(report.report)}\ndiagnosis   {report.diagnosis}")
+            logger.info(f"{table(report.metrics)}\ndiagnosis   {report.diagnosis}")
             logger.info(f"page        {folder / 'evaluation' / PAGE}")
         logger.info(f"checkpoint  {checkpoint}")
         for name, figure in figures.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +39,15 @@ logger = logging.getLogger(__name__)
 # The choice of reference images does not depend on train.rng_seed: runs that are compared with each
 # other must be compared with the same images.
 _SEED = 0
-_LEARNED = 60_000
-_TRIPLES = 20_000
-_LEARNED_BYTES = 2**30
+_MAX_TRAINING_IMAGES, _MAX_TRAINING_TRIPLES = 60_000, 20_000
+"""Maximum number of training images of the classifier; of stacked MNIST, with three digits each."""
+_MAX_TRAINING_BYTES = 2**30
 """Maximum size of the classifier's training images."""
 _HELD_OUT = 10_000
 """Images, or half of a smaller set, that the classifier is not trained on, because it is more
 confident about training images than about any sample. Samples are compared with these."""
-_TESTED = 5_000
-"""Number of these that measure the classifier's accuracy."""
+_TEST_IMAGES = 5_000
+"""Number of held-out images that measure the classifier's accuracy."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def usable_count(images: int, halved: bool, samples: int, parts: int = 1) -> int
         samples: Number of images wanted.
         parts: Number of disjoint sets of that size.
     """
-    known = _held_out(images) if halved else images
-    found = min(samples, known // parts)
-    return found if found >= MIN_IMAGES else 0
+    available = _held_out(images) if halved else images
+    count = min(samples, available // parts)
+    return count if count >= MIN_IMAGES else 0
 
 
 def prepare_classifier(
@@ -139,23 +140,19 @@ def prepare_classifier(
         Its file in the home; '' for unlabelled images, or if evaluation is disabled.
     """
     evaluation = config.evaluation
-    told = images.class_names or images.attribute_names
     if evaluation.features != "classifier":
-        # MetricsReport a wrong file here, before a worker is held.
-        InceptionExtractor(Path(evaluation.weights or ""), device)
-    if not evaluation.is_enabled() or not told:
+        InceptionExtractor(Path(evaluation.weights or ""), device)  # fails before workers start
+    if not evaluation.is_enabled() or not (images.class_names or images.attribute_names):
         return ""
-    height, width, channels = images.image_shape
-    most = _TRIPLES if _stacked(images) else _LEARNED
-    count = min(most, _LEARNED_BYTES // (height * width * channels))
+    count = _MAX_TRAINING_TRIPLES if _is_stacked_mnist(images) else _MAX_TRAINING_IMAGES
+    count = min(count, _MAX_TRAINING_BYTES // math.prod(images.image_shape))
     ids, held = _shuffled_ids(images), _held_out(len(images))
     cache = config.home / "classifiers"
     data = config.reference_data()
-    seen = f"{data.crop}/{count}{'/flip' if data.flip else ''}"
     classifier = reference_classifier(
         *_labelled(data, images, ids[held:][:count]),
-        *_labelled(data, images, ids[:held][:_TESTED]),
-        data_digest=f"{digest}/{seen}",
+        *_labelled(data, images, ids[:held][:_TEST_IMAGES]),
+        data_digest=f"{digest}/{data.crop}/{count}{'/flip' if data.flip else ''}",
         cache=cache,
         device=device,
     )
@@ -166,21 +163,18 @@ def _labelled(
     data: DataConfig, images: ImageDataset, ids: np.ndarray
 ) -> tuple[LazyImages, torch.Tensor]:
     """Return images, read on demand, and their labels or attributes; drop unlabelled images."""
-    rows = images.annotations(ids)
-    labels = rows.labels if images.class_names else rows.attributes
+    annotations = images.annotations(ids)
+    labels = annotations.attributes
     if images.class_names:
-        known = labels >= 0
-        ids, labels = ids[known], labels[known]
+        is_labelled = annotations.labels >= 0
+        ids, labels = ids[is_labelled], annotations.labels[is_labelled]
     labels = torch.from_numpy(labels)
     height, width, channels = data.cropped_shape(images.image_shape)
-    if not _stacked(images):
-        shape = (len(ids), height, width, channels)
-        return LazyImages(shape, lambda: read(data, images, ids)), labels
-
-    def digits() -> torch.Tensor:
-        return split_channels(read(data, images, ids))
-
-    return LazyImages((channels * len(ids), height, width, 1), digits), split_labels(labels)
+    if _is_stacked_mnist(images):
+        shape = (channels * len(ids), height, width, 1)
+        pixels = LazyImages(shape, lambda: split_channels(read(data, images, ids)))
+        return pixels, split_labels(labels)
+    return LazyImages((len(ids), height, width, channels), lambda: read(data, images, ids)), labels
 
 
 def _held_out(images: int) -> int:
@@ -191,53 +185,49 @@ def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> Fea
     if not file:
         return PixelExtractor(device)
     classifier = load_classifier(Path(file), device)
-    if _stacked(images):
+    if _is_stacked_mnist(images):
         return StackedDigitsExtractor(classifier)
     if images.class_names:
         return ClassExtractor(classifier, images.class_names)
-    known = images.annotations(_shuffled_ids(images)[:_LEARNED]).attributes
+    attributes = images.annotations(_shuffled_ids(images)[:_MAX_TRAINING_IMAGES]).attributes
     try:
-        return AttributeExtractor(classifier, images.attribute_names, known)
+        return AttributeExtractor(classifier, images.attribute_names, attributes)
     except UserError as error:  # no attribute is suitable for modes; the features still are
         logger.warning(f"no modes: {error}")
         return ClassifierFeatureExtractor(classifier)
 
 
-def check_comparable(made: Shape, reals: Shape) -> None:
-    """Check that samples can be resized to the shape of the reference images.
-
-    Args:
-        made: (H, W, C) of the samples.
-        reals: (H, W, C) of the reference images.
+def check_comparable(samples: Shape, references: Shape) -> None:
+    """Check that samples can be resized to the shape of the reference images, both (H, W, C).
 
     Raises:
         UserError: The numbers of channels differ, or the reference images are not square and may
             show more than the samples.
     """
-    shapes = " with references of ".join("x".join(map(str, shape)) for shape in (made, reals))
-    if made[2] != reals[2]:
-        raise UserError(f"cannot compare samples of {shapes}: the channels differ")
-    if made != reals and reals[0] != reals[1]:
+    shapes = ["x".join(map(str, shape)) for shape in (samples, references)]
+    message = f"cannot compare samples of {shapes[0]} with references of {shapes[1]}"
+    if samples[2] != references[2]:
+        raise UserError(f"{message}: the channels differ")
+    if samples != references and references[0] != references[1]:
         raise UserError(
-            f"cannot compare samples of {shapes}: crop the references to squares with"
-            " --evaluation.reference.size 64"
+            f"{message}: crop the references to squares with --evaluation.reference.size 64"
         )
 
 
-def resize_samples(samples: torch.Tensor, reals: Shape) -> torch.Tensor:
+def resize_samples(samples: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Resize samples to the size of the reference images, as shards are: uint8 (n, H, W, C).
 
     Args:
         samples: uint8 (n, h, w, C) on any device; returned unchanged if they have the size.
-        reals: (H, W, C) of the reference images, see `check_comparable`.
+        shape: (H, W, C) of the reference images, see `check_comparable`.
     """
-    if tuple(samples.shape[1:3]) == reals[:2]:
+    if tuple(samples.shape[1:3]) == shape[:2]:
         return samples
-    return to_squares(samples.cpu(), reals[0]).contiguous()
+    return to_squares(samples.cpu(), shape[0]).contiguous()
 
 
-def _stacked(images: ImageDataset) -> bool:
-    """Whether this is stacked MNIST, each channel a digit."""
+def _is_stacked_mnist(images: ImageDataset) -> bool:
+    """Return whether these are images of stacked MNIST, with a digit in each channel."""
     return len(images.class_names) == 1000 and images.image_shape[2] == 3
 
 
@@ -251,10 +241,10 @@ def read(data: DataConfig, images: ImageDataset, ids: np.ndarray) -> torch.Tenso
     # Shard by shard, because the cache of remote shards may have no room for all of them.
     order = np.argsort(ids // images.shard_rows, kind="stable")
     ends = np.flatnonzero(np.diff(ids[order] // images.shard_rows)) + 1
-    for which in np.split(order, ends):
-        part = torch.empty((len(which), *images.image_shape), dtype=torch.uint8)
-        images.read_batch(ids[which], part)
-        pixels[which] = part
+    for rows in np.split(order, ends):
+        batch = torch.empty((len(rows), *images.image_shape), dtype=torch.uint8)
+        images.read_batch(ids[rows], batch)
+        pixels[rows] = batch
     return augment(
         pixels,
         crop=data.crop,
@@ -294,31 +284,30 @@ def locate_datasets(config: Config) -> RunDatasets:
             cannot be resized to the reference images.
     """
     images = prepare.plan_dataset(config.data, config.home)
-    reference, compares = config.reference_data(), config.evaluation.is_enabled()
-    if reference == config.data or not compares or config.check_discriminator:
+    data, is_used = config.reference_data(), config.evaluation.is_enabled()
+    if data == config.data or not is_used or config.check_discriminator:
         return RunDatasets(config, images, images)
     try:
-        reals = prepare.plan_dataset(reference, config.home)
+        reference = prepare.plan_dataset(data, config.home)
     except UserError as error:
-        named = f"reference images, evaluation.reference={config.evaluation.reference}"
-        raise UserError(f"{named}: {error}") from error
-    if reference.split != config.data.split and reals.location == images.location:
+        option = f"evaluation.reference={config.evaluation.reference}"
+        raise UserError(f"reference images, {option}: {error}") from error
+    if data.split != config.data.split and reference.location == images.location:
         raise UserError(
-            f"data.split={config.data.split} and evaluation.reference.split={reference.split}:"
-            f" all of {reals.location} is used, whatever the split;"
+            f"data.split={config.data.split} and evaluation.reference.split={data.split}:"
+            f" all of {reference.location} is used, whatever the split;"
             " convert each split with jobs/shard.py"
         )
-    check_comparable(images.image_shape, reals.image_shape)
-    prepare.check_room([images, reals], config.home)
-    return RunDatasets(config, images, reals)
+    check_comparable(images.image_shape, reference.image_shape)
+    prepare.check_room([images, reference], config.home)
+    return RunDatasets(config, images, reference)
 
 
 def prepare_datasets(sets: RunDatasets) -> str:
     """Write missing shards and return the digest of the training images, 16 hex digits."""
-    config = sets.config
     if not sets.same:
-        prepare.prepare_dataset(config.reference_data(), sets.reference)
-    return prepare.prepare_dataset(config.data, sets.images)
+        reference_digest(sets)
+    return prepare.prepare_dataset(sets.config.data, sets.images)
 
 
 def prepare_run_classifier(sets: RunDatasets) -> str:
@@ -334,12 +323,10 @@ def reference_digest(sets: RunDatasets) -> str:
 
 def open_reference(sets: RunDatasets) -> closing[ImageDataset]:
     """Return a context manager of the opened reference images."""
-    config = sets.config
-    return closing(prepare.open_dataset(config.reference_data(), sets.reference.location))
+    return closing(prepare.open_dataset(sets.config.reference_data(), sets.reference.location))
 
 
 def dataset_info(sets: RunDatasets, digest: str) -> dict[str, str]:
     """Return name, digest and path of the training images for MLflow's lineage."""
-    images = sets.images
-    name = "procedural faces" if images.procedural else sets.config.data.source
-    return {"name": name, "digest": digest, "path": images.location}
+    name = "procedural faces" if sets.images.procedural else sets.config.data.source
+    return {"name": name, "digest": digest, "path": sets.images.location}

@@ -46,14 +46,14 @@ JSON, PAGE = "report.json", "report.png"
 class EvaluationReport:
     """Metrics, diagnosis and the images of the figure."""
 
-    report: MetricsReport
+    metrics: MetricsReport
     diagnosis: Diagnosis
     page: Page
 
     def summary(self) -> dict[str, float]:
         """Return finite metrics as `report/NAME`, with the ends of their intervals."""
         values = {}
-        for name, result in self.report.results.items():
+        for name, result in self.metrics.results.items():
             ends = {
                 "": result.estimate.value,
                 "_low": result.estimate.low,
@@ -67,16 +67,16 @@ class EvaluationReport:
         return {
             "ganray.diagnosis": self.diagnosis.text,
             "ganray.collapse": self.diagnosis.kind,
-            "ganray.extractor": self.report.extractor,
+            "ganray.extractor": self.metrics.extractor,
         }
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
         """Write the report as JSON, with its source `about`, and the figure; return both files."""
         folder.mkdir(parents=True, exist_ok=True)
-        content = dict(about) | {"diagnosis": asdict(self.diagnosis)} | self.report.to_dict()
+        content = dict(about) | {"diagnosis": asdict(self.diagnosis)} | self.metrics.to_dict()
         files = [folder / JSON, folder / PAGE]
         files[0].write_text(json.dumps(content, indent=2, allow_nan=False))
-        draw(self.page, self.report, self.diagnosis, files[1])
+        draw(self.page, self.metrics, self.diagnosis, files[1])
         return files
 
 

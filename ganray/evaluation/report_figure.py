@@ -45,12 +45,12 @@ def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) ->
 
     figure = Figure(figsize=(14, 10.5), layout="constrained")
     FigureCanvasAgg(figure)
-    words = "\n".join(textwrap.wrap(diagnosis.text, 150))
+    text = "\n".join(textwrap.wrap(diagnosis.text, 150))
     note = (
         f"{report.samples:,} samples and as many reference images, features by {report.extractor}"
     )
     color = "tab:red" if diagnosis.collapsed else "black"
-    figure.suptitle(f"{page.title}\n{words}", fontsize=13, color=color)
+    figure.suptitle(f"{page.title}\n{text}", fontsize=13, color=color)
     figure.supxlabel(f"{note}; bars and whiskers are 95 % intervals", fontsize=9, color="0.4")
     rows: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     numbers = rows[0].subplots(1, 3, width_ratios=(1.4, 1.2, 1.2))
@@ -78,10 +78,9 @@ def _modes(axes: Any, report: MetricsReport) -> None:
         axes.set_xlabel(f"the {len(fake)} modes, largest first")
     else:
         _bars(axes, report.mode_names, real / real.sum(), fake)
-    lines = report.results
+    held, kl = report.results["modes_held"], report.results["kl"].estimate
     axes.set_title(
-        f"{report['modes_held']:g} of {lines['modes_held'].reference:g} modes,"
-        f" KL {lines['kl'].estimate.brief()} nats",
+        f"{held.estimate.value:g} of {held.reference:g} modes, KL {kl.brief()} nats",
         fontsize=11,
     )
     axes.legend()
@@ -151,8 +150,8 @@ def _by_mode(axes: Any, page: Page, names: tuple[str, ...]) -> None:
         return
     grid = np.full((_ROWS, len(names), *page.samples.shape[1:]), 255, np.uint8)  # empty: white
     for mode in range(len(names)):
-        found = page.samples[page.modes == mode][:_ROWS]
-        grid[: len(found), mode] = found
+        images = page.samples[page.modes == mode][:_ROWS]
+        grid[: len(images), mode] = images
     title = "samples, one column per mode: " + ", ".join(names)
     _show(axes, grid.reshape(-1, *page.samples.shape[1:]), len(names), title)
 

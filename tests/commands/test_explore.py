@@ -1,4 +1,4 @@
-"""jobs/explore.py as a user calls it, and what its pictures hold."""
+"""jobs/explore.py as a user calls it, and the contents of its pictures."""
 
 import runpy
 import shutil
@@ -30,190 +30,186 @@ CPU = torch.device("cpu")
 QUICK = ["--pairs", "2", "--steps", "3", "--fps", "4", "--seconds", "1"]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("GANRAY_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
-def painter(level, classes=0, latent=NORMAL) -> TrainedGenerator:
-    """A generator whose images are grey all over, by `level` of its input, in [0, 1]."""
+def grey_generator(level, classes=0, latent=NORMAL) -> TrainedGenerator:
+    """Return a generator of uniformly grey images; `level` maps its inputs to greys in [0, 1]."""
     config = Config(name="grey", latent=latent, network=NetworkConfig(kind="mlp"))
-    return TrainedGenerator(
-        lambda x: level(x)[:, None, None, None].expand(-1, 1, 96, 96),
-        classes,
-        config,
-        "made up",
-        None,
-        None,
-    )
+
+    def generate(x):
+        return level(x)[:, None, None, None].expand(-1, 1, 96, 96)
+
+    return TrainedGenerator(generate, classes, config, "test", None, None)
+
+
+def label_generator(classes: int) -> TrainedGenerator:
+    """Return a conditional generator of images whose grey is the label / 20."""
+    return grey_generator(lambda x: x[:, 100:].argmax(dim=1) / 20, classes)
+
+
+NORMS = grey_generator(lambda x: x.norm(dim=1) / 20)
+FIRST_COORDINATES = grey_generator(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 0.999))
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The rows of a picture in place of the picture: their grey in [0, 1], captions and notes."""
+def draw(monkeypatch):
+    """Function that returns the rows of a picture as greys in [0, 1], captions and notes."""
     monkeypatch.setattr(explore, "labelled_rows", lambda groups, title: groups)
 
-    def draw(picture, found, **options):
-        groups = picture(found, ExploreConfig(**options))
+    def draw(picture, generator, **options):
+        groups = picture(generator, ExploreConfig(**options))
         return [[(r.images[:, 0, 0, 0] / 255, r.caption, r.notes) for r in g] for g in groups]
 
     return draw
 
 
-def cells(frame: np.ndarray) -> np.ndarray:
-    """The grey of each image of an animation's frame, in [0, 1]."""
+def greys(frame: np.ndarray) -> np.ndarray:
+    """Return the grey of each image of an animation's frame, in [0, 1]."""
     return frame[64::100, 64::100, 0] / 255
 
 
-def test_a_run_by_name_leaves_its_pictures_on_disk_and_in_mlflow(known, capsys):
-    main(["tiny", "--home", str(known.config.home), *QUICK])
-    folder = known.config.run_folder() / "explore"
+def test_pictures_of_a_run_are_on_disk_and_in_mlflow(trained_run, capsys):
+    config = trained_run.config
+    main(["tiny", "--home", str(config.home), *QUICK])
+    folder = config.run_folder() / "explore"
     assert sorted(path.name for path in folder.iterdir()) == [*PNGS, "walk.gif"]
     for name in PNGS:
         Image.open(folder / name).verify()
-    found, latent = load_generator.load_generator("tiny", known.config.home), known.config.latent
-    z = latents.sample(latent, 8, rng_seed=0, stream="explore/samples", step=0, device=CPU)
-    shown = np.asarray(Image.open(folder / "samples.png"))[52:148, 16 : 16 + 8 * 100]
-    for i, image in enumerate(enlarge(found.images(z))):  # 16 pixels six times as large
-        assert (shown[:, 100 * i : 100 * i + 96] == image).all()
+    generator = load_generator.load_generator("tiny", config.home)
+    z = latents.sample(config.latent, 8, rng_seed=0, stream="explore/samples", step=0, device=CPU)
+    picture = np.asarray(Image.open(folder / "samples.png"))[52:148, 16 : 16 + 8 * 100]
+    for i, image in enumerate(enlarge(generator.images(z))):  # 16 pixels six times as large
+        assert (picture[:, 100 * i : 100 * i + 96] == image).all()
     with Image.open(folder / "walk.gif") as gif:
         assert gif.info["loop"] == 0
         assert 1 <= gif.n_frames <= 4  # a GIF shows equal frames as one, for longer
-    client = MlflowClient(tracking_uri=f"sqlite:///{known.config.home}/mlflow.db")
-    logged = [file.path for file in client.list_artifacts(known.run_id, "explore")]
+    client = MlflowClient(tracking_uri=f"sqlite:///{config.home}/mlflow.db")
+    logged = [file.path for file in client.list_artifacts(trained_run.run_id, "explore")]
     assert sorted(logged) == [f"explore/{name}" for name in [*PNGS, "walk.gif"]]
     out = capsys.readouterr().out
-    assert f"generator   checkpoint {known.checkpoint}; takes normal latents of size 8" in out
+    assert f"generator   checkpoint {trained_run.checkpoint}; takes normal latents of size 8" in out
     assert f"pictures    {folder}: samples.png," in out
-    assert f"artifacts   explore/ of MLflow run {known.run_id}" in out
+    assert f"artifacts   explore/ of MLflow run {trained_run.run_id}" in out
 
 
-def test_a_model_and_a_folder_of_ones_own(known, tmp_path, capsys):
-    words = [known.model_uri, "--home", str(known.config.home), "--out", str(tmp_path / "mine")]
-    main([*words, *QUICK, "--animation", "none"])
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == PNGS
-    assert f"MLflow run {known.run_id}" in capsys.readouterr().out
+def test_logged_model_and_another_output_folder(trained_run, tmp_path, capsys):
+    argv = [trained_run.model_uri, "--home", str(trained_run.config.home)]
+    main([*argv, "--out", str(tmp_path / "out"), *QUICK, "--animation", "none"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == PNGS
+    assert f"MLflow run {trained_run.run_id}" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_mlflow_does_not_know(home, known, tmp_path, capsys):
-    shutil.copytree(known.checkpoint, tmp_path / "given")
-    store = f"sqlite:///{known.config.home}/mlflow.db"
-    path = tmp_path / "given" / "config.json"
+def test_checkpoint_without_an_mlflow_run(home, trained_run, tmp_path, capsys):
+    shutil.copytree(trained_run.checkpoint, tmp_path / "copy")
+    store = f"sqlite:///{trained_run.config.home}/mlflow.db"
+    path = tmp_path / "copy" / "config.json"
     path.write_text(path.read_text().replace('"name": "tiny"', '"name": "stray"'))
-    main([str(tmp_path / "given"), *QUICK, "--animation", "none", "--tracking-uri", store])
-    assert sorted(path.name for path in (home / "explore" / "stray" / "given").iterdir()) == PNGS
+    main([str(tmp_path / "copy"), *QUICK, "--animation", "none", "--tracking-uri", store])
+    assert sorted(path.name for path in (home / "explore" / "stray" / "copy").iterdir()) == PNGS
     assert "MLflow      has no run 'stray'; the pictures stay on disk" in capsys.readouterr().out
 
 
-def test_without_mlflow_the_pictures_are_kept(known, tmp_path, capsys):
-    words = ["tiny", "--home", str(known.config.home), "--out", str(tmp_path / "mine"), *QUICK]
-    main([*words, "--animation", "none", "--tracking-uri", "http://127.0.0.1:9"])
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == PNGS
+def test_pictures_are_kept_if_mlflow_is_unreachable(trained_run, tmp_path, capsys):
+    argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path / "out"), *QUICK]
+    main([*argv, "--animation", "none", "--tracking-uri", "http://127.0.0.1:9"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == PNGS
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "not in MLflow" in x]
     assert "the pictures are on disk but not in MLflow: MLflow at http://127.0.0.1:9: " in line
 
 
-def test_lerp_leaves_the_shell_and_slerp_does_not_as_the_picture_says(drawn):
-    norms = painter(lambda x: x.norm(dim=1) / 20)
-    pairs = drawn(explore.interpolation, norms, pairs=20, steps=13)
+def test_lerp_leaves_the_shell_and_slerp_stays_on_it(draw):
+    pairs = draw(explore.interpolation, NORMS, pairs=20, steps=13)
     assert [caption for _, caption, _ in pairs[0]] == ["lerp", "slerp"]
     lerp, slerp = np.array([[grey for grey, *_ in pair] for pair in pairs]).swapaxes(0, 1) * 20
     assert lerp[:, 6].mean() == pytest.approx(7.07, abs=0.2)
     assert slerp[:, 6].mean() == pytest.approx(10, abs=0.2)
-    assert (lerp[:, [0, -1]] == slerp[:, [0, -1]]).all()  # both begin and end alike
+    assert (lerp[:, [0, -1]] == slerp[:, [0, -1]]).all()  # both have the same ends
     for norm, note in zip(lerp[0], pairs[0][0][2], strict=True):
         assert float(note) == pytest.approx(norm, abs=0.1)
 
 
-def test_sums_differences_and_products_raw_and_on_the_shell(drawn):
-    first = painter(lambda x: (x[:, 0] / 16 + 0.5).clamp(0, 1))
-    for (raw, caption, notes), _ in drawn(explore.arithmetic, first, pairs=3):
+def test_sums_differences_and_products_raw_and_on_the_shell(draw):
+    first = grey_generator(lambda x: (x[:, 0] / 16 + 0.5).clamp(0, 1))
+    for (raw, caption, notes), _ in draw(explore.arithmetic, first, pairs=3):
         z1, z2, *results = (raw - 0.5) * 16
         assert results == pytest.approx([z1 + z2, z1 - z2, z1 * z2], abs=0.3)
         assert caption == "raw"
         assert [note.split("  ")[0] for note in notes] == NAMES
-    norms = painter(lambda x: x.norm(dim=1) / 20)
-    for (raw, *_), (scaled, caption, _) in drawn(explore.arithmetic, norms, pairs=3):
+    for (raw, *_), (scaled, caption, _) in draw(explore.arithmetic, NORMS, pairs=3):
         assert raw[2:4] * 20 == pytest.approx([14.1, 14.1], abs=2)
         assert scaled * 20 == pytest.approx([10] * 5, abs=0.1)
         assert caption == "on the shell"
 
 
-def test_neighbours_start_at_one_latent_and_keep_its_length(drawn):
-    norms = painter(lambda x: x.norm(dim=1) / 20)
-    (rows,) = drawn(explore.neighbourhood, norms, pairs=3, steps=4, degrees=30)
+def test_neighbours_start_at_one_latent_and_keep_its_norm(draw):
+    (rows,) = draw(explore.neighbourhood, NORMS, pairs=3, steps=4, degrees=30)
     assert np.ptp([grey for grey, *_ in rows]) <= 1 / 255
     assert rows[0][2] == ["0°", "10°", "20°", "30°"]
-    first = painter(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 1))
-    (rows,) = drawn(explore.neighbourhood, first, pairs=3, steps=4)
+    (rows,) = draw(explore.neighbourhood, FIRST_COORDINATES, pairs=3, steps=4)
     starts, ends = (np.array([grey[i] for grey, *_ in rows]) for i in (0, -1))
     assert np.ptp(starts) == 0 < np.ptp(ends)
 
 
-@pytest.mark.parametrize(("label", "turns"), [(None, [0, 1, 2, 0, 1, 2, 0, 1]), (2, [2] * 8)])
-def test_rows_take_turns_through_the_labels_unless_one_is_asked_for(drawn, label, turns):
-    told = painter(lambda x: x[:, 100:].argmax(dim=1) / 5, classes=3)
+@pytest.mark.parametrize(("label", "labels"), [(None, [0, 1, 2, 0, 1, 2, 0, 1]), (2, [2] * 8)])
+def test_rows_cycle_through_the_labels_unless_one_is_chosen(draw, label, labels):
+    generator = label_generator(3)
     for picture in (explore.samples, explore.neighbourhood):
-        (rows,) = drawn(picture, told, label=label, pairs=8)
-        assert [round(grey.mean() * 5) for grey, *_ in rows] == turns
-        assert [caption for _, caption, _ in rows] == [f"label {turn}" for turn in turns]
+        (rows,) = draw(picture, generator, label=label, pairs=8)
+        assert [round(grey.mean() * 20) for grey, *_ in rows] == labels
+        assert [caption for _, caption, _ in rows] == [f"label {i}" for i in labels]
     for picture in (explore.interpolation, explore.arithmetic):
-        groups = drawn(picture, told, label=label, pairs=8)
-        assert [round(group[1][0].mean() * 5) for group in groups] == turns
-        assert groups[0][0][1].endswith(f"\nlabel {turns[0]}")
+        groups = draw(picture, generator, label=label, pairs=8)
+        assert [round(group[1][0].mean() * 20) for group in groups] == labels
+        assert groups[0][0][1].endswith(f"\nlabel {labels[0]}")
 
 
-def test_the_animation_takes_turns_too():
-    told = painter(lambda x: x[:, 100:].argmax(dim=1) / 20, classes=10)
-    frame = explore.walk(told, ExploreConfig(fps=1, seconds=2))[1]
-    assert (cells(frame) * 20).round().flatten().tolist() == [*range(10), *range(6)]
-
-
-def test_a_sample_row_for_each_class_where_there_are_more(drawn):
-    told = painter(lambda x: x[:, 100:].argmax(dim=1) / 20, classes=12)
-    (rows,) = drawn(explore.samples, told)
+def test_samples_have_a_row_for_each_class(draw):
+    (rows,) = draw(explore.samples, label_generator(12))
     assert [round(grey[7] * 20) for grey, *_ in rows] == list(range(12))
 
 
+def test_the_animation_cycles_through_the_labels():
+    frame = explore.walk(label_generator(10), ExploreConfig(fps=1, seconds=2))[1]
+    assert (greys(frame) * 20).round().flatten().tolist() == [*range(10), *range(6)]
+
+
 def test_the_walk_closes_without_a_jump(tmp_path):
-    smooth = painter(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 1))
-    (path,) = explore.write_walk(smooth, ExploreConfig(fps=10, seconds=4), tmp_path)
+    (path,) = explore.write_walk(FIRST_COORDINATES, ExploreConfig(fps=10, seconds=4), tmp_path)
     with Image.open(path) as gif:
         assert (gif.n_frames, gif.info["duration"], gif.info["loop"]) == (40, 100, 0)
         frames = []
         for i in range(40):
             gif.seek(i)
-            frames.append(cells(np.asarray(gif.convert("RGB"))))
+            frames.append(greys(np.asarray(gif.convert("RGB"))))
     strides = abs(np.roll(frames, -1, axis=0) - frames).max(axis=(1, 2))
     assert strides[-1] <= strides[:-1].max()
     assert 0 < strides.max() < 0.2
 
 
-def test_a_latent_of_one_number_can_be_explored(drawn):
-    one = painter(lambda x: x[:, 0].abs().clamp(0, 1), latent=LatentConfig("uniform", 1))
-    for (lerp, *_), (slerp, *_) in drawn(explore.interpolation, one):
+def test_a_latent_of_one_number_can_be_explored(draw):
+    uniform = LatentConfig("uniform", 1)
+    generator = grey_generator(lambda x: x[:, 0].abs().clamp(0, 1), latent=uniform)
+    for (lerp, *_), (slerp, *_) in draw(explore.interpolation, generator):
         assert (lerp == slerp).all()
-    for (_, *_), (scaled, *_) in drawn(explore.arithmetic, one):
+    for (_, *_), (scaled, *_) in draw(explore.arithmetic, generator):
         assert scaled == pytest.approx([1 / np.sqrt(3)] * 5, abs=0.01)
-    for grey, *_ in drawn(explore.neighbourhood, one, degrees=60)[0]:
+    for grey, *_ in draw(explore.neighbourhood, generator, degrees=60)[0]:
         assert grey[-1] == pytest.approx(grey[0] / 2, abs=0.01)
 
 
-def test_equal_seeds_give_equal_pictures_and_more_pairs_change_none(drawn):
-    first = painter(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 1))
+def test_more_pairs_do_not_change_the_first_ones(draw):
     few, many, other = (
-        np.array([pair[0][0] for pair in drawn(explore.interpolation, first, **options)])
+        np.array([pair[0][0] for pair in draw(explore.interpolation, FIRST_COORDINATES, **options)])
         for options in ({"pairs": 2}, {"pairs": 4}, {"pairs": 2, "rng_seed": 1})
     )
     assert (many[:2] == few).all()
     assert (other != few).any()
 
 
-def test_a_label_that_the_generator_does_not_know(known, tmp_path):
+def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_path):
     with pytest.raises(ValueError, match=r"--label=1: .* without labels .*; leave out --label"):
-        main(["tiny", "--home", str(known.config.home), "--label", "1"])
+        main(["tiny", "--home", str(trained_run.config.home), "--label", "1"])
     config = tiny_config(tmp_path)
     config = replace(config, network=replace(config.network, conditional=True))
     TrainState(config, (16, 16, 3), CPU, 2).save(tmp_path / "two")
@@ -222,7 +218,7 @@ def test_a_label_that_the_generator_does_not_know(known, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         ([], "run"),
         (["oranges"], "RUN='oranges' must be"),
@@ -237,24 +233,23 @@ def test_a_label_that_the_generator_does_not_know(known, tmp_path):
         (["x", "--stebs", "3"], "--stebs is not an option; did you mean --steps"),
     ],
 )
-def test_bad_input_is_one_clear_line(words, message, home):
+def test_invalid_options_are_rejected_in_one_line(argv, message, home):
     with pytest.raises(ValueError, match=r".") as error:
-        main(words)
+        main(argv)
     assert message in " ".join(str(error.value).split())
     assert not home.exists()
 
 
-def test_mp4_without_an_encoder_ends_before_any_work(monkeypatch):
+def test_mp4_without_an_encoder_is_rejected_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ValueError, match=r"--animation=mp4 needs an encoder: pip install"):
         main(["oranges", "--animation", "mp4"])
 
 
-def test_an_mp4_instead_of_a_gif(tmp_path):
+def test_mp4_instead_of_a_gif(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    grey = painter(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 0.99))
     options = ExploreConfig(animation="mp4", fps=4, seconds=1)
-    (path,) = explore.write_walk(grey, options, tmp_path)
+    (path,) = explore.write_walk(FIRST_COORDINATES, options, tmp_path)
     assert path.name == "walk.mp4"
     assert path.read_bytes()[4:8] == b"ftyp"
 
@@ -263,5 +258,5 @@ def test_help_shows_examples_and_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for word in ("explore.py faces", "models:/generator/1", "--tracking_uri", "--animation"):
-        assert word in text
+    for name in ("explore.py faces", "models:/generator/1", "--tracking_uri", "--animation"):
+        assert name in text
