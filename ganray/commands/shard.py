@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 from ganray.config.commands import ShardConfig
-from ganray.data.format import ImageSource, Manifest
-from ganray.data.sources import faces, open_source
-from ganray.data.writer import verify_shards, write_shards
+from ganray.data.format import Manifest
+from ganray.data.integrity import verify_shards
+from ganray.data.sources import ImageSource, faces, open_source
+from ganray.data.writer import write_shards
 from ganray.errors import UserError
 from ganray.progress import Progress
 

@@ -1,4 +1,4 @@
-"""A whole set in the memory of the device, so that no step copies from the host."""
+"""A dataset kept in device memory, so that no step copies from the host."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Self
 import numpy as np
 import torch
 
-from ganray.data import memory
 from ganray.data.loader import ImageDataset
+from ganray.data.mapping import free_bytes
 from ganray.data.sampler import DeterministicSampler, rank_slice
 from ganray.errors import UserError
 from ganray.progress import Progress
 
-_STEPS = 64  # ids of so many steps go to the device at once
+_STEPS = 64  # whose indices are sent to the device at once
 _CHUNK_BYTES = 64 * 2**20
 
 
 class InMemoryDataset:
     """Endless iterator over this rank's part of each step's batch, like ``Loader``.
 
-    Yields the same uint8 ``(n, H, W, C)`` tensors as ``Loader`` does, each valid until the next
+    Yields the same uint8 ``(n, H, W, C)`` tensors as ``Loader``, each valid until the next
     ``next()``. Every rank keeps all images.
 
     Args:
-        images: The images; copied when this is made.
-        order: Which of them are read when.
-        batch_size: ImageDataset per step, summed over ranks.
-        rank: This process, from 0 on.
-        world_size: How many processes share a batch.
-        device: Where the images are kept.
-        start_step: The step of the first batch.
+        images: Dataset, which is copied at once.
+        order: Order in which images are read.
+        batch_size: Images per step, summed over ranks.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        device: Device that keeps the images.
+        start_step: Step of the first batch.
 
     Raises:
-        ValueError: The images do not fit.
+        UserError: The images do not fit into the memory of the device.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ def _copy(images: ImageDataset, device: torch.device, *, quiet: bool) -> torch.T
     rows = max(1, _CHUNK_BYTES // image_bytes)
     shape = (min(rows, count), *images.image_shape)
     chunk = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    shown = nullcontext() if quiet else Progress(count, f"images -> {device}", "images")
-    with shown as progress:
+    context = nullcontext() if quiet else Progress(count, f"images -> {device}", "images")
+    with context as progress:
         for first in range(0, count, rows):
             ids = np.arange(first, min(first + rows, count))
             images.read_batch(ids, chunk[: len(ids)])
@@ -105,4 +105,4 @@ def _copy(images: ImageDataset, device: torch.device, *, quiet: bool) -> torch.T
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return memory.free_bytes()
+    return free_bytes()

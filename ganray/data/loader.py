@@ -1,8 +1,8 @@
 """Endless batches of images on the device, gathered ahead by one background thread.
 
-A thread and not worker processes: handing a batch from process to process costs 8 to 20 times what
-gathering it does. Images are copied as uint8, four times smaller than float32, and are scaled on
-the device by ``to_float``.
+There are no worker processes: sending a batch between processes costs 8 to 20 times as much as
+gathering it. Images are copied as uint8, which is four times smaller than float32, and are scaled
+on the device by ``to_float``.
 """
 
 import itertools
@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from ganray.data.format import Annotations, Shape
 from ganray.data.sampler import DeterministicSampler, rank_slice
-from ganray.errors import UserError
 
-# A buffer holds the batches of a few steps, so that handing it over costs little beside filling it.
-# Larger ones, and more than two of them, leave the processor's cache and are slower.
+# A buffer holds the batches of a few steps, because handing it over has a fixed cost. Larger
+# buffers, or more than two, exceed the processor's cache and are slower.
 _SLOT_BYTES, _SLOT_STEPS = 6 * 2**20, 8
 
 
@@ -35,9 +34,9 @@ class ImageDataset(Protocol):
     shard_rows: int
     """Images per shard; the last may have fewer."""
     class_names: tuple[str, ...]
-    """Names of the labels; () where there are none."""
+    """Names of the labels; () if there are none."""
     attribute_names: tuple[str, ...]
-    """Names of the attributes; () where there are none."""
+    """Names of the attributes; () if there are none."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -62,10 +61,10 @@ class ImageDataset(Protocol):
 
 @dataclass
 class _Slot:
-    """One buffer of the ring with the batches of a few steps, so that hand-over is cheap."""
+    """One buffer of the ring, with the batches of a few steps."""
 
     host: torch.Tensor
-    """uint8 (steps, n, H, W, C), pinned where the device is a GPU."""
+    """uint8 (steps, n, H, W, C), pinned if the device is a GPU."""
     batches: torch.Tensor
     """Batches of the consumer: ``host`` itself, or its copy on the device."""
     copied: torch.cuda.Event | None = None
@@ -80,15 +79,15 @@ class Loader:
     on a GPU every batch has memory of its own. Use it as a context manager, or call ``close``.
 
     Args:
-        images: The images.
-        order: Which of them are read when.
-        batch_size: ImageDataset per step, summed over ranks.
-        rank: This process, from 0 on.
-        world_size: How many processes share a batch.
-        device: Where batches go.
-        start_step: The step of the first batch: to resume is to start at the step that is due.
-        prefetch: How many buffers may wait, ready to be used. One holds the batches of up to eight
-            steps, as many as fit into 6 MiB, and at least one.
+        images: Dataset.
+        order: Order in which images are read.
+        batch_size: Images per step, summed over ranks.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        device: Device of the batches.
+        start_step: Step of the first batch; a resumed run starts at its next step.
+        prefetch: Number of buffers that are filled ahead. A buffer holds the batches of 1 to 8
+            steps, as many as fit into 6 MiB.
 
     Raises:
         ValueError: A number is out of its range.
@@ -108,12 +107,12 @@ class Loader:
     ) -> None:
         part = rank_slice(batch_size, rank, world_size)
         if batch_size < world_size:
-            raise UserError(
+            raise ValueError(
                 f"batch_size={batch_size} leaves some of {world_size} ranks without an image; "
                 f"use at least {world_size}"
             )
         if prefetch < 1 or start_step < 0:
-            raise UserError(
+            raise ValueError(
                 f"prefetch={prefetch}, start_step={start_step}: must be at least 1 and 0"
             )
         device = torch.device(device)
@@ -123,12 +122,12 @@ class Loader:
         self._next_in_slot = 0
         shape = (part.stop - part.start, *images.image_shape)
         steps = min(max(1, _SLOT_BYTES // math.prod(shape)), _SLOT_STEPS)
-        for _ in range(prefetch + 1):  # one more is in the consumer's hands
+        for _ in range(prefetch + 1):  # the consumer holds one more
             pinned = device.type == "cuda"
             host = torch.empty((steps, *shape), dtype=torch.uint8, pin_memory=pinned)
             self._free.put(_Slot(host, host))
 
-        # The thread gets what it needs and not self, or the loader could never be collected.
+        # The thread must not refer to self, or the loader could never be garbage-collected.
         def ids_at(step: int) -> NDArray[np.int64]:
             """Return the ids of the next buffer; prefetch for a new epoch at its start."""
             begin, end = step * batch_size, (step + steps) * batch_size
@@ -144,8 +143,8 @@ class Loader:
         starts = itertools.count(start_step, steps)
         work = images, ids_at, starts, device, self._free, self._ready, closed
         thread = threading.Thread(target=_fill, args=work, name="ganray-loader", daemon=True)
-        # Also runs when the loader is collected and before the interpreter ends, where a thread
-        # in the middle of a gather would abort the process.
+        # Also runs when the loader is garbage-collected and before the interpreter ends, where a
+        # thread that is gathering would abort the process.
         self._stop = weakref.finalize(self, _stop, thread, closed, self._free)
         thread.start()
 
@@ -176,8 +175,8 @@ class Loader:
         if slot.copied is not None:
             stream = torch.cuda.current_stream(slot.batches.device)
             stream.wait_event(slot.copied)
-            # The copy's memory belongs to the thread's stream; without this the allocator could
-            # give it to a later copy while the consumer's kernels still read it.
+            # The memory belongs to the thread's stream; without this the allocator could reuse it
+            # for a later copy while the consumer's kernels still read it.
             slot.batches.record_stream(stream)
         return slot
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ganray.config.schema import DataConfig, absolute
-from ganray.data.format import MANIFEST, SPLITS, VERSION, ImageSource, Manifest, Shape
+from ganray.data.format import MANIFEST, SPLITS, VERSION, Manifest, Shape
 from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
-from ganray.data.sources import faces, open_source
-from ganray.data.writer import is_whole, write_shards
+from ganray.data.sources import ImageSource, faces, open_source
+from ganray.data.writer import is_complete, write_shards
 from ganray.errors import UserError
 from ganray.progress import Progress
 
@@ -119,7 +119,7 @@ def prepare_dataset(data: DataConfig, plan: DatasetPlan) -> str:
     if data.is_remote():
         return open_remote(data).manifest.digest()
     folder = Path(plan.location)
-    if plan.source is None or is_whole(folder):
+    if plan.source is None or is_complete(folder):
         return Manifest.read(folder).digest()
     if plan.procedural and not faces.is_written(plan.source, data.faces, _DATA_SEED):
         with Progress(data.faces, "drawing faces", "faces") as progress:
@@ -168,13 +168,13 @@ def _plan_existing(data: DataConfig, manifest: Manifest, location: str) -> Datas
     stored, size = manifest.image_shape, data.size
     if manifest.recipe.encoding == "raw" and size not in (0, stored[0]):
         raise UserError(
-            f"data.size={size}: {location} holds pixels of {stored[0]}x{stored[1]}; "
+            f"data.size={size}: {location} contains pixels of {stored[0]}x{stored[1]}; "
             f"use --data.size {stored[0] if stored[0] == stored[1] else 0}, or JPEG shards, which "
             "give any size"
         )
     if data.images not in (None, manifest.num_images):
         raise UserError(
-            f"data.images={data.images}: {location} holds {manifest.num_images} images, all of "
+            f"data.images={data.images}: {location} contains {manifest.num_images} images, all of "
             "which are used; leave it out, or convert fewer with jobs/shard.py"
         )
     return DatasetPlan(
@@ -227,7 +227,7 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         location=str(folder),
         bytes=size_bytes,
         classes=classes,
-        ready=is_whole(folder),
+        ready=is_complete(folder),
         source=root,
         procedural=procedural,
     )

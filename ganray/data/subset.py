@@ -13,11 +13,11 @@ from ganray.data.loader import ImageDataset
 
 
 class Subset:
-    """The images at ``ids``, numbered from 0.
+    """Some images of a set, with indices from 0.
 
     Args:
         images: The set.
-        ids: int64 (n,), ascending, so that neighbours stay neighbours.
+        ids: Indices of the images, int64 (n,), ascending, so that neighbors stay neighbors.
     """
 
     def __init__(self, images: ImageDataset, ids: NDArray[np.int64]) -> None:

@@ -1,8 +1,8 @@
 """Convert a set of images to shards: decode, resize, write; an interrupted call can be resumed.
 
-The parent lays a shard out in full and the workers write their pixels straight to the place that
-belongs to them, so no pixel crosses a process border and the file does not depend on how many
-workers there are or which is faster. A shard is a ``.part`` file until it is whole.
+The parent process creates a shard with everything but its images, and the workers write the images
+directly to their offsets in the file. So no pixel is sent between processes, and the file does not
+depend on the number or the speed of the workers. A shard is a ``.part`` file until it is complete.
 """
 
 from __future__ import annotations
@@ -38,23 +38,18 @@ from ganray.data.format import (
     HUGE_PAGE,
     MANIFEST,
     PAGE,
-    REPAIR,
     SPLITS,
     VERSION,
     ConversionSpec,
     Encoding,
-    ImageSource,
-    JpegSource,
     Manifest,
     Shape,
     Shard,
     ShardSpec,
-    check_value,
-    damaged_rows,
-    describe,
-    get_dataset,
     publish,
 )
+from ganray.data.integrity import check_value, damaged_rows, describe_shard, get_dataset
+from ganray.data.sources import ImageSource, JpegSource
 from ganray.errors import UserError
 from ganray.progress import Progress
 
@@ -76,21 +71,21 @@ def write_shards(
     rows_per_shard: int | None = None,
     encoding: Encoding = "raw",
 ) -> Manifest:
-    """Convert a source; resume an interrupted conversion; return at once if it is done.
+    """Convert a source to shards; resume an interrupted conversion; return at once if it is done.
 
     Args:
-        source: The image set.
-        folder: Where the shards go; made where missing.
-        size: Resize and crop to this many pixels a side; 0 keeps the original size.
-        images: Use only the first so many of the split; None uses all.
+        source: Image set.
+        folder: Folder of the shards; created if missing.
+        size: Side in pixels to resize and crop to; 0 keeps the original size.
+        images: Number of images, the first ones of the split; None: all.
         split: ``all``, ``train``, ``valid`` or ``test``.
-        processes: Workers; None uses all cores. The shards are the same for any number.
-        rows_per_shard: Images per shard; None chooses about 192 MB.
-        encoding: ``raw`` pixels, or ``jpeg`` to keep the source's files as they are, to the byte.
+        processes: Number of workers; None: all cores. The shards are the same for any number.
+        rows_per_shard: Images per shard; None: about 192 MB.
+        encoding: ``raw`` pixels, or ``jpeg`` to store the source's files unchanged.
 
     Raises:
-        ValueError: A wrong argument, another recipe in this folder, no space, or a damaged image.
-            Shards finished by then stay and are kept by the next call.
+        UserError: A wrong argument, another recipe in this folder, no space, or a damaged image.
+            The next call keeps the shards that are finished.
     """
     folder = Path(folder)
     chosen = _choose(source, size, images, split)
@@ -99,17 +94,17 @@ def write_shards(
             f"size=0: the images of {source.name} differ in size; give one size for all, such as 64"
         )
     if encoding == "jpeg":
-        _refuse_to_recode(source, size)
+        _check_jpeg(source, size)
     recipe = ConversionSpec(source.name, source.fingerprint(), size, len(chosen), split, encoding)
-    if (manifest := _standing(folder, recipe)) is not None:
+    if (manifest := _find_finished(folder, recipe)) is not None:
         return manifest
-    places = _lay_out(source, chosen, folder, recipe, rows_per_shard)
+    specs = _plan_shards(source, chosen, folder, recipe, rows_per_shard)
     with _only_writer(folder):
-        if (manifest := _standing(folder, recipe)) is not None:
-            return manifest  # made by the one that was waited for
-        shards = _convert(source, chosen, places, processes or _cores())
+        if (manifest := _find_finished(folder, recipe)) is not None:
+            return manifest  # another process wrote it meanwhile
+        shards = _convert(source, chosen, specs, processes or _cores())
         command = shlex.join(sys.argv)
-        shape, names = places[0].image_shape, (source.class_names, source.attribute_names)
+        shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
         manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
         manifest.write(folder)
     return manifest
@@ -121,8 +116,9 @@ def _choose(source: ImageSource, size: int, images: int | None, split: str) -> N
         raise UserError(f"size={size}: must be pixels a side, or 0 for the original size")
     if split != "all" and split not in SPLITS:
         raise UserError(f"split={split!r} is unknown; use all, {', '.join(SPLITS)}")
-    every = np.arange(len(source))
-    chosen = every if split == "all" else every[source.split == SPLITS.index(split)]
+    chosen = np.arange(len(source))
+    if split != "all":
+        chosen = chosen[source.split == SPLITS.index(split)]
     if len(chosen) == 0:
         raise UserError(f"split={split!r}: {source.name} has no such image; use split='all'")
     if images is not None and not 1 <= images <= len(chosen):
@@ -133,7 +129,7 @@ def _choose(source: ImageSource, size: int, images: int | None, split: str) -> N
     return chosen[:images]
 
 
-def _refuse_to_recode(source: ImageSource, size: int) -> None:
+def _check_jpeg(source: ImageSource, size: int) -> None:
     """Raise UserError if the source's files cannot be stored unchanged."""
     if not hasattr(source, "read_bytes"):
         raise UserError(f"encoding=jpeg: {source.name} holds no JPEG files; use encoding=raw")
@@ -144,7 +140,7 @@ def _refuse_to_recode(source: ImageSource, size: int) -> None:
         )
 
 
-def _lay_out(
+def _plan_shards(
     source: ImageSource,
     chosen: NDArray[np.int64],
     folder: Path,
@@ -163,12 +159,12 @@ def _lay_out(
         unit = page_rows(shape)
     rows = _rows_per_shard(sizes, unit, rows_per_shard)
     num_attributes = len(source.attribute_names)
-    places = []
+    specs = []
     for number, first in enumerate(range(0, len(chosen), rows)):
-        path, these = folder / f"shard-{number:05d}.h5", sizes[first : first + rows]
-        counts = len(these), int(these.sum())
-        places.append(ShardSpec(path, first, *counts, shape, num_attributes, recipe))
-    return places
+        path, shard_sizes = folder / f"shard-{number:05d}.h5", sizes[first : first + rows]
+        counts = len(shard_sizes), int(shard_sizes.sum())
+        specs.append(ShardSpec(path, first, *counts, shape, num_attributes, recipe))
+    return specs
 
 
 def page_rows(shape: Shape) -> int:
@@ -176,52 +172,47 @@ def page_rows(shape: Shape) -> int:
     return PAGE // math.gcd(PAGE, math.prod(shape))
 
 
-def _rows_per_shard(sizes: NDArray[np.int64], unit: int, wanted: int | None) -> int:
-    """Return the multiple of ``unit`` rows that comes nearest to ``SHARD_BYTES``."""
-    if wanted is None:
+def _rows_per_shard(sizes: NDArray[np.int64], unit: int, rows: int | None) -> int:
+    """Return `rows` if given, else the multiple of ``unit`` that is nearest to ``SHARD_BYTES``."""
+    if rows is None:
         return unit * max(1, round(SHARD_BYTES / (unit * sizes.mean())))
-    if wanted < 1 or (wanted % unit and wanted < len(sizes)):
+    if rows < 1 or (rows % unit and rows < len(sizes)):
         raise UserError(
-            f"rows_per_shard={wanted}: must be a multiple of {unit}, so that every shard fills "
-            f"whole pages; try {max(wanted // unit, 1) * unit}"
+            f"rows_per_shard={rows}: must be a multiple of {unit}, so that every shard fills "
+            f"whole pages; try {max(rows // unit, 1) * unit}"
         )
-    return wanted
+    return rows
 
 
-def is_whole(folder: Path) -> bool:
-    """Return whether a set is finished and complete, judged by file sizes."""
+def is_complete(folder: Path) -> bool:
+    """Return whether all shards of a finished set exist, by their file sizes."""
     if not (folder / MANIFEST).exists():
         return False
     shards = Manifest.read(folder).shards
     return all(_size(folder / shard.name) == shard.bytes for shard in shards)
 
 
-def _refuse_other_recipe(folder: Path, recipe: ConversionSpec) -> None:
-    """Raise UserError if the folder holds other data that the conversion would replace."""
-    found = {Manifest.read(folder).recipe.json()} if (folder / MANIFEST).exists() else set()
-    for path in folder.glob("shard-*.h5"):
-        # A file that does not open is a damaged one of ours, and is made anew.
-        with path.open("rb") as raw, contextlib.suppress(OSError), h5py.File(raw, "r") as file:
-            found.add(str(file.attrs.get("recipe", "{}")))
-    for other in found - {recipe.json()}:
-        try:
-            words = str(ConversionSpec(**json.loads(other)))
-        except (TypeError, ValueError):
-            words = "unknown to ganray"
-        raise UserError(
-            f"{folder}: holds shards of another recipe ({words}) than the one asked for "
-            f"({recipe}); choose another folder, or delete this one"
-        )
-
-
-def _standing(folder: Path, recipe: ConversionSpec) -> Manifest | None:
-    """Return the manifest of a set that is finished, judged by file sizes.
+def _find_finished(folder: Path, recipe: ConversionSpec) -> Manifest | None:
+    """Return the manifest of a complete set, or None.
 
     Raises:
-        ValueError: There are shards of another recipe.
+        UserError: There are shards of another recipe, which the conversion would replace.
     """
-    _refuse_other_recipe(folder, recipe)
-    return Manifest.read(folder) if is_whole(folder) else None
+    recipes = {Manifest.read(folder).recipe.json()} if (folder / MANIFEST).exists() else set()
+    for path in folder.glob("shard-*.h5"):
+        # A file that does not open is a damaged shard of an earlier call, and is written again.
+        with path.open("rb") as raw, contextlib.suppress(OSError), h5py.File(raw, "r") as file:
+            recipes.add(str(file.attrs.get("recipe", "{}")))
+    for other in recipes - {recipe.json()}:
+        try:
+            description = str(ConversionSpec(**json.loads(other)))
+        except (TypeError, ValueError):
+            description = "unknown to ganray"
+        raise UserError(
+            f"{folder}: contains shards of another recipe ({description}) than the configured one "
+            f"({recipe}); choose another folder, or delete this one"
+        )
+    return Manifest.read(folder) if is_complete(folder) else None
 
 
 @contextlib.contextmanager
@@ -238,121 +229,123 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def _convert(
-    source: ImageSource, chosen: NDArray[np.int64], places: list[ShardSpec], processes: int
+    source: ImageSource, chosen: NDArray[np.int64], specs: list[ShardSpec], processes: int
 ) -> tuple[Shard, ...]:
     """Write the missing shards and return all of them in order."""
-    shards = {place: shard for place in places if (shard := _finished(place))}
-    todo = [place for place in places if place not in shards]
-    if not todo:
-        return tuple(shards[place] for place in places)
+    shards = {spec: shard for spec in specs if (shard := _find_shard(spec))}
+    missing = [spec for spec in specs if spec not in shards]
+    if not missing:
+        return tuple(shards[spec] for spec in specs)
 
-    folder = todo[0].path.parent
-    needed, free = sum(place.num_bytes for place in todo), shutil.disk_usage(folder).free
+    folder = missing[0].path.parent
+    needed, free = sum(spec.num_bytes for spec in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{folder}: needs {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; choose "
             "another folder, a smaller size or fewer images"
         )
-    processes = min(processes, sum(len(place.blocks) for place in todo))
-    images = sum(place.rows for place in todo)
-    rows_at_once = _rows_at_once(todo, processes)
+    processes = min(processes, sum(len(spec.blocks) for spec in missing))
+    images = sum(spec.rows for spec in missing)
+    rows_per_task = _rows_per_task(missing, processes)
     with (
         Progress(images, f"{source.name} -> {folder}", "images") as progress,
-        _workers(source, todo[0].recipe, processes) as pool,
+        _workers(source, missing[0].recipe, processes) as pool,
     ):
-        under_way: deque[tuple[ShardSpec, list[Future[list[int]]]]] = deque()
-        for place in todo:
-            indices = chosen[place.first : place.first + place.rows]
-            under_way.append((place, _begin_shard(pool, source, place, indices, rows_at_once)))
-            if len(under_way) == 2:  # the workers fill this shard while the last one is finished
-                last, checks = under_way.popleft()
+        active: deque[tuple[ShardSpec, list[Future[list[int]]]]] = deque()
+        for spec in missing:
+            indices = chosen[spec.first : spec.first + spec.rows]
+            active.append((spec, _begin_shard(pool, source, spec, indices, rows_per_task)))
+            if len(active) == 2:  # the workers fill this shard while the last one is finished
+                last, checks = active.popleft()
                 shards[last] = _finish_shard(last, checks, progress)
-        for place, checks in under_way:
-            shards[place] = _finish_shard(place, checks, progress)
-    return tuple(shards[place] for place in places)
+        for spec, checks in active:
+            shards[spec] = _finish_shard(spec, checks, progress)
+    return tuple(shards[spec] for spec in specs)
 
 
-def _rows_at_once(todo: list[ShardSpec], processes: int) -> int:
+def _rows_per_task(specs: list[ShardSpec], processes: int) -> int:
     """Return the images per task: whole blocks, few enough to balance the workers."""
-    images = sum(place.rows for place in todo)
-    rows = WRITE_BYTES * images // sum(place.num_bytes for place in todo)
+    images = sum(spec.rows for spec in specs)
+    rows = WRITE_BYTES * images // sum(spec.num_bytes for spec in specs)
     return BLOCK * max(1, min(rows, images // (4 * processes)) // BLOCK)
 
 
 def _begin_shard(
     pool: Executor,
     source: ImageSource,
-    place: ShardSpec,
+    spec: ShardSpec,
     indices: NDArray[np.int64],
-    rows_at_once: int,
+    rows_per_task: int,
 ) -> list[Future[list[int]]]:
     """Write ``shard-00000.h5.part`` without the images, and submit these to the workers."""
-    part = _part(place)
-    small = {
+    part = _part(spec)
+    annotations = {
         "labels": source.labels[indices],
         "attributes": source.attributes[indices],
         "ids": source.ids[indices],
         "split": source.split[indices],
     }
-    offsets = np.arange(place.rows + 1) * math.prod(place.image_shape)
-    if place.recipe.encoding == "jpeg":
+    offsets = np.arange(spec.rows + 1) * math.prod(spec.image_shape)
+    if spec.recipe.encoding == "jpeg":
         sizes = cast(JpegSource, source).num_bytes()[indices]
-        offsets = small["offsets"] = np.concatenate([[0], sizes.cumsum()])
-    # Space for the pictures is set aside now and never filled by HDF5: the workers know the place.
+        offsets = annotations["offsets"] = np.concatenate([[0], sizes.cumsum()])
+    # HDF5 allocates the space of the images now without filling it; workers write to its offset.
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    threshold, interval = _alignment(place)
+    threshold, interval = _alignment(spec)
     with h5py.File(
         part, "w", locking=False, alignment_threshold=threshold, alignment_interval=interval
     ) as file:
         file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        file.attrs["first_row"], file.attrs["recipe"] = place.first, place.recipe.json()
-        for name, (dtype, shape) in place.datasets.items():
-            dcpl = early if name == place.pixels else None
-            file.create_dataset(name, shape, dtype, data=small.get(name), dcpl=dcpl)
-        start = get_dataset(file, place.pixels).id.get_offset()
+        file.attrs["first_row"], file.attrs["recipe"] = spec.first, spec.recipe.json()
+        for name, (dtype, shape) in spec.datasets.items():
+            dcpl = early if name == spec.image_dataset else None
+            file.create_dataset(name, shape, dtype, data=annotations.get(name), dcpl=dcpl)
+        start = get_dataset(file, spec.image_dataset).id.get_offset()
     return [
-        pool.submit(fill_blocks, part, start + int(offsets[row]), indices[row : row + rows_at_once])
-        for row in range(0, place.rows, rows_at_once)
+        pool.submit(
+            fill_blocks, part, start + int(offsets[row]), indices[row : row + rows_per_task]
+        )
+        for row in range(0, spec.rows, rows_per_task)
     ]
 
 
-def _alignment(place: ShardSpec) -> tuple[int, int]:
-    """Set where images may begin: at a page, or congruent to huge pages, see ``format``.
+def _alignment(spec: ShardSpec) -> tuple[int, int]:
+    """Return HDF5's alignment threshold and interval, for the offset described in ``format``.
 
-    What is as large as the threshold begins at a multiple of the interval. Only the pictures are,
-    and the first multiple that has room for HDF5's own head before it is the interval itself.
+    Objects of at least the threshold begin at a multiple of the interval. Only the images are as
+    large, and the first multiple that leaves room for HDF5's header is the interval itself.
     """
-    if place.recipe.encoding == "jpeg" or place.num_bytes < HUGE_PAGE:
+    if spec.recipe.encoding == "jpeg" or spec.num_bytes < HUGE_PAGE:
         return 1, PAGE
-    begin, head = place.first * math.prod(place.image_shape), 4 * PAGE
-    return place.num_bytes, head + (begin - head) % HUGE_PAGE
+    begin, header = spec.first * math.prod(spec.image_shape), 4 * PAGE
+    return spec.num_bytes, header + (begin - header) % HUGE_PAGE
 
 
-def _finish_shard(place: ShardSpec, checks: list[Future[list[int]]], progress: Progress) -> Shard:
+def _finish_shard(spec: ShardSpec, checks: list[Future[list[int]]], progress: Progress) -> Shard:
     """Wait for the images, then write the check values and rename the shard."""
-    part = _part(place)
+    part = _part(spec)
     values: list[int] = []
     for check in checks:
         before = len(values)
         values += check.result()
-        progress.add(sum(rows.stop - rows.start for rows in place.blocks[before : len(values)]))
+        progress.add(sum(rows.stop - rows.start for rows in spec.blocks[before : len(values)]))
     with h5py.File(part, "r+", locking=False) as file:
         get_dataset(file, "check")[...] = np.array(values, np.uint64)
-    shard = describe(part, place)
-    publish(part, place.path)
+    shard = describe_shard(part, spec)
+    publish(part, spec.path)
     return shard
 
 
-def _finished(place: ShardSpec) -> Shard | None:
+def _find_shard(spec: ShardSpec) -> Shard | None:
     """Return the shard if it exists and is undamaged, so that a resumed conversion keeps it."""
     try:
-        if damaged_rows(place):
+        if damaged_rows(spec):
             return None
     except UserError:
         return None
-    return describe(place.path, place)
+    return describe_shard(spec.path, spec)
 
 
 @contextlib.contextmanager
@@ -376,8 +369,8 @@ def _workers(source: ImageSource, recipe: ConversionSpec, processes: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _part(place: ShardSpec) -> Path:
-    return place.path.with_name(f"{place.path.name}.part")
+def _part(spec: ShardSpec) -> Path:
+    return spec.path.with_name(f"{spec.path.name}.part")
 
 
 def _size(path: Path) -> int:
@@ -389,7 +382,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-# The conversion worker: reads images and writes their bytes in place.
+# The conversion worker, which reads images and writes them to their offset.
 
 _worker = threading.local()
 
@@ -401,13 +394,13 @@ def start_thread(source: ImageSource, recipe: ConversionSpec) -> None:
 
 def start_process(source: ImageSource, recipe: ConversionSpec) -> None:
     """Let this process convert images of ``source``, and end with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def die_with_parent() -> None:
         parent.join()
-        os._exit(1)  # a pool's worker would otherwise wait for ever for a parent that was killed
+        os._exit(1)  # a pool's worker would otherwise wait forever for a parent that was killed
 
     threading.Thread(target=die_with_parent, daemon=True).start()
     start_thread(source, recipe)
@@ -418,24 +411,24 @@ def fill_blocks(part: Path, start: int, indices: NDArray[np.int64]) -> list[int]
     source, recipe = _worker.source, _worker.recipe
     blocks = [slice(first, first + BLOCK) for first in range(0, len(indices), BLOCK)]
     if recipe.encoding == "jpeg":
-        files = [_whole_jpeg(source, int(index)) for index in indices]
+        files = [_read_jpeg(source, int(index)) for index in indices]
         data = [b"".join(files[rows]) for rows in blocks]
     else:
-        pixels = np.stack([_pixels(source, recipe.size, int(index)) for index in indices])
+        pixels = np.stack([_read_pixels(source, recipe.size, int(index)) for index in indices])
         data = [pixels[rows].data for rows in blocks]
     with part.open("r+b") as file:
         file.seek(start)
-        file.write(b"".join(data))  # in one call: the page cache keeps it in pieces as large
+        file.write(b"".join(data))  # one call, so that the page cache uses large pieces
     return [check_value(block) for block in data]
 
 
-def _pixels(source: ImageSource, size: int, index: int) -> NDArray[np.uint8]:
-    picture = source.read(index)
-    pixels = np.asarray(resize_and_crop(picture, size) if size else picture)
-    return pixels[..., None] if pixels.ndim == 2 else pixels  # grey has no axis for channels
+def _read_pixels(source: ImageSource, size: int, index: int) -> NDArray[np.uint8]:
+    image = source.read(index)
+    pixels = np.asarray(resize_and_crop(image, size) if size else image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels  # grey images have no channel axis
 
 
-def _whole_jpeg(source: JpegSource, index: int) -> bytes:
+def _read_jpeg(source: JpegSource, index: int) -> bytes:
     """Return the file of one image after checking its header and end, without decoding it."""
     data = source.read_bytes(index)
     try:
@@ -451,9 +444,9 @@ def _whole_jpeg(source: JpegSource, index: int) -> bytes:
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to ``size`` and cut the square in the middle, as DCGAN does.
+    """Scale the short side to ``size`` and crop the center square, as DCGAN does.
 
-    Equal to torchvision's ``Resize(size)`` and ``CenterCrop(size)`` on a PIL image, to the bit.
+    Bit-identical to torchvision's ``Resize(size)`` and ``CenterCrop(size)`` on a PIL image.
     """
     width, height = image.size
     short, long = min(width, height), size * max(width, height) // min(width, height)
@@ -462,41 +455,3 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
         image = image.resize(new_size, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in image.size)
     return image.crop((left, top, left + size, top + size))
-
-
-# Verification of a set of shards.
-
-
-def verify_shards(folder: Path) -> Manifest:
-    """Check a whole set, with progress.
-
-    Raises:
-        ValueError: Something is missing or damaged; names every such shard and its rows.
-    """
-    folder = Path(folder)
-    manifest = Manifest.read(folder)
-    places = manifest.places(folder)
-    problems = []
-    with (
-        Progress(manifest.num_images, f"verify {folder}", "images") as progress,
-        ThreadPoolExecutor() as pool,  # hashing releases the GIL
-    ):
-        checks = pool.map(_verify_shard, places, manifest.shards)
-        for shard, problem in zip(manifest.shards, checks, strict=True):
-            problems += [problem] if problem else []
-            progress.add(shard.rows)
-    if problems:
-        raise UserError(f"{folder}: {'; '.join(problems)}; {REPAIR}")
-    return manifest
-
-
-def _verify_shard(place: ShardSpec, shard: Shard) -> str | None:
-    """Return a description of the damage of a shard; None if it is undamaged."""
-    if place.path.exists() and describe(place.path, place) == shard:
-        return None
-    try:
-        damage = damaged_rows(place)
-    except UserError as error:
-        return str(error).removesuffix(f"; {REPAIR}")
-    rows = ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in damage)
-    return f"{shard.name} is damaged in {f'rows {rows}' if rows else 'its header or labels'}"

@@ -252,7 +252,7 @@ def read(data: DataConfig, images: ImageDataset, ids: np.ndarray) -> torch.Tenso
         rng_seed=_SEED,
         step=0,
         batch_size=len(ids),
-        mine=slice(0, len(ids)),
+        rank_slice=slice(0, len(ids)),
     )
 
 

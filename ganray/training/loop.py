@@ -147,7 +147,7 @@ def augment_rows(state: TrainState, images: torch.Tensor, rows: slice) -> torch.
         rng_seed=train.rng_seed,
         step=state.step,
         batch_size=train.batch_size,
-        mine=rows,
+        rank_slice=rows,
     )
 
 

@@ -49,7 +49,7 @@ def test_faces_are_drawn_and_kept_as_jpegs(tmp_path: Path, capsys):
         (["faces", "--out", "x"], "faces needs a path"),
         (["digits", "--out", "x", "--size", "3"], "--size=3 must be 0 or at least 8"),
         (["digits", "--out", "x", "--sice", "16"], "--sice is not an option; did you mean --size"),
-        (["digits", "--out", "x", "--stacked", "9"], "only stacked-mnist makes as many as asked"),
+        (["digits", "--out", "x", "--stacked", "9"], "only stacked-mnist has this option"),
         (["digits", "--out", "x", "--encoding", "jpeg"], "digits holds no JPEG files"),
     ],
 )

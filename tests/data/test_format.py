@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ganray.data.format import Manifest
+from ganray.data.integrity import verify_shards
 from ganray.data.reader import ShardedDataset
-from ganray.data.writer import verify_shards
 from tests.data.conftest import SHARD_1, gathered
 
 
@@ -76,7 +76,7 @@ def test_a_missing_shard_is_named(folder: Path):
 def test_a_truncated_shard_is_named(folder: Path):
     size = (folder / SHARD_1).stat().st_size
     os.truncate(folder / SHARD_1, size - 1000)
-    assert f"{SHARD_1}: has {size - 1000} bytes, but the manifest says {size}" in rejected(folder)
+    assert f"{SHARD_1}: has {size - 1000} bytes, but the manifest has {size}" in rejected(folder)
     with pytest.raises(ValueError, match=rf"{SHARD_1}"):
         verify_shards(folder)
 
@@ -126,8 +126,8 @@ def link(target: object) -> Callable[[h5py.File], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (link(h5py.ExternalLink("/etc/passwd", "/images")), "a link to somewhere else"),
-        (link(h5py.SoftLink("/ids")), "a link to somewhere else"),
+        (link(h5py.ExternalLink("/etc/passwd", "/images")), "a link to another object"),
+        (link(h5py.SoftLink("/ids")), "a link to another object"),
         (lambda file: file.pop("ids"), "'ids' is missing"),
         (replace_images(shape=(70, 64, 32, 3)), "'images' is uint8 (70, 64, 32, 3), not uint8"),
         (replace_images(dtype="i1"), "'images' is int8"),

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ganray.data import reader as reader_module
+from ganray.data.integrity import verify_shards
 from ganray.data.reader import ShardedDataset
-from ganray.data.writer import verify_shards
 from tests.data.conftest import SHARD_1, gathered
 
 ROOT = Path(reader_module.__file__).parents[2]

@@ -124,7 +124,7 @@ def test_digits_need_no_root_and_mnist_is_planned_before_it_is_fetched(tmp_path)
     plan = prepare.plan_dataset(data, tmp_path)
     assert (plan.count, plan.image_shape) == (60_000, (28, 28, 1))
     assert "to be downloaded" in str(plan)
-    with pytest.raises(ValueError, match=r"holds no MNIST"):
+    with pytest.raises(ValueError, match=r"contains no MNIST"):
         prepare.plan_dataset(replace(data, download=False), tmp_path)
 
 
@@ -135,9 +135,11 @@ def test_finished_shards_are_a_root(tmp_path, squares):
     assert prepare.prepare_dataset(data, plan) == Manifest.read(squares).digest()
     assert not list(tmp_path.iterdir())
     assert prepare.plan_dataset(replace(data, crop=8), tmp_path).image_shape == (8, 8, 3)
-    with pytest.raises(ValueError, match=r"data\.size=64.*holds pixels of 16x16.*--data\.size 16"):
+    with pytest.raises(
+        ValueError, match=r"data\.size=64.*contains pixels of 16x16.*--data\.size 16"
+    ):
         prepare.plan_dataset(replace(data, size=64), tmp_path)
-    with pytest.raises(ValueError, match=r"data\.images=7: .* holds 100 images"):
+    with pytest.raises(ValueError, match=r"data\.images=7: .* contains 100 images"):
         prepare.plan_dataset(replace(data, images=7), tmp_path)
     with pytest.raises(ValueError, match=r"data\.crop=17 is larger than the images, 16x16"):
         prepare.plan_dataset(replace(data, size=0, crop=17), tmp_path)

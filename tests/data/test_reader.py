@@ -17,9 +17,10 @@ import torch
 
 from ganray.data import reader as reader_module
 from ganray.data.format import Manifest
+from ganray.data.integrity import verify_shards
 from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
-from ganray.data.writer import verify_shards, write_shards
+from ganray.data.writer import write_shards
 from tests.data.conftest import SHARD_1, flip, gathered
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ganray.data.format import Manifest, open_shard
+from ganray.data.format import Manifest
+from ganray.data.integrity import open_shard
 from ganray.data.loader import Loader
 from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
@@ -113,7 +114,7 @@ def test_damage_after_arrival_is_noticed(far: Path, tmp_path: Path):
     with remote(far, tmp_path) as shards:
         path = shards.fetch(0)
         data = bytearray(path.read_bytes())
-        data[open_shard(shards.manifest.places(shards.folder)[0]).start + 20_000] ^= 1
+        data[open_shard(shards.manifest.shard_specs(shards.folder)[0]).start + 20_000] ^= 1
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"shard-00000\.h5: rows \d+-\d+ are damaged"):
             gathered(ShardedDataset(shards, verify="first-touch"), list(range(ROWS)))

@@ -182,7 +182,7 @@ def test_slices_partition_every_batch(batch_size: int, world_size: int):
         ({"block": 64}, "window=0 with block=64: must be at least 1; use window=32, or block=0"),
         (
             {"block": 2**20, "window": 64},
-            "block=1048576, window=64: .* below 67108864; use smaller",
+            "data.block_rows=1048576, .* below 67108864; use smaller",
         ),
     ],
 )

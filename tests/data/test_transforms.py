@@ -12,7 +12,7 @@ def augmented(images: torch.Tensor, mine: slice | None = None, **options) -> tor
     size = len(images)
     mine = mine or slice(0, size)
     settings = {"crop": 0, "flip": False, "rng_seed": 3, "step": 7, "batch_size": size}
-    return augment(images[mine], mine=mine, **(settings | options))
+    return augment(images[mine], rank_slice=mine, **(settings | options))
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from PIL import Image
 
 from ganray.data import writer
 from ganray.data.format import Manifest
+from ganray.data.integrity import verify_shards
 from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
-from ganray.data.writer import resize_and_crop, verify_shards, write_shards
+from ganray.data.writer import resize_and_crop, write_shards
 from tests.data.conftest import SHARD_1, flip, gathered
 
 
@@ -71,7 +72,7 @@ def test_a_worker_takes_whole_blocks_of_some_16_mib_and_leaves_some_to_the_other
 
     def portion(images: int, processes: int) -> int:
         place = writer.ShardSpec(tmp_path, 0, images, images * 12288, (64, 64, 3), 40, recipe)
-        return writer._rows_at_once([place], processes)
+        return writer._rows_per_task([place], processes)
 
     assert portion(200_000, 2) == 21 * 64
     assert portion(2_048, 8) == 64
@@ -230,7 +231,9 @@ def test_conversion_workers_do_not_import_torch():
 def test_another_recipe_is_refused(source: CelebA, folder: Path, finished: bool):
     if not finished:
         (folder / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"recipe \(celeba, raw, 64 px.*for \(celeba, raw, 32"):
+    with pytest.raises(
+        ValueError, match=r"recipe \(celeba, raw, 64 px.*configured one \(celeba, raw, 32"
+    ):
         write_shards(source, folder, size=32)
 
 

@@ -58,7 +58,7 @@ def classifier(cache: Path) -> Classifier:
     return train(cache)
 
 
-def test_easy_classes_are_learned_and_progress_is_shown(tmp_path, capsys):
+def test_easy_classes_are_learned_and_progress_is_printable(tmp_path, capsys):
     with torch.no_grad():
         classifier = train(tmp_path)
     assert classifier.accuracy == 1.0

@@ -67,7 +67,7 @@ def test_both_sets_must_have_room(tmp_path, monkeypatch):
     ("reals", "message"),
     [
         ({"split": "valid"}, r"evaluation\.reference=.*: data\.split=valid has no images"),
-        ({"size": 24}, r"evaluation\.reference=.*: data\.size=24: .* holds pixels of 16x16"),
+        ({"size": 24}, r"evaluation\.reference=.*: data\.size=24: .* contains pixels of 16x16"),
         (
             {"split": "test"},
             r"data\.split=all and evaluation\.reference\.split=test: all of .* is used",

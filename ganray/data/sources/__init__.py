@@ -1,14 +1,18 @@
-"""Image sets as they were published: where the pixels and the labels of image i come from."""
+"""Image sets as they were published, for conversion to shards."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ganray.errors import UserError
 
 if TYPE_CHECKING:
-    from ganray.data.format import ImageSource
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from ganray.data.format import Shape
 
 NAMES = {
     "celeba": "aligned CelebA as downloaded: PATH holds its zip (or folder) and its text files",
@@ -19,9 +23,77 @@ NAMES = {
     "folder": "any images: PATH holds a folder for each class, or the images themselves",
     "source-text": "faces as the source text stores them: PATH is its HDF5 file",
 }
-"""The sources of the command line, each with one line of help."""
+"""Sources by their names on the command line, with a line of help each."""
 
 _DOWNLOADABLE = ("celeba", "mnist", "fashion-mnist", "stacked-mnist")
+
+
+class ImageSource(Protocol):
+    """An image set that ``write_shards`` converts. It is pickled to the conversion workers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source in recipes and manifests."""
+        ...
+
+    @property
+    def image_shape(self) -> Shape:
+        """Height, width and channels of every image; (0, 0, C) if sizes differ."""
+        ...
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(N,) number of the original."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) class of each image; -1 for none."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty if there are none."""
+        ...
+
+    @property
+    def attributes(self) -> NDArray[np.uint8]:
+        """(N, A) 0 or 1."""
+        ...
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of the A attributes."""
+        ...
+
+    @property
+    def split(self) -> NDArray[np.uint8]:
+        """(N,) 0 train, 1 valid, 2 test."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def read(self, index: int) -> Image.Image:
+        """Return one image: 8-bit RGB or grey, of the size in ``image_shape``."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the data change."""
+        ...
+
+
+class JpegSource(ImageSource, Protocol):
+    """A source of JPEG files, which can be stored unchanged."""
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return the file of one image."""
+        ...
+
+    def num_bytes(self) -> NDArray[np.int64]:
+        """Return the size of every file, (N,), without reading them."""
+        ...
 
 
 def open_source(
@@ -32,22 +104,22 @@ def open_source(
     rng_seed: int = 0,
     count: int | None = None,
 ) -> ImageSource:
-    """Open an image set by the name it has on the command line.
+    """Open an image set.
 
     Args:
         name: One of ``NAMES``.
-        path: What ``NAMES`` says; None only for ``digits``, which ignores it.
-        download: Let torchvision fetch the set into ``path`` where it is not there.
-        rng_seed: Which digits ``stacked-mnist`` stacks; the others draw nothing.
-        count: How many images for training ``stacked-mnist`` makes; None makes 128,000.
+        path: Folder or file, see ``NAMES``; None only for ``digits``, which ignores it.
+        download: Let torchvision download the set into ``path`` unless it is there.
+        rng_seed: Seed of the digits that ``stacked-mnist`` stacks.
+        count: Number of training images of ``stacked-mnist``; None: 128,000.
 
     Raises:
-        ValueError: The name is unknown, an option does not go with it, or the set cannot be opened.
+        UserError: The name is unknown, an option does not apply, or the set cannot be opened.
     """
     if name not in NAMES:
         raise UserError(f"source={name!r} is unknown; use one of {', '.join(NAMES)}")
     if count is not None and name != "stacked-mnist":
-        raise UserError(f"count={count}: only stacked-mnist makes as many as asked; leave it out")
+        raise UserError(f"count={count}: only stacked-mnist has this option; leave it out")
     if download and name not in (*_DOWNLOADABLE, "digits"):
         raise UserError(
             f"download=True: {name} cannot be fetched, only {', '.join(_DOWNLOADABLE)}; leave it "
@@ -63,7 +135,7 @@ def open_source(
 
 
 def _open_path(name: str, path: Path, download: bool, rng_seed: int, count: int) -> ImageSource:
-    # Each source is imported where it is used: nobody pays for one that was not asked for.
+    # Each source is imported where it is used, because some imports are slow.
     if name == "celeba":
         from ganray.data.sources.celeba import CelebA
 

@@ -27,8 +27,8 @@ BY_HAND = (
 class CelebA:
     """Aligned and cropped CelebA: 218x178 JPEGs with 40 binary attributes.
 
-    Made by ``CelebA.open``. It may be pickled to other processes: the handle of the zip file is
-    opened by the process that reads and never leaves it.
+    Created by ``CelebA.open``. It can be pickled to other processes: each process opens the zip
+    file itself.
     """
 
     location: Path
@@ -42,11 +42,11 @@ class CelebA:
     attribute_names: tuple[str, ...]
     """Names of the 40 attributes."""
     split: NDArray[np.uint8]
-    """(N,) 0 train, 1 valid, 2 test; all 0 where there is no partition file."""
+    """(N,) 0 train, 1 valid, 2 test; all 0 if there is no partition file."""
     annotations_sha256: str
-    """Of the attribute and the partition file, for the fingerprint."""
+    """SHA-256 of the attribute and the partition file, for the fingerprint."""
     name: str = "celeba"
-    """What recipes and manifests call this source."""
+    """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (218, 178, 3)
     """Height, width and channels of every image."""
     _archive: tuple[int, zipfile.ZipFile, str] | None = None
@@ -64,10 +64,10 @@ class CelebA:
         """Open the set as downloaded: the zip or the unpacked folder, beside the attribute file.
 
         Args:
-            folder: Holds these files itself or, as torchvision lays them out, in ``celeba/``.
+            folder: Contains these files itself or, like torchvision's root, in ``celeba/``.
 
         Raises:
-            ValueError: Something is missing, damaged, or does not fit together.
+            UserError: Something is missing, damaged, or does not fit together.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -78,7 +78,7 @@ class CelebA:
         if not location.exists():
             location = folder / FOLDER
         if not location.exists():
-            raise UserError(f"{folder}: holds neither {ARCHIVE} nor {FOLDER}/; {BY_HAND}")
+            raise UserError(f"{folder}: contains neither {ARCHIVE} nor {FOLDER}/; {BY_HAND}")
 
         files, attribute_names, attributes = _read_attributes(folder / ATTRIBUTES)
         split = _read_partition(folder / PARTITION, files)
@@ -94,16 +94,16 @@ class CelebA:
 
     @classmethod
     def download(cls, folder: Path) -> Self:
-        """Download into ``folder`` with torchvision, then open. Needs the network and 3 GB.
+        """Download into ``folder`` with torchvision, then open it. Needs 3 GB.
 
         Raises:
-            ValueError: It did not arrive, for example because Google Drive's daily quota is spent.
+            UserError: The download failed, for example because of Google Drive's daily quota.
         """
         try:
             from torchvision.datasets import CelebA as Download
 
             Download(root=str(folder), download=True)
-        # torchvision, gdown and requests each raise kinds of their own for a net that is not there.
+        # torchvision, gdown and requests each raise exceptions of their own without a network.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -123,11 +123,11 @@ class CelebA:
             RGB, 178 wide and 218 tall.
 
         Raises:
-            ValueError: The file is damaged or of another size.
+            UserError: The file is damaged or of another size.
         """
         name = self.files[index]
         try:
-            # To the bit what PIL decodes, in less than half the time.
+            # Bit-identical to PIL's decoder, in less than half the time.
             image = Image.fromarray(simplejpeg.decode_jpeg(self.read_bytes(index)))
         # simplejpeg raises ValueError for a bad stream, zipfile BadZipFile or zlib.error.
         except Exception as error:
@@ -158,7 +158,7 @@ class CelebA:
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the handle behind: two processes with one file position read each other's bytes."""
+        """Leave out the handle: processes that share a file position read wrong bytes."""
         return self.__dict__ | {"_archive": None}
 
     def read_bytes(self, index: int) -> bytes:
@@ -185,26 +185,26 @@ class CelebA:
                 archive = zipfile.ZipFile(self.location)
             except (zipfile.BadZipFile, OSError) as error:
                 raise UserError(
-                    f"{self.location}: not a whole zip file ({error}); download it again"
+                    f"{self.location}: not a complete zip file ({error}); download it again"
                 ) from error
             inside = f"{FOLDER}/" if f"{FOLDER}/{self.files[0]}" in archive.NameToInfo else ""
             self._archive = os.getpid(), archive, inside
         return self._archive[1:]
 
     def _check_images(self) -> None:
-        """Compare the images that are there with those the attribute file lists."""
+        """Compare the existing images with those in the attribute file."""
         if self.location.is_dir():
             names = os.listdir(self.location)
         else:
             names = [Path(name).name for name in self._open_archive()[0].namelist()]
-        there = {name for name in names if name.endswith(".jpg")}
-        if not there:
-            raise UserError(f"{self.location}: holds no .jpg file; {BY_HAND}")
-        if there != set(self.files):
-            odd = min(there ^ set(self.files))
+        images = {name for name in names if name.endswith(".jpg")}
+        if not images:
+            raise UserError(f"{self.location}: contains no .jpg file; {BY_HAND}")
+        if images != set(self.files):
+            difference = min(images ^ set(self.files))
             raise UserError(
-                f"{self.location}: {len(there)} images but {ATTRIBUTES} lists {len(self.files)} "
-                f"(first that differs: {odd}); take both from the same download"
+                f"{self.location}: {len(images)} images but {ATTRIBUTES} lists {len(self.files)} "
+                f"(first that differs: {difference}); take both from the same download"
             )
 
 
@@ -249,7 +249,7 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
 
 
 def _read_partition(path: Path, files: list[str]) -> NDArray[np.uint8]:
-    """Parse ``000001.jpg 0`` per image; all 0 (train) where there is no such file."""
+    """Parse ``000001.jpg 0`` per image; all 0 (train) if there is no such file."""
     if not path.exists():
         return np.zeros(len(files), np.uint8)
     rows = [row.split() for row in path.read_text().splitlines() if row.strip()]

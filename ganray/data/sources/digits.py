@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the MNIST that is there without a network."""
+"""scikit-learn's handwritten digits, which need no download."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NUM_TEST = 297
 class Digits:
     """1,797 real handwritten digits of 8x8 pixels, as scikit-learn ships them.
 
-    Made by ``Digits.open``. They are the test part of UCI's "Optical Recognition of Handwritten
-    Digits", by 13 people who wrote none of its training part. The last 297 are held out here. Which
-    digit is by whom is not published, so both sides may hold some of one person.
+    Created by ``Digits.open``. They are the test part of UCI's "Optical Recognition of Handwritten
+    Digits", by 13 people who wrote none of its training part. The last 297 are held out here. The
+    writers of the digits are not published, so both splits may contain digits of one person.
     """
 
     images: NDArray[np.uint8]
@@ -29,7 +29,7 @@ class Digits:
     labels: NDArray[np.int64]
     """(1797,) in 0..9."""
     name: str = "digits"
-    """What recipes and manifests call this source."""
+    """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (8, 8, 1)
     """Height, width and channels of every image."""
     class_names: tuple[str, ...] = tuple("0123456789")
@@ -39,10 +39,10 @@ class Digits:
 
     @classmethod
     def open(cls) -> Self:
-        """Open the set, which lies within scikit-learn.
+        """Load the set from scikit-learn.
 
         Raises:
-            ValueError: scikit-learn is not installed.
+            UserError: scikit-learn is not installed.
         """
         try:
             from sklearn.datasets import load_digits
@@ -52,7 +52,7 @@ class Digits:
                 "pip install scikit-learn"
             ) from error
         sixteenths, labels = load_digits(return_X_y=True)
-        # Each value counts the inked ones of 4x4 finer pixels, 0 to 16.
+        # Each value is the number of black pixels in a block of 4x4, 0 to 16.
         images = np.rint(np.asarray(sixteenths) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         return cls(images, np.asarray(labels, np.int64))
 
@@ -62,7 +62,7 @@ class Digits:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """(1797,) place in scikit-learn's order, from 0."""
+        """(1797,) index in scikit-learn's order, from 0."""
         return np.arange(len(self))
 
     @property
@@ -72,7 +72,7 @@ class Digits:
 
     @property
     def split(self) -> NDArray[np.uint8]:
-        """(1797,) 0 train, then 297 times 2 test."""
+        """(1797,) 0 train; the last 297: 2 test."""
         return np.where(self.ids < len(self) - NUM_TEST, 0, 2).astype(np.uint8)
 
     def read(self, index: int) -> Image.Image:

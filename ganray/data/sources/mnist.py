@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST as torchvision stores them, and stacked MNIST made of the former."""
+"""MNIST and Fashion-MNIST as torchvision stores them, and stacked MNIST."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from PIL import Image
 
 from ganray.errors import UserError
 
-# The parts in order, with their place in SPLITS. An idx file is a magic number, the lengths of its
-# axes, both big-endian, and bytes. torchvision could read them too, but costs a worker 3 s.
+# The parts in order, with their index in SPLITS. An idx file consists of a magic number and the
+# lengths of its axes, both big-endian, and bytes. Importing torchvision would cost a worker 3 s.
 PARTS = {"train": 0, "t10k": 2}
 IMAGES, LABELS = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
 SIDE, CLASSES = 28, 10
 
-# Keeps the draws of stacked MNIST apart from others that are derived from the same rng_seed.
+# Separates this random stream from others that are derived from the same rng_seed.
 TRIPLES_STREAM = 0x747269706C65
-# Held-out triples are numbered from here, so that those for training can become more and more.
+# The ids of held-out triples begin here, so that the number of training triples can grow.
 FIRST_HELD_OUT = 10**9
 NUM_HELD_OUT = 26_000
 
 
 class MNIST:
-    """MNIST: 60,000 handwritten digits of 28x28 pixels to train on, then 10,000 to test on.
+    """MNIST: 60,000 handwritten digits of 28x28 pixels for training, then 10,000 for testing.
 
-    Made by ``MNIST.open``. Its 55 MB are held in memory. It is pickled by its path: the other
+    Created by ``MNIST.open``. Its 55 MB are kept in memory. It is pickled by its path: the other
     process reads the files itself.
     """
 
     name: str = "mnist"
-    """What recipes and manifests call this source."""
+    """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (SIDE, SIDE, 1)
     """Height, width and channels of every image."""
     class_names: tuple[str, ...] = tuple("0123456789")
@@ -44,44 +44,44 @@ class MNIST:
     attribute_names: tuple[str, ...] = ()
     """None: there are classes and no attributes."""
     dataset: str = "MNIST"
-    """What torchvision calls its class and its folder."""
+    """Name of torchvision's class and folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         folder = root / self.dataset / "raw"
-        _refuse_absent(root, folder, self.dataset)
+        _check_files(root, folder, self.dataset)
         parts = [
             (_read_idx(folder / IMAGES.format(part)), _read_idx(folder / LABELS.format(part)))
             for part in PARTS
         ]
         for part, (images, labels) in zip(PARTS, parts, strict=True):
-            _refuse_unfit(folder / LABELS.format(part), images, labels)
+            _check_labels(folder / LABELS.format(part), images, labels)
         self.images = np.concatenate([images for images, _ in parts])
-        """uint8 (N, 28, 28), white on black"""
+        """uint8 (N, 28, 28), white on black."""
         self.labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
-        """int64 (N,) in 0..9"""
+        """int64 (N,) in 0..9."""
         counts = [len(labels) for _, labels in parts]
         self.split = np.repeat(np.array(list(PARTS.values()), np.uint8), counts)
-        """uint8 (N,) 0 train, then 2 test"""
+        """uint8 (N,) 0 train, then 2 test."""
         self.ids = np.arange(len(self.labels))
-        """int64 (N,) place in the files of both parts, one after the other, from 0"""
+        """int64 (N,) index in the concatenation of both parts."""
         self.attributes = np.zeros((len(self.labels), 0), np.uint8)
-        """uint8 (N, 0), as there are none"""
+        """uint8 (N, 0): there are none."""
 
     @classmethod
     def open(cls, root: Path, *, download: bool = False) -> Self:
-        """Open the set as torchvision lays it out.
+        """Open the set in torchvision's layout.
 
         Args:
-            root: Holds ``MNIST/raw/train-images-idx3-ubyte`` and three more (``FashionMNIST/raw/``
-                for that one).
-            download: Let torchvision fetch what is absent. Needs the network and 70 MB.
+            root: Contains ``MNIST/raw/train-images-idx3-ubyte`` and three more files
+                (``FashionMNIST/raw/...`` for Fashion-MNIST).
+            download: Let torchvision download missing files (70 MB).
 
         Raises:
-            ValueError: A file is absent, damaged or does not fit the others, or did not arrive.
+            UserError: A file is missing or damaged, files do not match, or the download failed.
         """
         root = Path(root).expanduser().absolute()
-        if download and _absent(root / cls.dataset / "raw"):
+        if download and _missing_files(root / cls.dataset / "raw"):
             _download(cls.dataset, root)
         return cls(root)
 
@@ -90,7 +90,7 @@ class MNIST:
         return len(self.labels)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Pickle the path: the other process reads the files itself, in less time than a pipe."""
+        """Pickle the path, because reading the files is faster than a pipe."""
         return type(self).open, (self.root,)
 
     def read(self, index: int) -> Image.Image:
@@ -106,7 +106,7 @@ class MNIST:
 
 
 class FashionMNIST(MNIST):
-    """Fashion-MNIST: 70,000 pictures of clothes, in all else like MNIST."""
+    """Fashion-MNIST: 70,000 images of clothes, otherwise like MNIST."""
 
     name: str = "fashion-mnist"
     class_names: tuple[str, ...] = (
@@ -125,16 +125,16 @@ class FashionMNIST(MNIST):
 
 
 class StackedMNIST:
-    """Three MNIST digits as the red, green and blue of one image: 1,000 classes to count.
+    """Three MNIST digits as the channels of one image, which gives 1,000 classes.
 
-    Made by ``StackedMNIST.open``. Red is the hundreds. The digits of each image are drawn
-    independently, ``count`` images from MNIST's training part and then 26,000 to hold out from its
-    test part, so that no digit is on both sides. Which digits the image of an id stacks depends on
-    ``(rng_seed, id)`` and nothing else: a larger ``count`` adds images and changes none.
+    Created by ``StackedMNIST.open``. Red is the hundreds digit. The digits of each image are drawn
+    independently: ``count`` images from MNIST's training part, then 26,000 held-out images from its
+    test part, so that the splits share no digit. The digits of an image depend on ``(rng_seed,
+    id)`` only: a larger ``count`` adds images and changes none.
     """
 
     name: str = "stacked-mnist"
-    """What recipes and manifests call this source."""
+    """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (SIDE, SIDE, 3)
     """Height, width and channels of every image."""
     class_names: tuple[str, ...] = tuple(f"{label:03d}" for label in range(CLASSES**3))
@@ -144,7 +144,7 @@ class StackedMNIST:
 
     def __init__(self, digits: MNIST, *, rng_seed: int = 0, count: int = 128_000) -> None:
         if rng_seed < 0 or not 1 <= count <= FIRST_HELD_OUT:
-            raise UserError(
+            raise ValueError(
                 f"rng_seed={rng_seed}, count={count}: rng_seed must be at least 0 and count from 1 "
                 f"to {FIRST_HELD_OUT}"
             )
@@ -156,15 +156,15 @@ class StackedMNIST:
                 for split, number in counts.items()
             ]
         )
-        """int64 (N, 3) indices of the digits in red, green and blue"""
+        """int64 (N, 3) indices of the digits in red, green and blue."""
         self.labels = digits.labels[self.triples] @ np.array([100, 10, 1])
-        """int64 (N,) in 0..999"""
+        """int64 (N,) in 0..999."""
         self.split = np.repeat(np.array(list(counts), np.uint8), list(counts.values()))
-        """uint8 (N,) 0 train, then 2 test"""
+        """uint8 (N,) 0 train, then 2 test."""
         self.ids = np.concatenate([np.arange(count), FIRST_HELD_OUT + np.arange(NUM_HELD_OUT)])
-        """int64 (N,) from 0 for training and from 10**9 for test"""
+        """int64 (N,) from 0 for training and from 10**9 for test images."""
         self.attributes = np.zeros((len(self.ids), 0), np.uint8)
-        """uint8 (N, 0), as there are none"""
+        """uint8 (N, 0): there are none."""
 
     @classmethod
     def open(
@@ -173,13 +173,13 @@ class StackedMNIST:
         """Open MNIST and draw the triples.
 
         Args:
-            root: As for ``MNIST.open``.
-            rng_seed: Which triples are drawn, at least 0.
-            count: Images for training, 1 to 10**9; 128,000 is what PacGAN uses.
-            download: As for ``MNIST.open``.
+            root: See ``MNIST.open``.
+            rng_seed: Seed of the triples, at least 0.
+            count: Number of training images, 1 to 10**9; PacGAN uses 128,000.
+            download: See ``MNIST.open``.
 
         Raises:
-            ValueError: As for ``MNIST.open``, or a number is out of range.
+            UserError: See ``MNIST.open``.
         """
         return cls(MNIST.open(root, download=download), rng_seed=rng_seed, count=count)
 
@@ -188,7 +188,7 @@ class StackedMNIST:
         return len(self.ids)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Pickle what it was made of: the other process draws the same triples."""
+        """Pickle the arguments: the other process draws the same triples."""
         return partial(type(self), rng_seed=self.rng_seed, count=self.count), (self.digits,)
 
     def read(self, index: int) -> Image.Image:
@@ -196,7 +196,7 @@ class StackedMNIST:
         return Image.fromarray(np.stack(list(self.digits.images[self.triples[index]]), axis=-1))
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 in hex of all digits and of which are stacked."""
+        """Return a SHA-256 in hex of all digits and triples."""
         digest = hashlib.sha256(self.digits.fingerprint().encode())
         digest.update(self.triples.astype("<i8").data)
         return digest.hexdigest()
@@ -205,50 +205,40 @@ class StackedMNIST:
 def draw_triples(
     digits: NDArray[np.int64], rng_seed: int, split: int, count: int
 ) -> NDArray[np.int64]:
-    """Draw three of ``digits`` for each image, with replacement.
+    """Draw three of ``digits`` for each image, with replacement: int64 ``(count, 3)``.
 
     Row i depends on ``(digits, rng_seed, split, i)``, not on ``count``.
-
-    Args:
-        digits: int64 (n,) the indices to draw from, n at least 1.
-        rng_seed: Not negative.
-        split: Keeps the draws of two splits apart.
-        count: How many triples.
-
-    Returns:
-        int64 ``(count, 3)``.
     """
-    # Raw words, and not Generator.integers: numpy promises that bit streams stay the same in later
-    # versions, but not what Generator makes of them. 2**64 is so far beyond the number of digits
-    # that the remainder favours none by more than one in 10**14.
+    # Raw words, because numpy guarantees stable bit streams across versions, but not a stable
+    # Generator.integers. The bias of the remainder is below 1e-14.
     stream = np.random.Philox(np.random.SeedSequence([rng_seed, split, TRIPLES_STREAM]))
     words = np.asarray(stream.random_raw(3 * count), np.uint64)
     return digits[(words % np.uint64(len(digits))).astype(np.int64)].reshape(count, 3)
 
 
-def _absent(folder: Path) -> list[str]:
+def _missing_files(folder: Path) -> list[str]:
     names = [name.format(part) for part in PARTS for name in (IMAGES, LABELS)]
     return [name for name in names if not (folder / name).is_file()]
 
 
-def _refuse_absent(root: Path, folder: Path, dataset: str) -> None:
-    absent = _absent(folder)
+def _check_files(root: Path, folder: Path, dataset: str) -> None:
+    absent = _missing_files(folder)
     if absent:
         raise UserError(
-            f"{root}: holds no {dataset}; looked in {folder} and found no {', '.join(absent)}; "
+            f"{root}: contains no {dataset}; looked in {folder} and found no {', '.join(absent)}; "
             "let torchvision fetch it with --data.download true, or use the source digits, which "
             "needs no files"
         )
 
 
 def _download(dataset: str, root: Path) -> None:
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torchvision sets none, and a silent network would hold us
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # torchvision sets none, and would hang on a silent network
     try:
         import torchvision
 
         getattr(torchvision.datasets, dataset)(root=str(root), download=True)
-    # torchvision and urllib each raise kinds of their own for a net that is not there.
+    # torchvision and urllib each raise exceptions of their own without a network.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -257,11 +247,11 @@ def _download(dataset: str, root: Path) -> None:
             "digits, which needs no files"
         ) from error
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(timeout)
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an idx file of bytes: (N, 28, 28) or (N,), as its name says."""
+    """Read an idx file of bytes: (N, 28, 28) or (N,), according to its name."""
     data = np.fromfile(path, np.uint8)
     num_axes = 3 if "idx3" in path.name else 1
     header = 4 + 4 * num_axes
@@ -280,7 +270,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return data[header:].reshape(shape)
 
 
-def _refuse_unfit(path: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
+def _check_labels(path: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
     if len(images) != len(labels) or not len(labels) or labels.max() >= CLASSES:
         raise UserError(
             f"{path}: has {len(labels)} labels up to {labels.max(initial=0)} for {len(images)} "

@@ -1,11 +1,11 @@
-"""The HDF5 file that readers of the source text make of CelebA: one dataset for each image.
+"""The HDF5 file that the source text makes of CelebA, with one dataset per image.
 
-The group ``img_align_celeba`` holds ``0.jpg``, ``1.jpg`` and so on. In spite of their names these
+The group ``img_align_celeba`` contains ``0.jpg``, ``1.jpg`` and so on. Despite their names these
 are not JPEGs but pixels, uint8 (218, 178, 3), which the text stores with gzip 9. The numbers may
-begin at 1 and have gaps. Nothing here asks for the length of the group: in HDF5's old format that
-takes 16 ms at CelebA's size.
+begin at 1 and have gaps. The length of the group is never read: in HDF5's old format that takes
+16 ms at CelebA's size.
 
-A file may come from anywhere, so whatever would make HDF5 read another file is refused.
+A file may come from anywhere, so anything that would make HDF5 read another file is rejected.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _Handle = tuple[BinaryIO, h5py.File, h5py.Group]
 class SourceTextHDF5:
     """The images of such a file, raw or compressed, for conversion to shards.
 
-    Made by ``SourceTextHDF5.open``. It may be pickled to other processes: the handle is opened by
-    the process that reads and never leaves it. The file does not tell CelebA's attributes and
-    partition, so a tenth of the images is held out as ``test``, by a hash of the name.
+    Created by ``SourceTextHDF5.open``. It can be pickled to other processes: each process opens the
+    file itself. The file lacks CelebA's attributes and partition, so a tenth of the images is held
+    out as ``test``, by a hash of the name.
     """
 
     path: Path
     names: list[str]
-    """Dataset of each image, such as ``0.jpg``, by rising number."""
+    """Name of the dataset of each image, such as ``0.jpg``, by ascending number."""
     ids: NDArray[np.int64]
     """(N,) the numbers in the names."""
     image_shape: tuple[int, int, int]
-    """(218, 178, 3), or what the first image has."""
+    """Shape of the first image, usually (218, 178, 3)."""
     split: NDArray[np.uint8]
     """(N,) 0 train, 2 test."""
     name: str = "source-text"
-    """What recipes and manifests call this source."""
+    """Name of the source in recipes and manifests."""
     class_names: tuple[str, ...] = ()
     """None."""
     attribute_names: tuple[str, ...] = ()
@@ -63,10 +63,10 @@ class SourceTextHDF5:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """List the images of a file and look at the first.
+        """List the images of a file and open the first.
 
         Raises:
-            ValueError: There is no such file, or it is damaged or laid out in another way.
+            UserError: There is no such file, or it is damaged or has another layout.
         """
         path = Path(path).expanduser().absolute()
         with open_group(path) as group:
@@ -102,17 +102,17 @@ class SourceTextHDF5:
         pixels = np.empty(self.image_shape, np.uint8)
         try:
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, pixels)
-        except Exception as error:  # a filter's complaint may be of several kinds
+        except Exception as error:  # filters raise exceptions of several kinds
             raise UserError(
                 f"{self.path}: {name} cannot be read ({_short(error)}); make or fetch it again"
             ) from error
         return Image.fromarray(pixels)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 in hex of the file's size and bytes, where it has many of a sample.
+        """Return a SHA-256 in hex of the file's size and of a sample of its bytes.
 
-        That is 256 bytes in each of about 16,384 places, 4 MB: another set of images is noticed at
-        once, but a change of single images in a file of more than 2 GB may not be.
+        The sample is 256 bytes at each of about 16,384 offsets, 4 MB in all: it detects another set
+        of images, but not every change of single images in a file of more than 2 GB.
         """
         size = self.path.stat().st_size
         digest = hashlib.sha256(str(size).encode())
@@ -122,21 +122,21 @@ class SourceTextHDF5:
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the handle behind: HDF5 objects cannot be pickled."""
+        """Leave out the handle, because HDF5 objects cannot be pickled."""
         return self.__dict__ | {"_handle": None}
 
 
 def split_of(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return uint8 (N,) with 2 for the tenth of the images that is held out and 0 for the rest."""
+    """Return uint8 (N,): 2 for the tenth of the images that is held out, 0 for the others."""
     return np.array([2 if held_out(f"{number}.jpg") else 0 for number in ids], np.uint8)
 
 
 @contextlib.contextmanager
 def open_group(path: Path) -> Iterator[h5py.Group]:
-    """Open the group of images; the file is closed at the end.
+    """Open the group of images and close the file at the end.
 
     Raises:
-        ValueError: It is no HDF5 file or holds no such group, or something in it is damaged.
+        UserError: It is no HDF5 file, contains no such group, or is damaged.
     """
     raw, file, group = _open(path)
     with raw, file:
@@ -147,8 +147,8 @@ def _open(path: Path) -> _Handle:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {AS_THE_TEXT}")
     with contextlib.ExitStack() as stack:
-        # Through a file of our own: HDF5 would lock it, which network file systems may refuse, and
-        # would not open it at all beside a handle of this process that locks in another way.
+        # HDF5 gets an open file: it would lock a path, which network file systems may refuse, and
+        # could not open it at all beside a handle of this process that locks in another way.
         raw = stack.enter_context(path.open("rb"))
         try:
             file = stack.enter_context(h5py.File(raw, "r"))
@@ -162,23 +162,23 @@ def _open(path: Path) -> _Handle:
                 group = file[GROUP]
         if not isinstance(group, h5py.Group):
             raise UserError(
-                f"{path}: holds no group {GROUP}, or a damaged one or a link instead; {AS_THE_TEXT}"
+                f"{path}: contains no group {GROUP}, or a damaged one, or a link; {AS_THE_TEXT}"
             )
         stack.pop_all()
     return raw, file, group
 
 
 def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the names of the datasets, by rising number, and int64 (N,) these numbers.
+    """Return the names of the datasets, by ascending number, and the numbers, int64 (N,).
 
     Raises:
-        ValueError: A name is not a number and ``.jpg``, is a link, or a number comes twice.
+        UserError: A name is not a number and ``.jpg``, is a link, or a number occurs twice.
     """
     names: dict[int, str] = {}
     problems: list[str] = []
 
     def visit(raw: bytes, info: Any) -> bool | None:
-        """Note one name; True ends the visit."""
+        """Record one name; return True to end the iteration."""
         number = int(raw[:-4]) if re.fullmatch(rb"\d{1,18}\.jpg", raw) else -1
         if number < 0:
             problems.append(f"{raw!r} in {GROUP} is not a number followed by .jpg")
@@ -205,36 +205,36 @@ def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.in
 def open_image(
     group: h5py.Group, name: str, path: Path, shape: tuple[int, ...] | None = None
 ) -> h5py.h5d.DatasetID:
-    """Open the dataset of one image, and make sure that it is one and lies within this file.
+    """Open the dataset of one image; check that it is an image stored in this file.
 
     Args:
-        group: The group of images.
-        name: As listed.
-        path: The file, for messages.
-        shape: What it must have; None takes any (H, W, 3).
+        group: Group of images.
+        name: Name of the dataset.
+        path: Path of the file, for messages.
+        shape: Required shape; None: any (H, W, 3).
 
     Raises:
-        ValueError: It is damaged or no such image, or its pixels lie in another file.
+        UserError: It is damaged, no such image, or stored in another file.
     """
     try:
         dataset = h5py.h5d.open(group.id, name.encode())
-        found, dtype, layout = dataset.shape, dataset.dtype, dataset.get_create_plist()
-        elsewhere = layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL
+        actual, dtype, layout = dataset.shape, dataset.dtype, dataset.get_create_plist()
+        is_external = layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL
     except Exception as error:  # HDF5 reports damage, or a group of that name, as several kinds
         raise UserError(
             f"{path}: {name} cannot be opened as a dataset ({_short(error)}); make or fetch the "
             "file again"
         ) from error
-    wanted = shape or (*found[:2], 3)
-    if dtype != np.uint8 or found != wanted or len(found) != 3 or 0 in found:
+    required = shape or (*actual[:2], 3)
+    if dtype != np.uint8 or actual != required or len(actual) != 3 or 0 in actual:
         raise UserError(
-            f"{path}: {name} is {dtype} {found}, but every image must be uint8 "
+            f"{path}: {name} is {dtype} {actual}, but every image must be uint8 "
             f"{shape or '(218, 178, 3)'} as the first; {AS_THE_TEXT}"
         )
-    if elsewhere:
+    if is_external:
         raise UserError(
-            f"{path}: the pixels of {name} lie in another file, which is not read, as it could "
-            f"be any file of this machine; {AS_THE_TEXT}"
+            f"{path}: the pixels of {name} are in another file, which is not read, because it could"
+            f" be any file of this machine; {AS_THE_TEXT}"
         )
     return dataset
 

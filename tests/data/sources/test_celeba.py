@@ -85,13 +85,13 @@ def test_the_fingerprint_follows_the_data(folder: Path, celeba_zip: Path):
 
 def test_missing_things_are_named(folder: Path, tmp_path: Path):
     assert "no such folder" in refused(tmp_path / "nowhere")
-    assert "holds neither img_align_celeba.zip nor img_align_celeba/" in refused(folder / FOLDER)
+    assert "contains neither img_align_celeba.zip nor img_align_celeba/" in refused(folder / FOLDER)
     (folder / "list_attr_celeba.txt").rename(folder / "other.txt")
     assert "list_attr_celeba.txt: missing" in refused(folder)
     (folder / "other.txt").rename(folder / "list_attr_celeba.txt")
     shutil.rmtree(folder / "img_align_celeba")
     (folder / "img_align_celeba").mkdir()
-    assert "holds no .jpg file" in refused(folder)
+    assert "contains no .jpg file" in refused(folder)
 
 
 def test_a_truncated_zip_is_refused(celeba_zip: Path, tmp_path: Path):
@@ -99,7 +99,7 @@ def test_a_truncated_zip_is_refused(celeba_zip: Path, tmp_path: Path):
     shutil.copytree(celeba_zip, copy)
     archive = copy / "img_align_celeba.zip"
     archive.write_bytes(archive.read_bytes()[:-1000])
-    assert "img_align_celeba.zip: not a whole zip file" in refused(copy)
+    assert "img_align_celeba.zip: not a complete zip file" in refused(copy)
 
 
 def test_a_damaged_file_in_the_zip_is_named(celeba_zip: Path, tmp_path: Path):

@@ -221,7 +221,7 @@ def test_the_content_and_not_the_name_must_be_of_a_known_format(tmp_path: Path):
 
 def test_no_folder_and_no_image(tmp_path: Path):
     refused(tmp_path / "nowhere", "no such folder")
-    refused(tmp_path, r"holds no image; looked for \.png")
+    refused(tmp_path, r"contains no image; looked for \.png")
 
 
 def test_links_that_lead_out_are_refused(pets: Path, tmp_path: Path):

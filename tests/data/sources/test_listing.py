@@ -3,7 +3,7 @@ import time
 import pytest
 
 from ganray.data.sources import listing
-from ganray.data.sources.listing import held_out, name_hash, patiently, shown
+from ganray.data.sources.listing import held_out, iter_with_progress, name_hash, printable
 
 
 def test_a_tenth_is_held_out_by_name_alone():
@@ -19,21 +19,21 @@ def test_hashes_differ_by_key_and_take_any_name():
 
 
 def test_a_quick_task_shows_nothing(capsys: pytest.CaptureFixture[str]):
-    assert list(patiently([1, 2, 3], "what", "things")) == [1, 2, 3]
+    assert list(iter_with_progress([1, 2, 3], "what", "things")) == [1, 2, 3]
     assert capsys.readouterr().out == ""
 
 
 def test_a_slow_task_shows_all_of_what_it_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(listing, "PATIENCE_S", 0.02)
-    for _ in patiently(range(5), "index", "images"):
+    monkeypatch.setattr(listing, "QUIET_S", 0.02)
+    for _ in iter_with_progress(range(5), "index", "images"):
         time.sleep(0.01)
     said = capsys.readouterr().out
     assert "index: 100%  5.00/5.00 images" in said
 
 
 def test_names_with_line_breaks_are_shown_in_one_line():
-    assert shown("/a/ü b.png") == "/a/ü b.png"
-    assert shown("/a/\n.png") == r"'/a/\n.png'"
-    shown("/a/\udcff").encode()
+    assert printable("/a/ü b.png") == "/a/ü b.png"
+    assert printable("/a/\n.png") == r"'/a/\n.png'"
+    printable("/a/\udcff").encode()

@@ -3,7 +3,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ganray.data.memory import free_bytes
+from ganray.data.mapping import free_bytes
 
 GIB = 2**30
 

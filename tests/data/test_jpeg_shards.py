@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ganray.data import jpeg
-from ganray.data.format import Manifest, open_shard
+from ganray.data.format import Manifest
+from ganray.data.integrity import open_shard
 from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
 from ganray.data.sources.faces import write_celeba
+from ganray.data.transforms import decode_jpegs
 from ganray.data.writer import resize_and_crop, write_shards
 from tests.conftest import Squares
 from tests.data.conftest import gathered
@@ -38,7 +39,7 @@ def face_jpegs(tmp_path_factory: pytest.TempPathFactory) -> tuple[CelebA, Path]:
 
 
 def test_the_files_are_kept_to_the_byte(source: CelebA, jpegs: Path):
-    for place in Manifest.read(jpegs).places(jpegs):
+    for place in Manifest.read(jpegs).shard_specs(jpegs):
         shard, data = open_shard(place), place.path.read_bytes()
         for row in range(place.rows):
             begin, end = shard.start + shard.offsets[[row, row + 1]]
@@ -81,7 +82,7 @@ def test_a_wide_and_a_grey_picture():
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
     out = torch.empty(1, 20, 20, 1, dtype=torch.uint8)
-    jpeg.decode([np.frombuffer(file.getvalue(), np.uint8)], (60, 90, 1), 20, out)
+    decode_jpegs([np.frombuffer(file.getvalue(), np.uint8)], (60, 90, 1), 20, out)
     exact = np.asarray(resize_and_crop(image, 20)).astype(int)
     assert abs(out[0, ..., 0].numpy() - exact).max() <= 3
 
@@ -89,12 +90,12 @@ def test_a_wide_and_a_grey_picture():
 @pytest.mark.parametrize("size", [0, 64])
 def test_a_file_that_is_no_jpeg_is_named(jpegs: Path, size: int):
     reader = ShardedDataset(jpegs, size=size)
-    contents = reader._contents[0]
+    contents = reader._headers[0]
     assert contents is not None
     offsets = contents.offsets.copy()
     offsets[5] += 40  # cuts image 4 and 5 in the wrong place
-    reader._contents[0] = dataclasses.replace(contents, offsets=offsets)
-    with pytest.raises(ValueError, match=r"one of the images \[5\] is no whole JPEG"):
+    reader._headers[0] = dataclasses.replace(contents, offsets=offsets)
+    with pytest.raises(ValueError, match=r"one of the images \[5\] is no complete JPEG"):
         gathered(reader, [5])
 
 
@@ -102,7 +103,7 @@ def test_a_jpeg_of_another_size_is_refused(jpegs: Path):
     out = torch.empty(1, 100, 100, 3, dtype=torch.uint8)
     piece = ShardedDataset(jpegs)._mapping.pieces[0]
     with pytest.raises(ValueError, match="buffer is too small"):
-        jpeg.decode([piece], (100, 100, 3), 0, out)
+        decode_jpegs([piece], (100, 100, 3), 0, out)
 
 
 def test_a_source_without_files_cannot_be_kept_as_it_is(tmp_path: Path):
@@ -126,7 +127,7 @@ def test_a_file_cut_short_is_not_converted(celeba_folder: Path, tmp_path: Path, 
 
 def test_damage_to_a_file_is_noticed(jpegs: Path, tmp_path: Path):
     shutil.copytree(jpegs, tmp_path / "set")
-    place = Manifest.read(jpegs).places(tmp_path / "set")[1]
+    place = Manifest.read(jpegs).shard_specs(tmp_path / "set")[1]
     with place.path.open("r+b") as file:
         file.seek(open_shard(place).start + 2000)
         file.write(b"damage")
