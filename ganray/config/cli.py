@@ -33,7 +33,6 @@ from ganray.errors import UserError
 
 T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
-_HELP, _PRINT_CONFIG = {"--help", "-h"}, "--print_config"
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -149,10 +148,10 @@ def parse_command(
         else:
             parser.add_argument(f"--{field.name}", **options, default=field.default)
     flags = {f"--{name}" for name, hint in hints.items() if hint is bool}
-    values = _instantiate(_parse_args(_normalize(argv, flags, {}), parser), parser)
+    values = _parse_args(_normalize(argv, flags, {}), parser, instantiate=True)
     first = values[positional[0]]
-    if choices is not None and first not in (known := list(choices)):
-        raise UserError(f"{positional[0]}={first!r} is not one of {', '.join(known)}")
+    if choices is not None and first not in (names := list(choices)):
+        raise UserError(f"{positional[0]}={first!r} is not one of {', '.join(names)}")
     return kind(**{field: values[field] for field in hints})
 
 
@@ -169,18 +168,17 @@ def _parse(
     if words and not words[0].startswith("-"):
         words.insert(0, "--preset")
     words = _normalize(words, _flags(), aliases)
-    only_shows = any(w in _HELP or w.startswith(_PRINT_CONFIG) for w in words)
     # The preset first, without any checks: values may be valid only together with the preset's.
-    early = [w for w in words if w not in _HELP and not w.startswith(_PRINT_CONFIG)]
-    first = _parse_args(early, _parser(Config(), description, sections))
-    name = first["preset"]
-    if name == "auto" and not only_shows:
-        name = auto(Config(ray=RayConfig(**vars(first["ray"]))))
+    runs = [w for w in words if w not in ("--help", "-h") and not w.startswith("--print_config")]
+    values = _parse_args(runs, _parser(Config(), description, sections))
+    name = values["preset"]
+    if name == "auto" and runs == words:
+        name = auto(Config(ray=RayConfig(**vars(values["ray"]))))
     if name != "auto" and name not in presets:
         raise UserError(f"preset={name!r} is not one of {', '.join(presets)}")
     base = presets.get(name, Config())
     parser = _parser(base, f"{description}\n\n{_preset_table(presets)}", sections)
-    values = _instantiate(_parse_args(words, parser), parser)
+    values = _parse_args(words, parser, instantiate=True)
     return {field: values[field] for field in (*_FIELDS, *sections)} | {"preset": name}
 
 
@@ -235,18 +233,13 @@ def _flags() -> set[str]:
     return {f"--{name}" for name in names}
 
 
-def _parse_args(words: Sequence[str], parser: ArgumentParser) -> Namespace:
-    """Return values of the right types by dotted names, without further checks."""
+def _parse_args(
+    words: Sequence[str], parser: ArgumentParser, *, instantiate: bool = False
+) -> Namespace:
+    """Return typed values by dotted names; `instantiate` checks them and creates dataclasses."""
     try:
-        return parser.parse_args(list(words))
-    except ArgumentError as error:
-        raise UserError(_readable(str(error), parser)) from error
-
-
-def _instantiate(values: Namespace, parser: ArgumentParser) -> dict[str, Any]:
-    """Return the checked values, sections as instances of their dataclasses."""
-    try:
-        return vars(parser.instantiate(values))
+        values = parser.parse_args(list(words))
+        return parser.instantiate(values) if instantiate else values
     except ArgumentError as error:
         raise UserError(_readable(str(error), parser)) from error
 
@@ -258,9 +251,9 @@ def _readable(message: str, parser: ArgumentParser) -> str:
     if not unknown:
         return message
     option = unknown[1].partition("=")[0]
-    known = [name for action in parser._actions for name in action.option_strings]
-    near = difflib.get_close_matches(option, known, n=3, cutoff=0.6)
-    return f"{option} is not an option" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    names = [name for action in parser._actions for name in action.option_strings]
+    similar = " or ".join(difflib.get_close_matches(option, names, n=3, cutoff=0.6))
+    return f"{option} is not an option" + (f"; did you mean {similar}?" if similar else "")
 
 
 def _field_help(name: str, kind: type = Config) -> str:

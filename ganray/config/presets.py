@@ -185,29 +185,24 @@ def latents() -> Config:
     )
 
 
-_CELEBA = (cpu32, dcgan64, mlp)
-_MNIST = (first, refined, latent_100, normal_100, long, conditional)
-_SWEEPS = (latents,)
-_STACKED = (stacked_t3_quarter, stacked_t3_half, stacked_t2)
+ABOUT: dict[str, str] = {}
+"""Description of each preset for --help: cost and result."""
 
 
-def _name(make: Callable[[], Config]) -> str:
-    return make.__name__.replace("_", "-")
+def _by_name(*makers: Callable[[], Config]) -> dict[str, Config]:
+    presets = {config.preset: config for config in (make() for make in makers)}
+    ABOUT.update(zip(presets, (make.__doc__ or "" for make in makers), strict=True))
+    return presets
 
 
-CELEBA: dict[str, Config] = {_name(make): make() for make in _CELEBA}
+CELEBA = _by_name(cpu32, dcgan64, mlp)
 """Presets of jobs/celeba.py."""
 
-MNIST: dict[str, Config] = {_name(make): make() for make in _MNIST}
+MNIST = _by_name(first, refined, latent_100, normal_100, long, conditional)
 """Presets of jobs/mnist.py in the order of the source text."""
 
-STACKED: dict[str, Config] = {_name(make): make() for make in _STACKED}
+STACKED = _by_name(stacked_t3_quarter, stacked_t3_half, stacked_t2)
 """Further presets of jobs/mnist.py: stacked MNIST, the standard test of mode collapse."""
 
-SWEEPS: dict[str, Config] = {_name(make): make() for make in _SWEEPS}
+SWEEPS = _by_name(latents)
 """Presets of jobs/sweep.py, beside all others."""
-
-ABOUT: dict[str, str] = {
-    _name(make): make.__doc__ or "" for make in (*_SWEEPS, *_CELEBA, *_MNIST, *_STACKED)
-}
-"""Description of each preset for --help: cost and result."""

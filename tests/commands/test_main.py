@@ -1,4 +1,4 @@
-"""The console script runs the same jobs as jobs/*.py, without a checkout."""
+"""The console script, which runs the same jobs as jobs/*.py, without a checkout."""
 
 import subprocess
 import sys
@@ -10,14 +10,14 @@ from ganray.commands import main
 from ganray.data.format import Manifest
 
 
-def test_every_job_file_has_a_job_of_its_name():
+def test_each_file_in_jobs_is_a_job():
     files = {path.stem for path in (Path(__file__).parents[2] / "jobs").glob("*.py")}
     assert set(main.JOBS) == files
 
 
-def test_a_job_runs_outside_of_a_checkout(tmp_path):
-    words = ["shard", "digits", "--out", str(tmp_path / "set"), "--images", "100"]
-    command = [sys.executable, "-m", "ganray.commands.main", *words]
+def test_a_job_runs_outside_a_checkout(tmp_path):
+    argv = ["shard", "digits", "--out", str(tmp_path / "set"), "--images", "100"]
+    command = [sys.executable, "-m", "ganray.commands.main", *argv]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "100 images of 8x8x1" in result.stdout
     assert Manifest.read(tmp_path / "set").num_images == 100
@@ -29,7 +29,7 @@ def test_help_lists_the_jobs(capsys):
     assert all(f"  {name} " in output for name in main.JOBS)
 
 
-def test_an_unknown_job_is_a_user_error(monkeypatch, capsys):
+def test_an_unknown_job_is_rejected(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ganray", "celebs"])
     with pytest.raises(SystemExit) as stop:
         main.main()

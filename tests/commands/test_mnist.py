@@ -1,4 +1,4 @@
-"""jobs/mnist.py as a user starts it, on scikit-learn's digits: no network is touched."""
+"""jobs/mnist.py as a user starts it, on scikit-learn's digits, without network access."""
 
 import re
 import sys
@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ganray.config import cli, presets
+from ganray.config.serialization import flatten
 from ganray.data import prepare
 from ganray.errors import UserError
 from ganray.training import journal
@@ -25,27 +26,27 @@ def mnist():
 
 @pytest.fixture
 def offline(monkeypatch):
-    """As where there is no network: what opens a source by downloading it fails."""
-    real = prepare.open_source
+    """Make downloads fail as without a network."""
+    original = prepare.open_source
 
     def open_source(name, path, *, download=False, **options):
         if download:
             raise UserError(f"{path}: {name} could not be downloaded (no network)")
-        return real(name, path, **options)
+        return original(name, path, **options)
 
     monkeypatch.setattr(prepare, "open_source", open_source)
 
 
-def test_without_mnist_and_network_the_digits_stand_in_loudly(mnist, home, offline, capsys):
+def test_digits_replace_mnist_without_a_network_and_with_a_warning(mnist, home, offline, capsys):
     mnist.main(["conditional", *SHORT, "--name", "one"])
     out = capsys.readouterr().out
     assert "MNIST was neither found nor downloaded" in out
     assert "1,500 images of scikit-learn's digits" in out
     folder = home / "runs" / "one"
     assert journal.history(folder, "G/loss")[0].tolist() == [100, 200]
-    for picture in ("samples", "losses", "epochs"):
-        assert (folder / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
-        assert f"{folder}/{picture}.png" in out
+    for name in ("samples", "losses", "epochs"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"{folder}/{name}.png" in out
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mnist").experiment_id])
     assert run.data.params["data.source"] == "digits"
@@ -56,9 +57,7 @@ def test_without_mnist_and_network_the_digits_stand_in_loudly(mnist, home, offli
     }
 
 
-def test_a_root_without_mnist_is_an_error_and_not_a_reason_for_other_images(
-    mnist, home, offline, tmp_path, monkeypatch, capsys
-):
+def test_a_root_without_mnist_is_rejected(mnist, home, offline, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mnist.py", "first", "--data.root", str(tmp_path)])
     with pytest.raises(SystemExit) as stop:
         cli.run(mnist.main)
@@ -66,12 +65,12 @@ def test_a_root_without_mnist_is_an_error_and_not_a_reason_for_other_images(
     assert re.match(r"error: .*: mnist could not be downloaded", capsys.readouterr().err)
 
 
-def test_the_discriminator_check_is_a_run_of_its_own(mnist, home, offline, capsys):
+def test_the_discriminator_check_is_an_mlflow_run_of_its_own(mnist, home, offline, capsys):
     argv = ["normal-100", *SHORT, "--data.source", "digits", "--check-discriminator"]
     mnist.main([*argv, "--train.kimg", "4", "--optimizer.lr_D", "1e-3"])
     out = capsys.readouterr().out
     assert re.search(r"^check +D\(real\) 0\.99\d+ and D\(noise\) 0\.00\d+ on held-out", out, re.M)
-    assert "NO MNIST" not in out  # the digits were asked for
+    assert "MNIST was neither" not in out  # the digits were asked for
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mnist").experiment_id])
     assert run.info.run_name.startswith("normal-100-check-")
@@ -80,7 +79,7 @@ def test_the_discriminator_check_is_a_run_of_its_own(mnist, home, offline, capsy
     assert "discriminator.png" in paths
 
 
-def test_a_D_that_fails_the_check_ends_with_one_line_of_advice(mnist, home, monkeypatch, capsys):
+def test_a_D_that_fails_the_check_ends_the_job_with_advice(mnist, home, monkeypatch, capsys):
     argv = ["first", *SHORT, "--data.source", "digits", "--check-discriminator"]
     monkeypatch.setattr(sys, "argv", ["mnist.py", *argv])
     with pytest.raises(SystemExit) as stop:
@@ -89,26 +88,19 @@ def test_a_D_that_fails_the_check_ends_with_one_line_of_advice(mnist, home, monk
     assert "D must reach 0.99 and 0.01; try more --train.kimg" in capsys.readouterr().err
 
 
-def test_each_preset_changes_what_the_source_text_changes_and_nothing_else():
-    def steps(name, base):
-        a, b = (cli_flat(presets.MNIST[preset]) for preset in (name, base))
+def test_each_preset_changes_only_what_the_source_text_changes():
+    def changes(name, base):
+        a, b = (flatten(presets.MNIST[preset]) for preset in (name, base))
         return {key: a[key] for key in a if a[key] != b[key] and key != "preset"}
 
-    def cli_flat(config):
-        from ganray.config.serialization import flatten
-
-        return flatten(config)
-
-    assert steps("latent-100", "refined") == {"latent.size": 100}
-    assert steps("normal-100", "latent-100") == {
-        "latent.distribution": "normal",
-        "loss.name": "bce",
-    }
-    assert steps("conditional", "long") == {"network.conditional": True}
-    assert all(key.startswith("train.") for key in steps("long", "normal-100"))
+    normal = {"latent.distribution": "normal", "loss.name": "bce"}
+    assert changes("latent-100", "refined") == {"latent.size": 100}
+    assert changes("normal-100", "latent-100") == normal
+    assert changes("conditional", "long") == {"network.conditional": True}
+    assert all(key.startswith("train.") for key in changes("long", "normal-100"))
 
 
-def test_stacked_mnist_is_not_stood_in_for(mnist, home, offline, monkeypatch, capsys):
+def test_stacked_mnist_is_not_replaced_by_digits(mnist, home, offline, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mnist.py", "stacked-t3-quarter", *SHORT])
     with pytest.raises(SystemExit) as stop:
         cli.run(mnist.main)
@@ -116,9 +108,8 @@ def test_stacked_mnist_is_not_stood_in_for(mnist, home, offline, monkeypatch, ca
     assert "stacked-mnist could not be downloaded" in capsys.readouterr().err
 
 
-def test_the_half_discriminator_differs_in_its_width_alone():
+def test_stacked_t3_half_differs_only_in_the_width_of_D():
     quarter, half = (presets.STACKED[f"stacked-t3-{size}"] for size in ("quarter", "half"))
     assert half.network.width_D == 2 * quarter.network.width_D
-    same = replace(half, preset=quarter.preset, network=quarter.network)
-    assert same == quarter
+    assert replace(half, preset=quarter.preset, network=quarter.network) == quarter
     assert quarter.train.steps() == 20_000

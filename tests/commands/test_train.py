@@ -1,4 +1,4 @@
-"""The job as a user starts it: a dry run, bad input, and a whole run without Ray."""
+"""jobs/celeba.py as a user starts it: a dry run, invalid input, and runs without Ray."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ def celeba():
 
 @pytest.fixture
 def fails(celeba, home, monkeypatch, capsys):
-    """Run the job with bad input: exit code 2, one line on stderr, which is returned."""
+    """Function that runs the job with invalid input and returns the only line on stderr."""
 
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["celeba.py", *map(str, argv)])
@@ -46,25 +46,17 @@ def fails(celeba, home, monkeypatch, capsys):
     return run
 
 
-def test_a_dry_run_prints_the_plan_and_leaves_nothing(celeba, home, capsys):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(celeba, home, capsys):
     celeba.main(["--dry-run", "--train.kimg", "1"])
     out = capsys.readouterr().out
-    for word in (
-        "run",
-        "data",
-        "shards",
-        "networks",
-        "training",
-        "workers",
-        "evaluation",
-        "results",
-    ):
-        assert re.search(rf"^{word} ", out, re.MULTILINE), word
+    rows = ("run", "data", "shards", "networks", "training", "workers", "evaluation", "results")
+    for row in rows:
+        assert re.search(rf"^{row} ", out, re.MULTILINE), row
     assert "no CelebA was given" in out
     assert not home.exists()
 
 
-def test_a_run_without_ray_leaves_numbers_pictures_and_a_model(celeba, home, capsys):
+def test_a_run_without_ray_writes_metrics_figures_and_a_model(celeba, home, capsys):
     celeba.main([*TINY, "--name", "one"])
     folder = home / "runs" / "one"
     assert journal.history(folder, "D/loss")[0].tolist() == [60, 120]
@@ -78,13 +70,15 @@ def test_a_run_without_ray_leaves_numbers_pictures_and_a_model(celeba, home, cap
     assert f"mlflow ui --backend-store-uri sqlite:///{home}/mlflow.db" in out
     assert str(folder / "samples.png") in out
 
-    celeba.main([*TINY, "--name", "one"])  # finished: ends at once, in the same MLflow run
+    celeba.main(
+        [*TINY, "--name", "one"]
+    )  # the run is finished: ends immediately, in the same MLflow run
     assert len(client.search_runs([run.info.experiment_id])) == 1
     history = client.get_metric_history(run.info.run_id, "D/loss")
     assert [metric.step for metric in history] == [60, 120]
 
 
-def test_a_run_goes_on_with_its_images_wherever_they_are_and_with_no_others(
+def test_a_run_resumes_with_moved_images_but_not_with_other_images(
     celeba, home, squares, fails, tmp_path, capsys
 ):
     shutil.copytree(squares, tmp_path / "moved")
@@ -92,13 +86,13 @@ def test_a_run_goes_on_with_its_images_wherever_they_are_and_with_no_others(
     celeba.main([*TINY, "--data.root", str(squares), "--name", "same"])
     celeba.main([*TINY, "--data.root", str(tmp_path / "moved"), "--name", "same"])
     capsys.readouterr()
-    refused = fails(*TINY, "--data.root", str(tmp_path / "others"), "--name", "same")
-    assert "was trained on 100 images of squares" in refused
-    assert "which differ from 90 images of squares" in refused
-    assert "another --name" in refused
+    message = fails(*TINY, "--data.root", str(tmp_path / "others"), "--name", "same")
+    assert "was trained on 100 images of squares" in message
+    assert "which differ from 90 images of squares" in message
+    assert "another --name" in message
 
 
-def test_shards_behind_a_url_are_trained_on(celeba, home, squares, capsys):
+def test_training_on_shards_behind_a_url(celeba, home, squares, capsys):
     url = f"file://{squares}"
     remote = ["--data.root", url, "--data.cache", str(home / "cache"), "--name", "far"]
     celeba.main([*TINY, *remote])
@@ -110,7 +104,7 @@ def test_shards_behind_a_url_are_trained_on(celeba, home, squares, capsys):
     assert json.loads(dataset.dataset.source)["url"] == url
 
 
-def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later(
+def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     celeba, home, capsys, monkeypatch
 ):
     quick = functools.partial(reference_classifier, recipe=TrainingRecipe(min_images=640))
@@ -119,15 +113,15 @@ def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later
     argv = [*TINY, "--name", "one", "--data.faces", "400", "--evaluation.report_samples", "90"]
     with monkeypatch.context() as patch:
         open_run = mlflow_runs.open_run
-        dead = {"uri": "http://127.0.0.1:9"}  # from when the run was opened on
-        patch.setattr(mlflow_runs, "open_run", lambda *a: replace(open_run(*a), **dead))
+        dead = "http://127.0.0.1:9"  # unreachable once the run is open
+        patch.setattr(mlflow_runs, "open_run", lambda *args: replace(open_run(*args), uri=dead))
         patch.setattr(mlflow_sync.JournalSync, "patience_s", 0.1)
         celeba.main(argv)
     out, folder = capsys.readouterr().out, home / "runs" / "one"
     assert (folder / "evaluation" / "report.json").exists()
-    said = ("\ndiagnosis ", "\ncheckpoint ", f"\nsamples     {home}", " unreachable: ", "\nlook ")
-    places = [out.index(words) for words in said]
-    assert places == sorted(places)
+    lines = ("\ndiagnosis ", "\ncheckpoint ", f"\nsamples     {home}", " unreachable: ", "\nlook ")
+    positions = [out.index(line) for line in lines]
+    assert positions == sorted(positions)
     assert "generator " not in out
 
     celeba.main(argv)
@@ -143,7 +137,7 @@ def test_a_server_that_dies_meanwhile_leaves_a_whole_report_and_is_sent_it_later
     assert {"samples.png", "evaluation/report.json"} <= {file.path for file in files}
 
 
-def test_the_same_name_with_other_settings_is_refused(celeba, home, fails, capsys):
+def test_the_same_name_with_other_settings_is_rejected(celeba, home, fails, capsys):
     celeba.main([*TINY, "--name", "one"])
     capsys.readouterr()
     line = fails(*TINY, "--name", "one", "--latent.size", "9")
@@ -167,7 +161,7 @@ def short_attributes(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda folder: folder.rmdir(), "bad"),
         (lambda folder: None, "bad"),
@@ -175,42 +169,40 @@ def short_attributes(folder):
         (short_attributes, "list_attr_celeba.txt"),
     ],
 )
-def test_bad_celeba(fails, tmp_path, spoil, message):
+def test_damaged_celeba_is_rejected(fails, tmp_path, damage, message):
     folder = tmp_path / "bad"
     folder.mkdir()
-    spoil(folder)
+    damage(folder)
     line = fails("--data.root", folder, "--dry-run")
     assert line.startswith("error: ")
     assert message in line
 
 
-def test_more_workers_than_the_machine_has(fails):
-    line = fails("--ray.workers", "500", "--dry-run")
-    assert "ray.workers=500 need 1 CPU each, but the cluster has 1 node" in line
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--ray.workers", "500", "--dry-run"],
+            "ray.workers=500 need 1 CPU each, but the cluster has 1 node",
+        ),
+        (["--train.batch_size", "1", "--ray.workers", "2"], "train.batch_size=1"),
+        (
+            [*TINY, "--network.pack", "8", "--dry-run"],
+            "train.batch_size=12 over 1 worker must be a multiple of 8",
+        ),
+        (
+            ["--ray.address", "127.0.0.1:9", "--dry-run"],
+            "ray.address=127.0.0.1:9: no cluster there",
+        ),
+        ([*TINY, "--tracking.uri", "http://127.0.0.1:9"], "tracking.uri=http://127.0.0.1:9"),
+    ],
+)
+def test_invalid_options_are_rejected_before_training(fails, argv, message):
+    assert message in fails(*argv)
 
 
-def test_a_batch_that_the_world_cannot_split(fails):
-    assert "train.batch_size=1" in fails("--train.batch_size", "1", "--ray.workers", "2")
-
-
-def test_without_ray_a_batch_must_hold_whole_packs_too(fails):
-    line = fails(*TINY, "--network.pack", "8", "--dry-run")
-    assert "train.batch_size=12 over 1 worker must be a multiple of 8" in line
-    assert "try 16" in line
-
-
-def test_a_home_that_cannot_be_written(fails, tmp_path):
+def test_an_unwritable_home_is_rejected(fails, tmp_path):
     (tmp_path / "file").write_text("")  # root may write anywhere, but not below a file
     line = fails(*TINY, "--home", tmp_path / "file" / "home")
     assert "home=" in line
     assert "GANRAY_HOME" in line
-
-
-def test_no_cluster_at_the_address(fails):
-    line = fails("--ray.address", "127.0.0.1:9", "--dry-run")
-    assert "ray.address=127.0.0.1:9: no cluster there" in line
-
-
-def test_an_mlflow_server_that_is_down(fails):
-    line = fails(*TINY, "--tracking.uri", "http://127.0.0.1:9")
-    assert "tracking.uri=http://127.0.0.1:9" in line

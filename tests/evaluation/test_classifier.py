@@ -49,7 +49,7 @@ def train(
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed."""
+    """Folder of the module's classifier. Read-only."""
     return tmp_path_factory.mktemp("classifiers")
 
 
@@ -58,7 +58,7 @@ def classifier(cache: Path) -> Classifier:
     return train(cache)
 
 
-def test_easy_classes_are_learned_and_progress_is_printable(tmp_path, capsys):
+def test_easy_classes_are_learned_and_progress_is_printed(tmp_path, capsys):
     with torch.no_grad():
         classifier = train(tmp_path)
     assert classifier.accuracy == 1.0
@@ -79,12 +79,12 @@ def test_logits_are_the_head_of_the_features(classifier):
 
 def test_logits_do_not_depend_on_the_batch(classifier, monkeypatch):
     images, _ = squares(50)
-    together = classifier.predict(images)
+    expected = classifier.predict(images)
     monkeypatch.setattr(classifier_module, "PIXELS_PER_BATCH", 7 * 64)
-    torch.testing.assert_close(classifier.predict(images), together, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(classifier.predict(images), expected, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(classifier_module, "PIXELS_PER_BATCH", 1)
-    alone = torch.cat([classifier.predict(images[i : i + 1]) for i in range(50)])
-    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+    single = torch.cat([classifier.predict(images[i : i + 1]) for i in range(50)])
+    torch.testing.assert_close(single, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_no_images_have_no_features(classifier):
@@ -101,15 +101,12 @@ def test_arrays_tensors_views_and_read_only_memory_give_equal_logits(classifier)
     assert torch.equal(classifier.predict(images[::-1]).flip(0), expected)
 
 
-def test_the_classifier_is_trained_once(classifier, cache, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(classifier_module, "_train", refuse)
-    again = train(cache)
+def test_a_cached_classifier_is_not_trained_again(classifier, cache, monkeypatch):
+    monkeypatch.setattr(classifier_module, "_train", None)
+    cached = train(cache)
     images, _ = squares(20, seed=3)
-    assert torch.equal(again.predict(images), classifier.predict(images))
-    assert (again.hash, again.accuracy) == (classifier.hash, classifier.accuracy)
+    assert torch.equal(cached.predict(images), classifier.predict(images))
+    assert (cached.hash, cached.accuracy) == (classifier.hash, classifier.accuracy)
     assert [path.name for path in cache.iterdir()] == [f"{classifier.hash}.pt"]
 
 
@@ -142,7 +139,7 @@ def attributes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return images, np.stack([labels == 0, labels == 2, labels == 3], 1).astype(np.uint8)
 
 
-def test_attributes_are_learned_once(tmp_path, monkeypatch):
+def test_attributes_are_learned_and_cached(tmp_path, monkeypatch):
     def train_attributes() -> Classifier:
         return reference_classifier(
             *attributes(300),
@@ -161,17 +158,14 @@ def test_attributes_are_learned_once(tmp_path, monkeypatch):
     assert ((logits > 0).numpy() == attributes(30)[1]).all()
     monkeypatch.setattr(classifier_module, "_train", None)
     again = train_attributes()
-    assert (again.hash, again.balanced_accuracy[:2]) == (
-        trained.hash,
-        trained.balanced_accuracy[:2],
-    )
+    assert again.hash == trained.hash
+    assert again.balanced_accuracy[:2] == trained.balanced_accuracy[:2]
     noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
-    assert (
-        trained.predict(noise)[:, :2].sigmoid().sub(0.5).abs().mean() < 0.2
-    )  # not a confident "no"
+    # Noise is not a confident absence of both.
+    assert trained.predict(noise)[:, :2].sigmoid().sub(0.5).abs().mean() < 0.2
 
 
-def test_balanced_accuracy_is_the_mean_over_images_with_and_without():
+def test_balanced_accuracy_is_the_mean_accuracy_with_and_without_the_attribute():
     classifier = Classifier((8, 8, 1), 2, rng_seed=0)
     logits = torch.tensor([[1.0, -1.0], [-1.0, -1.0], [1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])
     classifier.predict = lambda _: logits  # predicts 4 of 5 and 1 of 5 images
@@ -214,7 +208,7 @@ def test_images_of_any_size_are_accepted(shape):
     assert sum(p.numel() for p in classifier.parameters()) < 1e6
 
 
-def test_every_pass_yields_each_row_once():
+def test_each_epoch_yields_every_row_once():
     rows = torch.cat(list(shuffled_batches(12, 4, 6, torch.Generator().manual_seed(0))))
     assert sorted(rows[:12].tolist()) == sorted(rows[12:].tolist()) == list(range(12))
     assert rows[:12].tolist() != rows[12:].tolist()
@@ -278,7 +272,7 @@ IMAGES, LABELS = squares(6)
         ({"test_images": IMAGES[:0], "test_labels": LABELS[:0]}, "6 training and 0 test images"),
     ],
 )
-def test_unusable_sets_raise_an_error(tmp_path, changes, message):
+def test_unusable_sets_are_rejected(tmp_path, changes, message):
     sets = {
         "train_images": IMAGES,
         "train_labels": LABELS,
@@ -300,7 +294,7 @@ def test_unusable_sets_raise_an_error(tmp_path, changes, message):
         (torch.zeros(2, 8, 8, 1), r"images: float32 \(2, 8, 8, 1\); must be uint8"),
     ],
 )
-def test_other_images_raise_an_error(classifier, images, message):
+def test_images_of_another_shape_or_dtype_are_an_error(classifier, images, message):
     with pytest.raises(ValueError, match=message):
         classifier.features(images)
 

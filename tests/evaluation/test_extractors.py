@@ -1,4 +1,4 @@
-"""Extractors with images and classifiers whose modes are known."""
+"""Feature extractors on images and classifiers with known modes."""
 
 import numpy as np
 import pytest
@@ -30,13 +30,13 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def digits() -> Classifier:
-    """An untrained classifier of grey images."""
+    """Untrained classifier of grey images."""
     classifier = Classifier((8, 8, 1), 10, rng_seed=0).eval()
     classifier.hash = "of-digits"
     return classifier
 
 
-def test_stacked_digits_are_the_three_channels(digits):
+def test_stacked_digits_combine_the_three_channels(digits):
     channels = [noise(20, 8, 8, 1) // divisor for divisor in (1, 2, 5)]
     single = [ClassExtractor(digits, tuple("0123456789")).extract(x) for x in channels]
     extractor = StackedDigitsExtractor(digits)
@@ -93,7 +93,7 @@ def extractor_of(*chosen: str, people: np.ndarray = PEOPLE) -> AttributeExtracto
     return AttributeExtractor(BrightPixels(), NAMES, people, chosen)
 
 
-def test_modes_are_the_common_combinations_and_the_rest():
+def test_modes_are_the_common_combinations_and_other():
     extractor = extractor_of(*NAMES)
     assert extractor.mode_names == (
         "Male, no Wearing Hat, No Beard",
@@ -103,12 +103,12 @@ def test_modes_are_the_common_combinations_and_the_rest():
     )
     features = extractor.extract(draw(PEOPLE))
     assert modes.count(features.modes, 4).tolist() == [50, 30, 19, 1]
-    never = np.array([[0, 0, 0]], np.uint8)
-    assert extractor.extract(draw(never)).modes.tolist() == [3]
-    assert extractor_of("Male").mode_names == ("Male", "no Male")  # nothing is rare
+    absent = np.array([[0, 0, 0]], np.uint8)
+    assert extractor.extract(draw(absent)).modes.tolist() == [3]
+    assert extractor_of("Male").mode_names == ("Male", "no Male")  # no combination is rare
 
 
-def test_confidence_is_that_of_the_least_certain_attribute():
+def test_the_confidence_is_that_of_the_least_certain_attribute():
     extractor = extractor_of("Wearing_Hat", "Male")
     images = draw(np.array([[1, 0, 1]]))
     images[0, 0, :3, 0] = [128 + 96, 128 - 64, 128]  # logits 3, -2 and, not chosen, 0
@@ -161,13 +161,13 @@ def test_pixel_features_are_means_of_blocks(size, side, monkeypatch):
         assert mean == pytest.approx(pixels.mean() / 255, abs=1e-6)
 
 
-def test_the_hash_of_pixels_names_their_side():
+def test_the_hash_of_a_pixel_extractor_contains_its_side():
     assert (PixelExtractor(CPU).hash, PixelExtractor(CPU, side=4).hash) == ("pixels-16", "pixels-4")
     grey = np.full((1, 9, 8, 1), 51, np.uint8)
     assert PixelExtractor(CPU, side=1).extract(grey).features.tolist() == [[pytest.approx(0.2)]]
 
 
-def test_combined_has_the_features_of_one_and_the_modes_of_the_other():
+def test_combined_extractor_has_the_features_of_one_and_the_modes_of_the_other():
     pixels, attributes = PixelExtractor(CPU), extractor_of("Male")
     combined = CombinedExtractor(pixels, attributes)
     images = draw(PEOPLE)

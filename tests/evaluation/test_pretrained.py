@@ -1,4 +1,4 @@
-"""Inception v3 with random weights: nothing is downloaded, neither here nor by ganray."""
+"""Inception v3 with random weights; nothing is downloaded."""
 
 import hashlib
 import sys
@@ -28,12 +28,14 @@ def save(weights: object, path: Path) -> Path:
     return path
 
 
-class RunsCode:
+class Malicious:
+    """Object whose unpickling runs code."""
+
     def __reduce__(self):
         return exec, ("raise SystemExit('unpickled')",)
 
 
-def test_features_are_torch_fidelitys_for_the_same_file(tmp_path, monkeypatch):
+def test_features_equal_those_of_torch_fidelity(tmp_path, monkeypatch):
     network = random_inception(monkeypatch)
     path = save(network.state_dict(), tmp_path / "inception.pth")
     extractor = InceptionExtractor(path, CPU)
@@ -53,15 +55,15 @@ def test_features_are_torch_fidelitys_for_the_same_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (RunsCode(), "UnpicklingError"),
-        ({"fc.weight": RunsCode()}, "UnpicklingError"),
+        (Malicious(), "UnpicklingError"),
+        ({"fc.weight": Malicious()}, "UnpicklingError"),
         ([1.0], "TypeError"),
         ({}, "RuntimeError"),
         ({"fc.weight": torch.zeros(1000, 2048)}, "RuntimeError"),
     ],
     ids=["code", "code in a dict", "list", "empty", "other network"],
 )
-def test_a_file_of_other_weights_is_named_and_runs_no_code(tmp_path, weights, message):
+def test_a_file_of_other_weights_is_rejected_without_running_its_code(tmp_path, weights, message):
     pytest.importorskip("torch_fidelity")
     path = save(weights, tmp_path / "other.pth")
     with pytest.raises(UserError, match=message) as error:
@@ -71,13 +73,13 @@ def test_a_file_of_other_weights_is_named_and_runs_no_code(tmp_path, weights, me
     assert "\n" not in str(error.value)
 
 
-def test_an_absent_file_is_not_downloaded(tmp_path):
+def test_a_missing_file_is_rejected_and_not_downloaded(tmp_path):
     pytest.importorskip("torch_fidelity")
     with pytest.raises(UserError, match=r"no such file; must be weights-inception-2015.*download"):
         InceptionExtractor(tmp_path / "none.pth", CPU)
 
 
-def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch):
+def test_the_error_names_the_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     with pytest.raises(UserError, match=r"not installed; pip install 'ganray\[pretrained\]'"):
         InceptionExtractor(tmp_path / "none.pth", CPU)
