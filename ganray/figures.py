@@ -27,7 +27,7 @@ _GAP, _MARGIN = 4, 16
 _FONT_SIZE, _LINE_HEIGHT = 14, 20
 _TEXT_COLOR, _NOTE_COLOR = (30, 30, 30), (110, 110, 110)
 _GIF_COLORS = 64
-"""Size of the palette, at most 256; more colours make a larger file."""
+"""Size of the palette, at most 256; more colors make a larger file."""
 
 
 def sample_grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
@@ -181,7 +181,7 @@ def write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
     require_encoder()
     import imageio.v2 as imageio
 
-    # H.264 stores one colour per 2x2 pixels, so sides must be even.
+    # H.264 stores one color per 2x2 pixels, so sides must be even.
     odd = [(0, side % 2) for side in frames.shape[1:3]]
     even = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")
     imageio.mimwrite(path, list(even), fps=fps, macro_block_size=2, quality=8)

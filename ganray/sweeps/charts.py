@@ -29,7 +29,7 @@ _SAMPLES_DPI = 140
 _MAX_WIDTH = 11.5
 """Width of a figure in inches, unless a single panel is wider."""
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
-"""The palette of Okabe and Ito 2008, which colour-blind readers can tell apart."""
+"""The palette of Okabe and Ito 2008, which color-blind readers can tell apart."""
 _TEXT, _MUTED, _BLANK = "0.15", "0.45", "0.92"
 _TITLES = {
     "kl_corrected": "corrected KL (nats)",
@@ -116,7 +116,7 @@ def setting_grid(results: Results, metric: str) -> SettingGrid:
 
 
 def heat_maps(results: Results, metric: str, path: Path) -> None:
-    """Draw the mean of each setting, on one colour scale for all panels."""
+    """Draw the mean of each setting, on one color scale for all panels."""
     grid = setting_grid(results, metric)
     shape = grid.values.shape[:3]
     estimates = {index: grid.estimate(*index) for index in np.ndindex(shape)}

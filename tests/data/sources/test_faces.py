@@ -22,10 +22,10 @@ from ganray.data.sources.faces.traits import (
     SHAVEN,
     STUBBLE,
     SUIT,
-    Dice,
+    RandomStream,
     attributes_of,
+    draw_traits,
     mix,
-    roll_traits,
 )
 
 MANY = 2_000
@@ -33,7 +33,7 @@ MANY = 2_000
 
 @pytest.fixture(scope="module")
 def traits():
-    return roll_traits(7, np.arange(MANY))
+    return draw_traits(7, np.arange(MANY))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def facts(traits):
 
 def paint_with(changes, indices=range(4), rng_seed=3):
     """The same faces with some traits set to a value: float32 images (n, 218, 178, 3)."""
-    traits = roll_traits(rng_seed, np.array(indices))
+    traits = draw_traits(rng_seed, np.array(indices))
     plain = {"hat": False, "glasses": False, "sunglasses": False, "blurry": False, "facial": 0}
     for name, value in (plain | {"mustache": False} | changes).items():
         was = getattr(traits, name)
@@ -52,9 +52,9 @@ def paint_with(changes, indices=range(4), rng_seed=3):
     return paint(traits).astype(np.float32)
 
 
-def hair_luminance(colour):
-    traits = {"length": LONG, "haired": True, "bangs": False, "puff": 6.0, "colour": colour}
-    hair = np.array(HAIRS[colour], np.float32).reshape(3, 1, 1)
+def hair_luminance(color):
+    traits = {"length": LONG, "haired": True, "bangs": False, "puff": 6.0, "hair_color": color}
+    hair = np.array(HAIRS[color], np.float32).reshape(3, 1, 1)
     images = paint_with(traits | {"hair_dark": hair * 0.62, "hair_light": hair * 1.18})
     return images[:, 48:58, 80:100].mean()
 
@@ -84,7 +84,7 @@ def test_far_numbers_and_any_integer_seed_are_welcome():
 
 
 def test_splitmix_matches_its_published_stream():
-    steps = np.arange(1, 4, dtype=np.uint64) * np.uint64(Dice.STEP)
+    steps = np.arange(1, 4, dtype=np.uint64) * np.uint64(RandomStream.STEP)
     stream = mix(np.uint64(1234567) + steps)
     assert stream.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
@@ -117,11 +117,11 @@ def test_what_is_drawn_varies_and_what_is_not_is_never_claimed(facts):
 
 
 def test_hair_is_one_thing_at_a_time(facts):
-    colours = sum(facts[f"{c}_Hair"].astype(int) for c in ("Black", "Blond", "Brown", "Gray"))
+    colors = sum(facts[f"{c}_Hair"].astype(int) for c in ("Black", "Blond", "Brown", "Gray"))
     texture = facts["Wavy_Hair"].astype(int) + facts["Straight_Hair"]
-    assert colours.max() == 1
+    assert colors.max() == 1
     assert texture.max() == 1
-    assert not (colours > texture).any(), "a colour of hair that is not there"
+    assert not (colors > texture).any(), "a color of hair that is not there"
     assert not texture[facts["Bald"]].any()
     assert not (facts["Bangs"] & (facts["Wearing_Hat"] | facts["Receding_Hairline"])).any()
     assert not (facts["Bald"] & facts["Wearing_Hat"]).any()
@@ -136,13 +136,13 @@ def test_no_beard_means_none_of_any_kind(facts):
 
 
 @pytest.mark.parametrize(("lighter", "darker"), [(BLOND, BROWN), (BROWN, BLACK)])
-def test_hair_has_its_colour(lighter, darker):
+def test_hair_has_its_color(lighter, darker):
     assert hair_luminance(lighter) > hair_luminance(darker) + 15
 
 
 def test_lipstick_is_redder_than_lips():
     red = np.array(LIPSTICKS[0], np.float32).reshape(3, 1, 1)
-    bare, made_up = (paint_with(c) for c in ({"open": False}, {"open": False, "lip_colour": red}))
+    bare, made_up = (paint_with(c) for c in ({"open": False}, {"open": False, "lip_color": red}))
     lips = np.s_[:, 150:160, 82:96]
     redness = [image[lips][..., 0].mean() - image[lips][..., 1].mean() for image in (bare, made_up)]
     assert redness[1] > redness[0] + 15
@@ -272,7 +272,7 @@ def test_what_a_killed_writer_left_is_harmless(tmp_path, monkeypatch):
 
 def test_the_real_celeba_is_never_replaced(tmp_path):
     (tmp_path / "img_align_celeba.zip").write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match="not ours to replace"):
+    with pytest.raises(FileExistsError, match="was not written by ganray"):
         write_celeba(tmp_path, 3, rng_seed=1)
     assert (tmp_path / "img_align_celeba.zip").read_bytes() == b"precious"
 

@@ -1,9 +1,8 @@
-"""Procedural aligned faces in CelebA's own layout: the stand-in for a machine without CelebA.
+"""Procedural aligned faces in CelebA's layout, for machines without CelebA.
 
-A face is a pure function of `(rng_seed, index)`: ``face_traits`` throws its dice and derives its
-traits and attributes, ``face_painters`` draws them. `draw` returns faces as arrays, `write_celeba`
-leaves them on disk as CelebA's own files, which ``sources`` then reads like the real ones. Nobody
-else imports the two modules below.
+A face is a pure function of `(rng_seed, index)`: ``traits`` draws its random traits and derives its
+attributes, ``painters`` renders them. `draw` returns faces as arrays, `write_celeba` writes them as
+CelebA's files, which ``sources.celeba`` reads like the real ones.
 """
 
 import io
@@ -25,39 +24,39 @@ from ganray.data.sources.faces.traits import (
     ATTRIBUTE_NAMES,
     DRAWN_ATTRIBUTES,
     attributes_of,
-    roll_traits,
+    draw_traits,
 )
 from ganray.errors import UserError
 
 __all__ = ["ATTRIBUTE_NAMES", "DRAWN_ATTRIBUTES", "VERSION", "draw", "is_written", "write_celeba"]
 
 VERSION = 1
-"""Of the drawing; raise it whenever a pixel or an attribute of any face changes."""
+"""Version of the faces; increase it if a pixel or an attribute of any face changes."""
 
 _IMAGES_FILE, _ATTRIBUTES_FILE = "img_align_celeba.zip", "list_attr_celeba.txt"
 _PARTITION_FILE = "list_eval_partition.txt"
 _RECORD = "ganray-faces.json"
 _SPLIT = (162_770, 19_867, 19_962)  # CelebA's train, valid, test
-_TASK = 128  # faces a process draws before it hands them over
+_TASK = 128  # faces per task of a worker process
 
 
 def draw(rng_seed: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the faces with these numbers; face i never depends on its neighbours.
+    """Draw faces. A face does not depend on the others.
 
     Args:
-        rng_seed: Any integer; another seed gives other people.
-        indices: Integers (n,), not negative, in any order.
+        rng_seed: Any integer; another seed gives other faces.
+        indices: Indices of the faces, not negative integers (n,), in any order.
 
     Returns:
         Images, uint8 (n, 218, 178, 3), RGB in [0, 255]; and attributes, int8 (n, 40) in {-1, 1},
-        true of the pictures in the columns `DRAWN_ATTRIBUTES`, -1 in all others.
+        which are those of the images in the columns `DRAWN_ATTRIBUTES` and -1 in all others.
     """
-    traits = roll_traits(rng_seed, indices)
+    traits = draw_traits(rng_seed, indices)
     return paint(traits), attributes_of(traits)
 
 
 def is_written(folder: Path, num_images: int, rng_seed: int) -> bool:
-    """Whether `write_celeba` left a whole set of these faces here."""
+    """Return whether `write_celeba` has written all of these faces into the folder."""
     record = folder / _RECORD
     return record.exists() and json.loads(record.read_text()) == _identity(num_images, rng_seed)
 
@@ -73,34 +72,34 @@ def write_celeba(
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write faces 0 ... num_images - 1 as `torchvision.datasets.CelebA` leaves its own.
+    """Write faces 0 ... num_images - 1 in the layout of `torchvision.datasets.CelebA`.
 
-    The folder then holds `img_align_celeba.zip` (JPEGs 178 wide and 218 tall, stored),
-    `list_attr_celeba.txt`, `list_eval_partition.txt`, and our record `ganray-faces.json`, which
-    comes last: without it the set is not whole. A whole set of the same faces is left alone.
+    The folder then contains `img_align_celeba.zip` (stored JPEGs, 178 wide and 218 high),
+    `list_attr_celeba.txt`, `list_eval_partition.txt`, and `ganray-faces.json`, which is written
+    last: a set without it is incomplete. A complete set of the same faces is not written again.
 
     Args:
-        folder: Made when missing. Files of the real CelebA in it are never replaced.
-        num_images: At most 999,999, for the names have six digits.
-        rng_seed: As for `draw`.
-        processes: How many draw; None is one per core. The bytes written do not depend on it.
-        progress: Called with the number of new faces, every few faces.
+        folder: Created if missing. Files of the real CelebA in it are never replaced.
+        num_images: At most 999,999, because the names have six digits.
+        rng_seed: See `draw`.
+        processes: Number of worker processes; None: one per core. The files do not depend on it.
+        progress: Function that is called with the number of new faces.
 
     Raises:
-        FileExistsError: The folder holds CelebA files that this function did not write.
+        FileExistsError: The folder contains CelebA files that this function did not write.
     """
     if not 1 <= num_images <= 999_999:
         raise UserError(f"num_images={num_images} is outside 1 ... 999999, six digits of a name")
     if is_written(folder, num_images, rng_seed):
         return
-    record, begun = folder / _RECORD, folder / f"{_RECORD}.part"
+    record, unfinished = folder / _RECORD, folder / f"{_RECORD}.part"
     folder.mkdir(parents=True, exist_ok=True)
     final = [folder / name for name in (_ATTRIBUTES_FILE, _PARTITION_FILE, _IMAGES_FILE)]
     foreign = [path for path in final if path.exists()]
-    if foreign and not record.exists() and not begun.exists():
-        raise FileExistsError(f"{foreign[0]} is not ours to replace; name another folder")
+    if foreign and not record.exists() and not unfinished.exists():
+        raise FileExistsError(f"{foreign[0]} was not written by ganray; use another folder")
     identity = _identity(num_images, rng_seed)
-    begun.write_text(json.dumps(identity))  # claims the folder until it becomes the record
+    unfinished.write_text(json.dumps(identity))  # marks the folder as ganray's until the end
     for path in (record, *final):
         path.unlink(missing_ok=True)
 
@@ -114,7 +113,7 @@ def write_celeba(
     )
     split = [f"{_name(i)} {int(i >= train) + int(i >= valid)}\n" for i in range(num_images)]
     parts[1].write_text("".join(split))
-    for part, path in zip([*parts, begun], [*final, record], strict=True):
+    for part, path in zip([*parts, unfinished], [*final, record], strict=True):
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -123,7 +122,7 @@ def write_celeba(
 def _write_images(
     path: Path, num_images: int, rng_seed: int, processes: int | None, progress
 ) -> np.ndarray:
-    """Fill the zip, in order, from all cores; returns the attributes, int8 (num_images, 40)."""
+    """Write the zip, in order, on all cores; return the attributes, int8 (num_images, 40)."""
     processes = processes or os.cpu_count() or 1
     tasks = [
         (rng_seed, start, min(start + _TASK, num_images)) for start in range(0, num_images, _TASK)
@@ -148,7 +147,7 @@ def _write_images(
 
 
 def _jpegs(task: tuple[int, int, int]) -> tuple[list[bytes], np.ndarray]:
-    """The work of one process: draw faces start ... stop - 1 and pack them."""
+    """Draw faces start ... stop - 1 and encode them as JPEG; runs in a worker process."""
     rng_seed, start, stop = task
     images, attributes = draw(rng_seed, np.arange(start, stop))
     jpegs = []
@@ -160,5 +159,5 @@ def _jpegs(task: tuple[int, int, int]) -> tuple[list[bytes], np.ndarray]:
 
 
 def _name(index: int) -> str:
-    """CelebA counts from one."""
+    """Return the file name of a face; CelebA's names begin at 1."""
     return f"{index + 1:06d}.jpg"

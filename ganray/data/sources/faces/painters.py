@@ -1,16 +1,16 @@
-"""How a procedural face looks: from the traits of ``face_traits`` to pixels.
+"""Rendering of procedural faces from their traits.
 
-`paint` is the way in: `Traits` go in, uint8 pictures come out. It cuts the faces into chunks; a
-`_Canvas` holds the unfinished pictures of a chunk, each painter opens a `_Window` on the part of
-them that it needs and lays its feature over what is there. `_PAINTERS` is their order.
+`paint` renders `Traits` to uint8 images in chunks. A `_Canvas` holds the images of a chunk. Each
+painter opens a `_Window` on the part of them that it needs and paints its feature over the pixels,
+in the order of `_PAINTERS`.
 
 Shapes are signed distances `d` (negative inside), anti-aliased by `clip(0.5 - d / softness)`, in
-the face's own frame: `u` to the right and `v` down, in pixels, zero between the eyes, so that the
-eyes are at u = -19 and 19 and the mouth is near v = 42. Arrays are (n, height, width), those with
-colour (n, 3, height, width).
+face coordinates: `u` to the right and `v` down, in pixels, zero between the eyes. The eyes are at
+u = -19 and 19 and the mouth is near v = 42. Arrays are (n, height, width), with colors (n, 3,
+height, width).
 
-Pixels only ever meet + - * /, sqrt, rint, min and max, which IEEE 754 rounds exactly, and never
-those of another face, so a face has the same bytes in any batch and on any machine.
+Only + - * /, sqrt, rint, min and max are used, which IEEE 754 rounds exactly, and no reductions
+over faces, so that a face has the same bytes in any batch and on any machine.
 """
 
 from collections.abc import Iterator
@@ -36,48 +36,48 @@ from ganray.data.sources.faces.traits import (
 )
 
 HEIGHT, WIDTH = 218, 178
-"""Of CelebA's aligned pictures."""
+"""Size of CelebA's aligned images."""
 
 Number = float | np.ndarray
 
-_CHUNK = 12  # faces painted at once: enough to hide numpy's call overhead, few for the cache
+_CHUNK = 12  # faces painted at once: enough to hide numpy's overhead, few enough for the cache
 
 
-# Pencils: signed distances, coverages, waves.
+# Primitives: signed distances, coverage, waves.
 
 
 def _either(flag: np.ndarray, yes: Number, no: Number = 0.0) -> np.ndarray:
-    """np.where in float32, so that a flag does not turn the pixels into float64."""
+    """Return np.where in float32, so that a flag does not promote pixels to float64."""
     return np.where(flag, np.float32(yes), np.float32(no))
 
 
 def _plus(x: np.ndarray) -> np.ndarray:
-    """np.maximum(x, 0) in a third of the time."""
+    """Return np.maximum(x, 0) in a third of the time."""
     return np.clip(x, 0, 1e6)
 
 
 def _cover(d: np.ndarray, softness: Number = 1.2) -> np.ndarray:
-    """Signed distance (negative inside) -> coverage in [0, 1]."""
+    """Return the coverage in [0, 1] of signed distances (negative inside)."""
     d = d * (-1 / softness)
     d += 0.5
     return np.clip(d, 0, 1, out=d)
 
 
 def _ellipse(x, y, rx, ry) -> np.ndarray:
-    """Signed distance (nearly) to an ellipse about zero."""
+    """Return approximate signed distances to an ellipse around zero."""
     x, y = x / rx, y / ry
     return (np.sqrt(x * x + y * y) - 1) * np.minimum(rx, ry, dtype=np.float32)
 
 
 def _blob(x, y, rx, ry) -> np.ndarray:
-    """A smooth bump: 1 at zero, 0 on the ellipse and beyond."""
+    """Return a smooth bump: 1 at zero, 0 on the ellipse and outside."""
     x, y = x / rx, y / ry
     bump = _plus(1 - x * x - y * y)
     return bump * bump
 
 
 def _wave(x) -> np.ndarray:
-    """A sine made of parabolas, of period 1 and amplitude 1."""
+    """Return a sine-like wave of parabolas, with period 1 and amplitude 1."""
     x = x - np.rint(x)
     slope = np.abs(x)
     slope *= -16
@@ -87,23 +87,23 @@ def _wave(x) -> np.ndarray:
 
 
 class _Window:
-    """A box of pixels of some faces: `t` their traits, `u` and `v` (m, h, w) face coordinates."""
+    """Rectangle of pixels of some faces: traits `t`, face coordinates `u` and `v` (m, h, w)."""
 
     def __init__(self, t: Traits, pixels: np.ndarray, u, v, scratch: np.ndarray) -> None:
         self.t, self.rgb, self.u, self.v = t, pixels, u, v
-        self.column = u[:, :1]  # (m, 1, w): nearly u, for what need not turn with the head
+        self.column = u[:, :1]  # (m, 1, w): u of the first row, for shapes that need not rotate
         self._scratch = scratch[: pixels.size].reshape(pixels.shape)
 
-    def paint(self, coverage: np.ndarray, colour, strength=None) -> None:
-        """Lay a colour, (m, 3, 1, 1) or per pixel, over the pixels as far as it covers them."""
+    def paint(self, coverage: np.ndarray, color, strength=None) -> None:
+        """Blend a color, (m, 3, 1, 1) or per pixel, over the pixels by its coverage."""
         if strength is not None:
             coverage = coverage * np.asarray(strength, np.float32)
-        change = np.subtract(colour, self.rgb, out=self._scratch)
+        change = np.subtract(color, self.rgb, out=self._scratch)
         change *= coverage[:, None]
         self.rgb += change
 
     def model(self, coverage: np.ndarray, dark, light, tone: np.ndarray) -> None:
-        """Paint from dark (where the tone is 0) to light (1): what a round thing looks like."""
+        """Blend a shaded color over the pixels: dark at tone 0, light at tone 1."""
         change = np.multiply(tone[:, None], light - dark, out=self._scratch)
         change += dark
         change -= self.rgb
@@ -112,17 +112,17 @@ class _Window:
 
 
 class _Canvas:
-    """The pictures in work, `rgb`: float32 (n, 3, 218, 178) in [0, 255], of faces with traits `t`.
+    """Unfinished images `rgb`, float32 (n, 3, 218, 178) in [0, 255], of faces with traits `t`.
 
-    It serves chunk after chunk: a fresh page of memory costs more than the paint on it.
+    The memory is reused for all chunks: allocating pages takes longer than painting them.
     """
 
-    def __init__(self, most_faces: int) -> None:
-        self._memory = np.empty((most_faces, 5, HEIGHT + 2, WIDTH + 2), np.float32)  # rgb, u, v
-        self._scratch = np.empty(most_faces * 3 * HEIGHT * WIDTH, np.float32)
+    def __init__(self, max_faces: int) -> None:
+        self._memory = np.empty((max_faces, 5, HEIGHT + 2, WIDTH + 2), np.float32)  # rgb, u, v
+        self._scratch = np.empty(max_faces * 3 * HEIGHT * WIDTH, np.float32)
 
     def start(self, t: Traits) -> None:
-        """Forget the last chunk, paint the wall for the next one."""
+        """Start a chunk: paint the background, compute the coordinates."""
         self.t, memory = t, self._memory[: t.male.size]
         _wall(t, memory[:, :3])
         self.rgb, self._u, self._v = memory[:, :3, :HEIGHT, :WIDTH], memory[:, 3], memory[:, 4]
@@ -131,26 +131,28 @@ class _Canvas:
         cos, sin = t.cos / t.zoom, t.sin / t.zoom
         np.add(cos * x, sin * y, out=self._u)
         np.subtract(cos * y, sin * x, out=self._v)
-        self.hair: list[tuple[np.ndarray, np.ndarray]] = []  # from behind, kept for in front
+        self.hair: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # of `_hair_behind`, for `_hair_in_front`
 
     @contextmanager
     def window(self, top: int, bottom: int, left: int, right: int, only=None) -> Iterator[_Window]:
-        """Open a box for painting on the faces that `only`, a bool (n, 1, 1), picks."""
-        who = slice(None) if only is None or only.all() else np.flatnonzero(only)
-        box = (who, ..., slice(top, bottom), slice(left, right))
+        """Open a rectangle of the faces that `only`, bool (n, 1, 1), selects."""
+        rows = slice(None) if only is None or only.all() else np.flatnonzero(only)
+        box = (rows, ..., slice(top, bottom), slice(left, right))
         pixels = self.rgb[box]
-        if right - left < 100:  # numpy is slow on short rows, so a narrow box is packed
+        if right - left < 100:  # numpy is slow on short rows, so narrow boxes are copied
             pixels = pixels.copy()
-        yield _Window(self.t[who], pixels, self._u[box], self._v[box], self._scratch)
+        yield _Window(self.t[rows], pixels, self._u[box], self._v[box], self._scratch)
         if pixels.base is not self._memory:  # then the pixels are a copy
             self.rgb[box] = pixels
 
 
-# Painters, from the wall to the spectacles.
+# Painters, from the background to the glasses.
 
 
 def _wall(t: Traits, out: np.ndarray) -> None:
-    """A room out of focus, into (n, 3, 220, 180): painted at a quarter of the size, stretched."""
+    """Paint a blurred background into (n, 3, 220, 180), at a quarter of the size, then enlarged."""
     x = np.arange(0, WIDTH + 6, 4, dtype=np.float32)
     y = np.arange(0, HEIGHT + 6, 4, dtype=np.float32)[:, None]
     d = t.wall_edge_u * (x - WIDTH / 2) + t.wall_edge_v * (y - HEIGHT / 2) - t.wall_edge
@@ -165,7 +167,7 @@ def _wall(t: Traits, out: np.ndarray) -> None:
 
 
 def _stretch(small: np.ndarray, out: np.ndarray) -> None:
-    """Linear between pixels: (n, 3, h, w) into (n, 3, 4h - 4, 4w - 4), four times the size."""
+    """Enlarge (n, 3, h, w) linearly into (n, 3, 4h - 4, 4w - 4)."""
     wide = np.empty((*small.shape[:3], out.shape[3]), np.float32)
     step = np.diff(small) / 4
     for k in range(4):
@@ -177,7 +179,7 @@ def _stretch(small: np.ndarray, out: np.ndarray) -> None:
 
 
 def _hair_shape(t: Traits, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The whole mop, a dome above a column: coverage, and tone by strand."""
+    """Return coverage and tone of the hair, a dome above a column."""
     side, column = u - t.head, u[:, :1]
     height = _plus(-6 - v)
     height /= 62 + t.puff_top
@@ -194,7 +196,7 @@ def _hair_shape(t: Traits, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np
     d = np.maximum((radius - 1) * width, ends)
     d += t.curl * _wave(column / t.curl_size)
     d += curls
-    strand = side / (v + 130)  # all from one point above the crown
+    strand = side / (v + 130)  # from one point above the head
     strand *= t.strands
     strand += t.phase
     strand += 0.06 * curls
@@ -203,7 +205,7 @@ def _hair_shape(t: Traits, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np
     strand -= np.rint(strand)
     tone += 0.5 * np.abs(strand)
     radius -= 0.78
-    tone += _plus(0.5 - np.abs(radius) / 0.3) * height  # the sheen
+    tone += _plus(0.5 - np.abs(radius) / 0.3) * height  # highlight
     x *= 0.28 * t.light_u
     tone += x
     tone += 0.28
@@ -211,9 +213,9 @@ def _hair_shape(t: Traits, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _twice(rows: np.ndarray) -> np.ndarray:
-    """Every other row filled in: (m, h, w) -> (m, 2h, w).
+    """Interpolate every other row: (m, h, w) -> (m, 2h, w).
 
-    Strands hang, so hair is reckoned on half of its rows, in half the time.
+    Hair varies little along v, so half of its rows are computed, in half the time.
     """
     full = np.repeat(rows, 2, axis=1)
     full[:, 1:-1:2] += rows[:, 1:]
@@ -222,23 +224,23 @@ def _twice(rows: np.ndarray) -> np.ndarray:
 
 
 def _hairs(t: Traits) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
-    """A box that just holds it, and on whom, for each length of hair."""
+    """Return the bounding box and the faces of short and of longer hair."""
     tall = t.length > SHORT
     return [((14, 126, 16, 162), t.haired & ~tall), ((14, HEIGHT, 6, 172), t.haired & tall)]
 
 
 def _hair_behind(canvas: _Canvas) -> None:
-    for box, who in _hairs(canvas.t):
-        with canvas.window(*box, only=who) as w:
+    for box, faces in _hairs(canvas.t):
+        with canvas.window(*box, only=faces) as w:
             coverage, tone = map(_twice, _hair_shape(w.t, w.u[:, ::2], w.v[:, ::2]))
             canvas.hair.append((coverage, tone))
             w.paint(coverage, w.t.hair_dark * 0.8)
 
 
 def _hair_in_front(canvas: _Canvas) -> None:
-    """The mop less an opening for the face; its shadow falls on the brow."""
-    for (box, who), (coverage, tone) in zip(_hairs(canvas.t), canvas.hair, strict=True):
-        with canvas.window(*box, only=who) as w:
+    """Paint the hair except an opening for the face, and its shadow on the forehead."""
+    for (box, faces), (coverage, tone) in zip(_hairs(canvas.t), canvas.hair, strict=True):
+        with canvas.window(*box, only=faces) as w:
             t, side, v = w.t, w.u[:, ::2] - w.t.head, w.v[:, ::2]
             width = t.face_w - t.temple
             a = np.abs(side) / (width + width * t.part_open * _plus(v) / 100)
@@ -261,7 +263,7 @@ def _neck(canvas: _Canvas) -> None:
 
 
 def _shirt(canvas: _Canvas) -> None:
-    """What shows of shirt and tie between the lapels of a suit."""
+    """Paint the visible part of shirt and tie of a suit."""
     with canvas.window(176, HEIGHT, 40, 138, only=canvas.t.outfit == SUIT) as w:
         t, a, down = w.t, np.abs(w.u), w.v - w.t.shoulder
         throat = a - (t.neck_w - 2) * (4 - down) / 10
@@ -290,7 +292,7 @@ def _clothes(canvas: _Canvas) -> None:
 
 
 def _necklace(canvas: _Canvas) -> None:
-    """A string of beads, or a chain with a pendant."""
+    """Paint beads, or a chain with a pendant."""
     with canvas.window(174, HEIGHT, 40, 138, only=canvas.t.necklace) as w:
         t = w.t
         ring = _ellipse(w.u, w.v - 76, t.neck_w + 1, 24)
@@ -314,7 +316,7 @@ def _ears(canvas: _Canvas) -> None:
 
 
 def _face_shape(w: _Window) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """An egg with cheeks: signed distance, coordinates in the unit egg and squared radius."""
+    """Return signed distance, normalized coordinates and squared radius of the face's outline."""
     t = w.t
     below = _plus(w.v)
     jaw = below / t.chin
@@ -328,7 +330,7 @@ def _face_shape(w: _Window) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 def _face(canvas: _Canvas) -> None:
-    """The egg, lit from the side."""
+    """Paint the face, lit from the side."""
     with canvas.window(36, 196, 28, 150) as w:
         t = w.t
         d, x, y, radius = _face_shape(w)
@@ -340,7 +342,7 @@ def _face(canvas: _Canvas) -> None:
 
 
 def _cheeks(canvas: _Canvas) -> None:
-    """Blush, cheekbones and the folds beside the mouth."""
+    """Paint blush, cheekbones and the folds beside the mouth."""
     with canvas.window(112, 172, 40, 138) as w:
         t, a, v = w.t, np.abs(w.u - w.t.head / 3), w.v
         rose = _either(t.rosy, 0.8, _either(t.makeup, 0.25, 0.1))
@@ -356,7 +358,7 @@ def _cheeks(canvas: _Canvas) -> None:
 
 
 def _wrinkles(canvas: _Canvas) -> None:
-    """The lines of years on the forehead, those of pounds under the chin."""
+    """Paint wrinkles on the forehead, and a double chin."""
     with canvas.window(66, 102, 50, 128, only=canvas.t.old) as w:
         line = np.abs(_wave((w.v + 2e-3 * w.u * w.u) / 12)) * 3 - 0.9
         w.paint(_cover(line, 2) * _blob(w.u, w.v + 28, 32, 13), w.t.skin_dark * 0.9, 0.7)
@@ -372,26 +374,26 @@ def _beard(canvas: _Canvas) -> None:
         t, full = w.t, w.t.facial == BEARD
         cheek = _ellipse(w.u - t.head / 2, w.v - 4, t.face_w - 7, 30)
         d = np.maximum(_face_shape(w)[0] - _either(full, 2.5, 0), np.maximum(-cheek, 6 - w.v))
-        w.paint(_cover(d, 5), _beard_colour(w), _either(full, 0.96, 0.42))
+        w.paint(_cover(d, 5), _beard_color(w), _either(full, 0.96, 0.42))
     with canvas.window(130, 200, 50, 128, only=kind == GOATEE) as w:
         d = _ellipse(w.u - w.t.yaw, w.v - w.t.chin + 10, 15, 17)
-        w.paint(_cover(d, 3), _beard_colour(w), 0.96)
+        w.paint(_cover(d, 3), _beard_color(w), 0.96)
     with canvas.window(130, 166, 50, 128, only=canvas.t.mustache) as w:
         x = (w.u - 2 * w.t.yaw) / (w.t.mouth_w + 2)
         d = np.abs(w.v - w.t.nose_v - 10 - 3 * x * x) - 4.2 * (1 - x * x)
-        w.paint(_cover(np.maximum(d, np.abs(x) * 20 - 20), 2), _beard_colour(w), 0.96)
+        w.paint(_cover(np.maximum(d, np.abs(x) * 20 - 20), 2), _beard_color(w), 0.96)
     with canvas.window(84, 142, 30, 148, only=canvas.t.sideburns) as w:
         d = np.maximum(np.abs(_face_shape(w)[0] + 2.5) - 3.8, np.abs(w.v - 4) - 22)
-        w.paint(_cover(d, 3), _beard_colour(w))
+        w.paint(_cover(d, 3), _beard_color(w))
 
 
-def _beard_colour(w: _Window) -> np.ndarray:
+def _beard_color(w: _Window) -> np.ndarray:
     tone = 0.76 + 0.04 * _wave(w.u / 9 + w.v / 17) + 0.03 * _wave(w.u / 5 - w.v / 9)
     return (w.t.hair_dark + w.t.hair_light) * (0.5 * tone)[:, None]
 
 
 def _nose(canvas: _Canvas) -> None:
-    """Mostly shadows: the dark flank, the two wings, the nostrils and what the tip throws."""
+    """Paint the shadows of the nose: its dark side, wings, nostrils and tip."""
     with canvas.window(104, 152, 62, 115) as w:
         t, size = w.t, w.t.nose_w
         x = w.u - (4 / 25) * t.yaw * w.v
@@ -410,7 +412,7 @@ def _nose(canvas: _Canvas) -> None:
 
 
 def _mouth(canvas: _Canvas) -> None:
-    """Four parabolas between the corners: lip, opening, opening, lip."""
+    """Paint lips and opening, bounded by four parabolas between the corners."""
     with canvas.window(128, 186, 58, 120) as w:
         t = w.t
         x = (w.u - 2 * t.yaw) / t.mouth_w
@@ -424,11 +426,11 @@ def _mouth(canvas: _Canvas) -> None:
         above, below = top - t.lip * bow * dome, bottom + t.lip * dome
         w.paint(_blob(x, y - below - 3.5, 0.7, 4.5), t.skin_dark, 0.4)
         lips = _cover(np.maximum(np.maximum(above - y, y - below), beyond))
-        w.paint(lips, t.lip_colour * _either(y < middle, 0.86, 1)[:, None])
+        w.paint(lips, t.lip_color * _either(y < middle, 0.86, 1)[:, None])
         shine = _blob(x + 0.15, y - 0.5 * (bottom + below), 0.45, 0.45 * t.lip)
-        w.paint(shine, t.lip_colour * 0.6 + 100, 0.4)
+        w.paint(shine, t.lip_color * 0.6 + 100, 0.4)
         hole = np.maximum(np.maximum(top - y, y - bottom), beyond)
-        w.paint(_cover(hole), t.lip_colour * 0.18 + rgb(26, 4, 6))
+        w.paint(_cover(hole), t.lip_color * 0.18 + rgb(26, 4, 6))
         teeth = np.maximum(hole + 0.9, y - middle - 0.3 * t.gap)
         w.paint(_cover(teeth), rgb(244, 240, 230), t.open)
 
@@ -440,7 +442,7 @@ def _eyes(canvas: _Canvas) -> None:
 
 
 def _eye(w: _Window, side: int) -> None:
-    """One eye; x runs from -1 at the nose to 1 at the temple."""
+    """Paint one eye; x is -1 at the nose and 1 at the temple."""
     t = w.t
     width = t.eye_w * (1 - (0.12 * side) * t.yaw)
     x = (side * w.u - 19) / width
@@ -448,7 +450,7 @@ def _eye(w: _Window, side: int) -> None:
     dome, ends = 1 - x * x, np.abs(x) * 8
     upper, lower = -t.eye_h * dome, 0.75 * t.eye_h * dome
     w.paint(_blob(x, y + 2, 1.7, 15), t.skin_dark, 0.35)
-    w.paint(_blob(x, y + 6, 1.5, 10), t.shadow_colour, 0.85 * t.makeup)
+    w.paint(_blob(x, y + 6, 1.5, 10), t.shadow_color, 0.85 * t.makeup)
     bag = np.maximum(np.abs(y - lower - 5.5) - 0.9, ends - 6.5)
     w.paint(_cover(bag, 2.5), t.skin_dark * 0.82, 0.75 * t.bags)
     crease = np.maximum(np.abs(y - upper + 2.8) - 0.5, ends - 8)
@@ -475,7 +477,7 @@ def _brows(canvas: _Canvas) -> None:
             y = w.v - t.brow_y + t.brow_arch * (1 - bend * bend) + t.brow_tilt * x
             d = np.maximum(np.abs(y) - t.brow_h * (1.05 - 0.5 * x * x), (np.abs(x) - 1) * 12)
             w.paint(
-                _cover(d, 1.8), t.hair_dark * _either(t.colour == BLACK, 1, 0.78)[:, None], 0.92
+                _cover(d, 1.8), t.hair_dark * _either(t.hair_color == BLACK, 1, 0.78)[:, None], 0.92
             )
 
 
@@ -492,7 +494,7 @@ def _earrings(canvas: _Canvas) -> None:
 
 
 def _hat(canvas: _Canvas) -> None:
-    """A cap, a beanie or a hat with a brim, down to just above the brows."""
+    """Paint a cap, a beanie or a hat with a brim, down to the eyebrows."""
     with canvas.window(0, 112, 0, WIDTH, only=canvas.t.hat) as w:
         t, x, kind = w.t, w.u - w.t.head, w.t.hat_kind
         width = t.face_w + 8
@@ -508,9 +510,9 @@ def _hat(canvas: _Canvas) -> None:
         tone = 0.9 + (0.006 * t.light_u) * x - 0.0001 * x * x
         tone += _either((kind == BEANIE) & cuff, 0.1 + 0.12 * _wave(x / 6))
         tone -= _either((kind == BRIM) & cuff, 0.5)
-        w.paint(_cover(crown), t.hat_colour * tone[:, None])
+        w.paint(_cover(crown), t.hat_color * tone[:, None])
         w.paint(_cover(edge - 3, 8), t.skin_dark * 0.6, 0.35)
-        w.paint(_cover(edge), t.hat_colour * (0.82 * tone)[:, None])
+        w.paint(_cover(edge), t.hat_color * (0.82 * tone)[:, None])
 
 
 def _glasses(canvas: _Canvas) -> None:
@@ -531,11 +533,11 @@ def _glasses(canvas: _Canvas) -> None:
         w.paint(_cover(np.minimum(np.abs(d), np.maximum(rods, -d)) - t.frame_h), t.frame)
 
 
-# From the wall to the finished picture.
+# Finished images.
 
 
 def _blur(canvas: _Canvas) -> None:
-    """Out of focus: shrunk to a quarter and stretched again."""
+    """Blur by reducing to a quarter and enlarging again."""
     with canvas.window(0, HEIGHT, 0, WIDTH, only=canvas.t.blurry) as w:
         near = np.pad(w.rgb, ((0, 0), (0, 0), (4, 6), (4, 6)), mode="edge")
         tall = np.mean([near[:, :, k : k + HEIGHT + 3 : 4] for k in range(8)], axis=0)
@@ -559,25 +561,25 @@ _PAINTERS = (
 
 
 def paint(traits: Traits) -> np.ndarray:
-    """The faces with these traits: uint8 (n, 218, 178, 3), RGB."""
+    """Render faces: uint8 (n, 218, 178, 3), RGB."""
     num_faces = traits.length.size
     images = np.empty((num_faces, HEIGHT, WIDTH, 3), np.uint8)
     canvas = _Canvas(min(_CHUNK, num_faces))
-    alike = np.argsort(np.minimum(traits.length, MEDIUM).ravel(), kind="stable")
-    for start in range(0, num_faces, _CHUNK):  # hair of one length fits one window
-        part = alike[start : start + _CHUNK]
+    order = np.argsort(np.minimum(traits.length, MEDIUM).ravel(), kind="stable")
+    for start in range(0, num_faces, _CHUNK):  # hair of similar length shares a window
+        part = order[start : start + _CHUNK]
         canvas.start(traits[part])
         for painter in _PAINTERS:
             painter(canvas)
-        for place, picture, grain in zip(part, canvas.rgb, canvas.t.grain.ravel(), strict=True):
-            _develop(picture, grain, images[place])
+        for index, pixels, grain in zip(part, canvas.rgb, canvas.t.grain.ravel(), strict=True):
+            _add_grain(pixels, grain, images[index])
     return images
 
 
-def _develop(picture: np.ndarray, grain: int, image: np.ndarray) -> None:
-    """One picture from the canvas, float32 (3, 218, 178), into uint8 (218, 178, 3)."""
+def _add_grain(pixels: np.ndarray, grain: int, image: np.ndarray) -> None:
+    """Add noise to pixels, float32 (3, 218, 178), and write them to image, uint8 (218, 178, 3)."""
     top, left = grain // 1024 % (512 - HEIGHT), grain % (512 - WIDTH)
-    grainy = picture + _GRAIN[top : top + HEIGHT, left : left + WIDTH]
+    grainy = pixels + _GRAIN[top : top + HEIGHT, left : left + WIDTH]
     planes = np.clip(grainy, 0, 255, out=grainy).astype(np.uint8)
     for channel in range(3):  # twice as fast as one transposed copy
         image[..., channel] = planes[channel]
