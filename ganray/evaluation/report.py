@@ -16,7 +16,6 @@ from ganray.config.schema import Config
 from ganray.data.format import Shape
 from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
-from ganray.errors import UserError
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
 from ganray.evaluation.extractors import Features
@@ -205,13 +204,10 @@ def differences(a: MetricsReport, b: MetricsReport) -> dict[str, Estimate]:
     the interval ends add in squares (MOVER, Zou and Donner 2008). The intervals are about these
     two generators, not their settings: to compare settings, train each with several seeds.
 
-    Raises:
-        UserError: The reports used different extractors.
     """
     if a.extractor != b.extractor:
-        raise UserError(
-            f"reports by the extractors {a.extractor} and {b.extractor} cannot be subtracted;"
-            " measure both at once, with --against"
+        raise ValueError(
+            f"reports of the extractors {a.extractor} and {b.extractor} cannot be subtracted"
         )
     return {
         name: difference(a.results[name].estimate, b.results[name].estimate)

@@ -54,9 +54,9 @@ class Metric:
 
     def __call__(self, comparison: Comparison) -> Estimate:
         """Return the value with its interval, clipped to the range of the metric."""
-        found = self.estimate(comparison)
-        low, high = max(self.range[0], found.low), min(self.range[1], found.high)
-        return Estimate(found.value, min(low, found.value), max(high, found.value), found.n)
+        result = self.estimate(comparison)
+        low, high = max(self.range[0], result.low), min(self.range[1], result.high)
+        return Estimate(result.value, min(low, result.value), max(high, result.value), result.n)
 
 
 def _held(counts: Counts, reference: Counts, samples: int | None = None) -> int:
@@ -79,7 +79,7 @@ def _ideal_modes(c: Comparison) -> float:
 
 
 def _weights(reference: Counts) -> np.ndarray:
-    """Return weights (K,): 0.5 for modes without reference images, or one sample gave infinity."""
+    """Return weights (K,), at least 0.5, so that no sample makes a divergence infinite."""
     return np.maximum(reference, 0.5)
 
 
@@ -147,8 +147,8 @@ METRICS_BY_NAME = {metric.name: metric for metric in METRICS}
 
 def available_metrics(samples: ImageStatistics, *, quick: bool = False) -> list[Metric]:
     """Return the metrics that can be computed of these samples; `quick` leaves out slow ones."""
-    found = [metric for metric in METRICS if samples.has_modes or not metric.needs_modes]
-    return [metric for metric in found if not (quick and metric.is_slow)]
+    metrics = [metric for metric in METRICS if samples.has_modes or not metric.needs_modes]
+    return [metric for metric in metrics if not (quick and metric.is_slow)]
 
 
 def measure(

@@ -260,9 +260,8 @@ def test_generators_of_two_sizes_are_compared_at_the_size_of_the_first(
 def test_reports_of_different_extractors_are_not_subtracted():
     report = MetricsReport({}, 100, "a", (), [], [])
     assert differences(report, report) == {}
-    with pytest.raises(ValueError, match=r"extractors a and b cannot .*--against") as error:
+    with pytest.raises(ValueError, match="extractors a and b cannot be subtracted"):
         differences(report, replace(report, extractor="b"))
-    assert "\n" not in str(error.value)
 
 
 def reference_set(images, classifier=""):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,11 @@ def test_ideal_scores_take_the_sampling_of_the_reference_images_into_account():
     report = suite.report(reference, fake, control, resamples=4)
     for name, tolerance in {"modes": 3, "kl": 0.03, "kl_corrected": 0.02, "js": 0.01}.items():
         assert report.results[name].ideal == pytest.approx(truth[name], abs=tolerance), name
+
+
+def test_every_metric_is_described_in_the_readme():
+    readme = (Path(suite.__file__).parent / "README.md").read_text()
+    assert not [metric.name for metric in suite.METRICS if f"`{metric.name}`" not in readme]
 
 
 def test_report_is_plain_json():
