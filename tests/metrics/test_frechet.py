@@ -1,4 +1,4 @@
-"""Moments, Frechet distance and KID against numpy, scipy, torch-fidelity and torchmetrics."""
+"""Moments, Frechet distance and KID against numpy, scipy and torch-fidelity."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,6 @@ import torch
 from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from ganray.metrics import matrices
 from ganray.metrics.frechet import Moments, frechet_distance, kid
@@ -125,36 +123,6 @@ def test_kid_equals_torch_fidelity_with_one_subset_of_all():
     )
     expected = scores["kernel_inception_distance_mean"]
     assert kid(reference, samples) == pytest.approx(expected, rel=1e-9)
-
-
-class Flatten(torch.nn.Module):
-    """Replacement for Inception: the pixels are the features."""
-
-    num_features = 12
-
-    def forward(self, images):
-        return images.flatten(1)
-
-
-def by_torchmetrics(metric, reference, samples):
-    for rows, is_real in ((reference, True), (samples, False)):
-        metric.update(rows.unflatten(1, (1, 3, 4)), real=is_real)
-    return metric.compute()
-
-
-def test_frechet_distance_equals_torchmetrics():
-    reference, samples = correlated(300, 12, 1), correlated(200, 12, 2)
-    metric = FrechetInceptionDistance(Flatten(), input_img_size=(1, 3, 4)).set_dtype(torch.float64)
-    expected = by_torchmetrics(metric, reference, samples).item()
-    assert distance(reference, samples) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all")
-def test_kid_equals_torchmetrics_with_one_subset_of_all():
-    reference, samples = correlated(200, 12, 1), correlated(200, 12, 2)
-    metric = KernelInceptionDistance(Flatten(), subsets=1, subset_size=200)
-    expected, _ = by_torchmetrics(metric, reference, samples)
-    assert kid(reference, samples) == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_kid_by_hand():

@@ -1,13 +1,11 @@
-"""Counts and divergences against scipy, torchmetrics and closed forms."""
+"""Counts and divergences against scipy and closed forms."""
 
 import math
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
-from torchmetrics.functional import kl_divergence
 
 from ganray.metrics import modes
 
@@ -18,7 +16,7 @@ def test_counts_cover_every_class():
     assert modes.count([], 2).tolist() == [0, 0]
 
 
-def test_the_gate_keeps_confident_samples():
+def test_only_confident_samples_are_counted():
     labels, confidences = [0, 0, 1, 2], [0.89, 0.9, 1.0, 0.2]
     assert modes.count_confident(labels, confidences, 3).tolist() == [1, 1, 0]
     assert modes.count_confident(labels, confidences, 3, at_least=0.2).tolist() == [2, 1, 1]
@@ -50,15 +48,13 @@ def test_proportional_counts_do_not_diverge():
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
-def test_divergences_equal_scipy_and_torchmetrics(classes):
+def test_divergences_equal_scipy(classes):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 4, classes) + (np.arange(classes) == 0)
     weights = rng.random(classes) + 0.01
     uniform = np.full(classes, 1 / classes)
     assert modes.kl(counts) == pytest.approx(entropy(counts, uniform), abs=1e-12)
     assert modes.kl(counts, weights) == pytest.approx(entropy(counts, weights), abs=1e-12)
-    p, q = (torch.tensor(x / x.sum())[None] for x in (counts + 1, weights))
-    assert modes.kl(counts + 1, weights) == pytest.approx(kl_divergence(p, q).item(), rel=1e-9)
     for q, reference in ((uniform, None), (weights, weights)):
         expected = jensenshannon(counts, q) ** 2
         assert modes.js(counts, reference) == pytest.approx(expected, abs=1e-12)

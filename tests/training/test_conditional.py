@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ganray.data.prepare import DatasetPlan
 from ganray.data.reader import ShardedDataset
+from ganray.evaluation.reference import RunDatasets
 from ganray.training import loop
 from ganray.training.launch import launch
-from ganray.training.plan import describe_plan
+from ganray.training.plan import Workers, plan_rows
 from ganray.training.state import TrainState, generator_from_checkpoint, read_state
 from tests.conftest import tiny_config
 
@@ -50,21 +52,11 @@ def test_the_sample_grid_has_a_column_for_each_class(conditional):
     assert TrainState(conditional, (16, 16, 3), torch.device("cpu"), classes=1000).columns == 8
 
 
-def test_images_without_labels_are_rejected_by_the_plan(conditional, plan_of):
+def test_images_without_labels_are_rejected_by_the_plan(conditional):
+    def plan(classes):
+        images = DatasetPlan("squares", 9, (16, 16, 3), (16, 16, 3), "/s", 9, classes)
+        return plan_rows(RunDatasets(conditional, images, images), Workers(1, False, 1))
+
     with pytest.raises(ValueError, match=r"network.conditional=True needs class labels"):
-        describe_plan(*plan_of(classes=0))
-    assert "and one of 2 labels" in describe_plan(*plan_of(classes=2))
-
-
-@pytest.fixture
-def plan_of(conditional, tmp_path):
-    from ganray.data.prepare import DatasetPlan
-    from ganray.evaluation.reference import RunDatasets
-    from ganray.training.plan import Workers
-
-    def make(classes):
-        shape = (16, 16, 3)
-        images = DatasetPlan("squares", 9, shape, shape, "/s", 9, classes)
-        return RunDatasets(conditional, images, images), Workers(1, False, 1), "here"
-
-    return make
+        plan(classes=0)
+    assert "and one of 2 labels" in plan(classes=2)["networks"]

@@ -30,14 +30,14 @@ def streamed(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     "options",
     [{"residence": "device"}, {"threads": 3}, {"verify": "first-touch"}, {"root": "file://"}],
 )
-def test_how_images_are_read_changes_no_bit(squares, streamed, tmp_path, options):
+def test_reading_options_do_not_change_training(squares, streamed, tmp_path, options):
     if "root" in options:
         options = {"root": f"file://{squares}", "cache": tmp_path / "cache", "cache_gb": 1}
     state, _ = run(tmp_path / "run", options.get("root", squares), **options)
     assert states_equal(state, streamed)
 
 
-def test_options_of_reading_may_change_on_resume(tmp_path):
+def test_only_reading_options_may_change_on_resume(tmp_path):
     before = tiny_config(tmp_path)
     reading = {"residence": "device", "threads": 3, "verify": "first-touch", "root": "s3://b/set"}
     check_resumes(before, replace(before, data=replace(before.data, **reading)))
@@ -46,7 +46,7 @@ def test_options_of_reading_may_change_on_resume(tmp_path):
             check_resumes(before, replace(before, data=replace(before.data, **content)))
 
 
-def test_options_of_content_change_training(squares, streamed, tmp_path):
+def test_content_options_change_training(squares, streamed, tmp_path):
     for number, options in enumerate(({"shuffle": "blocks"}, {"flip": True})):
         state, _ = run(tmp_path / str(number), squares, **options)
         assert not states_equal(state["G"], streamed["G"])
