@@ -180,34 +180,31 @@ def reference_classifier(
         UserError: There are too few labelled images or classes.
     """
     assert data_digest, "an empty digest would mix up two sets in the cache"
-    attributes = train_labels.ndim == 2
-    recipe = recipe or (ATTRIBUTES_RECIPE if attributes else TrainingRecipe())
+    kind = "attributes" if train_labels.ndim == 2 else "classes"
+    recipe = recipe or (ATTRIBUTES_RECIPE if kind == "attributes" else TrainingRecipe())
     classes = _count_outputs(train_images, train_labels, test_images, test_labels)
     shape = (train_images.shape[1], train_images.shape[2], train_images.shape[3])
     counts = [len(train_images), len(test_images)]
-    kind = "attributes" if attributes else "classes"
     identity = {"data": data_digest, "shape": shape, kind: classes, "counts": counts}
     text = json.dumps(identity | asdict(recipe), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache / f"{digest}.pt"
-    classifier = None
     if path.exists():
         try:
-            classifier = _load(path)
+            return _load(path, device)
         except UNREADABLE as error:
             name = type(error).__name__
-            logger.warning("%s cannot be read (%s): training the classifier again", path, name)
-    if classifier is None:
-        classifier = Classifier(shape, classes, recipe.rng_seed).to(device)
-        train_images, test_images = (
-            images.read() if isinstance(images, LazyImages) else images
-            for images in (train_images, test_images)
-        )
-        _train(classifier, as_tensor(train_images), as_tensor(train_labels), recipe)
-        _measure_accuracy(classifier, test_images, as_tensor(test_labels).cpu())
-        _save(path, classifier)
+            logger.warning(f"{path} cannot be read ({name}): training the classifier again")
+    train_images, test_images = (
+        images.read() if isinstance(images, LazyImages) else images
+        for images in (train_images, test_images)
+    )
+    classifier = Classifier(shape, classes, recipe.rng_seed).to(device)
     classifier.hash = digest
-    return classifier.to(device).eval().requires_grad_(False)
+    _train(classifier, as_tensor(train_images), as_tensor(train_labels), recipe)
+    _measure_accuracy(classifier, test_images, as_tensor(test_labels).cpu())
+    _save(path, classifier)
+    return classifier.requires_grad_(False)
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:
@@ -217,14 +214,12 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         UserError: The file is missing, damaged or unrelated.
     """
     try:
-        classifier = _load(path)
+        return _load(path, device)
     except UNREADABLE as error:
         raise UserError(
             f"classifier {path} cannot be read ({type(error).__name__}); delete it, and the next"
             " run trains it again"
         ) from error
-    classifier.hash = path.stem
-    return classifier.to(device).eval().requires_grad_(False)
 
 
 def as_tensor(array: ImageBatch | Labels) -> torch.Tensor:
@@ -399,7 +394,7 @@ def _measure_accuracy(classifier: Classifier, images: ImageBatch, labels: torch.
     classifier.balanced_accuracy = tuple(both.mean(0).tolist())
 
 
-def _load(path: Path) -> Classifier:
+def _load(path: Path, device: torch.device) -> Classifier:
     """Load a file of `_save` without running code from it; raises ``UNREADABLE``."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     height, width, channels = content["shape"]
@@ -407,7 +402,8 @@ def _load(path: Path) -> Classifier:
     classifier.load_state_dict(content["weights"])
     classifier.accuracy = float(content["accuracy"])
     classifier.balanced_accuracy = tuple(content["balanced_accuracy"])
-    return classifier
+    classifier.hash = path.stem
+    return classifier.to(device).eval().requires_grad_(False)
 
 
 def _save(path: Path, classifier: Classifier) -> None:
