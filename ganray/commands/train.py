@@ -23,8 +23,7 @@ from ganray.distributed import (
     world_size,
 )
 from ganray.errors import UserError
-from ganray.evaluation import reference
-from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets
+from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets, locate_datasets
 from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator, table
 from ganray.integrations import mlflow_models, mlflow_runs, ray_train
 from ganray.integrations.mlflow_sync import sync_run
@@ -56,7 +55,7 @@ def run(config: Config) -> None:
             if is_rank0 and not config.dry_run:
                 config = replace(config, data=prepare.fetch(config.data, config.home))
         config = broadcast_from_rank0(config)  # digits may have replaced MNIST
-        datasets = reference.locate_datasets(config)
+        datasets = locate_datasets(config)
         workers = _resolve_workers(config)
         if rank() == 0:
             if datasets.images.procedural:
@@ -82,12 +81,12 @@ def _prepare(datasets: RunDatasets) -> tuple[str, EvaluationAssets]:
     """Create the run folder, shards and classifier; return the training images' digest and both."""
     config, images = datasets.config, datasets.images
     launch.create_run_folder(config)
-    digest = reference.prepare_datasets(datasets)
+    digest = datasets.prepare()
     identity = prepare.dataset_identity(config.data, images)
     launch.record_dataset(config.run_folder(), str(images), identity)
     if config.check_discriminator:
         return digest, NO_ASSETS
-    return digest, datasets.assets(reference.prepare_run_classifier(datasets))
+    return digest, datasets.assets(datasets.prepare_classifier())
 
 
 def warn_procedural_faces() -> None:
@@ -108,8 +107,8 @@ def _resolve_workers(config: Config) -> Workers:
 
 def _open_run(datasets: RunDatasets, digest: str, workers: Workers) -> mlflow_runs.Run:
     config = datasets.config
-    dataset = reference.dataset_info(datasets, digest)
-    return mlflow_runs.open_run(config, dataset, run_tags(config, workers))
+    tags = run_tags(config, workers)
+    return mlflow_runs.open_run(config, datasets.info(digest), tags)
 
 
 def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -> None:
@@ -148,7 +147,7 @@ def _train_and_report(
         report, files = _evaluate(datasets, assets, generator_from_checkpoint(checkpoint)), []
         if report is not None:
             source = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
-            source["reference"] = reference.reference_digest(datasets)
+            source["reference"] = datasets.reference_digest()
             files = report.write(folder / "evaluation", source)
             logger.info(f"{table(report.metrics)}\ndiagnosis   {report.diagnosis}")
             logger.info(f"page        {folder / 'evaluation' / PAGE}")
@@ -184,7 +183,7 @@ def _evaluate(
     if not config.evaluation.report_samples:
         return None
     device = local_device()
-    with reference.open_reference(datasets) as images:
+    with datasets.open_reference() as images:
         return evaluate_generator(
             config,
             generator.to(device),

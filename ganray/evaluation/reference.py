@@ -271,9 +271,34 @@ class RunDatasets:
         """Whether the reference images are the training images."""
         return self.reference is self.images
 
+    def prepare(self) -> str:
+        """Write missing shards and return the digest of the training images, 16 hex digits."""
+        if not self.same:
+            self.reference_digest()
+        return prepare.prepare_dataset(self.config.data, self.images)
+
+    def reference_digest(self) -> str:
+        """Return the digest of the reference images, 16 hex digits; write missing shards."""
+        return prepare.prepare_dataset(self.config.reference_data(), self.reference)
+
+    def open_reference(self) -> closing[ImageDataset]:
+        """Return a context manager of the opened reference images."""
+        data = self.config.reference_data()
+        return closing(prepare.open_dataset(data, self.reference.location))
+
+    def prepare_classifier(self) -> str:
+        """Train the classifier for evaluation before workers start, and return its file."""
+        with self.open_reference() as images:
+            return prepare_classifier(self.config, images, self.reference_digest(), local_device())
+
     def assets(self, classifier: str) -> EvaluationAssets:
-        """Return what workers need, with the classifier of `prepare_run_classifier`."""
+        """Return what workers need, with the file of the classifier."""
         return EvaluationAssets(classifier, "" if self.same else self.reference.location)
+
+    def info(self, digest: str) -> dict[str, str]:
+        """Return name, digest and path of the training images for MLflow's lineage."""
+        name = "procedural faces" if self.images.procedural else self.config.data.source
+        return {"name": name, "digest": digest, "path": self.images.location}
 
 
 def locate_datasets(config: Config) -> RunDatasets:
@@ -301,32 +326,3 @@ def locate_datasets(config: Config) -> RunDatasets:
     check_comparable(images.image_shape, reference.image_shape)
     prepare.check_room([images, reference], config.home)
     return RunDatasets(config, images, reference)
-
-
-def prepare_datasets(sets: RunDatasets) -> str:
-    """Write missing shards and return the digest of the training images, 16 hex digits."""
-    if not sets.same:
-        reference_digest(sets)
-    return prepare.prepare_dataset(sets.config.data, sets.images)
-
-
-def prepare_run_classifier(sets: RunDatasets) -> str:
-    """Train the classifier for evaluation before workers start, and return its file."""
-    with open_reference(sets) as images:
-        return prepare_classifier(sets.config, images, reference_digest(sets), local_device())
-
-
-def reference_digest(sets: RunDatasets) -> str:
-    """Return the digest of the prepared reference images, 16 hex digits."""
-    return prepare.prepare_dataset(sets.config.reference_data(), sets.reference)
-
-
-def open_reference(sets: RunDatasets) -> closing[ImageDataset]:
-    """Return a context manager of the opened reference images."""
-    return closing(prepare.open_dataset(sets.config.reference_data(), sets.reference.location))
-
-
-def dataset_info(sets: RunDatasets, digest: str) -> dict[str, str]:
-    """Return name, digest and path of the training images for MLflow's lineage."""
-    name = "procedural faces" if sets.images.procedural else sets.config.data.source
-    return {"name": name, "digest": digest, "path": sets.images.location}

@@ -9,8 +9,7 @@ from pathlib import Path
 from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.errors import UserError
-from ganray.evaluation import reference
-from ganray.evaluation.reference import EvaluationAssets, RunDatasets, usable_count
+from ganray.evaluation.reference import EvaluationAssets, RunDatasets, locate_datasets, usable_count
 from ganray.evaluation.suite import MIN_IMAGES
 from ganray.training.plan import num_classes
 
@@ -46,7 +45,7 @@ class SweepDatasets:
             key = config.images_identity()
             if key not in self._sets:
                 _fetch(config)
-                self._sets[key] = reference.locate_datasets(config)
+                self._sets[key] = locate_datasets(config)
             num_classes(config, self._sets[key].images)
         for sets in self:
             _check_enough(sets, halved=sets.reference.classes > 0)
@@ -66,7 +65,7 @@ class SweepDatasets:
 
     def prepare_datasets(self) -> None:
         """Write the shards that do not exist yet."""
-        self._digests = {key: reference.prepare_datasets(sets) for key, sets in self._sets.items()}
+        self._digests = {key: sets.prepare() for key, sets in self._sets.items()}
 
     def identity(self) -> tuple[str, str]:
         """Return a description of all image sets and an identifier of their contents."""
@@ -84,7 +83,7 @@ class SweepDatasets:
         for key, sets in self._sets.items():
             reference_id = sets.config.reference_data().identity()
             if reference_id not in classifiers:
-                classifiers[reference_id] = reference.prepare_run_classifier(sets)
+                classifiers[reference_id] = sets.prepare_classifier()
                 _check_enough(sets, halved=bool(classifiers[reference_id]))
             assets = sets.assets(classifiers[reference_id])
             given[key] = RunAssets(sets.images.location, assets, sets.images.classes)
@@ -102,7 +101,7 @@ class SweepDatasets:
         key = config.images_identity()
         if key not in self._sets:
             key = self.shown.config.images_identity()
-        return reference.dataset_info(self._sets[key], self._digests[key])
+        return self._sets[key].info(self._digests[key])
 
 
 def _fetch(config: Config) -> None:

@@ -27,8 +27,8 @@ def test_other_reference_images_are_prepared_if_evaluation_is_enabled(tmp_path):
     datasets = reference.locate_datasets(config)
     assert not datasets.same
     assert (datasets.images.count, datasets.reference.count) == (100, 1797)
-    assert reference.prepare_datasets(datasets) != reference.reference_digest(datasets)
-    with reference.open_reference(datasets) as images:
+    assert datasets.prepare() != datasets.reference_digest()
+    with datasets.open_reference() as images:
         assert len(images) == 1797
     for config in (
         digits_config(tmp_path, images=100),
@@ -38,7 +38,7 @@ def test_other_reference_images_are_prepared_if_evaluation_is_enabled(tmp_path):
     ):
         datasets = reference.locate_datasets(config)
         assert datasets.same
-        assert reference.prepare_datasets(datasets)
+        assert datasets.prepare()
     assert len(list((tmp_path / "shards").iterdir())) == 2
 
 
@@ -50,8 +50,8 @@ def test_faces_are_drawn_once_for_training_and_reference_images(tmp_path, monkey
         tmp_path, source="celeba", faces=12, images=5, reference={"images": None}
     )
     datasets = reference.locate_datasets(config)
-    reference.prepare_datasets(datasets)
-    reference.reference_digest(datasets)
+    datasets.prepare()
+    datasets.reference_digest()
     assert calls == [(12, "drawing faces", "faces")]
 
 

@@ -10,8 +10,7 @@ from ganray.config.cli import parse_value
 from ganray.config.schema import DataConfig
 from ganray.data import prepare
 from ganray.data.writer import write_shards
-from ganray.evaluation import reference
-from ganray.evaluation.reference import EvaluationAssets
+from ganray.evaluation.reference import EvaluationAssets, RunDatasets
 from ganray.sweeps.axes import parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
 from ganray.sweeps.design import make_plan
@@ -42,11 +41,11 @@ def test_runs_on_the_same_images_share_one_set(tmp_path):
 def test_assets_of_runs_on_different_training_images(tmp_path, monkeypatch):
     trained_on = []
 
-    def prepare_run_classifier(one):
-        trained_on.append(one.config.reference_data())
+    def prepare_classifier(datasets):
+        trained_on.append(datasets.config.reference_data())
         return ""
 
-    monkeypatch.setattr(reference, "prepare_run_classifier", prepare_run_classifier)
+    monkeypatch.setattr(RunDatasets, "prepare_classifier", prepare_classifier)
     base, images = make_datasets(tmp_path, "data.images=100,null", "data.size=8,16")
     images.prepare_datasets()
     given = images.run_assets()
@@ -121,7 +120,7 @@ def test_too_few_reference_images_are_rejected(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"79 images of .* 80 must remain; use"):
         faces(79)
     # Whether there will be a classifier of attributes, the plan does not say.
-    monkeypatch.setattr(reference, "prepare_run_classifier", lambda one: "a file")
+    monkeypatch.setattr(RunDatasets, "prepare_classifier", lambda _: "a file")
     with pytest.raises(ValueError, match=few):
         faces(159).run_assets()
     assert len(faces(160).run_assets()) == 1
