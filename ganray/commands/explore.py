@@ -1,7 +1,7 @@
 """Latent space experiments: draw images of chosen latents and add them to the MLflow run.
 
-Each row of a picture is one walk or one calculation. Rows of a conditional generator take turns
-through the classes.
+Each row of a picture is one walk or one calculation. Rows of a conditional generator cycle through
+the classes.
 """
 
 from __future__ import annotations

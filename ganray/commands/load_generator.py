@@ -113,11 +113,11 @@ def load_generator(name: str, home: Path, tracking_uri: str | None = None) -> Tr
             return _from_checkpoint(checkpoint.resolve(), tracking_uri)
     if re.fullmatch("[0-9a-f]{32}", name):
         return _from_run(name, _store_uri(home, tracking_uri), home)
-    known = sorted(path.name for path in (home / "runs").glob("*") if _find_checkpoint(path))
+    runs = sorted(path.name for path in (home / "runs").glob("*") if _find_checkpoint(path))
     raise UserError(
         f"RUN={name!r} must be a checkpoint folder, a run folder with a checkpoint, an MLflow run"
         f" id (32 hex digits), a models:/ URI, or the name of a run in {home}:"
-        f" {', '.join(known) or 'it has none; give --home'}"
+        f" {', '.join(runs) or 'it has none; give --home'}"
     )
 
 

@@ -49,7 +49,8 @@ def mlp() -> Config:
         preset="mlp",
         data=DataConfig(size=0, images=20_000, faces=20_000),
         network=NetworkConfig(kind="mlp", width_G=300, width_D=100),
-        # The text's 1e-4 at batch 1, and as the MNIST presets below: times the root of 32, D twice.
+        # The text's 1e-4 at batch 1, scaled as in the MNIST presets below: by the root of 32, twice
+        # that for D.
         optimizer=OptimizerConfig(lr_G=5.6e-4, lr_D=11.2e-4, beta1=0.9),
         train=TrainConfig(
             kimg=20, batch_size=32, ema_kimg=0, log_every=1, sample_every=2.5, checkpoint_every=10
@@ -59,10 +60,10 @@ def mlp() -> Config:
     )
 
 
-# The source text's MNIST nets learn from one image at a time. 64 at a time come to the same (README
-# has both, measured) in a small part of the time, with rates that move the weights as far: times 64
-# for SGD, times 8, the square root, for Adam. D's rate is twice G's: the text updates D twice for
-# each image, by its real and by its fake half, where one update here takes the mean of both.
+# The source text trains its MNIST networks on one image per step. Batches of 64 give the same
+# results much faster (the README compares both), with learning rates scaled by 64 for SGD and by
+# its square root, 8, for Adam. D's rate is twice G's: the text updates D twice per image, on a real
+# and on a fake one, while one update here averages both.
 _BATCH = 64
 
 
@@ -85,7 +86,7 @@ def first() -> Config:
             sample_every=7.5,
             checkpoint_every=30,
         ),
-        ray=RayConfig(workers=1),  # a net this small is faster on one core than two can agree
+        ray=RayConfig(workers=1),  # gradients of two workers take longer to average than to compute
         tracking=TrackingConfig(experiment="mnist"),
     )
 
@@ -132,7 +133,7 @@ def stacked_t3_quarter() -> Config:
     """Three digits an image, 1,000 modes, D 1/4 of G (PacGAN, table 3; published: 79 modes).
 
     20,000 steps = 2,560 kimg, 24 minutes on one core (1,780 images/s): 37 to 297 modes in 3 seeds,
-    none of them sharp. --train.kimg 64000 are the 500,000 steps published, 10 hours.
+    none of them sharp. The published 500,000 steps are --train.kimg 64000, 10 hours.
     """
     return Config(
         preset="stacked-t3-quarter",
@@ -143,7 +144,7 @@ def stacked_t3_quarter() -> Config:
         train=TrainConfig(
             kimg=2_560, batch_size=128, log_every=32, sample_every=256, checkpoint_every=512
         ),
-        ray=RayConfig(workers=1),  # as first
+        ray=RayConfig(workers=1),  # as in first
         tracking=TrackingConfig(experiment="stacked-mnist"),
     )
 
@@ -179,7 +180,7 @@ def latents() -> Config:
         base,
         preset="latents",
         train=replace(base.train, kimg=120, log_every=5, checkpoint_every=60),
-        # All runs at the same points, whatever it takes (a tenth of the time).
+        # Every run is evaluated at the same points, which takes a tenth of the time.
         evaluation=EvaluationConfig(samples=2_000, max_share=1.0, report_samples=0),
         tracking=TrackingConfig(experiment="latents"),
     )

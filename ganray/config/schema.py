@@ -94,7 +94,7 @@ class DataConfig:
     images: int | None = option(None, identity="selection", resume="fixed", sweep="axis")
     """Number of images, from the first on. None: all, or `faces` procedural ones."""
     faces: int = option(8_000, identity="selection", resume="fixed", sweep="axis")
-    """Number of procedural faces to draw where no CelebA is given."""
+    """Number of procedural faces to draw if there is no CelebA."""
     size: int = option(64, identity="selection", resume="fixed", sweep="axis")
     """Side in pixels after the centre crop. 0: the original size (CelebA: 218x178)."""
     crop: int = option(0, identity="content", resume="fixed", sweep="axis")
@@ -171,7 +171,7 @@ class DataConfig:
         return tuple(getattr(self, name) for names in used for name in names)
 
     def is_remote(self) -> bool:
-        """Whether `root` is a URL."""
+        """Return whether `root` is a URL."""
         return self.root is not None and "://" in self.root
 
 
@@ -345,9 +345,9 @@ class TrainConfig:
     batch_size: int = option(128, resume="fixed", sweep="axis")
     """Images per optimizer step, summed over ranks. Ranks may get unequal slices."""
     G_every: int = option(1, resume="fixed", sweep="axis")
-    """Steps of D per turn of G; WGAN-GP uses 5."""
+    """Steps of D per update of G; WGAN-GP uses 5."""
     G_steps: int = option(1, resume="fixed", sweep="axis")
-    """Updates of G in its turn, each with new latents; PacGAN uses 2 on stacked MNIST."""
+    """Consecutive updates of G, each with new latents; PacGAN uses 2 on stacked MNIST."""
     rng_seed: int = option(0, resume="fixed", sweep="no")
     """Seed from which the sample order, latents and initial weights follow."""
     ema_kimg: float = option(10, resume="fixed", sweep="axis")
@@ -378,9 +378,9 @@ class TrainConfig:
         return self.kimg_to_steps(self.kimg)
 
     def generator_updates(self, step: int) -> list[str]:
-        """Return the latent streams of G's updates in this step of D, empty if it is not G's turn.
+        """Return the latent streams of G's updates after this step of D.
 
-        A turn ends each round of `G_every` steps, so that G is updated after D.
+        G is updated `G_steps` times after every `G_every` steps of D, and not after other steps.
         """
         if (step + 1) % self.G_every:
             return []
@@ -393,7 +393,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Measuring how much of the data the generator covers, during and after training."""
+    """Comparison of samples with reference images, during and after training."""
 
     samples: int = option(1_000, resume="free", sweep="no")
     """Samples of G_ema, and as many reference images, per evaluation during training. 0: none."""
@@ -436,13 +436,13 @@ class EvaluationConfig:
             )
 
     def is_enabled(self) -> bool:
-        """Whether samples are compared with reference images at all."""
+        """Return whether samples are compared with reference images at all."""
         return self.samples > 0 or self.report_samples > 0
 
 
 @dataclass(frozen=True)
 class RayConfig:
-    """The cluster and the workers."""
+    """Ray cluster and workers."""
 
     address: str | None = option(None, resume="free", sweep="no")
     """A running cluster ("auto" finds it). None: $RAY_ADDRESS, set for jobs, else a local Ray."""
@@ -466,7 +466,7 @@ class RayConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """The MLflow store."""
+    """MLflow store."""
 
     uri: str | None = option(None, resume="free", sweep="no", secret=True)
     """MLflow store or server. None: $MLFLOW_TRACKING_URI, else SQLite in the home folder."""
@@ -476,7 +476,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """All options of a training run."""
 
     preset: str = option("auto", resume="free", sweep="no")
     """Named configuration that the run starts from; auto picks one for the hardware."""

@@ -58,14 +58,14 @@ def from_dict(values: dict[str, Any]) -> Config:
         UserError: A key is unknown, or a value is invalid.
     """
     parts: dict[str, Any] = {}
-    for name, value in _known(Config, values, "config").items():
+    for name, value in _check_keys(Config, values, "config").items():
         section = SECTIONS.get(name)
-        parts[name] = section(**_known(section, value, name)) if section else value
+        parts[name] = section(**_check_keys(section, value, name)) if section else value
     parts["home"] = Path(parts["home"])
     return Config(**parts)
 
 
-def _known(section: type, values: dict[str, Any], name: str) -> dict[str, Any]:
+def _check_keys(section: type, values: dict[str, Any], name: str) -> dict[str, Any]:
     known = [f.name for f in dataclasses.fields(section)]
     if unknown := sorted(set(values) - set(known)):
         raise UserError(f"{name}: unknown key(s) {unknown}; known: {known}")
@@ -94,5 +94,5 @@ def check_resumes(before: Config, now: Config, fixed: Set[str] = frozenset()) ->
 
 
 def _is_in(name: str, fields: Set[str]) -> bool:
-    """Whether a dotted name, or the field that it is part of, is among these fields."""
+    """Return whether a dotted name, or the field that it is part of, is among these fields."""
     return any(name == known or name.startswith(f"{known}.") for known in fields)

@@ -320,7 +320,7 @@ def mixup_and_noise(
 
 
 def _body(image_shape: Shape) -> nn.Sequential:
-    """Convolutions down to 8x8 or less, at least two, and the layer of features."""
+    """Return at least two convolutions, down to 8x8 or less, and the layer of features."""
     height, width, inputs = image_shape
     # Images below 16 pixels cost little and gain from more channels.
     outputs = 64 if min(height, width) < 16 else 16
@@ -422,7 +422,7 @@ def _save(path: Path, classifier: Classifier) -> None:
 
 
 def _pixels(images: ImageBatch, device: torch.device) -> torch.Tensor:
-    """uint8 (n, H, W, C) -> float32 (n, C, H, W) in [0, 255]."""
+    """Convert uint8 (n, H, W, C) to float32 (n, C, H, W) in [0, 255]."""
     return as_tensor(images).to(device).permute(0, 3, 1, 2).float()
 
 

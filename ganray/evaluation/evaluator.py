@@ -80,12 +80,12 @@ class Evaluator:
         return scores
 
     def _is_affordable(self) -> bool:
-        """Whether one more evaluation fits into the share of time; rank 0 decides for all."""
+        """Return whether another evaluation fits into the share of time; rank 0 decides for all."""
         spent, elapsed = self._spent_s + self._last_s, time.perf_counter() - self._started
         return broadcast_from_rank0(spent <= self._max_share * elapsed or self._max_share == 1)
 
     def _extract(self, generate: Generate) -> Features:
-        """Features of all samples, gathered from all ranks."""
+        """Return the features of all samples, gathered from all ranks."""
         slices = [rank_slice(self.samples, r, world_size()) for r in range(world_size())]
         counts = [part.stop - part.start for part in slices]
         features = self._extractor.extract(resize_samples(generate(slices[rank()]), self._shape))

@@ -144,7 +144,7 @@ def birthday_support(features: torch.Tensor, threshold: float) -> Estimate:
 
 
 def _vendi(weights: torch.Tensor) -> float:
-    """Exp of the entropy of a matrix's eigenvalues; zero rows fill its trace up to 1."""
+    """Return exp of the entropy of a matrix's eigenvalues; zero rows fill its trace up to 1."""
     eigenvalues = eigh(weights)[0].clamp_min(0)
     missing = (1 - weights.trace()).clamp_min(0)
     spectrum = torch.cat([eigenvalues, missing[None]])
@@ -152,7 +152,7 @@ def _vendi(weights: torch.Tensor) -> float:
 
 
 def _nearest(features: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distance to the nearest other row, and number of others within the threshold."""
+    """Return squared distances to the nearest other row, and counts of others nearby."""
     check_features("features", features, rows=2)
     points = features.double()
     points = points - points.mean(0)

@@ -116,7 +116,7 @@ def kernel_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:
-    """Symmetric square root, float64 (d, d)."""
+    """Return the symmetric square root, float64 (d, d)."""
     values, vectors = eigh(covariance)
     # A zero eigenvalue is computed as about 1e-16 of the largest; its root would be 1e-8 of it.
     floor = len(values) * torch.finfo(values.dtype).eps * values[-1]

@@ -278,7 +278,7 @@ def half_sample_kid(
 def _random_halves(
     count: int, halves: int, rng_seed: int, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Bool (halves, count) with count // 2 true in each row."""
+    """Return bool (halves, count) with count // 2 true in each row."""
     rng = np.random.default_rng(rng_seed)
     chosen = np.zeros((halves, count), np.bool_)
     for row in chosen:
@@ -287,7 +287,7 @@ def _random_halves(
 
 
 def _random_groups(count: int, rng_seed: int) -> list[torch.Tensor]:
-    """Row numbers of random groups of nearly equal size."""
+    """Return the row numbers of random groups of nearly equal size."""
     order = np.random.default_rng(rng_seed).permutation(count)
     groups = np.array_split(order, min(_GROUPS, count // 4))
     return [torch.from_numpy(group) for group in groups]
@@ -296,7 +296,7 @@ def _random_groups(count: int, rng_seed: int) -> list[torch.Tensor]:
 def _radii(
     samples: torch.Tensor, in_half: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Closed squared radii of balls: (R, m) in each half, and (m,) the largest that is known."""
+    """Return closed squared radii of balls: (R, m) in each half, and (m,) the largest computed."""
     reach = min(_REACH, len(samples) - 1)
     # Allocated before the loop, as in Manifold.fit.
     distances = samples.new_empty(len(samples), reach)
@@ -315,12 +315,12 @@ def _radii(
 
 
 def _count_distinct(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Number of distinct values in int64 (p,), each in [0, count)."""
+    """Return the number of distinct values in int64 (p,), each in [0, count)."""
     present = torch.zeros(count, dtype=torch.bool, device=rows.device)
     present[rows] = True
     return present.sum()
 
 
 def _kernel_sums(x: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
-    """Kernel sums of the rows of x with each group, (g,)."""
+    """Return kernel sums of the rows of x with each group, (g,)."""
     return torch.stack([kernel_sum(x, group) for group in groups])

@@ -125,7 +125,7 @@ def _kl(p: Floats, q: Floats) -> float:
 
 
 def _bias(counts: Counts) -> float:
-    """Bias of a divergence whose one side is estimated from these counts."""
+    """Return the bias of a divergence if one distribution is estimated from these counts."""
     return (np.count_nonzero(counts) - 1) / (2 * counts.sum())
 
 
@@ -139,7 +139,7 @@ def _check_counts(counts: ArrayLike) -> Counts:
 
 
 def _distributions(counts: ArrayLike, reference: ArrayLike | None) -> tuple[Floats, Floats]:
-    """(p, q); p is nan if there are no samples."""
+    """Return (p, q); p is nan if there are no samples."""
     counts = _check_counts(counts)
     with np.errstate(invalid="ignore"):
         p = counts / counts.sum()
