@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot, pad
 
+from ganray.data.format import Shape
 from ganray.errors import UserError
 from ganray.progress import Progress
 
@@ -34,8 +35,6 @@ ImageBatch = NDArray[np.uint8] | torch.Tensor
 """uint8 (n, H, W, C) in [0, 255], with C 1 or 3."""
 Labels = NDArray[np.int64] | NDArray[np.uint8] | torch.Tensor
 """Classes, int64 (n,) in [0, K), or attributes, uint8 (n, K) of 0 and 1."""
-
-Shape = tuple[int, int, int]
 
 FEATURES = 128
 """Width of the penultimate layer."""

@@ -54,31 +54,20 @@ class FeatureExtractor(Protocol):
 
 
 class ClassExtractor:
-    """Features of the reference classifier; modes are its classes."""
+    """Features of the reference classifier; modes are its classes, if these have names."""
 
-    def __init__(self, classifier: Classifier, names: tuple[str, ...]) -> None:
+    def __init__(self, classifier: Classifier, names: tuple[str, ...] = ()) -> None:
         self._classifier = classifier
         self.hash, self.mode_names = classifier.hash, names
 
     def extract(self, images: ImageBatch) -> Features:
         """Extract features and modes; confidence is the probability of the class."""
         features = self._classifier.features(images)
+        if not self.mode_names:
+            return Features(features, None, None)
         with torch.no_grad():
             confidences, modes = self._classifier.head(features).softmax(1).max(1)
         return Features(features, modes, confidences)
-
-
-class ClassifierFeatureExtractor:
-    """Features of the reference classifier without modes."""
-
-    mode_names: tuple[str, ...] = ()
-
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier, self.hash = classifier, classifier.hash
-
-    def extract(self, images: ImageBatch) -> Features:
-        """Extract features."""
-        return Features(self._classifier.features(images), None, None)
 
 
 class StackedDigitsExtractor:

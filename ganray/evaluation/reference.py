@@ -23,7 +23,6 @@ from ganray.evaluation.classifier import LazyImages, load_classifier, reference_
 from ganray.evaluation.extractors import (
     AttributeExtractor,
     ClassExtractor,
-    ClassifierFeatureExtractor,
     CombinedExtractor,
     FeatureExtractor,
     PixelExtractor,
@@ -194,7 +193,7 @@ def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> Fea
         return AttributeExtractor(classifier, images.attribute_names, attributes)
     except UserError as error:  # no attribute is suitable for modes; the features still are
         logger.warning(f"no modes: {error}")
-        return ClassifierFeatureExtractor(classifier)
+        return ClassExtractor(classifier)
 
 
 def check_comparable(samples: Shape, references: Shape) -> None:

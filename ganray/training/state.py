@@ -15,13 +15,12 @@ from torch.optim import Optimizer
 
 from ganray.config.schema import Config, OptimizerConfig
 from ganray.config.serialization import check_resumes, from_dict, to_dict
+from ganray.data.format import Shape
 from ganray.data.transforms import to_uint8
 from ganray.distributed import wrap_ddp
 from ganray.errors import UserError
 from ganray.gan import ema, latents, networks
 from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
-
-Shape = tuple[int, int, int]
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"

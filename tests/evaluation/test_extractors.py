@@ -167,6 +167,13 @@ def test_the_hash_of_a_pixel_extractor_contains_its_side():
     assert PixelExtractor(CPU, side=1).extract(grey).features.tolist() == [[pytest.approx(0.2)]]
 
 
+def test_class_extractor_without_names_has_no_modes(digits):
+    images = noise(3, 8, 8, 1)
+    features = ClassExtractor(digits).extract(images)
+    assert torch.equal(features.features, digits.features(images))
+    assert features.modes is features.confidences is None
+
+
 def test_combined_extractor_has_the_features_of_one_and_the_modes_of_the_other():
     pixels, attributes = PixelExtractor(CPU), extractor_of("Male")
     combined = CombinedExtractor(pixels, attributes)
