@@ -13,6 +13,7 @@ from ganray.evaluation import suite
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import collapse_warning, diagnose, half_life
 from ganray.evaluation.extractors import Features
+from ganray.evaluation.report import table
 from ganray.metrics import modes
 
 CLASSES, N = 5, 300
@@ -132,6 +133,21 @@ def test_ideal_scores_take_the_sampling_of_the_reference_images_into_account():
     report = suite.report(reference, fake, control, resamples=4)
     for name, tolerance in {"modes": 3, "kl": 0.03, "kl_corrected": 0.02, "js": 0.01}.items():
         assert report.results[name].ideal == pytest.approx(truth[name], abs=tolerance), name
+
+
+def test_an_entry_in_the_table_is_all_that_a_metric_needs(monkeypatch):
+    spread = suite.Metric(
+        "spread",
+        "higher",
+        "total variance",
+        lambda c: c.from_moments(lambda moments: moments.covariance().trace().item()),
+    )
+    monkeypatch.setattr(suite, "METRICS", (*suite.METRICS, spread))
+    report = report_of(REAL)
+    variance = StripeExtractor().extract(REAL).features.double().var(0).sum().item()
+    assert report["spread"] == pytest.approx(variance)
+    assert report.results["spread"].estimate.low < variance < report.results["spread"].estimate.high
+    assert "spread +" in table(report)
 
 
 def test_every_metric_is_described_in_the_readme():
