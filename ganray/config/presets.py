@@ -22,7 +22,6 @@ from ganray.config.schema import (
 def cpu32() -> Config:
     """32x32 faces by a narrow DCGAN: under 5 minutes on 2 CPU cores, ends with varied faces."""
     return Config(
-        preset="cpu32",
         data=DataConfig(size=32),
         latent=LatentConfig(size=64),
         network=NetworkConfig(width_G=16, width_D=16),
@@ -36,7 +35,6 @@ def cpu32() -> Config:
 def dcgan64() -> Config:
     """64x64 faces by the DCGAN at its published width, for GPUs: 2 CPU cores make 22 images/s."""
     return Config(
-        preset="dcgan64",
         data=DataConfig(size=64),
         loss=LossConfig(r1_gamma=0.1),
         train=TrainConfig(kimg=5_000, sample_every=50, checkpoint_every=200),
@@ -46,7 +44,6 @@ def dcgan64() -> Config:
 def mlp() -> Config:
     """The source text's MLP GAN on 20,000 full 218x178x3 faces: 5 minutes on 2 CPU cores."""
     return Config(
-        preset="mlp",
         data=DataConfig(size=0, images=20_000, faces=20_000),
         network=NetworkConfig(kind="mlp", width_G=300, width_D=100),
         # The text's 1e-4 at batch 1, scaled as in the MNIST presets below: by the root of 32, twice
@@ -70,7 +67,6 @@ _BATCH = 64
 def first() -> Config:
     """The source text's first GAN, D 784-200-1, G 1-200-784. 6 s on one core: total collapse."""
     return Config(
-        preset="first",
         data=DataConfig(source="mnist", download=True, size=0, split="train"),
         latent=LatentConfig("uniform", 1),
         network=NetworkConfig(
@@ -96,7 +92,6 @@ def refined() -> Config:
     base = first()
     return replace(
         base,
-        preset="refined",
         network=replace(base.network, activation="leaky-relu", leak=0.02, layer_norm=True),
         optimizer=OptimizerConfig("adam", lr_G=8e-4, lr_D=16e-4, beta1=0.9),
         train=replace(base.train, kimg=240, log_every=4, sample_every=30, checkpoint_every=60),
@@ -105,28 +100,24 @@ def refined() -> Config:
 
 def latent_100() -> Config:
     """The preset refined with a uniform latent of size 100. 31 s: collapses."""
-    return replace(refined(), preset="latent-100", latent=LatentConfig("uniform", 100))
+    return replace(refined(), latent=LatentConfig("uniform", 100))
 
 
 def normal_100() -> Config:
     """The preset latent-100 with normal latents and BCE. 30 s: varied; digits 1 and 4 are rare."""
-    return replace(
-        refined(), preset="normal-100", latent=LatentConfig("normal", 100), loss=LossConfig("bce")
-    )
+    return replace(refined(), latent=LatentConfig("normal", 100), loss=LossConfig("bce"))
 
 
 def long() -> Config:
     """The preset normal-100 for 12 epochs instead of 4. 87 s: nine digits, more evenly."""
     base = normal_100()
-    return replace(
-        base, preset="long", train=replace(base.train, kimg=720, log_every=12, sample_every=60)
-    )
+    return replace(base, train=replace(base.train, kimg=720, log_every=12, sample_every=60))
 
 
 def conditional() -> Config:
     """The preset long with class labels for both networks. 90 s: samples match their label."""
     base = long()
-    return replace(base, preset="conditional", network=replace(base.network, conditional=True))
+    return replace(base, network=replace(base.network, conditional=True))
 
 
 def stacked_t3_quarter() -> Config:
@@ -136,7 +127,6 @@ def stacked_t3_quarter() -> Config:
     none of them sharp. The published 500,000 steps are --train.kimg 64000, 10 hours.
     """
     return Config(
-        preset="stacked-t3-quarter",
         data=DataConfig(source="stacked-mnist", download=True, size=28, split="train"),
         latent=LatentConfig("normal", 256),
         network=NetworkConfig(kind="metz", width_G=8, width_D=2),
@@ -152,7 +142,7 @@ def stacked_t3_quarter() -> Config:
 def stacked_t3_half() -> Config:
     """The preset stacked-t3-quarter with D half of G, as fast (published: 488 modes)."""
     base = stacked_t3_quarter()
-    return replace(base, preset="stacked-t3-half", network=replace(base.network, width_D=4))
+    return replace(base, network=replace(base.network, width_D=4))
 
 
 def stacked_t2() -> Config:
@@ -164,7 +154,6 @@ def stacked_t2() -> Config:
     base = stacked_t3_quarter()
     return replace(
         base,
-        preset="stacked-t2",
         latent=LatentConfig("normal", 100),
         network=NetworkConfig(width_G=64, width_D=64),
         optimizer=OptimizerConfig(beta1=0.5),
@@ -178,7 +167,6 @@ def latents() -> Config:
     base = normal_100()
     return replace(
         base,
-        preset="latents",
         train=replace(base.train, kimg=120, log_every=5, checkpoint_every=60),
         # Every run is evaluated at the same points, which takes a tenth of the time.
         evaluation=EvaluationConfig(samples=2_000, max_share=1.0, report_samples=0),
@@ -191,9 +179,10 @@ ABOUT: dict[str, str] = {}
 
 
 def _by_name(*makers: Callable[[], Config]) -> dict[str, Config]:
-    presets = {config.preset: config for config in (make() for make in makers)}
-    ABOUT.update(zip(presets, (make.__doc__ or "" for make in makers), strict=True))
-    return presets
+    """Return the presets by the names of their functions, with dashes."""
+    named = {make.__name__.replace("_", "-"): make for make in makers}
+    ABOUT.update({name: make.__doc__ or "" for name, make in named.items()})
+    return {name: replace(make(), preset=name) for name, make in named.items()}
 
 
 CELEBA = _by_name(cpu32, dcgan64, mlp)
