@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ganray.config.schema import absolute, require
+from ganray.config.schema import absolute, require, require_positive
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -52,10 +52,7 @@ class ShardConfig:
     """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "processes", "stacked"):
-            value = getattr(self, name)
-            require(f"--{name}", value, "be positive", value is None or value > 0)
-        require("--faces", self.faces, "be positive", self.faces > 0)
+        require_positive(self, "--", "images", "processes", "stacked", "faces")
         require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
         require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
 
@@ -94,7 +91,7 @@ class ExploreConfig:
 
     def __post_init__(self) -> None:
         require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
-        require("--pairs", self.pairs, "be positive", self.pairs > 0)
+        require_positive(self, "--", "pairs")
         require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
         require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
         require("--fps", self.fps, "lie in [1, 50]", 1 <= self.fps <= 50)
@@ -168,11 +165,7 @@ class SweepConfig:
     """Resume the sweep named by --name, by default the newest."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "trials_per_gpu"):
-            require(f"sweep.{name}", getattr(self, name), "be positive", getattr(self, name) > 0)
-        for name in ("settings", "concurrent"):
-            value = getattr(self, name)
-            require(f"sweep.{name}", value, "be positive", value is None or value > 0)
+        require_positive(self, "sweep.", "seeds", "settings", "concurrent", "trials_per_gpu")
         require("sweep.retries", self.retries, "not be negative", self.retries >= 0)
 
     @property

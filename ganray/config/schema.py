@@ -55,6 +55,13 @@ def require(name: str, value: object, rule: str, holds: bool) -> None:
         raise UserError(f"{name}={value} must {rule}")
 
 
+def require_positive(config: object, prefix: str, *names: str) -> None:
+    """Raise ``UserError`` unless these fields, named with the prefix, are positive or None."""
+    for name in names:
+        value = getattr(config, name)
+        require(prefix + name, value, "be positive", value is None or 0 < value < math.inf)
+
+
 def absolute(name: str, path: Path) -> Path:
     """Return the absolute path with ``~`` expanded; `name` is the option that it was given by."""
     try:
@@ -132,12 +139,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache", Path(self.cache))  # JSON has no paths
-        for name in ("images", "block_rows", "window_blocks", "cache_gb"):
-            value = getattr(self, name)
-            require(f"data.{name}", value, "be positive", value is None or value > 0)
-        for name in ("faces", "threads"):
-            value = getattr(self, name)
-            require(f"data.{name}", value, "be positive", value > 0)
+        positive = ("images", "faces", "block_rows", "window_blocks", "cache_gb", "threads")
+        require_positive(self, "data.", *positive)
         for name in ("size", "crop"):
             value = getattr(self, name)
             require(f"data.{name}", value, "be 0 or at least 8", value == 0 or value >= 8)
@@ -215,9 +218,8 @@ class LatentConfig:
     """Added to every element of z after scaling, to give any distribution a mean."""
 
     def __post_init__(self) -> None:
-        require("latent.size", self.size, "be positive", self.size > 0)
-        offset = self.offset
-        require("latent.offset", offset, "be finite", math.isfinite(offset))
+        require_positive(self, "latent.", "size")
+        require("latent.offset", self.offset, "be finite", math.isfinite(self.offset))
 
     def __str__(self) -> str:
         """Return e.g. "uniform standardised + 0.5 of size 100"."""
@@ -257,13 +259,11 @@ class NetworkConfig:
     """Apply spectral normalization (Miyato et al. 2018) to every weight matrix of D."""
 
     def __post_init__(self) -> None:
+        groups = 1 if self.kind == "metz" else 4  # of GroupNorm
+        rule = "be positive" if groups == 1 else f"be positive and divisible by {groups}"
         for name in ("width_G", "width_D"):
             value = getattr(self, name)
-            if self.kind == "metz":  # GroupNorm with one group; the other networks use four
-                require(f"network.{name}", value, "be positive", value > 0)
-            else:
-                rule = "be positive and divisible by 4"
-                require(f"network.{name}", value, rule, value > 0 == value % 4)
+            require(f"network.{name}", value, rule, value > 0 == value % groups)
         require("network.leak", self.leak, "lie in [0, 1)", 0 <= self.leak < 1)
         require("network.pack", self.pack, "lie in 1 .. 8", 1 <= self.pack <= 8)
         group = self.minibatch_stddev
@@ -306,7 +306,7 @@ class LossConfig:
         for name in ("r1_gamma", "r2_gamma", "gp_weight", "unroll"):
             value = getattr(self, name)
             require(f"loss.{name}", value, "not be negative", value >= 0)
-        require("loss.unroll_lr", self.unroll_lr, "be positive", 0 < self.unroll_lr < math.inf)
+        require_positive(self, "loss.", "unroll_lr")
 
 
 @dataclass(frozen=True)
@@ -328,9 +328,7 @@ class OptimizerConfig:
     """Adam's decay of the squared gradient (lion: of the mean gradient, published as 0.99)."""
 
     def __post_init__(self) -> None:
-        for name in ("lr_G", "lr_D"):
-            value = getattr(self, name)
-            require(f"optimizer.{name}", value, "be positive", 0 < value < math.inf)
+        require_positive(self, "optimizer.", "lr_G", "lr_D")
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             require(f"optimizer.{name}", value, "lie in [0, 1)", 0 <= value < 1)
@@ -364,14 +362,10 @@ class TrainConfig:
     """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every"):
-            value = getattr(self, name)
-            require(f"train.{name}", value, "be positive", 0 < value < math.inf)
+        lengths = ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every")
+        require_positive(self, "train.", *lengths, "keep_checkpoints", "G_every", "G_steps")
         require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)
-        for name in ("keep_checkpoints", "G_every", "G_steps"):
-            value = getattr(self, name)
-            require(f"train.{name}", value, "be at least 1", value >= 1)
 
     def steps(self) -> int:
         """Return the number of D's optimizer steps in the whole run."""
@@ -420,8 +414,7 @@ class EvaluationConfig:
             value = getattr(self, name)
             rule = "be 0 or at least 80, the fewest that metrics can be computed from"
             require(f"evaluation.{name}", value, rule, value == 0 or value >= 80)
-        every = self.every
-        require("evaluation.every", every, "be positive", every is None or every > 0)
+        require_positive(self, "evaluation.", "every")
         if self.features != "classifier" and not self.weights:
             raise UserError(
                 f"evaluation.features={self.features} needs a file of its weights; give"
@@ -456,10 +449,7 @@ class RayConfig:
     """Worker failures (out of memory, preempted, killed) to survive before giving up."""
 
     def __post_init__(self) -> None:
-        workers = self.workers
-        require("ray.workers", workers, "be positive", workers is None or workers > 0)
-        cpus = self.cpus_per_worker
-        require("ray.cpus_per_worker", cpus, "be positive", cpus > 0)
+        require_positive(self, "ray.", "workers", "cpus_per_worker")
         failures = self.max_failures
         require("ray.max_failures", failures, "not be negative", failures >= 0)
 

@@ -71,7 +71,7 @@ def test_flat_names_and_values():
         (lambda: TrainConfig(kimg=float("nan")), "train.kimg=nan must be positive"),
         (lambda: TrainConfig(rng_seed=-1), "train.rng_seed=-1 must lie in"),
         (lambda: DataConfig(size=3), "data.size=3 must be 0 or at least 8"),
-        (lambda: TrainConfig(G_every=0), "train.G_every=0 must be at least 1"),
+        (lambda: TrainConfig(G_every=0), "train.G_every=0 must be positive"),
         (lambda: LossConfig(gp_weight=-1), "loss.gp_weight=-1 must not be negative"),
         (lambda: NetworkConfig(pack=9), "network.pack=9 must lie in 1 .. 8"),
         (lambda: NetworkConfig(minibatch_stddev=1), "network.minibatch_stddev=1 must be 0 or at"),
