@@ -17,9 +17,10 @@ from typing import Any
 from ganray.commands import train
 from ganray.config.commands import SweepConfig
 from ganray.config.schema import Config, fields_where
-from ganray.config.serialization import check_resumes, from_dict, to_dict
+from ganray.config.serialization import check_resumes, to_dict
 from ganray.data import prepare
 from ganray.errors import UserError
+from ganray.files import read_json, write_atomic
 from ganray.integrations import mlflow_view, ray_train, ray_tune
 from ganray.integrations.mlflow_runs import store_uri
 from ganray.integrations.mlflow_sweep import SweepRuns, sync_sweep
@@ -32,7 +33,7 @@ from ganray.sweeps.results import RunResult
 from ganray.sweeps.summary import reference_notes
 from ganray.training import launch
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
-from ganray.training.state import CONFIG_FILE
+from ganray.training.state import CONFIG_FILE, read_config
 
 DEFAULT_AXES = (
     "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
@@ -192,8 +193,12 @@ def _check_comparable(config: Config, options: SweepConfig) -> None:
 
 
 def _load_sweep(folder: Path) -> tuple[Config, SweepConfig]:
-    config = from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-    return config, SweepConfig(**json.loads((folder / _OPTIONS_FILE).read_text()))
+    remedy = "start the sweep under another --name; its runs are kept"
+    options = read_json(folder / _OPTIONS_FILE, remedy)
+    try:
+        return read_config(folder), SweepConfig(**options)
+    except TypeError as error:
+        raise UserError(f"{folder / _OPTIONS_FILE}: damaged ({error}); {remedy}") from error
 
 
 def validate_runs(
@@ -231,7 +236,7 @@ def validate_runs(
         check_workers(configs[-1], workers.count)
         path = configs[-1].run_folder() / CONFIG_FILE
         if path.exists() and options.design != "pbt":
-            check_resumes(from_dict(json.loads(path.read_text())), configs[-1])
+            check_resumes(read_config(path.parent), configs[-1])
     return configs
 
 
@@ -275,16 +280,9 @@ def save_sweep(plan: SweepPlan, config: Config, options: SweepConfig) -> None:
     """Write config, options and plan into the folder of the sweep."""
     folder = sweep_folder(config)
     saved_options = asdict(replace(options, resume=False))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
-        (folder / _OPTIONS_FILE).write_text(json.dumps(saved_options, indent=2))
-        plan.save(folder)  # last: a folder with a plan has all three files
-    except OSError as error:
-        raise UserError(
-            f"home={config.home} cannot be written ({error.strerror}); give another --home or set"
-            " GANRAY_HOME"
-        ) from error
+    write_atomic(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2))
+    write_atomic(folder / _OPTIONS_FILE, json.dumps(saved_options, indent=2))
+    plan.save(folder)  # last: a folder with a plan has all three files
 
 
 class SweepObserver:

@@ -144,6 +144,7 @@ def _train_and_report(
             "samples": run_figures.last_samples(folder),
             "epochs": run_figures.draw_epochs(folder, images.count, images.image_shape),
         }
+        figures = {name: path for name, path in figures.items() if path is not None}
         report, files = _evaluate(datasets, assets, generator_from_checkpoint(checkpoint)), []
         if report is not None:
             source = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}

@@ -358,6 +358,8 @@ class TrainConfig:
     """kimg between checkpoints; a killed run resumes from the latest."""
     keep_checkpoints: int = option(3, resume="free", sweep="axis")
     """Number of checkpoints kept on disk."""
+    strict_resume: bool = option(False, resume="free", sweep="axis")
+    """Whether to stop if the newest checkpoint is damaged, instead of using an earlier one."""
     precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
     """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
 

@@ -35,7 +35,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -46,6 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganray.errors import UserError
+from ganray.files import write_atomic
 
 FORMAT, VERSION = "ganray-shards", 2
 PAGE, HUGE_PAGE = 4096, 2 * 2**20
@@ -222,9 +222,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically."""
         fields = {"format": FORMAT, "version": VERSION} | asdict(self)
-        part = folder / f"{MANIFEST}.part"
-        part.write_text(json.dumps(fields, indent=1) + "\n")
-        publish(part, folder / MANIFEST)
+        write_atomic(folder / MANIFEST, json.dumps(fields, indent=1) + "\n")
 
     def digest(self) -> str:
         """Return the digest of the contents, 16 hex digits, without the command line."""
@@ -254,13 +252,6 @@ class Annotations:
     """(n,) number of the original file."""
     split: NDArray[np.uint8]
     """(n,) 0 train, 1 valid, 2 test."""
-
-
-def publish(part: Path, path: Path) -> None:
-    """Flush a finished file and rename it, so that its final name never denotes a partial file."""
-    with part.open("r+b") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _short_sha256(text: str) -> str:

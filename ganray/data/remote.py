@@ -29,9 +29,10 @@ from typing import IO, Any, Self
 
 from filelock import FileLock, Timeout
 
-from ganray.data.format import MANIFEST, Manifest, Shard, publish
+from ganray.data.format import MANIFEST, Manifest, Shard
 from ganray.data.remote_source import RANGE_BYTES, RemoteFolder, StoppedError
 from ganray.errors import UserError
+from ganray.files import publish
 from ganray.progress import Progress
 
 DOWNLOADS = 4

@@ -46,11 +46,11 @@ from ganray.data.format import (
     Shape,
     Shard,
     ShardSpec,
-    publish,
 )
 from ganray.data.integrity import check_value, damaged_rows, describe_shard, get_dataset
 from ganray.data.sources import ImageSource, JpegSource
 from ganray.errors import UserError
+from ganray.files import publish
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)

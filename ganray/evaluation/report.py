@@ -22,6 +22,7 @@ from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, check_comparable, resize_samples
 from ganray.evaluation.report_figure import Page, draw
 from ganray.evaluation.suite import MetricResult, MetricsReport, report
+from ganray.files import write_atomic
 from ganray.gan.latents import fixed_latents
 from ganray.metrics.intervals import Estimate, bootstrap
 from ganray.progress import Progress
@@ -71,10 +72,9 @@ class EvaluationReport:
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
         """Write the report as JSON, with its source `about`, and the figure; return both files."""
-        folder.mkdir(parents=True, exist_ok=True)
         content = dict(about) | {"diagnosis": asdict(self.diagnosis)} | self.metrics.to_dict()
         files = [folder / JSON, folder / PAGE]
-        files[0].write_text(json.dumps(content, indent=2, allow_nan=False))
+        write_atomic(files[0], json.dumps(content, indent=2, allow_nan=False))
         draw(self.page, self.metrics, self.diagnosis, files[1])
         return files
 

@@ -25,8 +25,9 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from ganray.config.schema import Config
-from ganray.config.serialization import flatten, from_dict, to_dict
+from ganray.config.serialization import flatten, to_dict
 from ganray.errors import UserError
+from ganray.training.state import read_config
 
 NAME_TAG = "ganray.name"
 """Tag by which a run is found again."""
@@ -168,8 +169,8 @@ def get_run(uri: str, run_id: str) -> tuple[Run, Config]:
                 f"MLflow run {run_id} has no artifact config.json, which describes its generator's"
                 " latents; name a run that ganray trained"
             )
-        path = client.download_artifacts(run_id, "config.json", folder)
-        config = from_dict(json.loads(Path(path).read_text()))
+        client.download_artifacts(run_id, "config.json", folder)
+        config = read_config(Path(folder))
         return Run(uri, run_id, experiment_id, config.run_folder()), config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ganray.config.schema import Config
-from ganray.config.serialization import flatten, from_dict
+from ganray.config.serialization import flatten
+from ganray.errors import UserError
 from ganray.integrations.mlflow_runs import (
     NAME_TAG,
     NOTE_TAG,
@@ -30,7 +30,7 @@ from ganray.sweeps import results
 from ganray.sweeps.axes import RATE, SEED, Axis
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.results import RunResult
-from ganray.training.state import CONFIG_FILE
+from ganray.training.state import read_config
 
 T = TypeVar("T")
 
@@ -210,8 +210,8 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
 
 def _read_config(folder: Path) -> Config | None:
     try:
-        return from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-    except (FileNotFoundError, ValueError):
+        return read_config(folder)
+    except UserError:
         return None
 
 

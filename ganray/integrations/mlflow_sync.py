@@ -20,6 +20,8 @@ import numpy as np
 from mlflow.entities import Metric
 from PIL import Image
 
+from ganray.errors import UserError
+from ganray.files import read_json, write_atomic
 from ganray.integrations.mlflow_runs import (
     MLFLOW_ERRORS,
     Run,
@@ -245,10 +247,7 @@ class _Journal:
         for event, offset in events:
             is_new, is_image = not self._has(run, event), "values" not in event
             if is_new and is_image:
-                image = np.asarray(Image.open(run.folder / event["path"]))
-                client.log_image(
-                    run.run_id, image, key=event["name"], step=event["images"], synchronous=True
-                )
+                _send_image(run, event)
             elif is_new:
                 points += _metrics(event)
                 if event.get("warning"):
@@ -257,14 +256,15 @@ class _Journal:
                 client.log_batch(run.run_id, metrics=points)
                 points, self._offset = [], offset
                 mark = json.dumps(_owner(run) | {"offset": offset})
-                (run.folder / _BOOKMARK_FILE).write_text(mark)
+                write_atomic(run.folder / _BOOKMARK_FILE, mark)
 
     def _read_offset(self, run: Run) -> int:
         try:
-            mark = json.loads((run.folder / _BOOKMARK_FILE).read_text())
-        except (FileNotFoundError, ValueError):
+            mark = read_json(run.folder / _BOOKMARK_FILE, "")
+            is_own = mark.items() >= _owner(run).items()
+            return int(mark["offset"]) if is_own else 0
+        except (UserError, KeyError, TypeError, ValueError):  # MLflow is asked what it has
             return 0
-        return mark["offset"] if mark.items() >= _owner(run).items() else 0
 
     def _has(self, run: Run, event: journal.Event) -> bool:
         """Return whether MLflow had the event when one of its kind was first sent from here."""
@@ -272,6 +272,18 @@ class _Journal:
         if kind not in self._known:
             self._known[kind] = _sent_steps(run, event)
         return event["images"] in self._known[kind]
+
+
+def _send_image(run: Run, event: journal.Event) -> None:
+    path = run.folder / event["path"]
+    try:
+        image = np.asarray(Image.open(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        logger.warning("%s: damaged (%s); not sent to MLflow", path, error)
+        return
+    run.client().log_image(
+        run.run_id, image, key=event["name"], step=event["images"], synchronous=True
+    )
 
 
 def _metrics(event: journal.Event) -> list[Metric]:

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ganray.config.schema import Config, RayConfig
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
-from ganray.training.context import keep_checkpoint, latest_checkpoint
+from ganray.training.checkpoints import find_checkpoint
 from ganray.training.launch import append_error, run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
@@ -167,7 +167,7 @@ def launch(
         raise _death("training failed", error, folder) from error
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = find_checkpoint(folder, config.train.strict_resume)
     if checkpoint is None:
         raise UserError(f"run {config.name!r} ended without a checkpoint; see {folder}")
     return checkpoint
@@ -176,21 +176,21 @@ def launch(
 class RayContext:
     """Worker context of a Ray Train worker."""
 
-    def __init__(self, run_folder: Path, keep: int) -> None:
-        if not run_folder.is_dir():  # the node may have booted after `check_shared`
-            raise _not_shared(run_folder, f"node {socket.gethostname()}")
+    def __init__(self, config: Config) -> None:
+        folder = config.run_folder()
+        if not folder.is_dir():  # the node may have booted after `check_shared`
+            raise _not_shared(folder, f"node {socket.gethostname()}")
         self.device = get_device()
-        self._folder, self._keep = run_folder, keep
+        self._config = config
 
-    def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """Keep rank 0's checkpoint, then wait for all ranks."""
-        if checkpoint is not None:
-            keep_checkpoint(checkpoint, self._folder, step, self._keep)
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """Report metrics to Ray and wait for all ranks."""
+        del checkpoint  # it is in the run folder, see `launch`
         ray.train.report(dict(metrics))
 
-    def latest_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint in the run folder."""
-        return latest_checkpoint(self._folder)
+    def checkpoint(self) -> Path | None:
+        """Return the newest undamaged checkpoint in the run folder."""
+        return find_checkpoint(self._config.run_folder(), self._config.train.strict_resume)
 
 
 def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:
@@ -200,7 +200,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     loss would diverge again. All ranks diverge at the same step, so none is left waiting.
     """
     config = arguments["config"]
-    context = RayContext(config.run_folder(), config.train.keep_checkpoints)
+    context = RayContext(config)
     try:
         run_worker(config, arguments["images"], arguments["assets"], context)
     except Diverged as error:

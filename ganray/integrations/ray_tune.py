@@ -402,20 +402,19 @@ class TuneContext(LocalContext):
     """Worker context of a run of one worker: checkpoints in its folder, metrics to Tune."""
 
     def __init__(self, config: Config, is_population: bool) -> None:
-        super().__init__(config.run_folder(), config.train.keep_checkpoints)
-        self._config, self._is_population = config, is_population
+        super().__init__(config)
+        self._is_population = is_population
 
-    def report(self, metrics: Mapping[str, float], step: int, checkpoint: Path | None) -> None:
-        """Keep the checkpoint and report to Tune, which may end the run here."""
-        super().report(metrics, step, checkpoint)
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """Report to Tune, which may end the run here."""
         shared = tune.Checkpoint.from_directory(str(checkpoint)) if self._is_population else None
         tune.report(dict(metrics), checkpoint=shared)
 
-    def latest_checkpoint(self) -> Path | None:
+    def checkpoint(self) -> Path | None:
         """Return the run's own, or the one Tune copies from another member, with own settings."""
         shared = tune.get_checkpoint() if self._is_population else None
         if shared is None:
-            return super().latest_checkpoint()
+            return super().checkpoint()
         folder = Path(shared.to_directory(tempfile.mkdtemp()))
         (folder / CONFIG_FILE).write_text(json.dumps(to_dict(self._config), indent=2))
         return folder

@@ -22,6 +22,7 @@ from ganray.metrics.intervals import Estimate, replicate_interval
 from ganray.sweeps.analysis import HIGHER, RESIDUAL, Effect
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.results import Results
+from ganray.training.run_figures import list_samples
 from ganray.training.state import GRID_COLUMNS, GRID_ROWS
 
 DPI = 200
@@ -301,9 +302,9 @@ def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "cover
 def _samples(grid: SettingGrid, runs: Path, *index: int) -> np.ndarray | None:
     """Return the newest samples of the first finished run of a setting, uint8 (h, w, 3)."""
     for name, status in zip(grid.names[index], grid.statuses[index], strict=True):
-        files = list((runs / name / "samples").glob("*.png")) if status == "finished" else []
+        files = list_samples(runs / name) if status == "finished" else []
         if files:
-            return crop_samples(np.asarray(Image.open(max(files)).convert("RGB")))
+            return crop_samples(np.asarray(Image.open(files[-1]).convert("RGB")))
     return None
 
 

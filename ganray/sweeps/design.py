@@ -21,6 +21,7 @@ from scipy.stats import qmc
 
 from ganray.config.schema import Config
 from ganray.errors import UserError
+from ganray.files import read_json, write_atomic
 from ganray.sweeps.axes import RATE, SEED, Axis, Level
 
 Design = Literal["grid", "random", "sobol"]
@@ -72,30 +73,31 @@ class SweepPlan:
 
     def save(self, folder: Path) -> None:
         """Write `plan.json` into the folder of the sweep."""
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{FILE}.part"
-        part.write_text(json.dumps(asdict(self), indent=1))
-        part.replace(folder / FILE)
+        write_atomic(folder / FILE, json.dumps(asdict(self), indent=1))
 
 
 FILE = "plan.json"
 
 
 def load_plan(folder: Path) -> SweepPlan:
-    """Return the plan that `SweepPlan.save` wrote."""
-    values = json.loads((folder / FILE).read_text())
-    axes = [
-        Axis(
-            **axis
-            | {
-                "levels": tuple(Level(**level) for level in axis["levels"]),
-                "range": axis["range"] and tuple(axis["range"]),
-            }
-        )
-        for axis in values["axes"]
-    ]
-    trials = [Trial(**trial | {"levels": tuple(trial["levels"])}) for trial in values["trials"]]
-    return SweepPlan(values["name"], tuple(axes), tuple(trials))
+    """Return the plan that `SweepPlan.save` wrote; raise UserError if the file is damaged."""
+    path, remedy = folder / FILE, "start the sweep under another --name; its runs are kept"
+    values = read_json(path, remedy)
+    try:
+        axes = [
+            Axis(
+                **axis
+                | {
+                    "levels": tuple(Level(**level) for level in axis["levels"]),
+                    "range": axis["range"] and tuple(axis["range"]),
+                }
+            )
+            for axis in values["axes"]
+        ]
+        trials = [Trial(**trial | {"levels": tuple(trial["levels"])}) for trial in values["trials"]]
+        return SweepPlan(values["name"], tuple(axes), tuple(trials))
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); {remedy}") from error
 
 
 def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:

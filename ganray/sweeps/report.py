@@ -19,6 +19,7 @@ from PIL import Image
 from ganray.config.schema import Config
 from ganray.config.serialization import flatten, without_secrets
 from ganray.evaluation.suite import METRICS_BY_NAME
+from ganray.files import write_atomic
 from ganray.sweeps import charts
 from ganray.sweeps.analysis import Difference, Effect, RankedSetting, anova, compare, ranking
 from ganray.sweeps.axes import Axis
@@ -136,7 +137,7 @@ def write(
     table, pairs = ranking_table(settings, axes), difference_table(differences, axes)
     figures = draw_charts(results, effects, base.home / "runs", folder / "figures")
     page = render_html(results, (table, pairs), figures, summary, _details(base, commit))
-    (folder / HTML).write_text(page)
+    write_atomic(folder / HTML, page)
     data = {
         "sweep": results.plan.name,
         "axes": {axis.name: axis.labels for axis in axes},
@@ -147,7 +148,7 @@ def write(
         "share_of_variance": {m: [asdict(effect) for effect in effects[m]] for m in effects},
         "runs": {trial.name: asdict(results.get(trial)) for trial in results.plan.trials},
     }
-    (folder / JSON).write_text(json.dumps(_finite(data), indent=1))
+    write_atomic(folder / JSON, json.dumps(_finite(data), indent=1))
     width = shutil.get_terminal_size((140, 0)).columns  # the log of a submitted job has no width
     markdown = [summary, table.markdown(), *([pairs.markdown()] if pairs.rows else [])]
     return Report(

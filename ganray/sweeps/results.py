@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ganray.errors import UserError
 from ganray.evaluation.suite import METRICS_BY_NAME
+from ganray.files import read_json, write_atomic
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.training import journal
 
@@ -97,18 +98,16 @@ def record(folder: Path, status: Status, reason: str = "", num_classes: int = 0)
         num_classes: Classes of the training images, for the KL of a run that diverged.
     """
     result = RunResult(status, _last_metrics(folder, status, num_classes), reason)
-    folder.mkdir(parents=True, exist_ok=True)  # the run may have died before it made the folder
-    part = folder / f"{_FILE}.part"
-    part.write_text(json.dumps({"status": status, "values": result.values, "reason": reason}))
-    os.replace(part, folder / _FILE)
+    content = {"status": status, "values": result.values, "reason": reason}
+    write_atomic(folder / _FILE, json.dumps(content))
     return result
 
 
 def read(folder: Path) -> RunResult | None:
     """Return what `record` wrote, or None if the run has not ended."""
     try:
-        return RunResult(**json.loads((folder / _FILE).read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
+        return RunResult(**read_json(folder / _FILE, ""))
+    except (UserError, TypeError):  # a damaged result is recorded again
         return None
 
 

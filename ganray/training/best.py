@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from ganray.evaluation.diagnosis import WATCHED, collapse_warning, half_life
 from ganray.training import journal
+from ganray.training.checkpoints import write_checkpoint
 from ganray.training.state import TrainState
 
 BEST_FOLDER = "best_coverage"
@@ -57,16 +56,13 @@ def keep_best(state: TrainState, folder: Path, coverage: float) -> None:
     """Save the state atomically as the best checkpoint if its coverage is the highest so far."""
     if coverage <= best_coverage(folder):
         return
-    target, partial = folder / BEST_FOLDER, folder / f"{BEST_FOLDER}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    state.save(partial)
     score = {"coverage": coverage, "images_seen": state.images_seen}
-    (partial / _SCORE_FILE).write_text(json.dumps(score))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    write_checkpoint(state, folder / BEST_FOLDER, {_SCORE_FILE: json.dumps(score)})
 
 
 def best_coverage(folder: Path) -> float:
-    """Return the coverage of the best checkpoint in a run folder; 0 if there is none."""
-    path = folder / BEST_FOLDER / _SCORE_FILE
-    return float(json.loads(path.read_text())["coverage"]) if path.exists() else 0.0
+    """Return the coverage of the best checkpoint in a run folder; 0 if there is none intact."""
+    try:
+        return float(json.loads((folder / BEST_FOLDER / _SCORE_FILE).read_text())["coverage"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0

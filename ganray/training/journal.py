@@ -7,20 +7,23 @@ or failed server never delays a training step and missed events can be sent late
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ganray.config.schema import Config
+from ganray.files import cannot_write, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Journal:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._file: IO[str] | None = None
+        self._file: io.FileIO | None = None
         self._last: dict[str, int] = {}
         if folder is None:
             return
@@ -49,7 +52,7 @@ class Journal:
         _drop_torn_line(path)
         for event, _ in read(folder):
             self._last[event["name"]] = event["images"]
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
 
     def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
         """Write training metrics by name."""
@@ -65,10 +68,9 @@ class Journal:
             return
         relative = Path(name) / f"{images_seen:012d}.png"
         path = self._folder / relative
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".part")
-        Image.fromarray(image).save(partial, format="PNG")
-        os.replace(partial, path)
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        write_atomic(path, buffer.getvalue())
         self._append(name, images_seen, path=str(relative))
 
     def close(self) -> None:
@@ -84,13 +86,22 @@ class Journal:
             return
         self._last[name] = images_seen
         event = {"name": name, "images": images_seen, "time": round(time.time(), 3)} | content
-        self._file.write(json.dumps(event) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())  # otherwise the driver sees it late on network storage
+        line = json.dumps(event).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(line)
+            os.fsync(self._file.fileno())  # otherwise the driver sees it late on network storage
+        except OSError as error:
+            with contextlib.suppress(OSError):  # leave no half of a line
+                self._file.truncate(end)
+            raise cannot_write(Path(self._file.name), error, len(line)) from error
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Yield events from a byte offset on, each with the offset after it; skip a torn last line."""
+    """Yield events from a byte offset on, each with the offset after it.
+
+    An incomplete last line is not read yet. Damaged lines are skipped with a warning.
+    """
     path = folder / FILE
     if not path.exists():
         return
@@ -100,7 +111,34 @@ def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            yield json.loads(line), offset
+            event = _parse(line)
+            if event is None:
+                _warn_damaged(path, offset - len(line))
+            else:
+                yield event, offset
+
+
+def _parse(line: bytes) -> Event | None:
+    """Return the event of a line; None if the line is damaged."""
+    try:
+        event = json.loads(line)
+        event["images"] + event["time"]
+        is_valid = isinstance(event["name"], str) and (
+            isinstance(event["path"], str) if "path" in event else dict(event["values"]) is not None
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return event if is_valid else None
+
+
+@functools.lru_cache  # the same line is read again and again
+def _warn_damaged(path: Path, offset: int) -> None:
+    logger.warning(
+        "%s: the line at byte %d is damaged and skipped; MLflow has its content unless it was"
+        " damaged before it was sent",
+        path,
+        offset,
+    )
 
 
 def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +184,7 @@ def collapse_line(event: Event) -> str:
     return "  ".join(parts) + warning
 
 
-@contextmanager
+@contextlib.contextmanager
 def print_progress(config: Config) -> Iterator[None]:
     """Log a line for each new event of the run's journal while the context is open."""
     folder, stop = config.run_folder(), threading.Event()

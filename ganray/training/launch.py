@@ -19,6 +19,7 @@ from ganray.distributed import rank, world_size
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets
+from ganray.files import cannot_write, read_json, write_atomic
 from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.loop import train
@@ -35,9 +36,9 @@ def launch(config: Config, images: str, assets: EvaluationAssets = NO_ASSETS) ->
 
     Collective over the process group, if there is one. `images` is `DatasetPlan.location`.
     """
-    context = LocalContext(config.run_folder(), config.train.keep_checkpoints)
+    context = LocalContext(config)
     run_worker(config, images, assets, context)
-    checkpoint = context.latest_checkpoint()
+    checkpoint = context.checkpoint()
     assert checkpoint is not None, "the loop ends with a checkpoint"
     return checkpoint
 
@@ -98,13 +99,10 @@ def create_run_folder(config: Config, changed: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CONFIG_FILE).exists() and not changed:
             check_resumes(read_config(folder), config)
-        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
+        write_atomic(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2))
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier attempt
     except OSError as error:
-        raise UserError(
-            f"home={config.home} cannot be written ({error.strerror}); give another --home"
-            " or set GANRAY_HOME"
-        ) from error
+        raise cannot_write(folder, error) from error
 
 
 def record_dataset(folder: Path, images: str, identity: str) -> None:
@@ -114,11 +112,10 @@ def record_dataset(folder: Path, images: str, identity: str) -> None:
     """
     path, record = folder / IMAGES_FILE, {"identity": identity, "images": images}
     if path.exists():
-        recorded = json.loads(path.read_text())
-        if recorded["identity"] != identity:
+        recorded = read_json(path, "delete the file if the images are still the same")
+        if recorded.get("identity") != identity:
             raise UserError(
-                f"{folder} was trained on {recorded['images']}, which differ from {images};"
+                f"{folder} was trained on {recorded.get('images')}, which differ from {images};"
                 " give it the same images (--data.root), or use another --name"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2))
+    write_atomic(path, json.dumps(record, indent=2))

@@ -6,11 +6,9 @@ import contextlib
 import math
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import psutil
 import torch
@@ -27,6 +25,7 @@ from ganray.figures import sample_grid
 from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.best import record_scores
+from ganray.training.checkpoints import save_checkpoint
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.state import TrainState
@@ -47,7 +46,7 @@ def train(
     # Initialise, or load the latest checkpoint.
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)
-    if checkpoint := broadcast_from_rank0(context.latest_checkpoint()):
+    if checkpoint := broadcast_from_rank0(context.checkpoint()):
         state.load(checkpoint)
     sampler = build_sampler(config.data, images, config.train.rng_seed)
     rows = rank_slice(batch_size, rank(), world_size())
@@ -101,7 +100,7 @@ def train(
 
             # Save a checkpoint.
             if state.is_due(config.train.checkpoint_every):
-                save_checkpoint(state, context, last_scores)
+                report_checkpoint(state, context, last_scores)
     return state
 
 
@@ -203,15 +202,15 @@ def check_finite(metrics: Mapping[str, float], step: int) -> None:
         )
 
 
-def save_checkpoint(state: TrainState, context: WorkerContext, scores: Mapping[str, float]) -> None:
+def report_checkpoint(
+    state: TrainState, context: WorkerContext, scores: Mapping[str, float]
+) -> None:
     """Write a checkpoint on rank 0 and report it with the last evaluation's scores. Collective."""
-    metrics = {"kimg": state.images_seen / 1000, **scores}
-    if rank() != 0:
-        context.report(metrics, state.step, None)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder))
-        context.report(metrics, state.step, Path(folder))
+    config, checkpoint = state.config, None
+    if rank() == 0:
+        keep = config.train.keep_checkpoints
+        checkpoint = save_checkpoint(state, config.run_folder(), keep)
+    context.report({"kimg": state.images_seen / 1000, **scores}, checkpoint)
 
 
 class ThroughputMeter:

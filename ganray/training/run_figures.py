@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ganray.figures import Row, labelled_rows, loss_chart
+from ganray.files import write_atomic
 from ganray.gan.losses import LOSSES
 from ganray.training import journal
 from ganray.training.state import GRID_ROWS
+
+logger = logging.getLogger(__name__)
 
 _MAX_EPOCHS = 8
 """Maximum number of rows of the figure of epochs."""
@@ -24,12 +28,15 @@ def draw_losses(folder: Path, loss: str) -> Path:
     return path
 
 
-def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> Path:
-    """Draw the first row of sample grids over the epochs; return the PNG file in the run folder.
+def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> Path | None:
+    """Draw the first row of sample grids over the epochs into a PNG file in the run folder.
 
-    An epoch has `num_images` images; `image_shape` is (H, W, C) of a sample.
+    An epoch has `num_images` images; `image_shape` is (H, W, C) of a sample. Returns None if no
+    sample grid is intact.
     """
-    grids = sorted((folder / "samples").glob("*.png"))
+    grids = list_samples(folder)
+    if not grids:
+        return None
     selected = np.linspace(0, len(grids) - 1, min(_MAX_EPOCHS, len(grids))).round().astype(int)
     rows = []
     for path in (grids[i] for i in selected):
@@ -43,8 +50,24 @@ def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]
     return path
 
 
-def last_samples(folder: Path) -> Path:
-    """Copy the latest sample grid to `samples.png` in the run folder and return that file."""
+def list_samples(folder: Path) -> list[Path]:
+    """Return the sample grids of a run by step, without damaged files."""
+    intact = []
+    for path in sorted((folder / "samples").glob("*.png")):
+        try:
+            with Image.open(path) as image:
+                image.load()
+            intact.append(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            logger.warning("%s: damaged (%s); left out", path, error)
+    return intact
+
+
+def last_samples(folder: Path) -> Path | None:
+    """Copy the latest intact sample grid, if there is one, to `samples.png` in the run folder."""
+    grids = list_samples(folder)
+    if not grids:
+        return None
     path = folder / "samples.png"
-    path.write_bytes(max((folder / "samples").glob("*.png")).read_bytes())
+    write_atomic(path, grids[-1].read_bytes())
     return path

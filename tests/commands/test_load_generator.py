@@ -169,7 +169,7 @@ def test_a_home_without_runs_is_mentioned(tmp_path):
 def test_a_damaged_checkpoint_is_reported_with_its_path(trained_run, tmp_path):
     shutil.copytree(trained_run.checkpoint, tmp_path / "copy")
     (tmp_path / "copy" / "state.pt").write_bytes(b"PK cut off")
-    with pytest.raises(ValueError, match=r"copy/state.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"copy/state.pt: damaged"):
         load_generator.load_generator(str(tmp_path / "copy"), tmp_path)
 
 

@@ -38,20 +38,20 @@ def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypat
     assert ShardedDataset(shards_folder)._mapping.joined is None
 
 
-def huge_page_wishes() -> dict[str, bool]:
-    """By name of each shard that this process maps: has the kernel been asked for huge pages?"""
-    wishes, name = {}, ""
+def huge_page_advice(folder: Path) -> dict[str, bool]:
+    """Return whether huge pages are advised for each mapped shard of a folder, by name."""
+    advice, path = {}, Path()
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            name = Path(line.split(maxsplit=5)[-1]).name
-        elif line.startswith("VmFlags:") and name.startswith("shard-"):
-            wishes[name] = " hg" in line
-    return wishes
+            path = Path(line.split(maxsplit=5)[-1])
+        elif line.startswith("VmFlags:") and path.parent == folder:
+            advice[path.name] = " hg" in line
+    return advice
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages of files are Linux's")
 def test_shards_can_be_mapped_in_huge_pages(source: CelebA, tmp_path: Path, monkeypatch):
-    # 152 * 152 * 3 * 64 bytes are 1083 pages: the second shard does not begin at a huge one.
+    # 152 * 152 * 3 * 64 bytes are 1083 pages: the second shard does not begin at a huge page.
     write_shards(source, tmp_path, size=152, images=128, rows_per_shard=64, processes=1)
     reader, apart = ShardedDataset(tmp_path), ShardedDataset(tmp_path, side_by_side=False)
     joined, shards = reader._mapping.joined, Manifest.read(tmp_path).shards
@@ -63,18 +63,18 @@ def test_shards_can_be_mapped_in_huge_pages(source: CelebA, tmp_path: Path, monk
             start = images.id.get_offset()
         address = joined.ctypes.data + number * 64 * 152 * 152 * 3
         assert (address - start) % 2**21 == 0
-        assert shard.bytes - shard.num_bytes < 2**21 + 2**15  # and hardly more than that is wasted
+        assert shard.bytes - shard.num_bytes < 2**21 + 2**15  # little more than that is wasted
     assert torch.equal(gathered(reader), gathered(apart))
 
     enabled = Path("/sys/kernel/mm/transparent_hugepage")
     if enabled.exists():
-        assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], True)
+        assert huge_page_advice(tmp_path) == dict.fromkeys([shard.name for shard in shards], True)
     del reader, apart, joined
     gc.collect()
-    memory = 2 * 128 * 152 * 152 * 3  # they would push each other out
+    memory = 2 * 128 * 152 * 152 * 3  # too little for both shards
     monkeypatch.setattr("ganray.data.mapping.free_bytes", lambda: memory)
     reader = ShardedDataset(tmp_path)
-    assert huge_page_wishes() == dict.fromkeys([shard.name for shard in shards], False)
+    assert huge_page_advice(tmp_path) == dict.fromkeys([shard.name for shard in shards], False)
     assert len(reader) == 128
 
 

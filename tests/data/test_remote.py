@@ -270,7 +270,7 @@ def test_missing_permission(server, url, cache):
     assert server.log == []
 
 
-def test_passwords_are_not_printable(server, url, cache):
+def test_passwords_are_not_shown(server, url, cache):
     server.login = "me:the%20secret"
     with_login = url.replace("//", "//me:the%2520secret@")
     assert "no permission" in failure(url, cache)

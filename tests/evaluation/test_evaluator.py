@@ -196,6 +196,7 @@ def test_only_a_better_state_replaces_the_best(squares, tmp_path):
 
         def save(self, folder: Path) -> None:
             folder.mkdir()
+            (folder / "state.pt").write_text("")
 
     for coverage, kept in ((0.2, 0.2), (0.1, 0.2), (0.3, 0.3), (0.0, 0.3)):
         best.keep_best(State(), tmp_path, coverage)  # pyright: ignore

@@ -1,6 +1,5 @@
 """Checkpoints in the run folder: torch and Ray resume each other's runs. Ray is not started."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ from ganray.distributed import local_device
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.integrations import ray_train
 from ganray.training.launch import launch, run_worker
-from ganray.training.state import read_state
+from ganray.training.state import TrainState, read_state
 from tests.conftest import tiny_config
 from tests.training.test_resume import Killed, states_equal
 
@@ -29,7 +28,7 @@ def train_under_torch(config, images):
 
 def train_under_ray(config, images):
     config.run_folder().mkdir(parents=True, exist_ok=True)
-    context = ray_train.RayContext(config.run_folder(), config.train.keep_checkpoints)
+    context = ray_train.RayContext(config)
     run_worker(config, str(images), NO_ASSETS, context)
 
 
@@ -62,16 +61,16 @@ def test_launchers_resume_each_others_runs(squares, tmp_path, reports, first):
 def test_an_incomplete_checkpoint_is_not_used(squares, tmp_path, reports, monkeypatch, resume):
     config = tiny_config(tmp_path)
     train_under_ray(config, squares)
-    copytree = shutil.copytree
+    save = TrainState.save
 
-    def copy_half(source, target):
-        copytree(source, target)
+    def save_half(state, target):
+        save(state, target)
         (target / "state.pt").write_bytes((target / "state.pt").read_bytes()[:1000])
         raise Killed
 
     longer = replace(config, train=replace(config.train, kimg=0.36))
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copytree", copy_half)
+        patch.setattr(TrainState, "save", save_half)
         with pytest.raises(Killed):
             train_under_ray(longer, squares)
     resume(longer, squares)
@@ -83,4 +82,4 @@ def test_an_incomplete_checkpoint_is_not_used(squares, tmp_path, reports, monkey
 
 def test_a_node_without_the_run_folder_is_reported_before_training(tmp_path, reports):
     with pytest.raises(ValueError, match=r"home: .* does not exist on node .*; put --home on"):
-        ray_train.RayContext(tmp_path / "elsewhere", 3)
+        ray_train.RayContext(tiny_config(tmp_path / "elsewhere"))

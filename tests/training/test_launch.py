@@ -43,5 +43,5 @@ def test_a_damaged_config_file_is_reported_with_its_path(config):
     create_run_folder(config)
     path = config.run_folder() / CONFIG_FILE
     path.write_text("{")
-    with pytest.raises(UserError, match=r"config.json is damaged .*; delete its folder"):
+    with pytest.raises(UserError, match=r"config.json: damaged .*; delete its folder"):
         create_run_folder(config)

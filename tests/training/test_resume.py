@@ -7,7 +7,7 @@ import torch
 
 from ganray.errors import UserError
 from ganray.training import journal
-from ganray.training.context import LocalContext
+from ganray.training.checkpoints import list_checkpoints, save_checkpoint
 from ganray.training.launch import launch
 from ganray.training.state import read_state
 from tests.conftest import regularized_config, tiny_config
@@ -28,16 +28,11 @@ class Killed(Exception):
     """Simulates SIGKILL between two steps."""
 
 
-class KilledContext(LocalContext):
-    """Kills the run in the report after `remaining` reports."""
-
-    remaining = 1
-
-    def report(self, metrics, step, checkpoint):
-        if self.remaining == 0:
-            raise Killed
-        self.remaining -= 1
-        super().report(metrics, step, checkpoint)
+def kill_before_second_checkpoint(state, folder, keep):
+    """Replacement of `save_checkpoint`."""
+    if list_checkpoints(folder):
+        raise Killed
+    return save_checkpoint(state, folder, keep)
 
 
 def unrolled_config(home):
@@ -51,7 +46,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch
     uninterrupted = launch(make(tmp_path / "a"), squares)
     config = make(tmp_path / "b")
     with monkeypatch.context() as patch:
-        patch.setattr("ganray.training.launch.LocalContext", KilledContext)
+        patch.setattr("ganray.training.loop.save_checkpoint", kill_before_second_checkpoint)
         with pytest.raises(Killed):
             launch(config, squares)
     assert [p.name for p in config.run_folder().glob("checkpoint_*")] == ["checkpoint_0000000010"]
@@ -106,6 +101,7 @@ def test_a_checkpoint_with_code_is_rejected(squares, tmp_path):
         "step", "image_shape", "classes", "G", "D", "G_ema", "G_optimizer", "D_optimizer",
     }  # fmt: skip
     torch.save({"step": Killed()}, folder / "state.pt")
+    (folder / "digests.json").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         read_state(folder)
 

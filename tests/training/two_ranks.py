@@ -71,8 +71,8 @@ def means_of_unequal_ranks() -> dict[str, float]:
 class DelayedStorageContext(LocalContext):
     """Context of a storage on which rank 1 does not see the checkpoint yet."""
 
-    def latest_checkpoint(self) -> Path | None:
-        return super().latest_checkpoint() if rank() == 0 else None
+    def checkpoint(self) -> Path | None:
+        return super().checkpoint() if rank() == 0 else None
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
         finished = tiny_config(home, name="two")
         launch(finished, shards)
         # If rank 1 used its own view, it would start from scratch and wait forever.
-        run_worker(finished, shards, NO_ASSETS, DelayedStorageContext(finished.run_folder(), 3))
+        run_worker(finished, shards, NO_ASSETS, DelayedStorageContext(finished))
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(regularized_config(home), shards)
