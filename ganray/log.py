@@ -7,9 +7,12 @@ processes call ``configure`` once.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Literal
 
+HIDDEN = "***"
+"""Replaces the secrets of a URL."""
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -36,6 +39,15 @@ def configure(level: Level = "info", rank: int = 0) -> None:
     root.propagate = False
 
 
+def redact(text: object) -> str:
+    """Return the text without the user and password of any URL in it.
+
+    Everything that ganray prints passes through this function, so that messages of libraries, which
+    repeat the addresses that they were given, reveal nothing.
+    """
+    return re.sub(r"://[^/\s'\"]*@", f"://{HIDDEN}@", str(text))
+
+
 class _StdoutHandler(logging.Handler):
     """Writes to the current ``sys.stdout``, which tests and notebooks replace."""
 
@@ -55,4 +67,4 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         rank = f"[rank {self._rank}] " if self._rank else ""
-        return rank + level + super().format(record)
+        return redact(rank + level + super().format(record))

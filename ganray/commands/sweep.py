@@ -33,6 +33,7 @@ from ganray.sweeps.results import RunResult
 from ganray.sweeps.summary import reference_notes
 from ganray.training import launch
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
+from ganray.training.run_lock import lock_folder
 from ganray.training.state import CONFIG_FILE, read_config
 
 DEFAULT_AXES = (
@@ -80,6 +81,19 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     log_plan(plan, config, options, datasets, workers, concurrent)
     if config.dry_run:
         return
+    with lock_folder(sweep_folder(config)):
+        _run_locked(plan, config, options, datasets, workers, concurrent)
+
+
+def _run_locked(
+    plan: SweepPlan,
+    config: Config,
+    options: SweepConfig,
+    datasets: SweepDatasets,
+    workers: Workers,
+    concurrent: int,
+) -> None:
+    """Prepare, run and report, as the only driver of the sweep."""
     datasets.prepare_datasets()
     launch.record_dataset(sweep_folder(config), *datasets.identity())
     setup = ray_tune.TrialSetup(config, datasets.run_assets(), workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from ganray.training import launch, run_figures
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
+from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -63,18 +64,25 @@ def run(config: Config) -> None:
             logger.info(describe_plan(datasets, workers, mlflow_runs.store_uri(config)))
         if config.dry_run:
             return
-        with rank0_first() as is_rank0:
-            digest, assets = _prepare(datasets) if is_rank0 else ("", NO_ASSETS)
-        assets = broadcast_from_rank0(assets)
-        if config.check_discriminator:
-            _check_discriminator(datasets, digest, workers)
-            return
-        if config.launcher == "ray":
-            ray_train.connect(config.ray)
-        if rank() == 0:
-            _train_and_report(datasets, digest, assets, workers)
-        else:
-            launch.launch(config, datasets.images.location, assets)
+        with lock_folder(config.run_folder()) if rank() == 0 else nullcontext():
+            _run_locked(datasets, workers)
+
+
+def _run_locked(datasets: RunDatasets, workers: Workers) -> None:
+    """Prepare, train and report, as the only driver of the run."""
+    config = datasets.config
+    with rank0_first() as is_rank0:
+        digest, assets = _prepare(datasets) if is_rank0 else ("", NO_ASSETS)
+    assets = broadcast_from_rank0(assets)
+    if config.check_discriminator:
+        _check_discriminator(datasets, digest, workers)
+        return
+    if config.launcher == "ray":
+        ray_train.connect(config.ray)
+    if rank() == 0:
+        _train_and_report(datasets, digest, assets, workers)
+    else:
+        launch.launch(config, datasets.images.location, assets)
 
 
 def _prepare(datasets: RunDatasets) -> tuple[str, EvaluationAssets]:

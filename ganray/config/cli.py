@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar, cast
@@ -30,6 +31,7 @@ from ganray.config.commands import SweepConfig
 from ganray.config.presets import ABOUT
 from ganray.config.schema import SECTIONS, Config, RayConfig, absolute
 from ganray.errors import UserError
+from ganray.log import redact
 
 T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
@@ -44,20 +46,25 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a job's main function on the program's arguments and exit.
 
-    A ``UserError`` is printed as one line and exits with code 2. Ctrl-C (130) and SIGTERM (143)
-    unwind the stack, so that open MLflow runs are closed. Every other exception is a bug: it keeps
-    its traceback and exits with code 1.
+    A ``UserError`` is printed as one line and exits with code 2. Ctrl-C (130), SIGTERM (143)
+    and SIGHUP (129, unless it is ignored, as under nohup) unwind the stack, so that open MLflow
+    runs are closed. Every other exception is a bug: it keeps its traceback and exits with code 1.
     """
     log.configure()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
         print("stopped; the same command with --name resumes", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGINT)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr, flush=True)
         sys.exit(2)
+    except Exception:
+        print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def parse(

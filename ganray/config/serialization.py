@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from ganray.config.schema import SECTIONS, Config, fields_where
 from ganray.errors import UserError
-
-HIDDEN = "***"
-"""Replaces what is secret in a URL."""
+from ganray.log import HIDDEN, redact
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -47,8 +44,7 @@ def without_secrets(text: str) -> str:
     if "://" not in text:
         return text
     address, question, _ = text.partition("?")
-    address = re.sub("//[^/]*@", f"//{HIDDEN}@", address, count=1)
-    return address + (question and f"?{HIDDEN}")
+    return redact(address) + (question and f"?{HIDDEN}")
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -10,9 +10,9 @@ from urllib.parse import unquote
 
 import fsspec
 
-from ganray.config.serialization import HIDDEN
 from ganray.data.format import MANIFEST
 from ganray.errors import UserError
+from ganray.log import HIDDEN
 
 RANGE_BYTES, MIN_RANGE_BYTES = 8 * 2**20, 64 * 2**10
 """Bytes per request, and their minimum: each failure divides them by four."""

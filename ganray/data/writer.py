@@ -51,6 +51,7 @@ from ganray.data.integrity import check_value, damaged_rows, describe_shard, get
 from ganray.data.sources import ImageSource, JpegSource
 from ganray.errors import UserError
 from ganray.files import publish
+from ganray.log import redact
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def write_shards(
         if (manifest := _find_finished(folder, recipe)) is not None:
             return manifest  # another process wrote it meanwhile
         shards = _convert(source, chosen, specs, processes or _cores())
-        command = shlex.join(sys.argv)
+        command = redact(shlex.join(sys.argv))
         shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
         manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
         manifest.write(folder)

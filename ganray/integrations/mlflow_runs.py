@@ -214,11 +214,6 @@ def existing_store(uri: str) -> Iterator[MlflowClient]:
         ) from error
 
 
-def without_password(uri: str) -> str:
-    """Return the URI without user and password."""
-    return re.sub("//[^/@]*@", "//", uri)
-
-
 def first_line(error: Exception) -> str:
     """Return the first line of an exception's message, or its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -245,7 +240,8 @@ def _experiment_id(client: MlflowClient, config: Config, uri: str) -> str:
     if experiment is not None:
         return experiment.experiment_id
     # Without a server, artifacts would go to the current directory, which a Ray job deletes.
-    location = f"{config.home}/mlartifacts/{name}" if uri.startswith("sqlite:") else None
+    folder = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"  # "../.." must not leave the home
+    location = f"{config.home}/mlartifacts/{folder}" if uri.startswith("sqlite:") else None
     try:
         return client.create_experiment(name, artifact_location=location)
     except MlflowException:

@@ -27,8 +27,8 @@ from ganray.integrations.mlflow_runs import (
     Run,
     end_run,
     first_line,
-    without_password,
 )
+from ganray.log import redact
 from ganray.training import journal
 
 logger = logging.getLogger(__name__)
@@ -292,7 +292,7 @@ def _metrics(event: journal.Event) -> list[Metric]:
 
 
 def _owner(run: Run) -> dict[str, str]:
-    return {"uri": without_password(run.uri), "run_id": run.run_id}
+    return {"uri": redact(run.uri), "run_id": run.run_id}
 
 
 def _sent_steps(run: Run, event: journal.Event) -> set[int]:

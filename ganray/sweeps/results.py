@@ -14,6 +14,7 @@ import numpy as np
 from ganray.errors import UserError
 from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.files import read_json, write_atomic
+from ganray.log import redact
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.training import journal
 
@@ -97,8 +98,8 @@ def record(folder: Path, status: Status, reason: str = "", num_classes: int = 0)
         reason: Error message.
         num_classes: Classes of the training images, for the KL of a run that diverged.
     """
-    result = RunResult(status, _last_metrics(folder, status, num_classes), reason)
-    content = {"status": status, "values": result.values, "reason": reason}
+    result = RunResult(status, _last_metrics(folder, status, num_classes), redact(reason))
+    content = {"status": status, "values": result.values, "reason": result.reason}
     write_atomic(folder / _FILE, json.dumps(content))
     return result
 

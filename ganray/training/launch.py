@@ -78,7 +78,9 @@ def append_error(folder: Path, source: str, text: str) -> Path:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)  # a worker may die before it has a run folder
         with path.open("a") as file:
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {source}\n{text.rstrip()}\n\n")
+            file.write(
+                log.redact(f"{datetime.now():%Y-%m-%d %H:%M:%S} {source}\n{text.rstrip()}\n\n")
+            )
     return path
 
 

@@ -113,7 +113,7 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     argv = [*TINY, "--name", "one", "--data.faces", "400", "--evaluation.report_samples", "90"]
     with monkeypatch.context() as patch:
         open_run = mlflow_runs.open_run
-        dead = "http://127.0.0.1:9"  # unreachable once the run is open
+        dead = "http://me:hunter2@127.0.0.1:9"  # unreachable once the run is open
         patch.setattr(mlflow_runs, "open_run", lambda *args: replace(open_run(*args), uri=dead))
         patch.setattr(mlflow_sync.JournalSync, "patience_s", 0.1)
         celeba.main(argv)
@@ -123,6 +123,9 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     positions = [out.index(line) for line in lines]
     assert positions == sorted(positions)
     assert "generator " not in out
+    assert "http://***@127.0.0.1:9" in out
+    assert "hunter2" not in out
+    assert not [p for p in home.rglob("*") if p.is_file() and b"hunter2" in p.read_bytes()]
 
     celeba.main(argv)
     assert re.search(r"^generator +models:/", capsys.readouterr().out, re.MULTILINE)
@@ -194,7 +197,10 @@ def test_damaged_celeba_is_rejected(fails, tmp_path, damage, message):
             ["--ray.address", "127.0.0.1:9", "--dry-run"],
             "ray.address=127.0.0.1:9: no cluster there",
         ),
-        ([*TINY, "--tracking.uri", "http://127.0.0.1:9"], "tracking.uri=http://127.0.0.1:9"),
+        (
+            [*TINY, "--tracking.uri", "http://me:hunter2@127.0.0.1:9"],
+            "tracking.uri=http://***@127.0.0.1:9",
+        ),
     ],
 )
 def test_invalid_options_are_rejected_before_training(fails, argv, message):

@@ -1,0 +1,115 @@
+"""One driver per run: a lock on its folder, which names the driver that holds it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ganray.errors import UserError
+from ganray.files import cannot_write, read_json, write_atomic
+
+logger = logging.getLogger(__name__)
+
+_LOCK_FILE, _OWNER_FILE = ".driver.lock", "driver.json"
+HEARTBEAT_S = 10.0
+"""Interval at which a driver updates the time of its owner file."""
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run or sweep for this driver while the block runs.
+
+    The kernel releases the lock when the driver ends, however it ends. Where a file system does not
+    lock across hosts, the heartbeat of a driver on another host shows that it is alive.
+
+    Raises:
+        UserError: Another driver holds the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK_FILE, timeout=0, thread_local=False)
+        lock.acquire()
+    except Timeout:
+        raise _held(folder, _read_owner(folder)) from None
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    owner, stop = folder / _OWNER_FILE, threading.Event()
+    try:
+        _check_other_host(folder)
+        content = {
+            "user": _user(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        }
+        write_atomic(owner, json.dumps(content))
+        thread = threading.Thread(target=_beat, args=(owner, stop), name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with suppress(OSError):
+                owner.unlink()
+    finally:
+        lock.release()
+
+
+def _check_other_host(folder: Path) -> None:
+    """Raise UserError if a driver on another host updates the owner file."""
+    owner = _read_owner(folder)
+    with suppress(OSError):
+        path = folder / _OWNER_FILE
+        before = path.stat().st_mtime_ns
+        is_recent = time.time() - before / 1e9 < 6 * HEARTBEAT_S
+        if owner.get("host", platform.node()) != platform.node() and is_recent:
+            logger.info(
+                "%s was held by a driver on %s; checking for %g s whether that is alive",
+                folder,
+                owner["host"],
+                2.5 * HEARTBEAT_S,
+            )
+            time.sleep(2.5 * HEARTBEAT_S)
+            if path.stat().st_mtime_ns != before:
+                raise _held(folder, owner)
+
+
+def _held(folder: Path, owner: dict[str, object]) -> UserError:
+    known = {"user", "host", "pid", "since"} <= owner.keys()
+    who = "{user}@{host}, process {pid}, since {since}".format(**owner) if known else "unknown"
+    return UserError(
+        f"{folder} is held by another driver ({who}); wait for its end, stop it, or use another"
+        " --name"
+    )
+
+
+def _read_owner(folder: Path) -> dict[str, object]:
+    try:
+        return read_json(folder / _OWNER_FILE, "")
+    except UserError:
+        return {}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        return str(os.getuid())
+
+
+def _beat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        with suppress(OSError):
+            os.utime(path)
