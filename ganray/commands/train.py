@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ganray.errors import UserError
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets, locate_datasets
 from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator, table
 from ganray.integrations import mlflow_models, mlflow_runs, ray_train
-from ganray.integrations.mlflow_sync import sync_run
+from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training import launch, run_figures
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
@@ -35,6 +36,9 @@ from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
 
 logger = logging.getLogger(__name__)
+
+_NOT_SENT = 3
+"""Exit code of a job that succeeded, but whose results MLflow lacks."""
 
 
 def run(config: Config) -> None:
@@ -113,16 +117,25 @@ def _resolve_workers(config: Config) -> Workers:
     return workers
 
 
-def _open_run(datasets: RunDatasets, digest: str, workers: Workers) -> mlflow_runs.Run:
+@contextmanager
+def _sync_run(datasets: RunDatasets, digest: str, workers: Workers) -> Iterator[JournalSync]:
+    """Send the run to MLflow while the block runs; exit with code 3 if MLflow lacks data then."""
     config = datasets.config
     tags = run_tags(config, workers)
-    return mlflow_runs.open_run(config, datasets.info(digest), tags)
+
+    def open_run() -> mlflow_runs.Run:
+        return mlflow_runs.open_run(config, datasets.info(digest), tags)
+
+    uri = mlflow_runs.store_uri(config)
+    with sync_run(uri, config.run_folder(), open_run) as sync:
+        yield sync
+    if sync.has_given_up:
+        sys.exit(_NOT_SENT)
 
 
 def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -> None:
     config, images = datasets.config, datasets.images
-    run = _open_run(datasets, digest, workers)
-    with sync_run(run) as sync:
+    with _sync_run(datasets, digest, workers) as sync:
         with (
             print_progress(config),
             closing(Journal(config.run_folder())) as journal,
@@ -131,7 +144,7 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
             result = check_discriminator(config, dataset, journal)
         logger.info(f"check       {result}")
         logger.info(f"picture     {result.figure}")
-        sync.flush_and_call(lambda: mlflow_runs.log_files(run, [result.figure]))
+        sync.flush_and_call(lambda: mlflow_runs.log_files(sync.unfinished()[0], [result.figure]))
     if not result.separates:
         raise UserError(
             f"check_discriminator=True: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
@@ -144,8 +157,7 @@ def _train_and_report(
 ) -> None:
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
-    run = _open_run(datasets, digest, workers)
-    with sync_run(run) as sync:
+    with _sync_run(datasets, digest, workers) as sync:
         checkpoint = _train(config, images, assets, workers)
         figures = {
             "losses": run_figures.draw_losses(folder, config.loss.name),
@@ -165,6 +177,7 @@ def _train_and_report(
             logger.info(f"{name:11s} {figure}")
 
         def send_results() -> str:
+            (run,) = sync.unfinished()
             mlflow_runs.log_files(run, figures.values())
             mlflow_runs.log_files(run, files, "evaluation")
             if report is not None:
@@ -173,7 +186,7 @@ def _train_and_report(
 
         if model := sync.flush_and_call(send_results):  # last: MLflow may be unreachable by now
             logger.info(f"generator   {model}  (mlflow.pytorch.load_model)")
-    logger.info(f"look        mlflow ui --backend-store-uri {run.uri}")
+        logger.info(f"look        mlflow ui --backend-store-uri {mlflow_runs.store_uri(config)}")
 
 
 def _train(config: Config, images: DatasetPlan, assets: EvaluationAssets, workers: Workers) -> Path:

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 COLLAPSE_WARNING_TAG = "ganray.collapse_warning"
 """Tag with the last collapse warning of a run."""
+RETRIED = (*MLFLOW_ERRORS, UserError)
+"""Errors after which a request is repeated; creating a run raises UserError."""
 _BOOKMARK_FILE = "mlflow-sent.json"
 _BATCH_SIZE = 500
 """Metrics per request, about; MLflow's limit is 1,000."""
@@ -79,6 +81,11 @@ class JournalSync:
             if name in self._journals:
                 self._journals[name].finish = finish
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether MLflow lacks data, because it was unreachable at the end."""
+        return self._gave_up
+
     def unfinished(self) -> list[Run]:
         """Return the MLflow runs that are followed and not finished."""
         with self._lock:
@@ -97,7 +104,7 @@ class JournalSync:
                     return  # the caller of `close` needs the lock
                 try:
                     finish = entry.send()
-                except MLFLOW_ERRORS:
+                except RETRIED:
                     with self._lock:  # so that the next attempt begins with another run
                         self._journals[name] = self._journals.pop(name)
                     raise
@@ -148,7 +155,7 @@ class JournalSync:
     def _call(self, function: Callable[[], T]) -> T | None:
         try:
             return function()
-        except MLFLOW_ERRORS as error:
+        except RETRIED as error:
             return self._give_up(f" ({first_line(error)})")
 
     def _give_up(self, reason: str = "") -> None:
@@ -169,7 +176,7 @@ class JournalSync:
     def _try_send(self) -> bool:
         try:
             self.send()
-        except MLFLOW_ERRORS as error:
+        except RETRIED as error:
             if not self._warned:  # once per outage
                 logger.warning("MLflow at %s: %s; trying again", self._uri, first_line(error))
             self._warned = True
@@ -204,10 +211,21 @@ def sync_journals(
 
 
 @contextmanager
-def sync_run(run: Run, poll_s: float = 2.0) -> Iterator[JournalSync]:
-    """Send the journal of one run while the block runs; see `sync_journals`."""
-    with sync_journals(run.uri, run.folder, lambda status: end_run(run, status), poll_s) as sync:
-        sync.follow(run.run_id, lambda: run)
+def sync_run(
+    uri: str, folder: Path, open_run: Callable[[], Run], poll_s: float = 2.0
+) -> Iterator[JournalSync]:
+    """Send the journal of one run while the block runs; see `sync_journals`.
+
+    `open_run` creates the MLflow run: at once if MLflow is reachable, else as soon as it is.
+    """
+
+    def end(status: str) -> None:
+        for run in sync.unfinished():
+            end_run(run, status)
+
+    with sync_journals(uri, folder, end, poll_s) as sync:
+        sync.follow(folder.name, open_run)
+        sync.flush(timeout_s=0)
         yield sync
 
 
@@ -234,7 +252,7 @@ class _Journal:
             self._offset = self._read_offset(self.run)
         try:
             self._send_events(self.run)
-        except MLFLOW_ERRORS:
+        except RETRIED:
             self._known = {}  # MLflow may have received the request
             raise
         if finish is not None:

@@ -44,6 +44,10 @@ def journal_sync(run):
     return sync
 
 
+def started_sync(run, poll_s=60.0):
+    return sync_run(run.uri, run.folder, lambda: run, poll_s)
+
+
 def write(config, *steps):
     journal = Journal(config.run_folder())
     for step in steps:
@@ -118,7 +122,7 @@ def test_the_saved_position_names_the_run_and_contains_no_password(config, run):
     position = json.loads((run.folder / "mlflow-sent.json").read_text())
     size = (run.folder / "journal.jsonl").stat().st_size
     assert position == {"uri": run.uri, "run_id": run.run_id, "offset": size}
-    with_password = replace(run, uri=f"{run.uri}?at=//me:secret@host")
+    with_password = replace(run, uri=f"{run.uri}?at=http://me:secret@host")
     journal_sync(with_password).flush()
     assert "secret" not in (run.folder / "mlflow-sent.json").read_text()
 
@@ -151,14 +155,14 @@ def test_a_server_that_is_gone_at_the_end_is_reported_once_and_not_asked_again(
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     unreachable, calls = replace(run, uri=UNREACHABLE), []
-    with sync_run(unreachable, poll_s=60) as sync:  # the journal is empty, so there is no request
+    with started_sync(unreachable) as sync:  # the journal is empty, so there is no request
         assert sync.flush_and_call(lambda: log_summary(unreachable, {"x": 1.0}, {})) is None
         assert sync.flush_and_call(lambda: calls.append("more")) is None
     assert not calls
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"WARNING: MLflow at {UNREACHABLE} is unreachable (API request to ")
     assert line.endswith(f"{run.folder} contains all results; the same command sends the rest")
-    with sync_run(run) as sync:
+    with started_sync(run) as sync:
         assert sync.flush_and_call(lambda: "sent") == "sent"
     assert status(run) == "FINISHED"
 
@@ -169,7 +173,7 @@ def test_a_server_that_is_gone_before_the_final_status_causes_no_traceback(
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     try:
-        with sync_run(replace(run, uri=UNREACHABLE), poll_s=60):
+        with started_sync(replace(run, uri=UNREACHABLE)):
             if stop:
                 raise stop
     except KeyboardInterrupt:
@@ -238,7 +242,7 @@ def test_a_run_that_is_followed_again_while_it_is_finished_stays_followed(config
 )
 def test_the_final_status_follows_from_how_the_block_ends(config, run, stop, expected):
     def work():
-        with sync_run(run, poll_s=0.01):
+        with started_sync(run, poll_s=0.01):
             write(config, 10)
             time.sleep(0.5)
             if stop:
@@ -250,4 +254,23 @@ def test_the_final_status_follows_from_how_the_block_ends(config, run, stop, exp
     else:
         work()
     assert status(run) == expected
+    assert points(run) == [(10, 10.0)]
+
+
+def test_a_store_that_is_down_at_the_start_gets_everything_when_it_is_up(config, tmp_path, capsys):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")  # a file in place of the store's folder
+    uri = f"sqlite:///{blocked}/mlflow.db"
+    config = replace(config, tracking=replace(config.tracking, uri=uri))
+    with sync_run(uri, config.run_folder(), lambda: start(config), poll_s=60) as sync:
+        write(config, 10)
+        assert sync.unfinished() == []
+        blocked.unlink()
+        blocked.mkdir()
+        shutil.copy(tmp_path / "mlflow.db", blocked)
+        assert sync.flush_and_call(lambda: "sent") == "sent"
+        (run,) = sync.unfinished()
+    assert not sync.has_given_up
+    assert "trying again" in capsys.readouterr().out
+    assert status(run) == "FINISHED"
     assert points(run) == [(10, 10.0)]
