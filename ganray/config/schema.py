@@ -356,6 +356,8 @@ class TrainConfig:
     """kimg between sample grids, all at the same latents."""
     checkpoint_every: float = option(500, resume="free", sweep="axis")
     """kimg between checkpoints; a killed run resumes from the latest."""
+    checkpoint_minutes: float = option(30, resume="free", sweep="axis")
+    """Minutes after which a log line also saves a checkpoint, so that slow runs lose little."""
     keep_checkpoints: int = option(3, resume="free", sweep="axis")
     """Number of checkpoints kept on disk."""
     strict_resume: bool = option(False, resume="free", sweep="axis")
@@ -365,6 +367,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         lengths = ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every")
+        lengths += ("checkpoint_minutes",)
         require_positive(self, "train.", *lengths, "keep_checkpoints", "G_every", "G_steps")
         require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)

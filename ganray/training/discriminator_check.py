@@ -142,7 +142,7 @@ def _train_until_separated(
                 continue
             next_log = math.ceil(1.2 * step)  # networks differ in speed by a factor of 1,000
             metrics = means.sync() | throughput.update(step * batch_size, batch_size, state.device)
-            check_finite(metrics, step)
+            check_finite(metrics, step, D=state.D)
             real_prob, noise_prob = (probs.mean().item() for probs in _probs(state, held_out))
             metrics |= {"check/real_prob": real_prob, "check/noise_prob": noise_prob}
             log.metrics(step * batch_size, metrics)

@@ -12,6 +12,7 @@ from functools import partial
 
 import psutil
 import torch
+from torch import nn
 
 from ganray.config.schema import Config, DataConfig, LatentConfig
 from ganray.data.in_memory import InMemoryDataset
@@ -32,7 +33,7 @@ from ganray.training.state import TrainState
 
 
 class Diverged(UserError):
-    """A loss is not finite. Raised on every rank at the same step; retrying does not help."""
+    """A loss or weight is not finite. All ranks raise it at the same step; a retry cannot help."""
 
 
 def train(
@@ -54,6 +55,7 @@ def train(
     amp = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
     means, throughput = Means(device), ThroughputMeter(state.images_seen)
     last_scores: dict[str, float] = {}
+    last_checkpoint, is_late = time.monotonic(), False
 
     with contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches:
         while state.step < config.train.steps():
@@ -83,8 +85,10 @@ def train(
             # Log metrics. The host waits for the device here only.
             if state.is_due(config.train.log_every):
                 metrics = means.sync() | throughput.update(state.images_seen, batch_size, device)
-                check_finite(metrics, state.step)
+                check_finite(metrics, state.step, D=state.D, G=state.G)
                 journal.metrics(state.images_seen, metrics)
+                minutes = (time.monotonic() - last_checkpoint) / 60
+                is_late = broadcast_from_rank0(minutes >= config.train.checkpoint_minutes)
 
             # Save a sample grid.
             if state.is_due(config.train.sample_every) and rank() == 0:
@@ -99,8 +103,9 @@ def train(
                     last_scores = record_scores(state, journal, scores)
 
             # Save a checkpoint.
-            if state.is_due(config.train.checkpoint_every):
+            if is_late or state.is_due(config.train.checkpoint_every):
                 report_checkpoint(state, context, last_scores)
+                last_checkpoint, is_late = time.monotonic(), False
     return state
 
 
@@ -192,12 +197,19 @@ def _sample(state: TrainState, latent: LatentConfig, count: int, stream: str) ->
     )
 
 
-def check_finite(metrics: Mapping[str, float], step: int) -> None:
-    """Raise Diverged if a metric is not finite, on all ranks together as metrics are reduced."""
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+def check_finite(metrics: Mapping[str, float], step: int, **networks: nn.Module) -> None:
+    """Raise Diverged if a metric or a weight of a network is not finite.
+
+    All ranks raise together, because metrics are reduced and weights are equal. The message names
+    the first such weight.
+    """
+    bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    weights = {f"{k}.{n}": p for k, net in networks.items() for n, p in net.named_parameters()}
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+    bad += [f"{name} is not finite" for name, ok in zip(weights, finite, strict=True) if not ok][:1]
     if bad:
         raise Diverged(
-            f"{bad[0]} is {metrics[bad[0]]} at step {step}: training diverged;"
+            f"{bad[0]} at step {step}: training diverged{f' ({bad[-1]})' if bad[1:] else ''};"
             " try a lower optimizer.lr_D and optimizer.lr_G, or loss.r1_gamma above 0"
         )
 
@@ -206,6 +218,8 @@ def report_checkpoint(
     state: TrainState, context: WorkerContext, scores: Mapping[str, float]
 ) -> None:
     """Write a checkpoint on rank 0 and report it with the last evaluation's scores. Collective."""
+    # A checkpoint with NaN could replace the good ones before the next log line.
+    check_finite({}, state.step, D=state.D, G=state.G)
     config, checkpoint = state.config, None
     if rank() == 0:
         keep = config.train.keep_checkpoints

@@ -1,5 +1,6 @@
 """Training jobs on a real Ray: parity with torchrun, killed workers and drivers, failures."""
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from ganray.training import journal
-from ganray.training.state import read_state
+from ganray.training.state import file_digest, read_state
 from tests.integrations.cluster import ROOT, environment, lines_of, wait_for, wait_until_gone
 
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
@@ -64,6 +65,7 @@ def last_state(home, name):
     return read_state(sorted((home / "runs" / name).glob("checkpoint_0*"))[-1])
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(home):
     """SIGKILL a worker, then the driver; resume by the same command to torchrun's numbers."""
     length = ["--train.kimg", "4.2", "--train.checkpoint_every", "0.6", "--train.log_every", "0.3"]
@@ -134,6 +136,8 @@ def test_a_bug_in_a_worker_keeps_its_traceback_and_is_no_user_error(home):
     state = read_state(checkpoint)
     del state["D"]
     torch.save(state, checkpoint / "state.pt")
+    digests = {"state.pt": file_digest(checkpoint / "state.pt")}
+    (checkpoint / "digests.json").write_text(json.dumps(digests))
     options = ["--name", "bug", "--train.kimg", "0.24", "--ray.max_failures", "0"]
     done = subprocess.run(
         [*JOB, "cpu32", *TINY, *options],

@@ -1,17 +1,20 @@
 """Damaged checkpoints, journals and samples cost as little as possible."""
 
+import json
 import logging
+import math
 import os
 import shutil
 import subprocess
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ganray.errors import UserError
 from ganray.training import checkpoints, journal, run_figures
 from ganray.training.launch import launch
-from ganray.training.state import read_state
+from ganray.training.state import file_digest, read_state
 from tests.conftest import tiny_config
 from tests.training.test_resume import states_equal
 
@@ -151,3 +154,25 @@ def test_a_damaged_sample_grid_is_left_out_of_the_figures(squares, tmp_path, cap
     empty(first)
     assert run_figures.draw_epochs(folder, 100, (16, 16, 3)) is None
     assert run_figures.last_samples(folder) is None
+
+
+def test_weights_that_are_not_finite_are_named_and_never_saved(squares, tmp_path):
+    """No log line is due before the checkpoint, so that the losses are not checked yet."""
+    config = tiny_config(tmp_path, log_every=0.24, checkpoint_every=0.06)
+    stable = launch(replace(config, train=replace(config.train, kimg=0.12)), squares)
+    state = torch.load(stable / "state.pt", weights_only=True)
+    next(iter(state["D"].values())).fill_(math.nan)
+    torch.save(state, stable / "state.pt")
+    (stable / "digests.json").write_text(json.dumps({"state.pt": file_digest(stable / "state.pt")}))
+    with pytest.raises(UserError, match=r"^D\.[\w.]+ is not finite at step 15: training diverged"):
+        launch(config, squares)
+    assert checkpoints.list_checkpoints(config.run_folder())[-1] == stable
+
+
+def test_a_slow_run_saves_a_checkpoint_with_a_log_line(squares, tmp_path):
+    config = tiny_config(tmp_path, checkpoint_every=99, checkpoint_minutes=1e-9, keep_checkpoints=9)
+    last = launch(config, squares)
+    steps = [int(p.name.split("_")[1]) for p in checkpoints.list_checkpoints(config.run_folder())]
+    assert steps == [5, 10, 15, 20]
+    expected = launch(tiny_config(tmp_path / "other"), squares)
+    assert states_equal(read_state(last), read_state(expected))
