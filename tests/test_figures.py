@@ -93,7 +93,7 @@ def test_text_is_drawn_beside_and_above_images_and_never_on_them():
     assert text[-112:-16, :-116].any()  # the caption
 
 
-def test_colours_are_kept():
+def test_colors_are_kept():
     image = np.zeros((1, 96, 96, 3), np.uint8)
     image[..., 1] = 200
     assert (labelled_rows([[Row(image)]])[16:-16, 16:-16] == [0, 200, 0]).all()

@@ -142,7 +142,7 @@ def test_sums_differences_and_products_raw_and_on_the_shell(draw):
         assert caption == "on the shell"
 
 
-def test_neighbours_start_at_one_latent_and_keep_its_norm(draw):
+def test_neighbors_start_at_one_latent_and_keep_its_norm(draw):
     (rows,) = draw(explore.neighbourhood, NORMS, pairs=3, steps=4, degrees=30)
     assert np.ptp([grey for grey, *_ in rows]) <= 1 / 255
     assert rows[0][2] == ["0°", "10°", "20°", "30°"]

@@ -39,7 +39,7 @@ def rejected(folder: Path) -> str:
     return str(error.value)
 
 
-def test_an_unfinished_folder_is_refused(folder: Path):
+def test_an_unfinished_folder_is_rejected(folder: Path):
     (folder / "manifest.json").unlink()
     assert "no manifest.json, so no finished shards" in rejected(folder)
 
@@ -59,7 +59,7 @@ def test_an_unfinished_folder_is_refused(folder: Path):
         ("{", "", "damaged"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(folder: Path, old: str, new: str, message: str):
+def test_a_foreign_manifest_is_rejected(folder: Path, old: str, new: str, message: str):
     path = folder / "manifest.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
@@ -139,7 +139,7 @@ def link(target: object) -> Callable[[h5py.File], None]:
         (lambda file: file.attrs.modify("recipe", "{}"), "another recipe"),
     ],
 )
-def test_a_shard_that_lies_is_refused(
+def test_a_shard_that_differs_from_its_spec_is_rejected(
     folder: Path, change: Callable[[h5py.File], None], message: str
 ):
     edit(folder, change)

@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[Path]:
         process.communicate(b"")
 
 
-def test_a_lock_of_hdf5_is_not_asked_for(locked: Path, monkeypatch):
+def test_hdf5_locks_no_file(locked: Path, monkeypatch):
     """A network file system without locks fails in the same place as one that is held."""
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")
     command = [sys.executable, "-c", REFUSED, str(locked / SHARD_1)]

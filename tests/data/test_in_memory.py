@@ -38,7 +38,7 @@ def test_it_gives_what_streaming_gives(
             assert torch.equal(next(stream), next(kept))
 
 
-def test_a_set_that_does_not_fit_is_refused(shards_folder: Path, monkeypatch):
+def test_a_set_that_does_not_fit_is_rejected(shards_folder: Path, monkeypatch):
     monkeypatch.setattr(in_memory, "_free_bytes", lambda device: 1_900_000)
     with pytest.raises(ValueError, match=r"150 images need 0\.0 GB, but cpu has 0\.0 GB free; use"):
         InMemoryDataset(

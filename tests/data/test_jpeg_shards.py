@@ -99,7 +99,7 @@ def test_a_file_that_is_no_jpeg_is_named(jpegs: Path, size: int):
         gathered(reader, [5])
 
 
-def test_a_jpeg_of_another_size_is_refused(jpegs: Path):
+def test_a_jpeg_of_another_size_is_rejected(jpegs: Path):
     out = torch.empty(1, 100, 100, 3, dtype=torch.uint8)
     piece = ShardedDataset(jpegs)._mapping.pieces[0]
     with pytest.raises(ValueError, match="buffer is too small"):

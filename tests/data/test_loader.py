@@ -60,7 +60,7 @@ def test_the_ranks_batches_join_to_the_batch_of_one_rank(reader: ShardedDataset,
         assert torch.equal(torch.cat([rank[step] for rank in ranks]), expected)
 
 
-def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(reader: ShardedDataset):
+def test_a_batch_is_unchanged_until_the_next_one(reader: ShardedDataset):
     with make_loader(reader, prefetch=1) as loader:
         for _ in range(18):  # more than two buffers of 8
             batch = next(loader)
@@ -123,7 +123,7 @@ for _ in range(20):
         ({"start_step": -1}, "start_step=-1"),
     ],
 )
-def test_wrong_numbers_are_refused(reader: ShardedDataset, options, message: str):
+def test_wrong_numbers_are_rejected(reader: ShardedDataset, options, message: str):
     with pytest.raises(ValueError, match=message):
         make_loader(reader, **options)
     assert not loader_threads()

@@ -86,14 +86,14 @@ def test_a_download_is_planned_without_being_made(tmp_path):
         (replace(DRAWN, faces=10**12), "GiB free, but the shards need"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(data, message, tmp_path):
+def test_invalid_options_are_rejected_in_one_line(data, message, tmp_path):
     with pytest.raises(ValueError, match=r".") as error:
         prepare.plan_dataset(data, tmp_path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_torchvision_is_asked_once_and_not_where_celeba_is_complete(
+def test_torchvision_downloads_once_and_not_if_celeba_is_complete(
     tmp_path, celeba_folder, monkeypatch
 ):
     asked = []

@@ -165,7 +165,7 @@ def test_verify_notices_a_changed_label(folder: Path):
         verify_shards(folder)
 
 
-def test_labels_can_be_asked_for_while_another_thread_gathers(squares, monkeypatch):
+def test_labels_can_be_read_while_another_thread_reads_a_batch(squares, monkeypatch):
     """A conditional run does so; both may fetch, check and drop shards."""
     reader = ShardedDataset(squares, verify="first-touch")
     inside, prepare = [], reader._prepare

@@ -95,7 +95,7 @@ def test_a_batch_that_needs_more_shards_than_fit_says_so(far: Path, tmp_path: Pa
         gathered(ShardedDataset(shards))
 
 
-def test_what_is_known_of_all_images_is_told_from_a_small_cache(far: Path, tmp_path: Path):
+def test_annotations_of_all_images_need_little_room_in_the_cache(far: Path, tmp_path: Path):
     ids = np.random.default_rng(0).permutation(COUNT)
     with remote(far, tmp_path, 3) as shards:
         np.testing.assert_array_equal(ShardedDataset(shards).annotations(ids).ids, ids)

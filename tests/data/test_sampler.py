@@ -186,12 +186,12 @@ def test_slices_partition_every_batch(batch_size: int, world_size: int):
         ),
     ],
 )
-def test_wrong_fields_are_refused(numbers: dict[str, int], message: str):
+def test_wrong_fields_are_rejected(numbers: dict[str, int], message: str):
     with pytest.raises(ValueError, match=message):
         DeterministicSampler(**({"num_samples": 5, "rng_seed": 0} | numbers))
 
 
-def test_wrong_numbers_are_refused():
+def test_wrong_numbers_are_rejected():
     with pytest.raises(ValueError, match=r"rank=3 is not in a world of 3"):
         rank_slice(8, 3, 3)
     order = DeterministicSampler(5, 0)

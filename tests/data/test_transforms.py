@@ -22,7 +22,7 @@ def numbered() -> torch.Tensor:
     return torch.stack([rows, columns], -1).to(torch.uint8).expand(40, -1, -1, -1).contiguous()
 
 
-def test_nothing_asked_nothing_done(numbered: torch.Tensor):
+def test_without_options_images_are_returned_unchanged(numbered: torch.Tensor):
     assert augmented(numbered).data_ptr() == numbered.data_ptr()
 
 

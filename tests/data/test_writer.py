@@ -65,7 +65,7 @@ def test_the_original_size_is_kept_and_its_rows_fill_whole_pages(source: CelebA,
     np.testing.assert_array_equal(gathered(ShardedDataset(tmp_path), [4])[0], expected)
 
 
-def test_a_worker_takes_whole_blocks_of_some_16_mib_and_leaves_some_to_the_others(
+def test_a_task_is_whole_blocks_of_about_16_mib_and_leaves_work_to_other_workers(
     source: CelebA, tmp_path: Path
 ):
     recipe = writer.ConversionSpec("celeba", "", 64, 0, "all")
@@ -101,7 +101,7 @@ def test_the_number_of_processes_does_not_show(source: CelebA, shards_folder: Pa
     assert manifest.digest() == Manifest.read(shards_folder).digest()
 
 
-def test_progress_in_a_log_is_a_whole_line(source, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_progress_in_a_log_is_one_line(source, tmp_path: Path, capsys: pytest.CaptureFixture):
     write_shards(source, tmp_path, size=8, processes=1)
     (line,) = capsys.readouterr().out.splitlines()
     assert "100%  150/150 images" in line
@@ -118,7 +118,7 @@ def test_progress_in_a_log_is_a_whole_line(source, tmp_path: Path, capsys: pytes
         ({"rows_per_shard": 70}, "rows_per_shard=70: must be a multiple of 1024"),
     ],
 )
-def test_wrong_arguments_are_refused(source: CelebA, tmp_path: Path, arguments, message: str):
+def test_wrong_arguments_are_rejected(source: CelebA, tmp_path: Path, arguments, message: str):
     with pytest.raises(ValueError, match=r"^.*$") as error:
         write_shards(source, tmp_path / "set", **arguments)
     assert message in str(error.value)
@@ -190,9 +190,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
-def test_a_killed_conversion_is_taken_up_where_it_was(
-    celeba_zip: Path, shards_folder: Path, tmp_path: Path
-):
+def test_a_killed_conversion_is_resumed(celeba_zip: Path, shards_folder: Path, tmp_path: Path):
     script, folder = tmp_path / "convert.py", tmp_path / "set"
     script.write_text(CONVERT)
     root = Path(writer.__file__).parents[2]
@@ -228,7 +226,7 @@ def test_conversion_workers_do_not_import_torch():
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_recipe_is_refused(source: CelebA, folder: Path, finished: bool):
+def test_another_recipe_is_rejected(source: CelebA, folder: Path, finished: bool):
     if not finished:
         (folder / "manifest.json").unlink()
     with pytest.raises(

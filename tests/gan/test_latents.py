@@ -174,7 +174,7 @@ def test_the_angle_is_accurate_near_0_and_pi():
         assert angle_between(a, b) == pytest.approx(angle, rel=1e-3)
 
 
-def test_neighbours_keep_the_norm_and_have_the_given_angles():
+def test_neighbors_keep_the_norm_and_have_the_given_angles():
     z, towards = draw(n=2)
     angles = torch.tensor([0.0, 0.1, 0.5, 1.0])
     walk = neighbours(z, towards, angles)
@@ -184,14 +184,14 @@ def test_neighbours_keep_the_norm_and_have_the_given_angles():
     assert actual == pytest.approx(angles.tolist(), abs=1e-5)
 
 
-def test_neighbours_rotate_towards_the_other_latent():
+def test_neighbors_rotate_towards_the_other_latent():
     z, towards = draw("uniform", n=2)
     rotated = neighbours(z, towards, torch.tensor([angle_between(z, towards)]))[0]
     torch.testing.assert_close(rotated / rotated.norm(), towards / towards.norm())
 
 
 @pytest.mark.parametrize("towards", [[0.9], [-0.3]])
-def test_a_one_dimensional_latent_has_neighbours(towards):
+def test_a_one_dimensional_latent_has_neighbors(towards):
     walk = neighbours(torch.tensor([0.5]), torch.tensor(towards), torch.tensor([0.0, math.pi / 3]))
     torch.testing.assert_close(walk, torch.tensor([[0.5], [0.25]]))
 

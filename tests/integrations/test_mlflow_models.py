@@ -77,7 +77,7 @@ def test_the_newest_generator_is_one_whose_logging_ended(trained_run, uri):
     assert mlflow_models.newest_generator(run) == trained_run.model_uri
 
 
-def test_a_pickled_model_is_refused(trained_run, uri, tmp_path):
+def test_a_pickled_model_is_rejected(trained_run, uri, tmp_path):
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(run_id=trained_run.run_id):
         info = mlflow.pytorch.log_model(
@@ -123,14 +123,14 @@ def test_programs_in_a_model_are_not_run(trained_run, uri, model, tmp_path):
     assert not caught.exists()
 
 
-def test_a_pickle_in_place_of_the_weights_is_refused(uri, model, tmp_path):
+def test_a_pickle_in_place_of_the_weights_is_rejected(uri, model, tmp_path):
     torch.save({"G_ema": Trap(tmp_path / "caught")}, model / "extra_files" / "state.pt")
     with pytest.raises(ValueError, match=r"state\.pt cannot be read"):
         mlflow_models.load_generator(uri, "models:/copy/1")
     assert not (tmp_path / "caught").exists()
 
 
-def test_a_model_without_weights_is_refused(uri, model):
+def test_a_model_without_weights_is_rejected(uri, model):
     shutil.rmtree(model / "extra_files")
     with pytest.raises(ValueError, match=r"has no extra_files/config\.json and state\.pt"):
         mlflow_models.load_generator(uri, "models:/copy/1")

@@ -35,7 +35,7 @@ def other_driver(tmp_path):
     process.wait()
 
 
-def test_a_second_driver_is_told_who_holds_the_folder(tmp_path, other_driver):
+def test_a_second_driver_learns_which_driver_holds_the_folder(tmp_path, other_driver):
     rule = rf"{tmp_path} is held by another driver \(.*@.*, process {other_driver.pid}, since 20"
     with pytest.raises(UserError, match=rule), lock_folder(tmp_path):
         pass

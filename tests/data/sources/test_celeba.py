@@ -26,7 +26,7 @@ def folder(celeba_folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def refused(folder: Path) -> str:
+def rejected(folder: Path) -> str:
     with pytest.raises(ValueError, match=r"celeba|nowhere|copy") as error:
         CelebA.open(folder)
     assert "\n" not in str(error.value)
@@ -84,22 +84,24 @@ def test_the_fingerprint_follows_the_data(folder: Path, celeba_zip: Path):
 
 
 def test_missing_things_are_named(folder: Path, tmp_path: Path):
-    assert "no such folder" in refused(tmp_path / "nowhere")
-    assert "contains neither img_align_celeba.zip nor img_align_celeba/" in refused(folder / FOLDER)
+    assert "no such folder" in rejected(tmp_path / "nowhere")
+    assert "contains neither img_align_celeba.zip nor img_align_celeba/" in rejected(
+        folder / FOLDER
+    )
     (folder / "list_attr_celeba.txt").rename(folder / "other.txt")
-    assert "list_attr_celeba.txt: missing" in refused(folder)
+    assert "list_attr_celeba.txt: missing" in rejected(folder)
     (folder / "other.txt").rename(folder / "list_attr_celeba.txt")
     shutil.rmtree(folder / "img_align_celeba")
     (folder / "img_align_celeba").mkdir()
-    assert "contains no .jpg file" in refused(folder)
+    assert "contains no .jpg file" in rejected(folder)
 
 
-def test_a_truncated_zip_is_refused(celeba_zip: Path, tmp_path: Path):
+def test_a_truncated_zip_is_rejected(celeba_zip: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(celeba_zip, copy)
     archive = copy / "img_align_celeba.zip"
     archive.write_bytes(archive.read_bytes()[:-1000])
-    assert "img_align_celeba.zip: not a complete zip file" in refused(copy)
+    assert "img_align_celeba.zip: not a complete zip file" in rejected(copy)
 
 
 def test_a_damaged_file_in_the_zip_is_named(celeba_zip: Path, tmp_path: Path):
@@ -126,17 +128,17 @@ def test_a_damaged_file_in_the_zip_is_named(celeba_zip: Path, tmp_path: Path):
 def test_an_attribute_file_that_is_not_celebas(folder: Path, old: str, new: str, message: str):
     path = folder / "list_attr_celeba.txt"
     path.write_text(path.read_text().replace(old, new, 1))
-    assert message in refused(folder)
+    assert message in rejected(folder)
 
 
 def test_an_empty_attribute_file(folder: Path):
     (folder / "list_attr_celeba.txt").write_text("")
-    assert "unknown header" in refused(folder)
+    assert "unknown header" in rejected(folder)
 
 
 def test_images_and_attributes_must_match(folder: Path):
     (folder / "img_align_celeba" / "000002.jpg").unlink()
-    assert "2 images but list_attr_celeba.txt lists 3 (first that differs: 000002.jpg)" in refused(
+    assert "2 images but list_attr_celeba.txt lists 3 (first that differs: 000002.jpg)" in rejected(
         folder
     )
 
@@ -144,7 +146,7 @@ def test_images_and_attributes_must_match(folder: Path):
 @pytest.mark.parametrize("text", ["000001.jpg 0\n000002.jpg 0\n", "000001.jpg 0\n" * 3, "1 2 3\n"])
 def test_a_partition_file_that_does_not_match(folder: Path, text: str):
     (folder / "list_eval_partition.txt").write_text(text)
-    assert "must name the 3 images" in refused(folder)
+    assert "must name the 3 images" in rejected(folder)
 
 
 def test_an_image_of_another_size_or_no_image_is_named(folder: Path):

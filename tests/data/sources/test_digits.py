@@ -27,7 +27,7 @@ def test_the_last_297_are_held_out():
     assert source.attributes.shape == (1797, 0)
 
 
-def test_it_is_pickled_whole_as_it_is_small():
+def test_it_is_pickled_with_its_images():
     source = Digits.open()
     text = pickle.dumps(source)
     assert len(text) < 150_000

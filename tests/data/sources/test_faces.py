@@ -77,7 +77,7 @@ def test_another_seed_or_number_is_another_face():
     assert len(np.unique(images.reshape(12, -1), axis=0)) == 12
 
 
-def test_far_numbers_and_any_integer_seed_are_welcome():
+def test_large_indices_and_any_integer_seed_are_valid():
     images, _ = draw(-(2**70), np.array([0, 2**40]))
     assert (images[0] != images[1]).any()
     assert draw(0, np.arange(0))[0].shape == (0, 218, 178, 3)
@@ -277,6 +277,6 @@ def test_the_real_celeba_is_never_replaced(tmp_path):
     assert (tmp_path / "img_align_celeba.zip").read_bytes() == b"precious"
 
 
-def test_a_count_outside_six_digits_is_refused(tmp_path):
+def test_a_count_outside_six_digits_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="num_images=1000000"):
         write_celeba(tmp_path, 1_000_000, rng_seed=1)

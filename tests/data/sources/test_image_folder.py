@@ -22,7 +22,7 @@ def of(source: ImageFolder, name: str) -> int:
     return source.files.index(name)
 
 
-def refused(root: Path, match: str) -> str:
+def rejected(root: Path, match: str) -> str:
     with pytest.raises(ValueError, match=match) as error:
         ImageFolder.open(root)
     assert "\n" not in str(error.value)
@@ -64,7 +64,9 @@ def test_a_flat_folder_has_no_classes(tmp_path: Path):
         assert near.max() < 8  # three of the formats lose a little
 
 
-def test_neighbours_are_not_of_one_class_and_the_order_is_by_name_alone(pets: Path, tmp_path: Path):
+def test_neighbors_are_of_several_classes_and_the_order_depends_on_names_only(
+    pets: Path, tmp_path: Path
+):
     source = ImageFolder.open(pets)
     assert 8 < np.count_nonzero(np.diff(source.labels)) < 52  # 1 if sorted, 30 on average
     assert [sorted(source.files)[i] for i in source.ids] == source.files
@@ -112,9 +114,9 @@ def test_split_folders_may_be_flat(tmp_path: Path):
     assert (source.class_names, sorted(source.split.tolist())) == ((), [0, 2])
 
 
-def test_images_beside_class_folders_are_refused(pets: Path):
+def test_images_beside_class_folders_are_rejected(pets: Path):
     paint(pets / "stray.png")
-    refused(pets, r"stray\.png lies beside the class folders \(cat and so on\)")
+    rejected(pets, r"stray\.png lies beside the class folders \(cat and so on\)")
 
 
 @pytest.mark.filterwarnings("error")
@@ -132,9 +134,9 @@ def test_grey_alpha_and_palette_images_become_rgb(tmp_path: Path):
         np.testing.assert_array_equal(pixels, np.broadcast_to(color, (8, 12, 3)))
 
 
-def test_more_than_eight_bits_are_refused_and_not_cut_off(tmp_path: Path):
+def test_more_than_eight_bits_are_rejected_and_not_clipped(tmp_path: Path):
     Image.fromarray(np.full((8, 12), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    refused(tmp_path, r"deep\.png: cannot be read as an 8-bit image \(has more than 8 bits")
+    rejected(tmp_path, r"deep\.png: cannot be read as an 8-bit image \(has more than 8 bits")
 
 
 def test_images_of_several_sizes_must_be_resized(tmp_path: Path):
@@ -203,7 +205,7 @@ def test_a_damaged_file_is_named_with_the_way_out(pets: Path):
     with pytest.raises(ValueError, match=r"cat/7\.png: cannot be read.*; replace or remove it"):
         source.read(of(source, "cat/7.png"))
     path.write_bytes(b"no image")
-    refused(pets, r"cat/7\.png: cannot be read.*; replace or remove it")
+    rejected(pets, r"cat/7\.png: cannot be read.*; replace or remove it")
 
 
 def test_a_file_that_changed_its_size_is_named(pets: Path):
@@ -216,24 +218,24 @@ def test_a_file_that_changed_its_size_is_named(pets: Path):
 def test_the_content_and_not_the_name_must_be_of_a_known_format(tmp_path: Path):
     Image.new("RGB", (12, 8)).save(tmp_path / "1.tiff")
     (tmp_path / "1.tiff").rename(tmp_path / "1.png")
-    refused(tmp_path, r"1\.png: cannot be read")
+    rejected(tmp_path, r"1\.png: cannot be read")
 
 
 def test_no_folder_and_no_image(tmp_path: Path):
-    refused(tmp_path / "nowhere", "no such folder")
-    refused(tmp_path, r"contains no image; looked for \.png")
+    rejected(tmp_path / "nowhere", "no such folder")
+    rejected(tmp_path, r"contains no image; looked for \.png")
 
 
-def test_links_that_lead_out_are_refused(pets: Path, tmp_path: Path):
+def test_links_that_lead_out_are_rejected(pets: Path, tmp_path: Path):
     paint(tmp_path / "secret.png")
     link = pets / "cat" / "link.png"
     for target in (tmp_path / "secret.png", tmp_path / "nothing.png"):
         link.symlink_to(target)
-        assert str(link) in refused(pets, "a link that leads out of the folder, nowhere")
+        assert str(link) in rejected(pets, "a link that leads out of the folder, nowhere")
         link.unlink()
     for target in (tmp_path, pets):
         (pets / "cat" / "round").symlink_to(target)
-        refused(pets, "or to a folder")
+        rejected(pets, "or to a folder")
         (pets / "cat" / "round").unlink()
 
 
@@ -257,7 +259,7 @@ def test_odd_names_work(tmp_path: Path):
     source.fingerprint()
     assert write_shards(source, tmp_path / "set", processes=1).class_names == ("cl äss",)
     (tmp_path / "in" / "cl äss" / "a\nb.png").write_bytes(b"")
-    refused(tmp_path / "in", r"a\\nb\.png': cannot be read")
+    rejected(tmp_path / "in", r"a\\nb\.png': cannot be read")
 
 
 def test_the_fingerprint_follows_names_and_sizes(pets: Path, tmp_path: Path):

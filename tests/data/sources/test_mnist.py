@@ -52,7 +52,7 @@ def raw(root: Path, name: str) -> Path:
     return root / "MNIST" / "raw" / name
 
 
-def refused(root: Path, **options: bool) -> str:
+def rejected(root: Path, **options: bool) -> str:
     with pytest.raises(ValueError, match=r".") as error:
         MNIST.open(root, **options)
     assert "\n" not in str(error.value)
@@ -130,12 +130,12 @@ def test_shards_of_mnist_have_one_channel(root: Path, tmp_path: Path):
 
 
 def test_absent_files_are_named_with_the_way_out(copy: Path, tmp_path: Path):
-    message = refused(tmp_path / "nowhere")
+    message = rejected(tmp_path / "nowhere")
     for part in (f"{tmp_path}/nowhere/MNIST/raw", "train-images-idx3-ubyte", "--data.download"):
         assert part in message
     assert "digits, which needs no files" in message
     raw(copy, "t10k-labels-idx1-ubyte").unlink()
-    assert "found no t10k-labels-idx1-ubyte;" in refused(copy)
+    assert "found no t10k-labels-idx1-ubyte;" in rejected(copy)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_absent_files_are_named_with_the_way_out(copy: Path, tmp_path: Path):
 )
 def test_a_damaged_file_is_named(copy: Path, name: str, data: bytes, message: str):
     raw(copy, name).write_bytes(data)
-    said = refused(copy)
+    said = rejected(copy)
     assert name in said
     assert message in said
 
@@ -159,7 +159,7 @@ def test_a_damaged_file_is_named(copy: Path, name: str, data: bytes, message: st
 def test_a_truncated_file_is_named(copy: Path):
     path = raw(copy, "t10k-images-idx3-ubyte")
     path.write_bytes(path.read_bytes()[:-1])
-    assert "t10k-images-idx3-ubyte: cut short" in refused(copy)
+    assert "t10k-images-idx3-ubyte: cut short" in rejected(copy)
 
 
 def test_a_download_fetches_what_is_absent_and_nothing_else(
@@ -182,7 +182,7 @@ def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("no route\nto host")
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", no_network)
-    message = refused(tmp_path, download=True)
+    message = rejected(tmp_path, download=True)
     assert "MNIST could not be downloaded (RuntimeError: no route to host)" in message
     assert "copy its folder MNIST here" in message
 
@@ -236,6 +236,6 @@ def test_all_classes_are_drawn_alike(root: Path):
 
 
 @pytest.mark.parametrize("wrong", [{"rng_seed": -1}, {"count": 0}, {"count": 10**9 + 1}])
-def test_numbers_out_of_range_are_refused(root: Path, wrong: dict[str, int]):
+def test_numbers_out_of_range_are_rejected(root: Path, wrong: dict[str, int]):
     with pytest.raises(ValueError, match="rng_seed must be at least 0 and count from 1"):
         StackedMNIST.open(root, **wrong)

@@ -34,7 +34,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_source_is_opened_by_its_name_and_is_whole(places: dict[str, Path | None], name: str):
+def test_a_source_is_opened_by_its_name(places: dict[str, Path | None], name: str):
     source = open_source(name, places[name])
     assert source.name == name
     count, shape = len(source), source.image_shape
@@ -72,7 +72,7 @@ def test_options_reach_the_source(places: dict[str, Path | None], monkeypatch: p
         ("folder", {"path": None}, "folder needs a path: any images: PATH holds"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_images_that_do_not_fit_are_rejected(
     places: dict[str, Path | None], name: str, options: dict, message: str
 ):
     path = options.pop("path", places.get(name))

@@ -27,7 +27,7 @@ from tests.data.sources.source_text_files import (
 ROOT = Path(__file__).parents[3]
 
 
-def refused(path: Path, match: str) -> None:
+def rejected(path: Path, match: str) -> None:
     """Check that reading fails with one line that names the file, and leaves nothing open."""
     before = open_objects()
     with pytest.raises(UserError, match=match) as error:
@@ -96,7 +96,7 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_place(raw: Path, path: Pa
     assert SourceTextHDF5.open(path).fingerprint() != fingerprint
 
 
-def test_pixels_in_another_file_are_refused(path: Path, tmp_path: Path):
+def test_pixels_in_another_file_are_rejected(path: Path, tmp_path: Path):
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(np.prod(SHAPE)))
     external = [(str(secret), 0, int(np.prod(SHAPE)))]
@@ -104,32 +104,32 @@ def test_pixels_in_another_file_are_refused(path: Path, tmp_path: Path):
         path,
         lambda group: group.create_dataset("5.jpg", SHAPE, np.uint8, external=external),
     )
-    refused(path, r"the pixels of 5\.jpg are in another file")
+    rejected(path, r"the pixels of 5\.jpg are in another file")
 
 
-def test_a_view_of_another_file_is_refused(path: Path, raw: Path):
+def test_a_view_of_another_file_is_rejected(path: Path, raw: Path):
     layout = h5py.VirtualLayout(SHAPE, np.uint8)
     layout[...] = h5py.VirtualSource(raw, f"{GROUP}/1.jpg", SHAPE)
     replaced(path, lambda group: group.create_virtual_dataset("5.jpg", layout))
-    refused(path, r"the pixels of 5\.jpg are in another file")
+    rejected(path, r"the pixels of 5\.jpg are in another file")
 
 
 @pytest.mark.parametrize("link", ["soft", "external"])
-def test_links_are_refused(path: Path, raw: Path, link: str):
+def test_links_are_rejected(path: Path, raw: Path, link: str):
     target = f"/{GROUP}/1.jpg"
     to = h5py.SoftLink(target) if link == "soft" else h5py.ExternalLink(str(raw), target)
     replaced(path, lambda group: group.__setitem__("5.jpg", to))
-    refused(path, r"5\.jpg is a link, which could lead to any file")
+    rejected(path, r"5\.jpg is a link, which could lead to any file")
 
 
 @pytest.mark.parametrize("link", ["soft", "external"])
-def test_a_group_that_is_a_link_is_refused(raw: Path, tmp_path: Path, link: str):
+def test_a_group_that_is_a_link_is_rejected(raw: Path, tmp_path: Path, link: str):
     path = tmp_path / "faces.h5py"
     with h5py.File(path, "w") as file:
         file["elsewhere/1.jpg"] = PIXELS[1]
         external = h5py.ExternalLink(str(raw), GROUP)
         file[GROUP] = external if link == "external" else h5py.SoftLink("/elsewhere")
-    refused(path, "contains no group img_align_celeba, or a damaged one, or a link")
+    rejected(path, "contains no group img_align_celeba, or a damaged one, or a link")
 
 
 @pytest.mark.parametrize(
@@ -150,18 +150,18 @@ def test_a_group_that_is_a_link_is_refused(raw: Path, tmp_path: Path, link: str)
 )
 def test_another_type_or_shape_is_named(path: Path, value, message: str):
     replaced(path, lambda group: group.create_dataset("5.jpg", data=value))
-    refused(path, message)
+    rejected(path, message)
 
 
 def test_a_first_image_of_a_wrong_shape_is_named(tmp_path: Path):
     with h5py.File(tmp_path / "faces.h5py", "w") as file:
         file[f"{GROUP}/1.jpg"] = np.zeros((218, 178), np.uint8)
-    refused(tmp_path / "faces.h5py", r"1\.jpg is uint8 \(218, 178\), but every image must")
+    rejected(tmp_path / "faces.h5py", r"1\.jpg is uint8 \(218, 178\), but every image must")
 
 
 def test_a_group_in_the_place_of_an_image_is_named(path: Path):
     replaced(path, lambda group: group.create_group("5.jpg"))
-    refused(path, r"5\.jpg cannot be opened as a dataset")
+    rejected(path, r"5\.jpg cannot be opened as a dataset")
 
 
 @pytest.mark.parametrize(
@@ -174,28 +174,28 @@ def test_a_group_in_the_place_of_an_image_is_named(path: Path):
         ("0006.jpg", r"are the same number"),
     ],
 )
-def test_odd_names_are_refused(path: Path, name: str, message: str):
+def test_odd_names_are_rejected(path: Path, name: str, message: str):
     replaced(path, lambda group: group.create_dataset(name, data=PIXELS[1]))
-    refused(path, message)
+    rejected(path, message)
 
 
-def test_what_is_no_such_file_is_said(tmp_path: Path):
-    refused(tmp_path / "nowhere", "no such file")
+def test_a_missing_or_other_file_is_reported(tmp_path: Path):
+    rejected(tmp_path / "nowhere", "no such file")
     (tmp_path / "text").write_text("no HDF5 here")
-    refused(tmp_path / "text", "cannot be opened as HDF5")
+    rejected(tmp_path / "text", "cannot be opened as HDF5")
     for name in ("other", "empty"):
         with h5py.File(tmp_path / name, "w") as file:
             file.create_group(GROUP if name == "empty" else "something")
-    refused(tmp_path / "other", "contains no group img_align_celeba")
-    refused(tmp_path / "empty", "img_align_celeba is empty")
+    rejected(tmp_path / "other", "contains no group img_align_celeba")
+    rejected(tmp_path / "empty", "img_align_celeba is empty")
 
 
-def test_a_file_that_was_cut_short_is_refused(path: Path):
+def test_a_file_that_was_cut_short_is_rejected(path: Path):
     path.write_bytes(path.read_bytes()[:-1000])
-    refused(path, "cannot be opened as HDF5")
+    rejected(path, "cannot be opened as HDF5")
 
 
-def test_an_image_that_reaches_past_the_end_is_refused(path: Path):
+def test_an_image_that_reaches_past_the_end_is_rejected(path: Path):
     """A header that says that the file ends where it was cut: HDF5 opens it."""
     size, data = path.stat().st_size, path.read_bytes()[:-1000]
     assert data.count(size.to_bytes(8, "little")) == 1
@@ -203,7 +203,7 @@ def test_an_image_that_reaches_past_the_end_is_refused(path: Path):
     with h5py.File(path, "r"):
         pass
     # HDF5 2.0 notices; older ones do not, and then the index does.
-    refused(path, r"1\.jpg (cannot be opened as a dataset|begins at byte)")
+    rejected(path, r"1\.jpg (cannot be opened as a dataset|begins at byte)")
 
 
 def test_a_damaged_image_is_named(packed: Path, tmp_path: Path):
