@@ -287,7 +287,7 @@ class RemoteShards:
                     self._queue.remove(number)
                     self._active += 1
                 download = threading.Thread(
-                    target=self._run_download, args=(number, lock), daemon=True
+                    target=self._run_download, args=(number, lock, time.time_ns()), daemon=True
                 )
                 download.start()
                 return True
@@ -296,12 +296,10 @@ class RemoteShards:
                 return True
         return False
 
-    def _run_download(self, number: int, lock: FileLock) -> None:
+    def _run_download(self, number: int, lock: FileLock, claimed_ns: int) -> None:
         shard, error = self.manifest.shards[number], None
         try:
-            self._download(shard)
-            # An access time of 0 marks a shard that was not used yet.
-            os.utime(self.folder / shard.name, ns=(0, time.time_ns()))
+            self._download(shard, claimed_ns)
         except Exception as caught:
             error = caught
         finally:
@@ -346,14 +344,17 @@ class RemoteShards:
             return (self.folder / shard.name).stat().st_size == shard.bytes
         return False
 
-    def _download(self, shard: Shard) -> None:
-        """Download a claimed shard, and verify it."""
+    def _download(self, shard: Shard, claimed_ns: int) -> None:
+        """Download a shard that was claimed at this time, and verify it."""
         path = self.folder / shard.name
         part, digest = _part(path, shard.bytes), ""
         for _ in range(2):  # the bytes of an earlier process may be damaged: then start from zero
             try:
                 digest = self._append(part, shard)
                 if digest == shard.sha256:
+                    # Unused shards have access time 0 and the order in which they were claimed. The
+                    # times are set first, as another process may remove the shard at once.
+                    os.utime(part, ns=(0, claimed_ns))
                     publish(part, path)
                     return
                 os.truncate(part, 0)

@@ -39,13 +39,13 @@ def test_large_memory_pages_map_shards_one_by_one(shards_folder: Path, monkeypat
 
 
 def huge_page_advice(folder: Path) -> dict[str, bool]:
-    """Return whether huge pages are advised for each mapped shard of a folder, by name."""
+    """Return whether huge pages are advised for any mapping of each shard of a folder, by name."""
     advice, path = {}, Path()
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             path = Path(line.split(maxsplit=5)[-1])
         elif line.startswith("VmFlags:") and path.parent == folder:
-            advice[path.name] = " hg" in line
+            advice[path.name] = advice.get(path.name, False) or " hg" in line
     return advice
 
 
