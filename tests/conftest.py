@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -134,6 +136,25 @@ def trained_run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
         run = mlflow_runs.open_run(config, dataset, {})
     uri = mlflow_models.log_generator(run, checkpoint)
     return TrainedRun(config, checkpoint, run.run_id, uri)
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Function that mounts a file system of a size such as "1m"; skips the test if it may not."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("needs permission to mount a tmpfs")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def load_job(name: str) -> ModuleType:

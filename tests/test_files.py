@@ -1,7 +1,6 @@
 """Atomic writes and checked reads, on a file system that is really full where the test says so."""
 
 import os
-import subprocess
 
 import pytest
 
@@ -25,25 +24,14 @@ def test_equal_content_is_not_written_again(tmp_path):
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mount a file system of 1 MiB, or skip the test."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs permission to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk_leaves_the_old_content_and_one_line(small_disk):
-    path = small_disk / "config.json"
+def test_a_full_disk_leaves_the_old_content_and_one_line(mount_disk):
+    disk = mount_disk("1m")
+    path = disk / "config.json"
     write_atomic(path, "old")
     with pytest.raises(UserError, match=r"needs 2,000,000 bytes, and [\d,]+ are free.*same"):
         write_atomic(path, bytes(2_000_000))
     assert path.read_text() == "old"
-    assert os.listdir(small_disk) == ["config.json"]
+    assert os.listdir(disk) == ["config.json"]
 
 
 @pytest.mark.parametrize(

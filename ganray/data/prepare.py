@@ -34,12 +34,12 @@ _PUBLISHED: dict[str, tuple[dict[str, int], Shape, int]] = {
     "fashion-mnist": (_MNIST, (28, 28, 1), 10),
     "stacked-mnist": (_STACKED, (28, 28, 3), 1000),
 }
-"""What a download contains: images by split, their shape, and the number of classes."""
+"""Contents of a download: images by split, their shape, and the number of classes."""
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """What will be read and written, determined without reading an image."""
+    """Images of a run and their shards, determined without reading an image."""
 
     description: str
     """Description of the images."""

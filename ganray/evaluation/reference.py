@@ -51,7 +51,7 @@ _TEST_IMAGES = 5_000
 
 @dataclass(frozen=True)
 class EvaluationAssets:
-    """What workers need for evaluation."""
+    """Files and locations that workers need for evaluation."""
 
     classifier: str = ""
     """File of the classifier, see `prepare_classifier`."""

@@ -56,24 +56,25 @@ def log_generator(run: Run, checkpoint: Path) -> str:
     ``mlflow.pytorch.load_model(uri)`` loads it as a module: float32 (n, latent.size + classes) ->
     float (n, C, H, W). The inputs of a conditional generator end with the one-hot label.
     """
-    config, state = read_config(checkpoint), read_state(checkpoint)
-    height, width, channels = state["image_shape"]
-    inputs = config.latent.size + state["classes"]
-    example = np.random.default_rng(0).standard_normal((4, inputs), dtype=np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, inputs), "z")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, channels, height, width), "image")]),
-    )
     mlflow.set_tracking_uri(run.uri)
     with TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # torch.export's
-        export_generator(checkpoint, Path(folder))
+        exported = export_generator(checkpoint, Path(folder))
+        state = read_state(exported)
+        height, width, channels = state["image_shape"]
+        inputs = read_config(exported).latent.size + state["classes"]
+        image = (-1, channels, height, width)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, inputs), "z")]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), image, "image")]),
+        )
+        rng = np.random.default_rng(0)
         mlflow.start_run(run_id=run.run_id)
         try:
             info = log_model(
-                generator_from_checkpoint(checkpoint),
+                generator_from_checkpoint(exported),
                 name="generator",
                 signature=signature,
-                input_example=example,
+                input_example=rng.standard_normal((4, inputs), dtype=np.float32),
                 serialization_format="pt2",
                 extra_files=[f"{folder}/{name}" for name in (CONFIG_FILE, STATE_FILE)],
                 pip_requirements=["torch", "numpy"],

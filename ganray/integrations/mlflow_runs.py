@@ -39,6 +39,10 @@ _SQLITE = "sqlite:///"
 _TAG_LIMIT = 5000  # characters that every store accepts
 
 
+class StoreError(UserError):
+    """The MLflow store cannot be reached, or rejects a request."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Address of an MLflow run."""
@@ -56,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunContent:
-    """What a run contains from the start."""
+    """Initial content of a run."""
 
     name: str
     """Name by which it is found again."""
@@ -79,7 +83,7 @@ def open_store(config: Config) -> Iterator[tuple[MlflowClient, str]]:
     """Yield a client and the id of the config's experiment; create both if they do not exist.
 
     Raises:
-        UserError: The store cannot be reached or created.
+        StoreError: The store cannot be reached or created.
     """
     uri = store_uri(config)
     try:
@@ -90,7 +94,7 @@ def open_store(config: Config) -> Iterator[tuple[MlflowClient, str]]:
             experiment_id = _experiment_id(client, config, uri)
         yield client, experiment_id
     except MLFLOW_ERRORS as error:
-        raise UserError(
+        raise StoreError(
             f"tracking.uri={uri}: {first_line(error)}; start the server, or give another"
             " --tracking.uri (or MLFLOW_TRACKING_URI)"
         ) from error
@@ -105,7 +109,7 @@ def open_run(config: Config, dataset: Mapping[str, str], tags: Mapping[str, str]
         tags: What the config does not contain: commit, Ray job, world size, device.
 
     Raises:
-        UserError: The store cannot be reached or created.
+        StoreError: The store cannot be reached or created.
     """
     content = RunContent(config.name, config.name, flatten(config), tags, dataset)
     with open_store(config) as (client, experiment_id):

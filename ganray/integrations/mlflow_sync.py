@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,12 +22,7 @@ from PIL import Image
 
 from ganray.errors import UserError
 from ganray.files import read_json, write_atomic
-from ganray.integrations.mlflow_runs import (
-    MLFLOW_ERRORS,
-    Run,
-    end_run,
-    first_line,
-)
+from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run, StoreError, end_run, first_line
 from ganray.log import redact
 from ganray.training import journal
 
@@ -36,8 +31,8 @@ T = TypeVar("T")
 
 COLLAPSE_WARNING_TAG = "ganray.collapse_warning"
 """Tag with the last collapse warning of a run."""
-RETRIED = (*MLFLOW_ERRORS, UserError)
-"""Errors after which a request is repeated; creating a run raises UserError."""
+_RETRIED = (*MLFLOW_ERRORS, StoreError)
+"""Errors after which a request is repeated."""
 _BOOKMARK_FILE = "mlflow-sent.json"
 _BATCH_SIZE = 500
 """Metrics per request, about; MLflow's limit is 1,000."""
@@ -56,7 +51,7 @@ class JournalSync:
     """Time for which `flush_and_call` retries."""
 
     def __init__(self, uri: str, folder: Path, poll_s: float = 2.0) -> None:
-        """Args: `folder` contains all results, for messages; `poll_s` is the polling interval."""
+        """Create the sender; see `sync_journals` for the arguments."""
         self._uri, self._folder, self._poll_s = uri, folder, poll_s
         self._journals: dict[str, _Journal] = {}
         self._lock = threading.Lock()  # of _journals and their fields that callers set
@@ -96,7 +91,7 @@ class JournalSync:
         """Send what is new, once.
 
         Raises:
-            MlflowException, OSError: MLflow is unreachable; the next call continues from there.
+            MlflowException, OSError, StoreError: MLflow is unreachable; the next call continues.
         """
         with self._sending:
             for name, entry in list(self._journals.items()):
@@ -104,7 +99,7 @@ class JournalSync:
                     return  # the caller of `close` needs the lock
                 try:
                     finish = entry.send()
-                except RETRIED:
+                except _RETRIED:
                     with self._lock:  # so that the next attempt begins with another run
                         self._journals[name] = self._journals.pop(name)
                     raise
@@ -155,7 +150,7 @@ class JournalSync:
     def _call(self, function: Callable[[], T]) -> T | None:
         try:
             return function()
-        except RETRIED as error:
+        except _RETRIED as error:
             return self._give_up(f" ({first_line(error)})")
 
     def _give_up(self, reason: str = "") -> None:
@@ -176,7 +171,7 @@ class JournalSync:
     def _try_send(self) -> bool:
         try:
             self.send()
-        except RETRIED as error:
+        except _RETRIED as error:
             if not self._warned:  # once per outage
                 logger.warning("MLflow at %s: %s; trying again", self._uri, first_line(error))
             self._warned = True
@@ -252,7 +247,7 @@ class _Journal:
             self._offset = self._read_offset(self.run)
         try:
             self._send_events(self.run)
-        except RETRIED:
+        except _RETRIED:
             self._known = {}  # MLflow may have received the request
             raise
         if finish is not None:
@@ -274,7 +269,8 @@ class _Journal:
                 client.log_batch(run.run_id, metrics=points)
                 points, self._offset = [], offset
                 mark = json.dumps(_owner(run) | {"offset": offset})
-                write_atomic(run.folder / _BOOKMARK_FILE, mark)
+                with suppress(UserError):  # without it, the next driver asks MLflow what it has
+                    write_atomic(run.folder / _BOOKMARK_FILE, mark)
 
     def _read_offset(self, run: Run) -> int:
         try:

@@ -60,7 +60,7 @@ _MEMORY_WAIT_S = 10
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """What all trials of a sweep have in common."""
+    """Base config, images and workers that all trials of a sweep share."""
 
     base: Config
     assets: Mapping[Hashable, RunAssets]

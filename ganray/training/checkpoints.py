@@ -37,7 +37,7 @@ def save_checkpoint(state: TrainState, run_folder: Path, keep: int) -> Path:
         write_checkpoint(state, target)
     except UserError:
         older = [path for path in list_checkpoints(run_folder) if path != target]
-        if len(older) < keep or keep == 1:
+        if len(older) < keep or keep == 1 or not _is_full(run_folder, state):
             raise
         shutil.rmtree(older[0])
         write_checkpoint(state, target)
@@ -50,7 +50,7 @@ def write_checkpoint(state: TrainState, target: Path, texts: Mapping[str, str] =
     """Write a checkpoint folder, and `texts` by file name into it.
 
     Raises:
-        UserError: It cannot be written. A folder that had this name before is kept.
+        UserError: It cannot be written. No part of it is left.
     """
     partial = target.with_name(f"{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -66,10 +66,18 @@ def write_checkpoint(state: TrainState, target: Path, texts: Mapping[str, str] =
             shutil.rmtree(target)
         partial.rename(target)
         sync(target.parent)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
+    except (OSError, RuntimeError) as error:
+        # torch raises RuntimeError if the disk is full, but also for errors of a device.
+        if isinstance(error, RuntimeError) and not _is_full(target.parent, state):
+            raise
         with contextlib.suppress(OSError):
             shutil.rmtree(partial)
         raise cannot_write(target, error, state.num_bytes()) from error
+
+
+def _is_full(folder: Path, state: TrainState) -> bool:
+    """Return whether the disk has no room for a checkpoint, which is a little larger than this."""
+    return shutil.disk_usage(folder).free < 1.1 * state.num_bytes() + 2**16
 
 
 def find_checkpoint(run_folder: Path, strict: bool) -> Path | None:

@@ -122,12 +122,13 @@ def _parse(line: bytes) -> Event | None:
     """Return the event of a line; None if the line is damaged."""
     try:
         event = json.loads(line)
-        event["images"] + event["time"]
-        is_valid = isinstance(event["name"], str) and (
-            isinstance(event["path"], str) if "path" in event else dict(event["values"]) is not None
-        )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return None
+    types = {"name": str, "images": int, "time": int | float}
+    if not isinstance(event, dict):
+        return None
+    types |= {"path": str} if "path" in event else {"values": dict}
+    is_valid = all(isinstance(event.get(key), kind) for key, kind in types.items())
     return event if is_valid else None
 
 

@@ -198,28 +198,39 @@ def _sample(state: TrainState, latent: LatentConfig, count: int, stream: str) ->
 
 
 def check_finite(metrics: Mapping[str, float], step: int, **networks: nn.Module) -> None:
-    """Raise Diverged if a metric or a weight of a network is not finite.
-
-    All ranks raise together, because metrics are reduced and weights are equal. The message names
-    the first such weight.
-    """
+    """Raise Diverged if a metric is not finite, on all ranks together as metrics are reduced."""
     bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        weight = nonfinite_weight(**networks)
+        raise diverged(bad[0] + (f" and {weight} is not finite" if weight else ""), step)
+
+
+def nonfinite_weight(**networks: nn.Module) -> str | None:
+    """Return the first weight that contains NaN or infinity, e.g. "D.0.weight"; None if none does.
+
+    The host waits for the device once.
+    """
     weights = {f"{k}.{n}": p for k, net in networks.items() for n, p in net.named_parameters()}
     finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
-    bad += [f"{name} is not finite" for name, ok in zip(weights, finite, strict=True) if not ok][:1]
-    if bad:
-        raise Diverged(
-            f"{bad[0]} at step {step}: training diverged{f' ({bad[-1]})' if bad[1:] else ''};"
-            " try a lower optimizer.lr_D and optimizer.lr_G, or loss.r1_gamma above 0"
-        )
+    return next((name for name, ok in zip(weights, finite, strict=True) if not ok), None)
+
+
+def diverged(problem: str, step: int) -> Diverged:
+    """Return the error for a metric or weight that is not finite."""
+    return Diverged(
+        f"{problem} at step {step}: training diverged; try a lower optimizer.lr_D and"
+        " optimizer.lr_G, or loss.r1_gamma above 0"
+    )
 
 
 def report_checkpoint(
     state: TrainState, context: WorkerContext, scores: Mapping[str, float]
 ) -> None:
     """Write a checkpoint on rank 0 and report it with the last evaluation's scores. Collective."""
-    # A checkpoint with NaN could replace the good ones before the next log line.
-    check_finite({}, state.step, D=state.D, G=state.G)
+    # A checkpoint with NaN could replace the good ones before the next log line. Weights are equal
+    # on all ranks, so all raise.
+    if weight := nonfinite_weight(D=state.D, G=state.G):
+        raise diverged(f"{weight} is not finite", state.step)
     config, checkpoint = state.config, None
     if rank() == 0:
         keep = config.train.keep_checkpoints

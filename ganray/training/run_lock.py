@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import logging
@@ -22,6 +23,8 @@ from ganray.files import cannot_write, read_json, write_atomic
 logger = logging.getLogger(__name__)
 
 _LOCK_FILE, _OWNER_FILE = ".driver.lock", "driver.json"
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""Errors of file systems without locks, where only the heartbeat excludes another driver."""
 HEARTBEAT_S = 10.0
 """Interval at which a driver updates the time of its owner file."""
 
@@ -36,17 +39,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another driver holds the folder.
     """
+    lock = FileLock(folder / _LOCK_FILE, timeout=0, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK_FILE, timeout=0, thread_local=False)
         lock.acquire()
     except Timeout:
         raise _held(folder, _read_owner(folder)) from None
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        if error.errno not in _NO_LOCKS:
+            raise cannot_write(folder, error) from error
     owner, stop = folder / _OWNER_FILE, threading.Event()
     try:
-        _check_other_host(folder)
+        _check_heartbeat(folder, lock.is_locked)
         content = {
             "user": _user(),
             "host": platform.node(),
@@ -67,18 +71,19 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_other_host(folder: Path) -> None:
-    """Raise UserError if a driver on another host updates the owner file."""
+def _check_heartbeat(folder: Path, is_locked: bool) -> None:
+    """Raise UserError if another driver, which the lock cannot exclude, updates the owner file."""
     owner = _read_owner(folder)
     with suppress(OSError):
         path = folder / _OWNER_FILE
         before = path.stat().st_mtime_ns
         is_recent = time.time() - before / 1e9 < 6 * HEARTBEAT_S
-        if owner.get("host", platform.node()) != platform.node() and is_recent:
+        is_here = owner.get("host", platform.node()) == platform.node()
+        if owner and is_recent and not (is_here and is_locked):
             logger.info(
                 "%s was held by a driver on %s; checking for %g s whether that is alive",
                 folder,
-                owner["host"],
+                owner.get("host"),
                 2.5 * HEARTBEAT_S,
             )
             time.sleep(2.5 * HEARTBEAT_S)

@@ -248,12 +248,13 @@ def read_state(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def export_generator(checkpoint: Path, folder: Path) -> None:
-    """Write a checkpoint that contains the generator only, for `generator_from_checkpoint`."""
+def export_generator(checkpoint: Path, folder: Path) -> Path:
+    """Write a checkpoint of the generator only into a folder, and return the folder."""
     state = read_state(checkpoint)
     kept = {name: state[name] for name in ("step", "image_shape", "classes", "G_ema")}
     torch.save(kept, folder / STATE_FILE)
     shutil.copyfile(checkpoint / CONFIG_FILE, folder / CONFIG_FILE)
+    return folder
 
 
 def generator_from_checkpoint(folder: Path) -> nn.Module:

@@ -53,7 +53,7 @@ def test_hdf5_locks_no_file(locked: Path, monkeypatch):
 
 
 def test_a_folder_that_only_others_may_write_is_read(shards_folder: Path):
-    """In a child that is nobody: root may write where the mode says no."""
+    """Read in a child process without root's permissions, which ignore file modes."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
         for path in shards_folder.iterdir():

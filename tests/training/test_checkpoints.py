@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -76,15 +75,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(squares, tm
 
 
 @pytest.fixture
-def small_home(tmp_path):
-    """Mount a file system of 800 KiB, or skip the test. A checkpoint has about 40 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs permission to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def small_home(mount_disk):
+    """A home of 800 KiB. A checkpoint has about 40 KiB."""
+    return mount_disk("800k")
 
 
 def test_a_full_disk_costs_only_the_new_checkpoint(squares, small_home):
@@ -176,3 +169,12 @@ def test_a_slow_run_saves_a_checkpoint_with_a_log_line(squares, tmp_path):
     assert steps == [5, 10, 15, 20]
     expected = launch(tiny_config(tmp_path / "other"), squares)
     assert states_equal(read_state(last), read_state(expected))
+
+
+def test_an_error_of_the_device_is_no_full_disk(squares, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(checkpoints.TrainState, "save", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        launch(tiny_config(tmp_path), squares)

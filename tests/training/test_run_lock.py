@@ -1,5 +1,6 @@
 """Two drivers of one run: the second is rejected, and a killed driver holds nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -83,3 +84,19 @@ def test_the_heartbeat_updates_the_owner_file(tmp_path, monkeypatch):
         while (tmp_path / "driver.json").stat().st_mtime_ns == before:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_a_file_system_without_locks_has_the_heartbeat(tmp_path, monkeypatch):
+    """A driver on this host is recognized as well, as the lock cannot exclude it."""
+
+    def refuse(_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(run_lock.FileLock, "acquire", refuse)
+    with lock_folder(tmp_path):
+        rule = rf"process {os.getpid()}, since 20"
+        with pytest.raises(UserError, match=rule), lock_folder(tmp_path):
+            pass
+    with lock_folder(tmp_path):
+        pass

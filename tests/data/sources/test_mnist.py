@@ -23,7 +23,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 
 def write_set(root: Path, dataset: str) -> Path:
-    """MNIST in miniature: every image has a level of its own, so that it can be told apart."""
+    """A small MNIST in which every image has a gray level of its own."""
     raw = root / dataset / "raw"
     raw.mkdir(parents=True)
     for part, first, count in (("train", 0, NUM_TRAIN), ("t10k", 100, NUM_TEST)):

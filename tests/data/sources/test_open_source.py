@@ -15,7 +15,7 @@ from tests.data.sources.test_mnist import write_set
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[str, Path | None]:
-    """Where a small set of each name lies."""
+    """Return the path of a small set for each source."""
     root = tmp_path_factory.mktemp("places")
     write_set(write_set(root, "MNIST"), "FashionMNIST")
     (root / "images").mkdir()
