@@ -1,6 +1,7 @@
 """Fixtures: small shards, tiny configs, a temporary home folder."""
 
 import importlib.util
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -71,6 +72,15 @@ class Squares:
 
     def fingerprint(self) -> str:
         return f"{self.count:064d}"
+
+
+@pytest.fixture
+def ganray_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What ganray logs, also from other threads, of which `capsys.readouterr` may lose lines."""
+    logger = logging.getLogger("ganray")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(autouse=True)

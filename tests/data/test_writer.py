@@ -248,15 +248,13 @@ def test_of_two_writers_one_waits(
     shards_folder: Path,
     tmp_path: Path,
     other: str,
-    capsys: pytest.CaptureFixture[str],
+    ganray_log: pytest.LogCaptureFixture,
 ):
     with (tmp_path / ".lock").open("w") as lock, ThreadPoolExecutor(1) as thread:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waits = thread.submit(write_shards, source, tmp_path, size=64, processes=1)
-        said = ""
-        while "another process writes shards here; waiting for it" not in said:
+        while "another process writes shards here; waiting for it" not in ganray_log.text:
             time.sleep(0.01)
-            said += capsys.readouterr().out
             assert not waits.done()
         if other == "ends":
             for file in (*shards_folder.glob("shard-*.h5"), shards_folder / "manifest.json"):

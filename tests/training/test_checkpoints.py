@@ -1,7 +1,6 @@
 """Damaged checkpoints, journals and samples cost as little as possible."""
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -116,7 +115,7 @@ def test_a_checkpoint_that_does_not_fit_replaces_the_oldest(squares, small_home)
     assert len(checkpoints.list_checkpoints(config.run_folder())) == 3
 
 
-def test_damaged_lines_of_a_journal_are_skipped_with_one_warning(tmp_path, caplog):
+def test_damaged_lines_of_a_journal_are_skipped_with_one_warning(tmp_path, ganray_log):
     log = journal.Journal(tmp_path)
     for step in (10, 20, 30):
         log.metrics(step, {"D/loss": float(step)})
@@ -125,14 +124,12 @@ def test_damaged_lines_of_a_journal_are_skipped_with_one_warning(tmp_path, caplo
     lines = path.read_bytes().splitlines(keepends=True)
     garbage = [b"\x00\xff\n", b"[]\n", b'{"name": 1}\n', b"[" * 10_000 + b"\n", b"{}\n"]
     path.write_bytes(b"".join([lines[0], *garbage, lines[2]]))
-    logging.getLogger("ganray").addHandler(caplog.handler)
     for _ in range(2):
         steps, values = journal.history(tmp_path, "D/loss")
         assert steps.tolist() == [10, 30]
         assert values.tolist() == [10.0, 30.0]
-    logging.getLogger("ganray").removeHandler(caplog.handler)
-    assert caplog.text.count("is damaged and skipped") == len(garbage)
-    assert f"{path}: the line at byte {len(lines[0])}" in caplog.text
+    assert ganray_log.text.count("is damaged and skipped") == len(garbage)
+    assert f"{path}: the line at byte {len(lines[0])}" in ganray_log.text
 
 
 def test_a_damaged_sample_grid_is_left_out_of_the_figures(squares, tmp_path, capsys):
