@@ -50,6 +50,12 @@ def broadcast_from_rank0(value: T) -> T:
     return box[0]
 
 
+def barrier() -> None:
+    """Wait for all ranks. Collective."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Return the rows (n_rank, ...) of all ranks in rank order, on every rank. Collective.
 

@@ -359,7 +359,9 @@ class TrainConfig:
     checkpoint_minutes: float = option(30, resume="free", sweep="axis")
     """Minutes after which a log line also saves a checkpoint, so that slow runs lose little."""
     keep_checkpoints: int = option(3, resume="free", sweep="axis")
-    """Number of checkpoints kept on disk."""
+    """Number of checkpoints kept on disk, besides the one with the best coverage."""
+    keep_every: float | None = option(None, resume="free", sweep="axis")
+    """kimg between checkpoints that are kept forever. None: none are."""
     strict_resume: bool = option(False, resume="free", sweep="axis")
     """Whether to stop if the newest checkpoint is damaged, instead of using an earlier one."""
     precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
@@ -367,7 +369,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         lengths = ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every")
-        lengths += ("checkpoint_minutes",)
+        lengths += ("checkpoint_minutes", "keep_every")
         require_positive(self, "train.", *lengths, "keep_checkpoints", "G_every", "G_steps")
         require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)

@@ -144,7 +144,12 @@ def launch(
             check_shared(Path(location))
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"config": config, "images": images, "assets": assets},
+        train_loop_config={
+            "config": config,
+            "images": images,
+            "assets": assets,
+            "reports": bool(callbacks),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
@@ -174,19 +179,30 @@ def launch(
 
 
 class RayContext:
-    """Worker context of a Ray Train worker."""
+    """Worker context of a Ray Train worker.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: Config of the run.
+        reports: Whether anything receives Ray's reports, each of which waits for Ray's controller.
+
+    Raises:
+        UserError: This node does not see the run folder.
+    """
+
+    reads_checkpoints = False
+
+    def __init__(self, config: Config, reports: bool = True) -> None:
         folder = config.run_folder()
         if not folder.is_dir():  # the node may have booted after `check_shared`
             raise _not_shared(folder, f"node {socket.gethostname()}")
         self.device = get_device()
-        self._config = config
+        self._config, self._reports = config, reports
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Report metrics to Ray and wait for all ranks."""
+        """Report metrics to Ray, which waits for all ranks."""
         del checkpoint  # it is in the run folder, see `launch`
-        ray.train.report(dict(metrics))
+        if self._reports:
+            ray.train.report(dict(metrics))
 
     def checkpoint(self) -> Path | None:
         """Return the newest undamaged checkpoint in the run folder."""
@@ -200,7 +216,7 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     loss would diverge again. All ranks diverge at the same step, so none is left waiting.
     """
     config = arguments["config"]
-    context = RayContext(config)
+    context = RayContext(config, arguments["reports"])
     try:
         run_worker(config, arguments["images"], arguments["assets"], context)
     except Diverged as error:

@@ -403,16 +403,16 @@ class TuneContext(LocalContext):
 
     def __init__(self, config: Config, is_population: bool) -> None:
         super().__init__(config)
-        self._is_population = is_population
+        self.reads_checkpoints = is_population  # another member may continue from it
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report to Tune, which may end the run here."""
-        shared = tune.Checkpoint.from_directory(str(checkpoint)) if self._is_population else None
+        shared = tune.Checkpoint.from_directory(str(checkpoint)) if self.reads_checkpoints else None
         tune.report(dict(metrics), checkpoint=shared)
 
     def checkpoint(self) -> Path | None:
         """Return the run's own, or the one Tune copies from another member, with own settings."""
-        shared = tune.get_checkpoint() if self._is_population else None
+        shared = tune.get_checkpoint() if self.reads_checkpoints else None
         if shared is None:
             return super().checkpoint()
         folder = Path(shared.to_directory(tempfile.mkdtemp()))

@@ -1,4 +1,7 @@
-"""Checkpoints in the run folder: complete or absent, with a digest of the tensors."""
+"""Checkpoints in the run folder: complete or absent, with a digest of the tensors.
+
+They are written by a thread, from a copy of the state in host memory, while training goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,14 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from ganray.config.schema import Config
 from ganray.distributed import rank
 from ganray.errors import UserError
 from ganray.files import cannot_write, sync
@@ -17,36 +25,170 @@ from ganray.training.state import (
     STATE_FILE,
     TrainState,
     file_digest,
+    save_content,
     verify_checkpoint,
 )
 
 logger = logging.getLogger(__name__)
 
+BEST_FOLDER = "best_coverage"
+"""Subfolder of the run folder for the checkpoint with the highest coverage."""
+_SCORE_FILE = "score.json"
+_Buffers = dict[tuple[int, torch.Size], torch.Tensor]
+"""Copies of tensors by the address and shape of the original."""
 
-def save_checkpoint(state: TrainState, run_folder: Path, keep: int) -> Path:
-    """Write a checkpoint and delete the oldest ones beyond the latest `keep`; return its folder.
 
-    If it does not fit on the disk, the oldest one is deleted first, unless fewer than `keep` would
-    remain.
+class CheckpointWriter:
+    """Writes a run's checkpoints from a thread, one at a time. Does nothing on ranks other than 0.
 
-    Raises:
-        UserError: It cannot be written. Earlier checkpoints are kept.
+    A step starts while the state is still being copied: weights and moments do not change before
+    an optimizer's step, which waits for the end of the copy. The copy takes as much host memory as
+    the state.
     """
-    target = run_folder / f"checkpoint_{state.step:010d}"  # sorts by step
-    try:
-        write_checkpoint(state, target)
-    except UserError:
-        older = [path for path in list_checkpoints(run_folder) if path != target]
-        if len(older) < keep or keep == 1 or not _is_full(run_folder, state):
-            raise
-        shutil.rmtree(older[0])
-        write_checkpoint(state, target)
-    for old in list_checkpoints(run_folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+
+    def __init__(self, state: TrainState) -> None:
+        self._state, self._train = state, state.config.train
+        self._folder = state.config.run_folder()
+        self._best = best_coverage(self._folder)
+        self._buffers: _Buffers = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._copied: Future[Any] = Future()
+        self._copied.set_result(None)
+        self._written: Future[None] = Future()
+        self._written.set_result(None)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._wait_for_copy)
+            for optimizer in (state.D_optimizer, state.G_optimizer)
+        ]
+
+    def reserve(self) -> None:
+        """Reserve memory for the copy, in the thread, so that the first one is no slower."""
+        if not self._buffers and rank() == 0:
+            self._written = self._thread.submit(self._reserve)
+
+    def save(self, *, latest: bool, coverage: float = 0.0) -> Path | None:
+        """Save the current state after the previous one is written; return the latest's folder.
+
+        Args:
+            latest: Whether to write a checkpoint to resume from.
+            coverage: Coverage of this state. The highest one so far is written as the best.
+
+        Raises:
+            UserError: The previous checkpoint could not be written.
+        """
+        is_best = coverage > self._best
+        self._best = max(coverage, self._best)
+        if rank() != 0 or not (latest or is_best):
+            return None
+        self.wait()
+        state, score = self._state, {"coverage": coverage, "images_seen": self._state.images_seen}
+        target = self._folder / f"checkpoint_{state.step:010d}"  # sorts by step
+        self._copied = self._thread.submit(self._copy, state.content())
+        self._written = self._thread.submit(
+            self._write, self._copied, target if latest else None, score if is_best else None
+        )
+        return target if latest else None
+
+    def check(self) -> None:
+        """Raise the error of the checkpoint that was written last, if there was one.
+
+        Raises:
+            UserError: It could not be written. Earlier checkpoints are kept.
+        """
+        if self._written.done():
+            self._written.result()
+
+    def is_idle(self) -> bool:
+        """Return whether nothing is being copied or written."""
+        return self._written.done()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written; raises as `check` does."""
+        self._written.result()
+
+    def close(self) -> None:
+        """Finish the checkpoint that is being written."""
+        self._thread.shutdown()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _reserve(self) -> None:
+        self._copy(self._state.content())
+
+    def _wait_for_copy(self, *_: Any) -> None:
+        self._copied.result()
+
+    def _copy(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Copy all tensors to host memory, which is that of the previous copy where they fit."""
+        previous, self._buffers = self._buffers, {}
+        copy = self._copy_tensors(content, previous)
+        if self._state.device.type == "cuda":
+            torch.cuda.synchronize(self._state.device)
+        return copy
+
+    def _copy_tensors(self, value: Any, previous: _Buffers) -> Any:
+        if isinstance(value, dict):
+            return {key: self._copy_tensors(item, previous) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy_tensors(item, previous) for item in value)
+        if not isinstance(value, torch.Tensor):
+            return value
+        key = value.data_ptr(), value.shape
+        if key not in self._buffers:  # otherwise the same tensor: G_ema may be G
+            pinned = value.device.type == "cuda"
+            buffer = previous.get(key)
+            if buffer is None:
+                buffer = torch.empty_like(value, device="cpu", pin_memory=pinned)
+            self._buffers[key] = buffer.copy_(value.detach(), non_blocking=True)
+        return self._buffers[key]
+
+    def _write(
+        self, copied: Future[dict[str, Any]], target: Path | None, score: dict[str, float] | None
+    ) -> None:
+        content, config = copied.result(), self._state.config
+        # Weights with NaN must not replace the good ones. The next loss is NaN as well, on all
+        # ranks, and ends the run.
+        if not all(_is_finite(content[network]) for network in ("G", "D")):
+            logger.warning("step %d is not saved: weights are not finite", content["step"])
+            return
+        if score is not None:
+            texts = {_SCORE_FILE: json.dumps(score)}
+            write_checkpoint(content, config, self._folder / BEST_FOLDER, texts)
+        if target is not None:
+            self._write_latest(content, target)
+
+    def _write_latest(self, content: dict[str, Any], target: Path) -> None:
+        """Write a checkpoint and delete those that are no longer kept.
+
+        If it does not fit on the disk, the oldest one is deleted first, unless fewer than
+        `train.keep_checkpoints` would remain.
+        """
+        keep = self._train.keep_checkpoints
+        try:
+            write_checkpoint(content, self._state.config, target)
+        except UserError:
+            older = [path for path in self._deletable() if path != target]
+            if len(older) < keep or keep == 1 or not _is_full(self._folder, content):
+                raise
+            shutil.rmtree(older[0])
+            write_checkpoint(content, self._state.config, target)
+        for old in self._deletable()[:-keep]:
+            shutil.rmtree(old)
+
+    def _deletable(self) -> list[Path]:
+        """Return the checkpoints that are not kept forever."""
+        every = self._train.keep_every
+        interval = self._train.kimg_to_steps(every) if every else 0
+        return [
+            path
+            for path in list_checkpoints(self._folder)
+            if not interval or int(path.name.rpartition("_")[2]) % interval
+        ]
 
 
-def write_checkpoint(state: TrainState, target: Path, texts: Mapping[str, str] = {}) -> None:
+def write_checkpoint(
+    content: Mapping[str, Any], config: Config, target: Path, texts: Mapping[str, str] = {}
+) -> None:
     """Write a checkpoint folder, and `texts` by file name into it.
 
     Raises:
@@ -55,7 +197,7 @@ def write_checkpoint(state: TrainState, target: Path, texts: Mapping[str, str] =
     partial = target.with_name(f"{target.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        state.save(partial)
+        save_content(content, config, partial)
         for name, text in texts.items():
             (partial / name).write_text(text)
         digests = {STATE_FILE: file_digest(partial / STATE_FILE)}
@@ -68,16 +210,40 @@ def write_checkpoint(state: TrainState, target: Path, texts: Mapping[str, str] =
         sync(target.parent)
     except (OSError, RuntimeError) as error:
         # torch raises RuntimeError if the disk is full, but also for errors of a device.
-        if isinstance(error, RuntimeError) and not _is_full(target.parent, state):
+        if isinstance(error, RuntimeError) and not _is_full(target.parent, content):
             raise
         with contextlib.suppress(OSError):
             shutil.rmtree(partial)
-        raise cannot_write(target, error, state.num_bytes()) from error
+        raise cannot_write(target, error, _num_bytes(content)) from error
 
 
-def _is_full(folder: Path, state: TrainState) -> bool:
+def best_coverage(folder: Path) -> float:
+    """Return the coverage of the best checkpoint in a run folder; 0 if there is none intact."""
+    try:
+        return float(json.loads((folder / BEST_FOLDER / _SCORE_FILE).read_text())["coverage"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0.0
+
+
+def _is_full(folder: Path, content: Mapping[str, Any]) -> bool:
     """Return whether the disk has no room for a checkpoint, which is a little larger than this."""
-    return shutil.disk_usage(folder).free < 1.1 * state.num_bytes() + 2**16
+    return shutil.disk_usage(folder).free < 1.1 * _num_bytes(content) + 2**16
+
+
+def _num_bytes(value: Any) -> int:
+    """Return the size of all tensors in a nested value."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, Mapping) else value
+    return (
+        0
+        if isinstance(items, str) or not isinstance(items, Iterable)
+        else sum(map(_num_bytes, items))
+    )
+
+
+def _is_finite(weights: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in weights.values())
 
 
 def find_checkpoint(run_folder: Path, strict: bool) -> Path | None:

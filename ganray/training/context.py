@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from ganray.config.schema import Config
-from ganray.distributed import local_device, world_size
+from ganray.distributed import local_device
 from ganray.training.checkpoints import find_checkpoint
 
 
@@ -18,6 +17,8 @@ class WorkerContext(Protocol):
     """One rank's view of its launcher. Rank and world size come from torch.distributed."""
 
     device: torch.device
+    reads_checkpoints: bool
+    """Whether `report` reads the checkpoint, which must be written before."""
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report metrics and rank 0's new checkpoint. Collective: all ranks call it."""
@@ -31,15 +32,14 @@ class WorkerContext(Protocol):
 class LocalContext:
     """Context of a process without Ray: a plain call, or one of torchrun's processes."""
 
+    reads_checkpoints = False
+
     def __init__(self, config: Config) -> None:
         self.device = local_device()
         self._config = config
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Wait for all ranks."""
-        del metrics, checkpoint  # they are in the run folder; only Ray uses them
-        if world_size() > 1:
-            dist.barrier()
+        """Do nothing: metrics and checkpoints are in the run folder; only Ray uses reports."""
 
     def checkpoint(self) -> Path | None:
         """Return the newest undamaged checkpoint in the run folder."""

@@ -19,16 +19,16 @@ from ganray.data.in_memory import InMemoryDataset
 from ganray.data.loader import ImageDataset, Loader
 from ganray.data.sampler import DeterministicSampler, rank_slice
 from ganray.data.transforms import augment, to_float
-from ganray.distributed import Means, broadcast_from_rank0, rank, world_size
+from ganray.distributed import Means, barrier, broadcast_from_rank0, rank, world_size
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
 from ganray.gan.step import discriminator_step, generator_step
-from ganray.training.best import record_scores
-from ganray.training.checkpoints import save_checkpoint
+from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
+from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
 
 
@@ -57,7 +57,10 @@ def train(
     last_scores: dict[str, float] = {}
     last_checkpoint, is_late = time.monotonic(), False
 
-    with contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches:
+    with (
+        contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches,
+        contextlib.closing(CheckpointWriter(state)) as writer,
+    ):
         while state.step < config.train.steps():
             # Fetch real images.
             real = to_float(augment_rows(state, next(batches), rows), config.pixel_min())
@@ -87,6 +90,8 @@ def train(
                 metrics = means.sync() | throughput.update(state.images_seen, batch_size, device)
                 check_finite(metrics, state.step, D=state.D, G=state.G)
                 journal.metrics(state.images_seen, metrics)
+                writer.check()
+                writer.reserve()
                 minutes = (time.monotonic() - last_checkpoint) / 60
                 is_late = broadcast_from_rank0(minutes >= config.train.checkpoint_minutes)
 
@@ -96,16 +101,25 @@ def train(
                 journal.image("samples", state.images_seen, grid)
 
             # Evaluate.
+            scores = None
             if state.is_due(config.evaluation.every or config.train.sample_every):
                 generate = partial(state.generate, "evaluation", evaluator.samples)
                 scores = evaluator(generate, final=state.step == config.train.steps())
                 if scores is not None:
                     last_scores = record_scores(state, journal, scores)
 
-            # Save a checkpoint.
-            if is_late or state.is_due(config.train.checkpoint_every):
-                report_checkpoint(state, context, last_scores)
+            # Save a checkpoint, from which training resumes, and the state of best coverage.
+            latest = is_late or state.is_checkpoint_due()
+            if state.step == config.train.steps():
+                check_weights(state)
+            checkpoint = writer.save(latest=latest, coverage=scores["coverage"] if scores else 0)
+            if latest:
+                if context.reads_checkpoints:
+                    writer.wait()
+                context.report({"kimg": state.images_seen / 1000, **last_scores}, checkpoint)
                 last_checkpoint, is_late = time.monotonic(), False
+        writer.wait()
+    barrier()  # all ranks see the last checkpoint
     return state
 
 
@@ -223,19 +237,10 @@ def diverged(problem: str, step: int) -> Diverged:
     )
 
 
-def report_checkpoint(
-    state: TrainState, context: WorkerContext, scores: Mapping[str, float]
-) -> None:
-    """Write a checkpoint on rank 0 and report it with the last evaluation's scores. Collective."""
-    # A checkpoint with NaN could replace the good ones before the next log line. Weights are equal
-    # on all ranks, so all raise.
+def check_weights(state: TrainState) -> None:
+    """Raise Diverged if a weight is not finite; weights are equal on all ranks, so all raise."""
     if weight := nonfinite_weight(D=state.D, G=state.G):
         raise diverged(f"{weight} is not finite", state.step)
-    config, checkpoint = state.config, None
-    if rank() == 0:
-        keep = config.train.keep_checkpoints
-        checkpoint = save_checkpoint(state, config.run_folder(), keep)
-    context.report({"kimg": state.images_seen / 1000, **scores}, checkpoint)
 
 
 class ThroughputMeter:

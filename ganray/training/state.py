@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ class TrainState:
         train = self.config.train
         return self.step % train.kimg_to_steps(kimg) == 0 or self.step == train.steps()
 
+    def is_checkpoint_due(self) -> bool:
+        """Return whether a checkpoint is due to resume from, or to be kept forever."""
+        train = self.config.train
+        return self.is_due(train.checkpoint_every) or bool(
+            train.keep_every and self.is_due(train.keep_every)
+        )
+
     def advance(self) -> None:
         """Increment the step and update G_ema."""
         self.step += 1
@@ -111,23 +119,17 @@ class TrainState:
             images = [to_uint8(self.G_ema(part), pixel_min) for part in z.split(_SAMPLE_BATCH)]
         return torch.cat(images)
 
-    def num_bytes(self) -> int:
-        """Return the approximate size of the saved state."""
-        tensors = [t for net in (self.G, self.D, self.G_ema) for t in net.state_dict().values()]
-        for optimizer in (self.G_optimizer, self.D_optimizer):
-            for values in optimizer.state.values():
-                tensors += [value for value in values.values() if isinstance(value, torch.Tensor)]
-        return sum(tensor.nbytes for tensor in tensors)
+    def content(self) -> dict[str, Any]:
+        """Return what a checkpoint contains.
 
-    def save(self, folder: Path) -> None:
-        """Write the state and the config. They can be loaded with any world size."""
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {"step": self.step, "image_shape": list(self.image_shape), "classes": self.classes}
-            | {name: module.state_dict() for name, module in self._modules().items()},
-            folder / STATE_FILE,
-        )
-        (folder / CONFIG_FILE).write_text(json.dumps(to_dict(self.config), indent=2))
+        Tensors that only an optimizer step changes are the live ones; buffers, which a forward pass
+        changes, are copies.
+        """
+        return {
+            "step": self.step,
+            "image_shape": list(self.image_shape),
+            "classes": self.classes,
+        } | {name: _live_state(module) for name, module in self._modules().items()}
 
     def load(self, folder: Path) -> None:
         """Load a checkpoint folder; raise UserError if it is from a different training setup."""
@@ -157,6 +159,13 @@ class TrainState:
             "G_optimizer": self.G_optimizer,
             "D_optimizer": self.D_optimizer,
         }
+
+
+def _live_state(module: nn.Module | Optimizer) -> dict[str, Any]:
+    values = dict(module.state_dict())
+    if isinstance(module, nn.Module):
+        values |= {k: buffer.clone() for k, buffer in module.named_buffers() if k in values}
+    return values
 
 
 def _optimizer_options(module: nn.Module | Optimizer) -> list[dict[str, Any]]:
@@ -193,6 +202,13 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module, lr: float) -> O
             from lion_pytorch import Lion
 
             return Lion(parameters, lr, betas)
+
+
+def save_content(content: Mapping[str, Any], config: Config, folder: Path) -> None:
+    """Write the content of a state, and its config. They can be loaded with any world size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(content), folder / STATE_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=2))
 
 
 def read_config(folder: Path) -> Config:

@@ -18,7 +18,7 @@ from ganray.config.commands import ExploreConfig
 from ganray.config.schema import Config, LatentConfig, NetworkConfig
 from ganray.figures import enlarge
 from ganray.gan import latents
-from ganray.training.state import TrainState
+from ganray.training.state import TrainState, save_content
 from tests.conftest import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,8 @@ def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_p
         main(["tiny", "--home", str(trained_run.config.home), "--label", "1"])
     config = tiny_config(tmp_path)
     config = replace(config, network=replace(config.network, conditional=True))
-    TrainState(config, (16, 16, 3), CPU, 2).save(tmp_path / "two")
+    state = TrainState(config, (16, 16, 3), CPU, 2)
+    save_content(state.content(), config, tmp_path / "two")
     with pytest.raises(ValueError, match=r"--label=2 must lie in \[0, 2\)"):
         main([str(tmp_path / "two"), "--label", "2"])
 

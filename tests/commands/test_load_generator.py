@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from ganray.commands import load_generator
 from ganray.config.serialization import to_dict
 from ganray.integrations import mlflow_runs
-from ganray.training.state import TrainState
+from ganray.training.state import TrainState, save_content
 from tests.conftest import TrainedRun, tiny_config
 
 Z = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -128,7 +128,8 @@ def test_a_run_without_a_logged_model_uses_its_newest_checkpoint(trained_run, tm
 def test_a_conditional_generator_gets_the_label(tmp_path):
     config = tiny_config(tmp_path)
     config = replace(config, network=replace(config.network, conditional=True))
-    TrainState(config, (16, 16, 3), torch.device("cpu"), 2).save(tmp_path / "two")
+    state = TrainState(config, (16, 16, 3), torch.device("cpu"), 2)
+    save_content(state.content(), config, tmp_path / "two")
     generator = load_generator.load_generator(str(tmp_path / "two"), tmp_path)
     assert generator.classes == 2
     inputs = []

@@ -23,7 +23,7 @@ from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.evaluation.report import differences
 from ganray.evaluation.suite import MetricsReport, measure
-from ganray.training import best, journal
+from ganray.training import checkpoints, journal
 from ganray.training.launch import launch
 from ganray.training.state import CONFIG_FILE, TrainState, read_state
 from tests.conftest import Squares, load_job, tiny_config
@@ -59,10 +59,10 @@ def test_evaluation_writes_metrics_keeps_the_best_state_and_leaves_training_unch
     assert 0 < values["time/evaluation_share"] < 1
     assert "coverage" in journal.collapse_line(events[-1])
     highest = max(event["values"]["collapse/coverage"] for event in events)
-    assert best.best_coverage(folder) == highest
+    assert checkpoints.best_coverage(folder) == highest
     if highest:
-        score = json.loads((folder / best.BEST_FOLDER / "score.json").read_text())
-        assert read_state(folder / best.BEST_FOLDER)["step"] * 12 == score["images_seen"]
+        score = json.loads((folder / checkpoints.BEST_FOLDER / "score.json").read_text())
+        assert read_state(folder / checkpoints.BEST_FOLDER)["step"] * 12 == score["images_seen"]
 
 
 def test_repeating_reference_images_do_not_stop_training(tmp_path):
@@ -190,17 +190,15 @@ def test_evaluations_that_exceed_the_share_of_time_are_skipped_except_the_last(s
     assert images.tolist() == [240]
 
 
-def test_only_a_better_state_replaces_the_best(squares, tmp_path):
-    class State:
-        images_seen = 12
-
-        def save(self, folder: Path) -> None:
-            folder.mkdir()
-            (folder / "state.pt").write_text("")
-
+def test_only_a_better_state_replaces_the_best(tmp_path):
+    config = tiny_config(tmp_path)
+    writer = checkpoints.CheckpointWriter(TrainState(config, (16, 16, 3), CPU))
     for coverage, kept in ((0.2, 0.2), (0.1, 0.2), (0.3, 0.3), (0.0, 0.3)):
-        best.keep_best(State(), tmp_path, coverage)  # pyright: ignore
-        assert best.best_coverage(tmp_path) == kept
+        writer.save(latest=False, coverage=coverage)
+        writer.wait()
+        assert checkpoints.best_coverage(config.run_folder()) == kept
+    writer.close()
+    assert [path.name for path in config.run_folder().iterdir()] == ["best_coverage"]
 
 
 @pytest.mark.usefixtures("_quick_classifier")

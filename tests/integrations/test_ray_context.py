@@ -7,8 +7,9 @@ import pytest
 from ganray.distributed import local_device
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.integrations import ray_train
+from ganray.training import checkpoints
 from ganray.training.launch import launch, run_worker
-from ganray.training.state import TrainState, read_state
+from ganray.training.state import read_state, save_content
 from tests.conftest import tiny_config
 from tests.training.test_resume import Killed, states_equal
 
@@ -61,16 +62,15 @@ def test_launchers_resume_each_others_runs(squares, tmp_path, reports, first):
 def test_an_incomplete_checkpoint_is_not_used(squares, tmp_path, reports, monkeypatch, resume):
     config = tiny_config(tmp_path)
     train_under_ray(config, squares)
-    save = TrainState.save
 
-    def save_half(state, target):
-        save(state, target)
+    def save_half(content, config, target):
+        save_content(content, config, target)
         (target / "state.pt").write_bytes((target / "state.pt").read_bytes()[:1000])
         raise Killed
 
     longer = replace(config, train=replace(config.train, kimg=0.36))
     with monkeypatch.context() as patch:
-        patch.setattr(TrainState, "save", save_half)
+        patch.setattr(checkpoints, "save_content", save_half)
         with pytest.raises(Killed):
             train_under_ray(longer, squares)
     resume(longer, squares)

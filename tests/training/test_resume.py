@@ -7,7 +7,7 @@ import torch
 
 from ganray.errors import UserError
 from ganray.training import journal
-from ganray.training.checkpoints import list_checkpoints, save_checkpoint
+from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.launch import launch
 from ganray.training.state import read_state
 from tests.conftest import regularized_config, tiny_config
@@ -28,11 +28,14 @@ class Killed(Exception):
     """Simulates SIGKILL between two steps."""
 
 
-def kill_before_second_checkpoint(state, folder, keep):
-    """Replacement of `save_checkpoint`."""
-    if list_checkpoints(folder):
-        raise Killed
-    return save_checkpoint(state, folder, keep)
+class KilledBeforeSecondCheckpoint(CheckpointWriter):
+    written = 0
+
+    def save(self, *, latest, coverage=0.0):
+        self.written += latest
+        if self.written == 2:
+            raise Killed
+        return super().save(latest=latest, coverage=coverage)
 
 
 def unrolled_config(home):
@@ -46,7 +49,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch
     uninterrupted = launch(make(tmp_path / "a"), squares)
     config = make(tmp_path / "b")
     with monkeypatch.context() as patch:
-        patch.setattr("ganray.training.loop.save_checkpoint", kill_before_second_checkpoint)
+        patch.setattr("ganray.training.loop.CheckpointWriter", KilledBeforeSecondCheckpoint)
         with pytest.raises(Killed):
             launch(config, squares)
     assert [p.name for p in config.run_folder().glob("checkpoint_*")] == ["checkpoint_0000000010"]
@@ -93,6 +96,13 @@ def test_only_the_last_checkpoints_are_kept(squares, tmp_path):
     names = sorted(p.name for p in config.run_folder().glob("checkpoint_*"))
     assert names == [f"checkpoint_{step:010d}" for step in (18, 19, 20)]
     assert last.name == names[-1]
+
+
+def test_every_nth_kimg_is_kept_forever(squares, tmp_path):
+    config = tiny_config(tmp_path, checkpoint_every=0.06, keep_checkpoints=1, keep_every=0.084)
+    launch(config, squares)
+    names = sorted(p.name for p in config.run_folder().glob("checkpoint_*"))
+    assert names == [f"checkpoint_{step:010d}" for step in (7, 14, 20)]
 
 
 def test_a_checkpoint_with_code_is_rejected(squares, tmp_path):
