@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import mlflow
 import numpy as np
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.pytorch import log_model
 from mlflow.types import Schema, TensorSpec
@@ -67,20 +67,19 @@ def log_generator(run: Run, checkpoint: Path) -> str:
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, inputs), "z")]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), image, "image")]),
         )
-        rng = np.random.default_rng(0)
-        mlflow.start_run(run_id=run.run_id)
-        try:
-            info = log_model(
-                generator_from_checkpoint(exported),
-                name="generator",
-                signature=signature,
-                input_example=rng.standard_normal((4, inputs), dtype=np.float32),
-                serialization_format="pt2",
-                extra_files=[f"{folder}/{name}" for name in (CONFIG_FILE, STATE_FILE)],
-                pip_requirements=["torch", "numpy"],
-            )
-        finally:
-            mlflow.end_run()
+        rng, client = np.random.default_rng(0), run.client()
+        # Within an active run, `log_model` would ask for the history of every metric, one by one.
+        model = client.create_logged_model(run.experiment_id, "generator", run.run_id)
+        client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, state["step"])])
+        info = log_model(
+            generator_from_checkpoint(exported),
+            model_id=model.model_id,
+            signature=signature,
+            input_example=rng.standard_normal((4, inputs), dtype=np.float32),
+            serialization_format="pt2",
+            extra_files=[f"{folder}/{name}" for name in (CONFIG_FILE, STATE_FILE)],
+            pip_requirements=["torch", "numpy"],
+        )
     return info.model_uri
 
 
@@ -90,10 +89,11 @@ def load_generator(uri: str, model_uri: str) -> LoggedGenerator:
     Raises:
         UserError: There is no such model, ganray did not log it, or the store cannot be reached.
     """
-    with existing_store(uri), TemporaryDirectory() as folder:
+    with existing_store(uri) as client, TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(uri)
         path = download_artifacts(model_uri, dst_path=folder)
-        run_id, checkpoint = Model.load(path).run_id, Path(path) / _CHECKPOINT
+        model_id, checkpoint = Model.load(path).model_id, Path(path) / _CHECKPOINT
+        run_id = client.get_logged_model(model_id).source_run_id if model_id else None
         files = (checkpoint / CONFIG_FILE, checkpoint / STATE_FILE)
         if run_id is None or not all(file.is_file() for file in files):
             raise UserError(

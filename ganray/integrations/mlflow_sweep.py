@@ -94,7 +94,8 @@ def sync_sweep(
         UserError: The store cannot be reached or created.
     """
     runs = SweepRuns(plan, base, dataset_of, tags)
-    with sync_journals(runs.parent.uri, base.home / "runs", runs.end_all, poll_s) as sync:
+    patience_s, folder = base.tracking.patience, base.home / "runs"
+    with sync_journals(runs.parent.uri, folder, runs.end_all, patience_s, poll_s) as sync:
         runs.start(sync)
         yield runs
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +39,10 @@ _BOOKMARK_FILE = "mlflow-sent.json"
 _BATCH_SIZE = 500
 """Metrics per request, about; MLflow's limit is 1,000."""
 _MAX_WAIT_S = 60.0
+_PROGRESS_S = 5.0
+"""Interval of lines while the job only waits for MLflow."""
+_START_S = 15.0
+"""Time for which a run waits for MLflow before it trains, to have its URL from the start."""
 _KILL_GRACE_S = 1.0
 """Wait for a request that is under way when the job is killed. SIGKILL follows after 3 s."""
 
@@ -47,12 +53,12 @@ class JournalSync:
     `follow` and `finish` return at once and never raise.
     """
 
-    patience_s = 30.0
-    """Time for which `flush_and_call` retries."""
-
-    def __init__(self, uri: str, folder: Path, poll_s: float = 2.0) -> None:
+    def __init__(
+        self, uri: str, folder: Path, patience_s: float = 60.0, poll_s: float = 2.0
+    ) -> None:
         """Create the sender; see `sync_journals` for the arguments."""
         self._uri, self._folder, self._poll_s = uri, folder, poll_s
+        self._patience_s, self._deadline = patience_s, math.inf
         self._journals: dict[str, _Journal] = {}
         self._lock = threading.Lock()  # of _journals and their fields that callers set
         self._sending = threading.Lock()
@@ -109,26 +115,38 @@ class JournalSync:
                     elif finish is not None:  # followed again meanwhile
                         entry.run = None
 
+    def send_once(self, timeout_s: float) -> None:
+        """Send what is new once, or go on after `timeout_s`, while the thread still sends."""
+        with suppress(TimeoutError):
+            self._in_time(self._try_send, timeout_s)
+
     def flush(self, timeout_s: float = 30.0) -> bool:
-        """Send everything that is new; return False if MLflow is unreachable for `timeout_s`."""
+        """Send everything that is new; return False if MLflow does not answer for `timeout_s`."""
         deadline = time.monotonic() + timeout_s
-        while not self._try_send():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(1.0)
-        return True
+        with suppress(TimeoutError):
+            return self._in_time(lambda: self._send_until(deadline), timeout_s)
+        return False
 
     def flush_and_call(self, function: Callable[[], T]) -> T | None:
         """Send everything that is new, then call `function`, which writes to MLflow.
 
-        If MLflow is unreachable, log that once, return None, and do not try again: the next driver
-        of the same run or sweep sends everything.
+        From the first such call on MLflow has `tracking.patience` seconds in all. If it does not
+        answer until then, log that once, return None, and do not try again: the next driver of the
+        same run or sweep sends everything.
         """
+
+        def send_and_call() -> T | None:
+            if not self._send_until(self._deadline):
+                return self._give_up()
+            return self._call(function)
+
         if self._gave_up:
             return None
-        if not self.flush(self.patience_s):
-            return self._give_up()
-        return self._call(function)
+        self._deadline = min(self._deadline, time.monotonic() + self._patience_s)
+        try:
+            return self._in_time(send_and_call, self._deadline - time.monotonic())
+        except TimeoutError:
+            return self._give_up(f" (not done within tracking.patience={self._patience_s:g} s)")
 
     def close(self, end: Callable[[str], None], status: str) -> None:
         """Stop the thread, send the rest and call `end` with the final status.
@@ -137,15 +155,41 @@ class JournalSync:
         """
         killed = status == "KILLED"
         self._stop.set()
-        self._thread.join(_KILL_GRACE_S if killed else None)
+        self._thread.join(_KILL_GRACE_S if killed else self._patience_s)
         if not killed:
             self.flush_and_call(lambda: end(status))
             return
         with self._lock:  # do not create runs that nobody would end
             self._journals = {k: v for k, v in self._journals.items() if v.run or v.finish}
-        self._call(lambda: end(status))
-        if not self._gave_up:
-            self._try_send()
+        with suppress(TimeoutError):
+            self._in_time(lambda: self._call(lambda: end(status)), self._patience_s)
+            if not self._gave_up:
+                self._in_time(self._try_send, self._patience_s)
+
+    def _send_until(self, deadline: float) -> bool:
+        while not self._try_send():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+        return True
+
+    def _in_time(self, function: Callable[[], T], timeout_s: float) -> T:
+        """Return the result of a call in a thread of its own; it may go on after TimeoutError."""
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=call, name="mlflow", daemon=True).start()
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > _PROGRESS_S:
+            with suppress(TimeoutError):
+                return future.result(_PROGRESS_S)
+            logger.info("sending the rest to MLflow (%.0f s left)", left - _PROGRESS_S)
+        return future.result(max(0.0, left))
 
     def _call(self, function: Callable[[], T]) -> T | None:
         try:
@@ -154,14 +198,16 @@ class JournalSync:
             return self._give_up(f" ({first_line(error)})")
 
     def _give_up(self, reason: str = "") -> None:
-        self._gave_up = True
-        logger.warning(
-            "MLflow at %s is unreachable%s: %s contains all results; the same command sends the"
-            " rest",
-            self._uri,
-            reason,
-            self._folder,
-        )
+        with self._lock:
+            first, self._gave_up = not self._gave_up, True
+        if first:
+            logger.warning(
+                "MLflow at %s is unreachable%s: %s contains all results; the same command sends the"
+                " rest",
+                self._uri,
+                reason,
+                self._folder,
+            )
 
     def _run(self) -> None:
         wait = self._poll_s
@@ -182,7 +228,11 @@ class JournalSync:
 
 @contextmanager
 def sync_journals(
-    uri: str, folder: Path, end: Callable[[str], None], poll_s: float = 2.0
+    uri: str,
+    folder: Path,
+    end: Callable[[str], None],
+    patience_s: float = 60.0,
+    poll_s: float = 2.0,
 ) -> Iterator[JournalSync]:
     """Send journals while the block runs, then the rest, and call `end` with the final status.
 
@@ -190,9 +240,10 @@ def sync_journals(
         uri: Store.
         folder: Folder that contains all results, for messages.
         end: Function that sets the status of the runs: FINISHED, FAILED or KILLED.
+        patience_s: Time that MLflow has in all once there is nothing else to do.
         poll_s: Interval at which journals are read.
     """
-    sync = JournalSync(uri, folder, poll_s)
+    sync = JournalSync(uri, folder, patience_s, poll_s)
     sync.start()
     try:
         yield sync
@@ -207,7 +258,11 @@ def sync_journals(
 
 @contextmanager
 def sync_run(
-    uri: str, folder: Path, open_run: Callable[[], Run], poll_s: float = 2.0
+    uri: str,
+    folder: Path,
+    open_run: Callable[[], Run],
+    patience_s: float = 60.0,
+    poll_s: float = 2.0,
 ) -> Iterator[JournalSync]:
     """Send the journal of one run while the block runs; see `sync_journals`.
 
@@ -218,9 +273,9 @@ def sync_run(
         for run in sync.unfinished():
             end_run(run, status)
 
-    with sync_journals(uri, folder, end, poll_s) as sync:
+    with sync_journals(uri, folder, end, patience_s, poll_s) as sync:
         sync.follow(folder.name, open_run)
-        sync.flush(timeout_s=0)
+        sync.send_once(_START_S)
         yield sync
 
 
@@ -258,7 +313,8 @@ class _Journal:
         client, events = run.client(), list(journal.read(run.folder, self._offset))
         points: list[Metric] = []
         for event, offset in events:
-            is_new, is_image = not self._has(run, event), "values" not in event
+            is_image, is_status = "path" in event, "text" in event
+            is_new = not (is_status or self._has(run, event))
             if is_new and is_image:
                 _send_image(run, event)
             elif is_new:

@@ -15,7 +15,7 @@ from ganray.config import cli
 from ganray.data.writer import write_shards
 from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
-from ganray.integrations import mlflow_runs, mlflow_sync
+from ganray.integrations import mlflow_runs
 from ganray.training import journal
 from tests.conftest import Squares, load_job
 
@@ -115,13 +115,12 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
         open_run = mlflow_runs.open_run
         dead = "http://me:hunter2@127.0.0.1:9"  # unreachable once the run is open
         patch.setattr(mlflow_runs, "open_run", lambda *args: replace(open_run(*args), uri=dead))
-        patch.setattr(mlflow_sync.JournalSync, "patience_s", 0.1)
         with pytest.raises(SystemExit) as stop:
-            celeba.main(argv)
+            celeba.main([*argv, "--tracking.patience", "0.1"])
     assert stop.value.code == 3
     out, folder = capsys.readouterr().out, home / "runs" / "one"
     assert (folder / "evaluation" / "report.json").exists()
-    lines = ("\ndiagnosis ", "\ncheckpoint ", f"\nsamples     {home}", " unreachable: ", "\nlook ")
+    lines = ("\ndiagnosis ", "\ncheckpoint ", f"\nsamples     {home}", " unreachable (", "\nlook ")
     positions = [out.index(line) for line in lines]
     assert positions == sorted(positions)
     assert "generator " not in out

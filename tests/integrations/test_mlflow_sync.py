@@ -1,7 +1,9 @@
 """Journals reach MLflow: each point once, whatever fails meanwhile."""
 
+import contextlib
 import json
 import shutil
+import socket
 import time
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ganray.config.serialization import to_dict
+from ganray.integrations import mlflow_sync
 from ganray.integrations.mlflow_runs import log_summary, open_run
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training.journal import Journal
@@ -39,13 +42,13 @@ def start(config):
 
 
 def journal_sync(run):
-    sync = JournalSync(run.uri, run.folder, poll_s=0.05)
+    sync = JournalSync(run.uri, run.folder, patience_s=30, poll_s=0.05)
     sync.follow("tiny", lambda: run)
     return sync
 
 
 def started_sync(run, poll_s=60.0):
-    return sync_run(run.uri, run.folder, lambda: run, poll_s)
+    return sync_run(run.uri, run.folder, lambda: run, poll_s=poll_s)
 
 
 def write(config, *steps):
@@ -274,3 +277,37 @@ def test_a_store_that_is_down_at_the_start_gets_everything_when_it_is_up(config,
     assert "trying again" in capsys.readouterr().out
     assert status(run) == "FINISHED"
     assert points(run) == [(10, 10.0)]
+
+
+@pytest.fixture
+def silent_server():
+    """The URL of a server that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("stop", [None, SystemExit])
+def test_a_server_that_never_answers_holds_the_end_of_a_job_for_its_patience(
+    config, silent_server, capsys, monkeypatch, stop
+):
+    monkeypatch.setattr(mlflow_sync, "_START_S", 1.0)
+    monkeypatch.setattr(mlflow_sync, "_PROGRESS_S", 0.5)
+    config = replace(config, tracking=replace(config.tracking, uri=silent_server))
+    begin = time.monotonic()
+    with (
+        contextlib.suppress(SystemExit),
+        sync_run(silent_server, config.run_folder(), lambda: start(config), 2.0) as sync,
+    ):
+        write(config, 10)  # training goes on
+        if stop:
+            raise stop
+        for _ in range(9):
+            sync.flush_and_call(list)
+    assert time.monotonic() - begin < 20  # a single request takes 10 s, and there are dozens
+    output = capsys.readouterr().out
+    if not stop:
+        assert sync.has_given_up
+        assert output.count("(not done within tracking.patience=2 s): ") == 1
+        assert "sending the rest to MLflow (1 s left)" in output
