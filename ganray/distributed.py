@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -113,20 +113,30 @@ def local_device() -> torch.device:
     return device
 
 
+_patient_group: dist.ProcessGroup | None = None
+"""Group of all ranks with a long timeout, if torchrun has started this process."""
+
+
 @contextmanager
-def torchrun_group() -> Iterator[None]:
-    """Join the process group that torchrun has configured; do nothing without torchrun."""
+def torchrun_group(timeout_s: float) -> Iterator[None]:
+    """Join the process group that torchrun has configured; do nothing without torchrun.
+
+    Collectives fail after `timeout_s`, but for `rank0_first`, in which rank 0 may prepare data.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     # Select the GPU before any collective; until then all ranks of a machine use the first one.
     # Collectives of CPU objects, and barriers, use gloo.
     backend = "cpu:gloo,cuda:nccl" if local_device().type == "cuda" else "gloo"
-    # One hour, because the other ranks wait in a barrier while rank 0 prepares the shards.
-    dist.init_process_group(backend, timeout=timedelta(hours=1))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    global _patient_group
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    _patient_group = cast("dist.ProcessGroup", group)  # every rank is a member
     try:
         yield
     finally:
+        _patient_group = None
         dist.destroy_process_group()
 
 
@@ -134,7 +144,7 @@ def torchrun_group() -> Iterator[None]:
 def rank0_first() -> Iterator[bool]:
     """Let rank 0 run the block before the other ranks do. Yields whether this is rank 0."""
     if world_size() > 1 and rank() != 0:
-        dist.barrier()
+        dist.barrier(group=_patient_group)
     yield rank() == 0
     if world_size() > 1 and rank() == 0:
-        dist.barrier()
+        dist.barrier(group=_patient_group)

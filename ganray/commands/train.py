@@ -34,6 +34,8 @@ from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
+from ganray.training.stopping import wait_for_checkpoint
+from ganray.training.watchdog import ALLOWANCE
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def run(config: Config) -> None:
     Raises:
         UserError: The input is invalid; found before workers are started where that is possible.
     """
-    with torchrun_group():
+    with torchrun_group(ALLOWANCE * config.train.hang_timeout):
         config = broadcast_from_rank0(config)  # the default name contains the time of one process
         if config.check_discriminator:
             if world_size() > 1:
@@ -127,7 +129,7 @@ def _sync_run(datasets: RunDatasets, digest: str, workers: Workers) -> Iterator[
         return mlflow_runs.open_run(config, datasets.info(digest), tags)
 
     uri = mlflow_runs.store_uri(config)
-    with sync_run(uri, config.run_folder(), open_run) as sync:
+    with sync_run(uri, config.run_folder(), open_run, config.tracking.patience) as sync:
         yield sync
     if sync.has_given_up:
         sys.exit(_NOT_SENT)
@@ -157,7 +159,7 @@ def _train_and_report(
 ) -> None:
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
-    with _sync_run(datasets, digest, workers) as sync:
+    with wait_for_checkpoint(folder), _sync_run(datasets, digest, workers) as sync:
         checkpoint = _train(config, images, assets, workers)
         figures = {
             "losses": run_figures.draw_losses(folder, config.loss.name),
@@ -191,10 +193,11 @@ def _train_and_report(
 
 def _train(config: Config, images: DatasetPlan, assets: EvaluationAssets, workers: Workers) -> Path:
     """Train and return the last checkpoint."""
-    with print_progress(config):
-        if config.launcher == "ray":
-            return ray_train.launch(config, images.location, assets, workers)
-        return launch.launch(config, images.location, assets)
+    if config.launcher == "torch":
+        with print_progress(config):
+            return launch.launch(config, images.location, assets)
+    with print_progress(config, lambda: ray_train.describe_resources(workers)):
+        return ray_train.launch(config, images.location, assets, workers)
 
 
 def _evaluate(

@@ -51,14 +51,22 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     runs are closed. Every other exception is a bug: it keeps its traceback and exits with code 1.
     """
     log.configure()
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        sys.exit(128 + number)  # in a call of Ray's, the exit code is lost
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, stop)
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not received:
+            raise
         print("stopped; the same command with --name resumes", file=sys.stderr, flush=True)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (received or [signal.SIGINT])[0])
     except UserError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr, flush=True)
         sys.exit(2)

@@ -364,12 +364,16 @@ class TrainConfig:
     """kimg between checkpoints that are kept forever. None: none are."""
     strict_resume: bool = option(False, resume="free", sweep="axis")
     """Whether to stop if the newest checkpoint is damaged, instead of using an earlier one."""
+    hang_timeout: float = option(120, resume="free", sweep="axis")
+    """Seconds after which a step hangs, or a worker that no longer answers is lost: all stacks go
+    to error.txt, and the run resumes from its last checkpoint. The first step, evaluations, sample
+    grids and checkpoints may take ten times as long."""
     precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
     """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
 
     def __post_init__(self) -> None:
         lengths = ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every")
-        lengths += ("checkpoint_minutes", "keep_every")
+        lengths += ("checkpoint_minutes", "keep_every", "hang_timeout")
         require_positive(self, "train.", *lengths, "keep_checkpoints", "G_every", "G_steps")
         require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)
@@ -469,6 +473,11 @@ class TrackingConfig:
     """MLflow store or server. None: $MLFLOW_TRACKING_URI, else SQLite in the home folder."""
     experiment: str = option("celeba", resume="free", sweep="no")
     """MLflow experiment of the run."""
+    patience: float = option(60, resume="free", sweep="no")
+    """Seconds that MLflow has in all after training. The same command sends what it lacks then."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tracking.", "patience")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import signal
 import socket
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +29,20 @@ import ray
 import ray.train
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ganray.config.schema import Config, RayConfig
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
+from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
-from ganray.training.launch import append_error, run_worker
+from ganray.training.error_file import append_error
+from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
+from ganray.training.stopping import StopRequested, confirm_stop, request_stop, watch_stop_file
+from ganray.training.watchdog import ALLOWANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,6 +144,8 @@ def launch(
             often than ray.max_failures.
         WorkerFailedError: A worker raised any other exception.
     """
+    # A stopped process does not answer Ray either. The watchdog, which knows more, comes first.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * config.train.hang_timeout)
     connect(config.ray)
     folder = config.run_folder()
     check_shared(folder)
@@ -161,11 +171,12 @@ def launch(
             failure_config=ray.train.FailureConfig(
                 max_failures=config.ray.max_failures, controller_failure_limit=3
             ),
-            callbacks=list(callbacks),
+            callbacks=[_FailureCallback(config, workers.count), *callbacks],
         ),
+        torch_config=TorchConfig(timeout_s=math.ceil(ALLOWANCE * config.train.hang_timeout)),
     )
     try:
-        result = trainer.fit()
+        result = _fit(trainer, folder)
     except ray.train.TrainingFailedError as error:
         raise _failure(error, folder) from error
     except _DEATHS as error:  # the controller died, which Ray does not restart
@@ -176,6 +187,48 @@ def launch(
     if checkpoint is None:
         raise UserError(f"run {config.name!r} ended without a checkpoint; see {folder}")
     return checkpoint
+
+
+def _fit(trainer: TorchTrainer, folder: Path) -> ray.train.Result:
+    """Train. If this process is stopped, ask the workers for a checkpoint first.
+
+    They live on while the exception propagates, whose frames refer to Ray's controller.
+    """
+    # Ray's handler of Ctrl-C kills the workers at once; there is no public way to leave it out.
+    trainer._register_sigint_handler = lambda controller: None  # noqa: ARG005
+    try:
+        return trainer.fit()
+    except (KeyboardInterrupt, SystemExit):
+        request_stop(folder)
+        raise
+
+
+class _FailureCallback(UserCallback):
+    """Tells the driver, from Ray's controller, that workers failed."""
+
+    def __init__(self, config: Config, count: int) -> None:
+        self._config, self._count, self._failures = config, count, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Add a line to the journal."""
+        del run_context
+        self._failures += 1
+        maximum, folder = self._config.ray.max_failures, self._config.run_folder()
+        rank, error = min(worker_exceptions.items())
+        path = append_error(folder, f"rank {rank} of {self._count}", str(error))
+        text = f"rank {rank} failed ({_reason(error)}; details: {path})"
+        if self._failures <= maximum:
+            text += f"; restart {self._failures} of at most {maximum}, from the last checkpoint"
+        journal.add_status(folder, text, is_training=False)
+
+
+def describe_resources(workers: Workers) -> str:
+    """Return what workers need that do not train yet, and what the cluster has."""
+    free = ray.available_resources()
+    needs = {"CPU": workers.count * workers.cpus} | ({"GPU": workers.count} if workers.gpu else {})
+    parts = [f"{free.get(name, 0):g} of {count} {name} free" for name, count in needs.items()]
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return f" ({', '.join(parts)}; {nodes} node{'s' * (nodes > 1)})"
 
 
 class RayContext:
@@ -189,7 +242,7 @@ class RayContext:
         UserError: This node does not see the run folder.
     """
 
-    reads_checkpoints = False
+    reads_checkpoints, is_supervised = False, True
 
     def __init__(self, config: Config, reports: bool = True) -> None:
         folder = config.run_folder()
@@ -197,6 +250,18 @@ class RayContext:
             raise _not_shared(folder, f"node {socket.gethostname()}")
         self.device = get_device()
         self._config, self._reports = config, reports
+
+    def announce(self, text: str, *, is_training: bool = False) -> None:
+        """Add the line to the journal, as the driver prints nothing of its workers."""
+        journal.add_status(self._config.run_folder(), text, is_training=is_training)
+
+    def stop_requests(self) -> AbstractContextManager[StopRequested]:
+        """Yield a function that returns whether the driver requests a stop."""
+        return watch_stop_file(self._config.run_folder())
+
+    def stop(self) -> None:
+        """Tell the driver that the checkpoint is saved."""
+        confirm_stop(self._config.run_folder())
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report metrics to Ray, which waits for all ranks."""
@@ -254,11 +319,18 @@ def _failure(error: ray.train.TrainingFailedError, folder: Path) -> Exception:
 def _death(summary: str, error: Exception, folder: Path) -> UserError:
     """Return the error for a killed process; Ray's text begins with the reason."""
     path = append_error(folder, "Ray", str(error))
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[0].partition(". ")[0]
     return UserError(
-        f"{summary}: {reason}; the same --name resumes from the last checkpoint (details: {path})"
+        f"{summary}: {_reason(error)}; the same --name resumes from the last checkpoint"
+        f" (details: {path})"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return an error as one line. Ray's texts begin with the reason, or say "because"."""
+    cause = getattr(error, "_base_exc", error)  # Ray wraps exceptions to keep their traceback
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    because = [line for line in lines if line.startswith("The actor is dead because")]
+    return (because or lines)[0].partition(". ")[0].rstrip(".")
 
 
 def _submitted_job() -> dict[str, Any]:
@@ -296,7 +368,8 @@ def _init(address: str) -> None:
     """Start or join Ray. Workers print nothing, because the driver follows the journal."""
     env = _runtime_env(joins_cluster=address != "local")
     if address != "local":
-        ray.init(address, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_signal_handlers():
+            ray.init(address, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR)
         return
     # Ray Train's clean-up connects to the dashboard. If two Rays run on a machine, it guesses the
     # wrong one and each fit takes 12 s longer, so the dashboard gets a free port that is named.
@@ -304,13 +377,29 @@ def _init(address: str) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env["env_vars"]["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-    ray.init(
-        "local",
-        runtime_env=env,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        dashboard_port=port,
-    )
+    with _own_signal_handlers():
+        ray.init(
+            "local",
+            runtime_env=env,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            dashboard_port=port,
+        )
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep the signal handlers of this process.
+
+    After a SIGTERM, Ray's would print the stack and abort the process 3 seconds later.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _resources() -> Cluster:

@@ -45,7 +45,8 @@ from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
 from ganray.sweeps.design import SweepPlan, Trial, make_trial
 from ganray.training.context import LocalContext
-from ganray.training.launch import append_error, run_worker
+from ganray.training.error_file import append_error
+from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.state import CONFIG_FILE
@@ -403,6 +404,7 @@ class TuneContext(LocalContext):
 
     def __init__(self, config: Config, is_population: bool) -> None:
         super().__init__(config)
+        self.is_supervised = True
         self.reads_checkpoints = is_population  # another member may continue from it
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:

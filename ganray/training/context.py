@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from ganray.config.schema import Config
-from ganray.distributed import local_device
+from ganray.distributed import local_device, world_size
 from ganray.training.checkpoints import find_checkpoint
+from ganray.training.stopping import StopRequested, defer_signals
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerContext(Protocol):
@@ -19,6 +24,21 @@ class WorkerContext(Protocol):
     device: torch.device
     reads_checkpoints: bool
     """Whether `report` reads the checkpoint, which must be written before."""
+
+    is_supervised: bool
+    """Whether all ranks are ended, and perhaps restarted, if this process ends."""
+
+    def announce(self, text: str, *, is_training: bool = False) -> None:
+        """Show a line to the user. Called on one rank."""
+        ...
+
+    def stop_requests(self) -> AbstractContextManager[StopRequested]:
+        """Yield a function that returns whether rank 0 is to save a checkpoint and stop."""
+        ...
+
+    def stop(self) -> None:
+        """Stop after the checkpoint for a stop request is saved. Called on rank 0."""
+        ...
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report metrics and rank 0's new checkpoint. Collective: all ranks call it."""
@@ -36,7 +56,20 @@ class LocalContext:
 
     def __init__(self, config: Config) -> None:
         self.device = local_device()
+        self.is_supervised = world_size() > 1
         self._config = config
+
+    def announce(self, text: str, *, is_training: bool = False) -> None:
+        """Log the line, unless it only says that training begins, which is seen here."""
+        if not is_training:
+            logger.warning(text)
+
+    def stop_requests(self) -> AbstractContextManager[StopRequested]:
+        """Yield a function that returns whether this process got a signal."""
+        return defer_signals()
+
+    def stop(self) -> None:
+        """Do nothing: the end of `stop_requests` raises the signal."""
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Do nothing: metrics and checkpoints are in the run folder; only Ray uses reports."""

@@ -15,7 +15,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 
 FILE = "journal.jsonl"
-_SILENCE_S = 120
-"""Seconds without an event after which a line reports that the run is still waiting."""
+_SILENCE_S, _WAIT_S = 120, 30
+"""Seconds without an event after which a line says so: of workers that train, or that wait."""
 
 
 class Journal:
@@ -127,7 +128,8 @@ def _parse(line: bytes) -> Event | None:
     types = {"name": str, "images": int, "time": int | float}
     if not isinstance(event, dict):
         return None
-    types |= {"path": str} if "path" in event else {"values": dict}
+    content = next((key for key in ("path", "text") if key in event), "values")
+    types |= {content: dict if content == "values" else str}
     is_valid = all(isinstance(event.get(key), kind) for key, kind in types.items())
     return event if is_valid else None
 
@@ -140,6 +142,22 @@ def _warn_damaged(path: Path, offset: int) -> None:
         path,
         offset,
     )
+
+
+def add_status(folder: Path, text: str, *, is_training: bool) -> None:
+    """Add a line for the driver to print: what the workers do, or what happened to them.
+
+    Any process may call it, as the line is written at once.
+    """
+    event = {"name": "status", "images": 0, "time": round(time.time(), 3), "text": text}
+    with contextlib.suppress(OSError), (folder / FILE).open("ab", buffering=0) as file:
+        file.write(json.dumps(event | {"is_training": is_training}).encode() + b"\n")
+
+
+def is_training(folder: Path) -> bool:
+    """Return whether workers train, according to the last status."""
+    statuses = [event for event, _ in read(folder) if event["name"] == "status"]
+    return bool(statuses and statuses[-1].get("is_training"))
 
 
 def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -186,25 +204,33 @@ def collapse_line(event: Event) -> str:
 
 
 @contextlib.contextmanager
-def print_progress(config: Config) -> Iterator[None]:
-    """Log a line for each new event of the run's journal while the context is open."""
+def print_progress(config: Config, waits_for: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Log a line for each new event of the run's journal while the context is open.
+
+    `waits_for` describes what workers need that do not train yet.
+    """
     folder, stop = config.run_folder(), threading.Event()
     total_images = config.train.steps() * config.train.batch_size
     start = max((offset for _, offset in read(folder)), default=0)
 
     def follow() -> None:
-        offset, last_event, stopped = start, time.monotonic(), False
+        offset, stopped, is_training = start, False, False
+        since, line_at = datetime.now(), time.monotonic()
         while not stopped:
             stopped = stop.wait(0.5)
             for event, end in read(folder, offset):
-                offset, last_event = end, time.monotonic()
+                offset, since, line_at = end, datetime.now(), time.monotonic()
                 if event["name"] == "metrics":
                     logger.info(progress_line(event, total_images))
                 if event["name"] == "collapse":
                     logger.info(collapse_line(event))
-            if time.monotonic() - last_event > _SILENCE_S:
-                last_event = time.monotonic()
-                logger.info("no progress yet: workers are starting or waiting for resources")
+                if event["name"] == "status":
+                    is_training = bool(event.get("is_training"))
+                    logger.info(event["text"])
+            if time.monotonic() - line_at > (_SILENCE_S if is_training else _WAIT_S):
+                line_at = time.monotonic()
+                what = "no line since" if is_training else "waiting for workers since"
+                logger.info(f"{what} {since:%H:%M:%S}" + ("" if is_training else waits_for()))
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()

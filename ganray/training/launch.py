@@ -6,8 +6,7 @@ import json
 import platform
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from datetime import datetime
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ganray import log
@@ -21,14 +20,15 @@ from ganray.evaluation.evaluator import Evaluator
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets
 from ganray.files import cannot_write, read_json, write_atomic
 from ganray.training.context import LocalContext, WorkerContext
+from ganray.training.error_file import ERROR_FILE, append_error
 from ganray.training.journal import Journal
 from ganray.training.loop import train
 from ganray.training.state import CONFIG_FILE, read_config
+from ganray.training.stopping import STOP_FILE
+from ganray.training.watchdog import Watchdog
 
 IMAGES_FILE = "images.json"
 """File in the folder of a run or a sweep that identifies its training images."""
-ERROR_FILE = "error.txt"
-"""File in the run folder with the tracebacks of its workers."""
 
 
 def launch(config: Config, images: str, assets: EvaluationAssets = NO_ASSETS) -> Path:
@@ -50,13 +50,14 @@ def run_worker(
     log.configure(config.log_level, rank())
     with (
         _record_errors(config.run_folder()),
+        closing(Watchdog(config.run_folder(), config.train.hang_timeout, context)) as watchdog,
         closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
         closing(open_dataset(config.data, images)) as dataset,
         _open_reference(config, dataset, assets.reference) as reference,
     ):
         reference_set = assets.reference_set(config, reference)
         evaluator = Evaluator(config.evaluation, reference_set, context.device)
-        train(config, dataset, evaluator, context, journal)
+        train(config, dataset, evaluator, context, journal, watchdog)
 
 
 @contextmanager
@@ -70,18 +71,6 @@ def _record_errors(folder: Path) -> Iterator[None]:
         worker = f"rank {rank()} of {world_size()} on {platform.node()}"
         append_error(folder, worker, traceback.format_exc())
         raise
-
-
-def append_error(folder: Path, source: str, text: str) -> Path:
-    """Append an error to the run's `error.txt`, if its folder can be written; return the file."""
-    path = folder / ERROR_FILE
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)  # a worker may die before it has a run folder
-        with path.open("a") as file:
-            file.write(
-                log.redact(f"{datetime.now():%Y-%m-%d %H:%M:%S} {source}\n{text.rstrip()}\n\n")
-            )
-    return path
 
 
 @contextmanager
@@ -102,7 +91,8 @@ def create_run_folder(config: Config, changed: bool = False) -> None:
         if (folder / CONFIG_FILE).exists() and not changed:
             check_resumes(read_config(folder), config)
         write_atomic(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2))
-        (folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier attempt
+        for name in (ERROR_FILE, STOP_FILE):  # of an earlier attempt
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
 

@@ -30,6 +30,7 @@ from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
+from ganray.training.watchdog import Watchdog
 
 
 class Diverged(UserError):
@@ -42,13 +43,20 @@ def train(
     evaluator: Evaluator,
     context: WorkerContext,
     journal: Journal,
+    watchdog: Watchdog,
 ) -> TrainState:
-    """Train until `train.kimg`, from the latest checkpoint if there is one; return the state."""
+    """Train until `train.kimg`, from the latest checkpoint if there is one; return the state.
+
+    Raises:
+        Diverged: A loss or weight is not finite.
+        UserError: The user can fix the failure, e.g. a full disk.
+    """
     # Initialise, or load the latest checkpoint.
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)
     if checkpoint := broadcast_from_rank0(context.checkpoint()):
         state.load(checkpoint)
+    first_step = state.step
     sampler = build_sampler(config.data, images, config.train.rng_seed)
     rows = rank_slice(batch_size, rank(), world_size())
     weight = (rows.stop - rows.start) * world_size() / batch_size
@@ -60,13 +68,22 @@ def train(
     with (
         contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches,
         contextlib.closing(CheckpointWriter(state)) as writer,
+        context.stop_requests() as stop_requested,
     ):
+        if rank() == 0:
+            context.announce(
+                f"training on {world_size()} worker{'s' * (world_size() > 1)} from"
+                f" {state.images_seen / 1000:g} kimg",
+                is_training=True,
+            )
         while state.step < config.train.steps():
             # Fetch real images.
+            watchdog.enter("data", state.step)
             real = to_float(augment_rows(state, next(batches), rows), config.pixel_min())
             labels = rank_labels(state, images, sampler)
 
             # Discriminator step.
+            watchdog.enter("first step" if state.step == first_step else "step", state.step)
             z = rank_latents(state, "D", rows, labels)
             alpha = rank_alphas(state, rows)
             stats = discriminator_step(
@@ -97,12 +114,14 @@ def train(
 
             # Save a sample grid.
             if state.is_due(config.train.sample_every) and rank() == 0:
+                watchdog.enter("sample grid", state.step)
                 grid = sample_grid(state.generate_grid().numpy(), state.columns)
                 journal.image("samples", state.images_seen, grid)
 
             # Evaluate.
             scores = None
             if state.is_due(config.evaluation.every or config.train.sample_every):
+                watchdog.enter("evaluation", state.step)
                 generate = partial(state.generate, "evaluation", evaluator.samples)
                 scores = evaluator(generate, final=state.step == config.train.steps())
                 if scores is not None:
@@ -110,6 +129,8 @@ def train(
 
             # Save a checkpoint, from which training resumes, and the state of best coverage.
             latest = is_late or state.is_checkpoint_due()
+            if latest:
+                watchdog.enter("checkpoint", state.step)
             if state.step == config.train.steps():
                 check_weights(state)
             checkpoint = writer.save(latest=latest, coverage=scores["coverage"] if scores else 0)
@@ -118,6 +139,15 @@ def train(
                     writer.wait()
                 context.report({"kimg": state.images_seen / 1000, **last_scores}, checkpoint)
                 last_checkpoint, is_late = time.monotonic(), False
+
+            # Stop.
+            if rank() == 0 and stop_requested():
+                watchdog.enter("checkpoint", state.step)
+                writer.save(latest=not latest)
+                writer.wait()
+                context.stop()
+                break
+        watchdog.enter("end", state.step)
         writer.wait()
     barrier()  # all ranks see the last checkpoint
     return state

@@ -11,8 +11,8 @@ from ganray.config.commands import SweepConfig
 from ganray.integrations import ray_tune
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis
+from ganray.training.error_file import append_error
 from ganray.training.journal import Journal
-from ganray.training.launch import append_error
 from ganray.training.plan import Workers
 from tests.integrations.small_sweep import base_config, small_sweep
 

@@ -18,12 +18,13 @@ def calls(monkeypatch):
     monkeypatch.setattr(
         dist, "init_process_group", lambda backend, **_: calls.append(("group", backend))
     )
+    monkeypatch.setattr(dist, "new_group", lambda backend, **_: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append(("group", "left")))
     return calls
 
 
 def test_each_rank_selects_its_gpu_before_any_collective(calls):
-    with torchrun_group():
+    with torchrun_group(timeout_s=60):
         calls.append(("first", "collective"))
     assert calls == [
         ("gpu", "cuda:1"),

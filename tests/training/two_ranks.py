@@ -77,7 +77,7 @@ class DelayedStorageContext(LocalContext):
 
 def main() -> None:
     shards, home = sys.argv[1], Path(sys.argv[2])
-    with torchrun_group():
+    with torchrun_group(timeout_s=300):
         facts: dict[str, object] = {"reduced_bytes": count_reduced_bytes(shards, home)}
         facts |= means_of_unequal_ranks()
         facts["rank0"] = broadcast_from_rank0(f"rank {rank()}")

@@ -1,0 +1,120 @@
+"""Stop requests: training saves a checkpoint at the end of its step before it stops.
+
+A process that trains itself gets a signal. Workers of Ray get none before they are killed, so their
+driver writes a file into the run folder, which rank 0 deletes when the checkpoint is saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from ganray.training import journal
+
+logger = logging.getLogger(__name__)
+
+STOP_FILE = "stop"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_S = 0.1
+_WAIT_S = 10.0
+"""Time for which a driver waits for the checkpoint of its workers; it may be killed earlier."""
+
+StopRequested = Callable[[], bool]
+
+
+@contextmanager
+def defer_signals() -> Iterator[StopRequested]:
+    """Yield a function that returns whether a signal came; raise as it would have, at the end.
+
+    A second signal is raised at once. Does nothing outside of the main thread, which gets none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    received: list[int] = []
+    previous = {
+        number: signal.getsignal(number)
+        for number in _SIGNALS
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        restore()
+        logger.info(
+            "stopping after this step, with a checkpoint; repeat the signal to stop at once"
+        )
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield lambda: bool(received)
+    except Exception:
+        if not received:
+            raise
+        # Another rank stopped first, so that a collective failed here.
+    finally:
+        restore()
+    if received:
+        signal.raise_signal(received[0])
+
+
+@contextmanager
+def watch_stop_file(folder: Path) -> Iterator[StopRequested]:
+    """Yield a function that returns whether the driver requests a stop; see `request_stop`."""
+    path, requested, closed = folder / STOP_FILE, threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not closed.wait(_POLL_S):
+            if path.exists():
+                requested.set()
+                return
+
+    thread = threading.Thread(target=watch, name="stop file", daemon=True)
+    thread.start()
+    try:
+        yield requested.is_set
+    finally:
+        closed.set()
+
+
+def request_stop(folder: Path) -> None:
+    """Ask the workers of a run to save a checkpoint; returns at once."""
+    if journal.is_training(folder):
+        with suppress(OSError):
+            (folder / STOP_FILE).touch()
+
+
+def confirm_stop(folder: Path) -> None:
+    """Tell the driver that the checkpoint is saved, and wait to be killed with it."""
+    with suppress(OSError):
+        (folder / STOP_FILE).unlink()
+    time.sleep(2 * _WAIT_S)
+    raise RuntimeError("the driver requested a stop, but still runs")
+
+
+@contextmanager
+def wait_for_checkpoint(folder: Path) -> Iterator[None]:
+    """If the block is left by a signal after `request_stop`, wait until the checkpoint is saved."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        path, deadline = folder / STOP_FILE, time.monotonic() + _WAIT_S
+        if path.exists():
+            logger.info("saving a checkpoint (up to %g s; Ctrl-C: without one)", _WAIT_S)
+            while path.exists() and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        raise
+    finally:
+        with suppress(OSError):
+            (folder / STOP_FILE).unlink()
