@@ -276,6 +276,6 @@ def check_room(plans: Iterable[DatasetPlan], home: Path) -> None:
     )
     if need > free:
         raise UserError(
-            f"home={home} has {free / 2**30:.1f} GiB free, but the shards need"
-            f" {need / 2**30:.1f} GiB; use another --home, --data.size 64 or fewer --data.images"
+            f"home={home} has {free / 2**20:,.1f} MiB free, but the shards need"
+            f" {need / 2**20:,.1f} MiB; use another --home, --data.size 64 or fewer --data.images"
         )

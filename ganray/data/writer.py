@@ -8,6 +8,7 @@ depend on the number or the speed of the workers. A shard is a ``.part`` file un
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -50,7 +51,7 @@ from ganray.data.format import (
 from ganray.data.integrity import check_value, damaged_rows, describe_shard, get_dataset
 from ganray.data.sources import ImageSource, JpegSource
 from ganray.errors import UserError
-from ganray.files import publish
+from ganray.files import cannot_write, publish
 from ganray.log import redact
 from ganray.progress import Progress
 
@@ -242,13 +243,14 @@ def _convert(
     needed, free = sum(spec.num_bytes for spec in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: needs {needed / 1e9:.1f} GB but only {free / 1e9:.1f} GB are free; choose "
-            "another folder, a smaller size or fewer images"
+            f"{folder}: needs {needed / 2**20:,.1f} MiB, but only {free / 2**20:,.1f} MiB are free;"
+            " choose another folder, a smaller size or fewer images"
         )
     processes = min(processes, sum(len(spec.blocks) for spec in missing))
     images = sum(spec.rows for spec in missing)
     rows_per_task = _rows_per_task(missing, processes)
     with (
+        _full_disk_is_user_error(missing, needed),
         Progress(images, f"{source.name} -> {folder}", "images") as progress,
         _workers(source, missing[0].recipe, processes) as pool,
     ):
@@ -262,6 +264,21 @@ def _convert(
         for spec, checks in active:
             shards[spec] = _finish_shard(spec, checks, progress)
     return tuple(shards[spec] for spec in specs)
+
+
+@contextlib.contextmanager
+def _full_disk_is_user_error(specs: list[ShardSpec], needed: int) -> Iterator[None]:
+    """Raise UserError if the disk is filled meanwhile, and delete the unfinished shards."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # HDF5's exceptions have no errno.
+        reason = os.strerror(errno.ENOSPC)
+        if reason not in str(error):
+            raise
+        for spec in specs:
+            _part(spec).unlink(missing_ok=True)
+        raise cannot_write(specs[0].path, OSError(errno.ENOSPC, reason), needed) from error
 
 
 def _rows_per_task(specs: list[ShardSpec], processes: int) -> int:

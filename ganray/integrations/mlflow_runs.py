@@ -23,17 +23,19 @@ from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from ganray.config.schema import Config
 from ganray.config.serialization import flatten, to_dict
 from ganray.errors import UserError
+from ganray.files import publish
 from ganray.training.state import read_config
 
 NAME_TAG = "ganray.name"
 """Tag by which a run is found again."""
 NOTE_TAG = "mlflow.note.content"
 """Tag that MLflow shows as the description, in Markdown."""
-MLFLOW_ERRORS = (MlflowException, OSError)
+MLFLOW_ERRORS = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
 """Exceptions of a store that cannot be reached or rejects a request."""
 _SQLITE = "sqlite:///"
 _TAG_LIMIT = 5000  # characters that every store accepts
@@ -88,9 +90,9 @@ def open_store(config: Config) -> Iterator[tuple[MlflowClient, str]]:
     uri = store_uri(config)
     try:
         with _creation_lock(uri):
-            client = MlflowClient(tracking_uri=uri)  # creates the tables of a new file
             if uri.startswith(_SQLITE):
-                _enable_wal(uri)
+                _create_database(Path(uri.removeprefix(_SQLITE)))
+            client = MlflowClient(tracking_uri=uri)
             experiment_id = _experiment_id(client, config, uri)
         yield client, experiment_id
     except MLFLOW_ERRORS as error:
@@ -232,9 +234,21 @@ def _creation_lock(uri: str) -> FileLock | nullcontext[None]:
     return FileLock(path)
 
 
-def _enable_wal(uri: str) -> None:
-    """Enable write-ahead logging: 3.5 times as fast with 8 writers, and readers never block."""
-    with sqlite3.connect(uri.removeprefix(_SQLITE)) as database:
+def _create_database(path: Path) -> None:
+    """Create a database with MLflow's tables if there is none. It is complete or absent.
+
+    MLflow could not open one again whose creation was interrupted, by a full disk for example.
+    """
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        try:
+            MlflowClient(tracking_uri=f"{_SQLITE}{part}")  # creates the tables
+            publish(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    # Write-ahead logging: 3.5 times as fast with 8 writers, and readers never block.
+    with sqlite3.connect(path) as database:
         database.execute("PRAGMA journal_mode=WAL")
 
 

@@ -43,6 +43,8 @@ _PROGRESS_S = 5.0
 """Interval of lines while the job only waits for MLflow."""
 _START_S = 15.0
 """Time for which a run waits for MLflow before it trains, to have its URL from the start."""
+_FAILED_S = 10.0
+"""Time that MLflow has at the end of a job that failed."""
 _KILL_GRACE_S = 1.0
 """Wait for a request that is under way when the job is killed. SIGKILL follows after 3 s."""
 
@@ -157,6 +159,8 @@ class JournalSync:
         self._stop.set()
         self._thread.join(_KILL_GRACE_S if killed else self._patience_s)
         if not killed:
+            if status == "FAILED":  # the error of the job is not shown before
+                self._patience_s = min(self._patience_s, _FAILED_S)
             self.flush_and_call(lambda: end(status))
             return
         with self._lock:  # do not create runs that nobody would end

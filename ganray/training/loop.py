@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import resource
 import sys
@@ -32,6 +33,9 @@ from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
 from ganray.training.watchdog import Watchdog
 
+MAX_ROLLBACKS = 3
+"""Times that one attempt goes back to a checkpoint if `train.on_nan` is rollback."""
+
 
 class Diverged(UserError):
     """A loss or weight is not finite. All ranks raise it at the same step; a retry cannot help."""
@@ -47,17 +51,44 @@ def train(
 ) -> TrainState:
     """Train until `train.kimg`, from the latest checkpoint if there is one; return the state.
 
+    If training diverges, `train.on_nan` decides whether it goes back to that checkpoint. The
+    journal keeps what it has of the steps that are repeated then.
+
     Raises:
         Diverged: A loss or weight is not finite.
         UserError: The user can fix the failure, e.g. a full disk.
     """
+    for rollbacks in itertools.count():
+        try:
+            return _train(config, images, evaluator, context, journal, watchdog, rollbacks)
+        except Diverged as error:
+            if config.train.on_nan == "stop" or rollbacks == MAX_ROLLBACKS:
+                raise
+            if rank() == 0:
+                context.announce(
+                    f"{error}; back to the last checkpoint, with other batches and latents"
+                    f" ({rollbacks + 1} of at most {MAX_ROLLBACKS} times)"
+                )
+    raise AssertionError("unreachable")
+
+
+def _train(
+    config: Config,
+    images: ImageDataset,
+    evaluator: Evaluator,
+    context: WorkerContext,
+    journal: Journal,
+    watchdog: Watchdog,
+    rollbacks: int,
+) -> TrainState:
     # Initialise, or load the latest checkpoint.
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)
     if checkpoint := broadcast_from_rank0(context.checkpoint()):
         state.load(checkpoint)
+    state.rollbacks = max(state.rollbacks, rollbacks)
     first_step = state.step
-    sampler = build_sampler(config.data, images, config.train.rng_seed)
+    sampler = build_sampler(config.data, images, state.rng_seed)
     rows = rank_slice(batch_size, rank(), world_size())
     weight = (rows.stop - rows.start) * world_size() / batch_size
     amp = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
@@ -192,7 +223,7 @@ def augment_rows(state: TrainState, images: torch.Tensor, rows: slice) -> torch.
         images,
         crop=data.crop,
         flip=data.flip,
-        rng_seed=train.rng_seed,
+        rng_seed=state.rng_seed,
         step=state.step,
         batch_size=train.batch_size,
         rank_slice=rows,
@@ -235,9 +266,8 @@ def rank_alphas(state: TrainState, rows: slice) -> torch.Tensor | None:
 
 
 def _sample(state: TrainState, latent: LatentConfig, count: int, stream: str) -> torch.Tensor:
-    rng_seed = state.config.train.rng_seed
     return latents.sample(
-        latent, count, rng_seed=rng_seed, stream=stream, step=state.step, device=state.device
+        latent, count, rng_seed=state.rng_seed, stream=stream, step=state.step, device=state.device
     )
 
 

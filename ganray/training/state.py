@@ -44,6 +44,8 @@ class TrainState:
         self.config, self.image_shape, self.device = config, image_shape, device
         self.classes = classes
         self.step = 0
+        self.rollbacks = 0
+        """Times that training went back to a checkpoint because it diverged."""
         self.G, self.D = build_networks(config, image_shape, device, classes)
         # Without averaging a copy would only cost memory and time.
         has_ema = config.train.ema_kimg > 0
@@ -59,6 +61,12 @@ class TrainState:
         self.D.requires_grad_(True)
         self.D_optimizer = build_optimizer(config.optimizer, self.D, config.optimizer.lr_D)
         self.G_optimizer = build_optimizer(config.optimizer, self.G, config.optimizer.lr_G)
+
+    @property
+    def rng_seed(self) -> int:
+        """Seed of the batches and latents: `train.rng_seed`, or after a rollback another one."""
+        seed = self.config.train.rng_seed
+        return latents.derive_seed(seed, "rollback", self.rollbacks) if self.rollbacks else seed
 
     @property
     def images_seen(self) -> int:
@@ -127,6 +135,7 @@ class TrainState:
         """
         return {
             "step": self.step,
+            "rollbacks": self.rollbacks,
             "image_shape": list(self.image_shape),
             "classes": self.classes,
         } | {name: _live_state(module) for name, module in self._modules().items()}
@@ -149,7 +158,7 @@ class TrainState:
             # population-based training continues from the weights of another run.
             for group, values in zip(getattr(module, "param_groups", ()), options, strict=True):
                 group.update(values)
-        self.step = state["step"]
+        self.step, self.rollbacks = state["step"], state["rollbacks"]
 
     def _modules(self) -> dict[str, nn.Module | Optimizer]:
         return {

@@ -83,7 +83,7 @@ def test_a_download_is_planned_without_being_made(tmp_path):
     [
         (DataConfig(root="/nowhere"), "/nowhere"),
         (replace(DRAWN, split="test"), "data.split=test needs CelebA; give --data.root"),
-        (replace(DRAWN, faces=10**12), "GiB free, but the shards need"),
+        (replace(DRAWN, faces=10**12), "MiB free, but the shards need"),
     ],
 )
 def test_invalid_options_are_rejected_in_one_line(data, message, tmp_path):

@@ -21,6 +21,7 @@ from ganray.data.integrity import verify_shards
 from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
 from ganray.data.writer import resize_and_crop, write_shards
+from ganray.errors import UserError
 from tests.data.conftest import SHARD_1, flip, gathered
 
 
@@ -128,8 +129,25 @@ def test_wrong_arguments_are_rejected(source: CelebA, tmp_path: Path, arguments,
 def test_a_full_disk_is_noticed_before_the_work(source: CelebA, tmp_path: Path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match=r"but only 0.0 GB are free"):
+    with pytest.raises(ValueError, match=r"needs 1.8 MiB, but only 0.0 MiB are free"):
         write_shards(source, tmp_path, size=64)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_is_filled_meanwhile_is_one_line_and_costs_no_finished_shard(
+    source: CelebA, tmp_path: Path, mount_disk, monkeypatch, processes: int
+):
+    """1.8 MB of images on 1 MiB, of which another process was to delete the rest, say."""
+    disk = mount_disk("1m")
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(UserError, match=r"shard-00000.h5: cannot be written \(No space left"):
+            write_shards(source, disk, size=64, processes=processes)
+    assert not list(disk.glob("shard*"))
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    manifest = write_shards(source, disk, size=64, processes=processes)
+    assert manifest.digest() == write_shards(source, tmp_path / "other", size=64).digest()
 
 
 # Doing it again, and being stopped.

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import socket
+import subprocess
 import time
 from dataclasses import replace
 
@@ -311,3 +312,33 @@ def test_a_server_that_never_answers_holds_the_end_of_a_job_for_its_patience(
         assert sync.has_given_up
         assert output.count("(not done within tracking.patience=2 s): ") == 1
         assert "sending the rest to MLflow (1 s left)" in output
+
+
+@pytest.mark.parametrize("size", ["1m", "3m"])
+def test_a_full_disk_under_the_store_stops_nothing_and_loses_nothing(
+    config, mount_disk, capfd, size
+):
+    """1 MiB is too small for MLflow's tables, 3 MiB for all points."""
+    disk = mount_disk(size)
+    uri = f"sqlite:///{disk}/mlflow.db"
+    config = replace(config, tracking=replace(config.tracking, uri=uri))
+    steps = range(10, 20_010, 10)
+    lines = [
+        {"name": "metrics", "images": step, "time": 1.0}
+        | {"values": {f"D/{name}": float(step) for name in ("loss", "real_prob", "fake_prob")}}
+        for step in steps
+    ]
+    with (config.run_folder() / "journal.jsonl").open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    with sync_run(uri, config.run_folder(), lambda: start(config), 2.0, poll_s=60) as sync:
+        pass
+    assert sync.has_given_up
+    output = "".join(capfd.readouterr())
+    assert "full" in output
+    assert output.count("\n") < 20, output
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    with sync_run(uri, config.run_folder(), lambda: start(config)) as sync:
+        (run,) = sync.unfinished()
+    assert not sync.has_given_up
+    assert points(run) == [(step, float(step)) for step in steps]
+    assert status(run) == "FINISHED"

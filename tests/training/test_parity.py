@@ -82,3 +82,9 @@ def test_only_rank_0_writes(two_ranks):
     steps = [event["images"] for event in events if event["name"] == "metrics"]
     assert steps == [60, 120, 180, 240]
     assert len(list((two_ranks / "runs" / "two").glob("checkpoint_*"))) == 2
+
+
+def test_nan_on_one_rank_sends_both_back_to_the_checkpoint(two_ranks):
+    last = sorted((two_ranks / "runs" / "nan").glob("checkpoint_*"))[-1]
+    state = read_state(last)
+    assert (state["step"], state["rollbacks"]) == (20, 1)

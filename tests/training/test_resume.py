@@ -1,12 +1,13 @@
 """Resuming: a killed run continues bit for bit as if it had not been interrupted."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ganray.errors import UserError
-from ganray.training import journal
+from ganray.training import journal, loop
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.launch import launch
 from ganray.training.state import read_state
@@ -108,7 +109,8 @@ def test_every_nth_kimg_is_kept_forever(squares, tmp_path):
 def test_a_checkpoint_with_code_is_rejected(squares, tmp_path):
     folder = launch(tiny_config(tmp_path), squares)
     assert set(read_state(folder)) == {
-        "step", "image_shape", "classes", "G", "D", "G_ema", "G_optimizer", "D_optimizer",
+        *("step", "rollbacks", "image_shape", "classes"),
+        *("G", "D", "G_ema", "G_optimizer", "D_optimizer"),
     }  # fmt: skip
     torch.save({"step": Killed()}, folder / "state.pt")
     (folder / "digests.json").unlink()
@@ -123,3 +125,35 @@ def test_a_diverged_run_stops_with_advice(squares, tmp_path):
         UserError, match=r"D\.[\w.]+ is not finite at .* diverged; try a lower optimizer.lr_D"
     ):
         launch(unstable, squares)
+
+
+def test_a_rollback_continues_from_the_last_checkpoint_with_other_batches(
+    squares, tmp_path, monkeypatch, capsys
+):
+    config = tiny_config(tmp_path, on_nan="rollback")
+    expected = read_state(launch(tiny_config(tmp_path / "stable"), squares))
+    rank_latents = loop.rank_latents
+
+    def fail_at_step_15(state, *args):
+        z = rank_latents(state, *args)
+        return z * math.nan if state.step == 15 and not state.rollbacks else z
+
+    monkeypatch.setattr(loop, "rank_latents", fail_at_step_15)
+    state = read_state(launch(config, squares))
+    assert state["step"] == 20
+    assert state["rollbacks"] == 1
+    assert not states_equal(state["G"], expected["G"])
+    assert all(weight.isfinite().all() for weight in state["G"].values())
+    output = capsys.readouterr().out
+    assert "at step 20: training diverged" in output
+    assert "back to the last checkpoint, with other batches and latents (1 of at most 3" in output
+    steps, _ = journal.history(config.run_folder(), "D/loss")
+    assert steps.tolist() == [60, 120, 180, 240]
+
+
+def test_rollbacks_are_bounded(squares, tmp_path, capsys):
+    config = tiny_config(tmp_path, on_nan="rollback")
+    unstable = replace(config, optimizer=replace(config.optimizer, name="sgd", lr_D=1e30))
+    with pytest.raises(UserError, match="training diverged"):
+        launch(unstable, squares)
+    assert capsys.readouterr().out.count("back to the last checkpoint") == 3

@@ -4,9 +4,11 @@ torchrun --nproc-per-node 2 two_ranks.py SHARDS HOME
 """
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +20,10 @@ from ganray.data.reader import ShardedDataset
 from ganray.distributed import Means, broadcast_from_rank0, rank, torchrun_group, world_size
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan.step import discriminator_step, generator_step
+from ganray.training import loop
 from ganray.training.context import LocalContext
 from ganray.training.launch import launch, run_worker
+from ganray.training.loop import rank_latents
 from ganray.training.state import TrainState
 from tests.conftest import regularized_config, tiny_config
 
@@ -75,6 +79,11 @@ class DelayedStorageContext(LocalContext):
         return super().checkpoint() if rank() == 0 else None
 
 
+def nan_on_rank1_at_step_15(state: TrainState, *args: Any) -> torch.Tensor:
+    z = rank_latents(state, *args)
+    return z * math.nan if rank() == 1 and state.step == 15 and not state.rollbacks else z
+
+
 def main() -> None:
     shards, home = sys.argv[1], Path(sys.argv[2])
     with torchrun_group(timeout_s=300):
@@ -90,6 +99,9 @@ def main() -> None:
         launch(regularized_config(home), shards)
         # Unequal slices of 6 and 7 images must be weighted by their size.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
+        # NaN on one rank only: both go back to the checkpoint at step 10.
+        loop.rank_latents = nan_on_rank1_at_step_15
+        launch(tiny_config(home, name="nan", on_nan="rollback"), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))
 
 
