@@ -131,6 +131,9 @@ def _parse(line: bytes) -> Event | None:
     content = next((key for key in ("path", "text") if key in event), "values")
     types |= {content: dict if content == "values" else str}
     is_valid = all(isinstance(event.get(key), kind) for key, kind in types.items())
+    is_valid &= is_valid and 0 <= event["images"] < 2**63
+    if content == "values" and is_valid:
+        is_valid = all(isinstance(value, int | float) for value in event["values"].values())
     return event if is_valid else None
 
 

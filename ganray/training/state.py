@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -266,7 +265,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         verify_checkpoint(folder)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises whatever its parser of a damaged file comes upon
         raise UserError(
             f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged or contains"
             " more than tensors; delete its folder to continue from the previous one"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,7 +220,7 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
     lines = path.read_bytes().rstrip().splitlines()
     header, rows = b"\n".join(lines[:2]), lines[2:]
     count, *attribute_names = header.decode(errors="replace").split() or [""]
-    if not count.isdigit() or len(set(attribute_names)) != NUM_ATTRIBUTES:
+    if not re.fullmatch(rb"[0-9]{1,18}", count) or len(set(attribute_names)) != NUM_ATTRIBUTES:
         raise UserError(
             f"{path}: unknown header; line 1 must be the number of images and line 2 the "
             f"{NUM_ATTRIBUTES} attribute names, as CelebA publishes it; {BY_HAND}"
@@ -236,7 +237,7 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
         if (
             len(digits) != NUM_ATTRIBUTES
             or digits.translate(None, b"01")
-            or not name[:-4].isdigit()
+            or not re.fullmatch(rb"[0-9]{1,18}\.[A-Za-z]{3}", name)
         ):
             raise UserError(
                 f"{path}: line {number} is not a file name and {NUM_ATTRIBUTES} values of -1 or 1; "
@@ -252,7 +253,7 @@ def _read_partition(path: Path, files: list[str]) -> NDArray[np.uint8]:
     """Parse ``000001.jpg 0`` per image; all 0 (train) if there is no such file."""
     if not path.exists():
         return np.zeros(len(files), np.uint8)
-    rows = [row.split() for row in path.read_text().splitlines() if row.strip()]
+    rows = [row.split() for row in path.read_text(errors="replace").splitlines() if row.strip()]
     if [row[0] for row in rows] != files or any(
         row[1:] not in (["0"], ["1"], ["2"]) for row in rows
     ):
