@@ -2,7 +2,7 @@
 
 ``writer`` writes it, ``integrity`` verifies it, ``reader`` reads it.
 
-Format ``ganray-shards``, version 2. A folder contains ``manifest.json``, ``shard-00000.h5``,
+Format ``ganray-shards``, version 3. A folder contains ``manifest.json``, ``shard-00000.h5``,
 ``shard-00001.h5`` and so on, 128-256 MB each. The manifest is written last: a folder without one is
 unfinished. A shard of n images has these datasets, all contiguous, without chunks or filters:
 
@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from ganray.errors import UserError
 from ganray.files import write_atomic
 
-FORMAT, VERSION = "ganray-shards", 2
+FORMAT, VERSION = "ganray-shards", 3
 PAGE, HUGE_PAGE = 4096, 2 * 2**20
 BLOCK = 64  # images per check value
 SPLITS = ("train", "valid", "test")
@@ -105,6 +105,7 @@ class ShardSpec:
     """Size of the images, the dataset ``images`` or ``jpeg``."""
     image_shape: Shape
     num_attributes: int
+    num_classes: int
     recipe: ConversionSpec
 
     @property
@@ -149,6 +150,10 @@ class Shard:
     """Size of the file."""
     sha256: str
     """SHA-256 of the file in hex."""
+    start: int
+    """Byte of the file at which the images begin."""
+    header: str
+    """XXH3 digest in hex of all bytes but the images: HDF5 might hang on damaged ones."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,11 @@ class Manifest:
             "shards must be named shard-00000.h5 and so on": all(
                 re.fullmatch(r"shard-\d{5,}\.h5", shard.name) for shard in self.shards
             ),
+            "the numbers of a shard must be whole": all(
+                type(number) is int and 0 <= number < 2**63
+                for shard in self.shards
+                for number in (shard.rows, shard.num_bytes, shard.bytes, shard.start)
+            ),
             "every shard must have rows": all(shard.rows > 0 for shard in self.shards),
             "encoding must be raw or jpeg": self.recipe.encoding in get_args(Encoding),
             "a raw shard's num_bytes must be its rows times the size of an image": all(
@@ -231,11 +241,11 @@ class Manifest:
     def shard_specs(self, folder: Path) -> list[ShardSpec]:
         """Return the location and required contents of each shard."""
         specs, first = [], 0
-        num_attributes = len(self.attribute_names)
+        counts = len(self.attribute_names), len(self.class_names)
         for shard in self.shards:
             size = shard.rows, shard.num_bytes
             path, shape = folder / shard.name, self.image_shape
-            specs.append(ShardSpec(path, first, *size, shape, num_attributes, self.recipe))
+            specs.append(ShardSpec(path, first, *size, shape, *counts, self.recipe))
             first += shard.rows
         return specs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ganray.data.format import BLOCK, FORMAT, PAGE, REPAIR, VERSION, Manifest, Shard, ShardSpec
+from ganray.data.format import (
+    BLOCK,
+    FORMAT,
+    PAGE,
+    REPAIR,
+    SPLITS,
+    VERSION,
+    Manifest,
+    Shard,
+    ShardSpec,
+)
 from ganray.data.mapping import Mapping
 from ganray.errors import UserError
 from ganray.progress import Progress
@@ -35,23 +45,26 @@ class ShardHeader:
     check: NDArray[np.uint64]
 
 
-def open_shard(spec: ShardSpec, file_bytes: int | None = None) -> ShardHeader:
+def open_shard(spec: ShardSpec, shard: Shard | None = None) -> ShardHeader:
     """Read the header of a shard and compare it with its spec.
 
     Args:
         spec: Location and required contents.
-        file_bytes: Size of the file in the manifest; None if there is no manifest yet.
+        shard: Its entry in the manifest; None if there is no manifest yet.
 
     Raises:
         UserError: The shard is missing, damaged, or stored in a way that cannot be mapped.
     """
     if not spec.path.exists():
         raise UserError(f"{spec.path}: missing; prepare again into this folder: the others stay")
-    size = spec.path.stat().st_size
-    if file_bytes not in (size, None):
-        raise UserError(
-            f"{spec.path}: has {size} bytes, but the manifest has {file_bytes}; {REPAIR}"
-        )
+    if shard is not None:
+        size = spec.path.stat().st_size
+        if size != shard.bytes:
+            raise UserError(
+                f"{spec.path}: has {size} bytes, but the manifest has {shard.bytes}; {REPAIR}"
+            )
+        if header_digest(spec.path, shard.start, shard.num_bytes) != shard.header:
+            raise UserError(f"{spec.path}: is damaged in its header or labels; {REPAIR}")
     # HDF5 gets an open file: it would lock a path, which network file systems may refuse, and could
     # not open it at all beside a handle of this process that locks in another way.
     with spec.path.open("rb") as raw:
@@ -73,6 +86,13 @@ def _read_header(file: h5py.File, spec: ShardSpec) -> ShardHeader:
     offsets = arrays["offsets"]
     if offsets[0] != 0 or offsets[-1] != spec.num_bytes or (np.diff(offsets) <= 0).any():
         raise ValueError(f"'offsets' do not increase from 0 to {spec.num_bytes}")
+    for name, low, high in (
+        ("labels", -1, spec.num_classes - 1),
+        ("attributes", 0, 1),
+        ("split", 0, len(SPLITS) - 1),
+    ):
+        if ((arrays[name] < low) | (arrays[name] > high)).any():
+            raise ValueError(f"{name!r} are not all from {low} to {high}")
     return ShardHeader(get_dataset(file, spec.image_dataset).id.get_offset(), **arrays)
 
 
@@ -122,9 +142,19 @@ def check_value(block: Any) -> int:
     return xxhash.xxh3_64_intdigest(block)
 
 
-def damaged_rows(spec: ShardSpec) -> list[slice]:
+def header_digest(path: Path, start: int, num_bytes: int) -> str:
+    """Return the XXH3 digest in hex of a shard's bytes but the images, at the byte `start`."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        digest.update(file.read(start))
+        file.seek(start + num_bytes)
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def damaged_rows(spec: ShardSpec, shard: Shard | None = None) -> list[slice]:
     """Return the blocks of rows that do not match their check value."""
-    header = open_shard(spec)
+    header = open_shard(spec, shard)
     images = np.memmap(spec.path, np.uint8, "r", header.start, (spec.num_bytes,))
     return [
         rows
@@ -134,10 +164,16 @@ def damaged_rows(spec: ShardSpec) -> list[slice]:
 
 
 def describe_shard(path: Path, spec: ShardSpec) -> Shard:
-    """Return the manifest entry of a shard; `path` may be its temporary name."""
+    """Return the manifest entry of an undamaged shard; `path` may be its temporary name."""
+    start = open_shard(replace(spec, path=path)).start
+    header = header_digest(path, start, spec.num_bytes)
+    size = path.stat().st_size
+    return Shard(spec.path.name, spec.rows, spec.num_bytes, size, _file_sha256(path), start, header)
+
+
+def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(spec.path.name, spec.rows, spec.num_bytes, path.stat().st_size, digest)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_shards(folder: Path) -> Manifest:
@@ -165,14 +201,14 @@ def verify_shards(folder: Path) -> Manifest:
 
 def _verify_shard(spec: ShardSpec, shard: Shard) -> str | None:
     """Return a description of the damage; None if there is none."""
-    if spec.path.exists() and describe_shard(spec.path, spec) == shard:
+    if spec.path.exists() and _file_sha256(spec.path) == shard.sha256:
         return None
     try:
-        damage = damaged_rows(spec)
+        damage = damaged_rows(spec, shard)
     except UserError as error:
         return str(error).removesuffix(f"; {REPAIR}")
     rows = ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in damage)
-    return f"{shard.name} is damaged in {f'rows {rows}' if rows else 'its header or labels'}"
+    return f"{shard.name} is damaged in {f'rows {rows}' if rows else 'a digest of the manifest'}"
 
 
 class BlockVerifier:

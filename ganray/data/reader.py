@@ -247,7 +247,7 @@ class ShardedDataset:
 
     def _open(self, number: int) -> None:
         """Validate and map a shard on this machine."""
-        header = open_shard(self._specs[number], self.manifest.shards[number].bytes)
+        header = open_shard(self._specs[number], self.manifest.shards[number])
         self._headers[number] = header
         self._mapping.add(number, header.start)
         if self._verifier:

@@ -509,7 +509,7 @@ def _validate(shards: tuple[Shard, ...]) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"{MANIFEST} names a shard twice; prepare the set again")
     for shard in shards:
-        if type(shard.bytes) is not int or shard.bytes < 1:  # a bool is an int
+        if shard.bytes < 1:
             raise UserError(f"{MANIFEST}: {shard.name} has bytes={shard.bytes!r}; it must be > 0")
         if not re.fullmatch(r"[0-9a-f]{64}", str(shard.sha256)):
             raise UserError(f"{MANIFEST}: {shard.name} has no SHA-256; prepare the set again")

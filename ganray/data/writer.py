@@ -160,12 +160,12 @@ def _plan_shards(
         sizes = np.full(len(chosen), math.prod(shape))
         unit = page_rows(shape)
     rows = _rows_per_shard(sizes, unit, rows_per_shard)
-    num_attributes = len(source.attribute_names)
+    names = len(source.attribute_names), len(source.class_names)
     specs = []
     for number, first in enumerate(range(0, len(chosen), rows)):
         path, shard_sizes = folder / f"shard-{number:05d}.h5", sizes[first : first + rows]
         counts = len(shard_sizes), int(shard_sizes.sum())
-        specs.append(ShardSpec(path, first, *counts, shape, num_attributes, recipe))
+        specs.append(ShardSpec(path, first, *counts, shape, *names, recipe))
     return specs
 
 

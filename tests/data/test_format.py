@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ganray.data.format import Manifest
-from ganray.data.integrity import verify_shards
+from ganray.data.integrity import header_digest, verify_shards
 from ganray.data.reader import ShardedDataset
 from tests.data.conftest import SHARD_1, gathered
 
@@ -48,11 +48,11 @@ def test_an_unfinished_folder_is_rejected(folder: Path):
     ("old", "new", "message"),
     [
         (
-            '"version": 2',
+            '"version": 3',
             '"version": 1',
-            "version 1, but this ganray reads ganray-shards version 2",
+            "version 1, but this ganray reads ganray-shards version 3",
         ),
-        ('"format": "ganray-shards"', '"format": "other"', "is other version 2"),
+        ('"format": "ganray-shards"', '"format": "other"', "is other version 3"),
         ('"num_images": 150', '"num_images": 151', "damaged"),
         ('"name": "shard-00001.h5"', '"name": "../shard-00001.h5"', "damaged"),
         ('"rows": 10', '"row": 10', "damaged"),
@@ -84,14 +84,14 @@ def test_a_truncated_shard_is_named(folder: Path):
 def test_a_damaged_header_is_named(folder: Path):
     with (folder / SHARD_1).open("r+b") as file:
         file.write(b"x" * 200)
-    assert f"{SHARD_1}: cannot be read" in rejected(folder)
+    assert f"{SHARD_1}: is damaged in its header or labels" in rejected(folder)
 
 
 def test_exchanged_shards_are_noticed(folder: Path):
     (folder / SHARD_1).rename(folder / "x")
     (folder / "shard-00000.h5").rename(folder / SHARD_1)
     (folder / "x").rename(folder / "shard-00000.h5")
-    assert "begins at image 70 of the set, not at 0" in rejected(folder)
+    assert "shard-00000.h5: is damaged in its header or labels" in rejected(folder)
 
 
 def edit(folder: Path, change: Callable[[h5py.File], None]) -> None:
@@ -101,7 +101,13 @@ def edit(folder: Path, change: Callable[[h5py.File], None]) -> None:
         change(file)
     manifest = Manifest.read(folder)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    signed = dataclasses.replace(manifest.shards[1], bytes=path.stat().st_size, sha256=digest)
+    shard = manifest.shards[1]
+    signed = dataclasses.replace(
+        shard,
+        bytes=path.stat().st_size,
+        sha256=digest,
+        header=header_digest(path, shard.start, shard.num_bytes),
+    )
     dataclasses.replace(manifest, shards=(manifest.shards[0], signed, manifest.shards[2])).write(
         folder
     )
@@ -111,6 +117,13 @@ def replace_images(**options) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
         del file["images"]
         file.create_dataset("images", **({"shape": (70, 64, 64, 3), "dtype": "u1"} | options))
+
+    return change
+
+
+def set_values(name: str, value: int) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file[name][-1] = value  # pyright: ignore
 
     return change
 
@@ -135,8 +148,13 @@ def link(target: object) -> Callable[[h5py.File], None]:
         (replace_images(compression="gzip"), "it must be contiguous"),
         (replace_images(external=[("/etc/passwd", 0, 70 * 12288)]), "it must be contiguous"),
         (replace_images(), "not at a page"),  # never written, so without a place
-        (lambda file: file.attrs.modify("version", 3), "is ganray-shards version 3"),
+        (lambda file: file.attrs.modify("version", 2), "is ganray-shards version 2"),
         (lambda file: file.attrs.modify("recipe", "{}"), "another recipe"),
+        (lambda file: file.attrs.modify("first_row", 0), "begins at image 0 of the set, not at 70"),
+        (set_values("labels", 0), "'labels' are not all from -1 to -1"),  # there are no classes
+        (set_values("labels", -2), "'labels' are not all from -1 to -1"),
+        (set_values("attributes", 2), "'attributes' are not all from 0 to 1"),
+        (set_values("split", 3), "'split' are not all from 0 to 2"),
     ],
 )
 def test_a_shard_that_differs_from_its_spec_is_rejected(

@@ -19,8 +19,9 @@ from tests.data.conftest import SHARD_1, gathered
 
 ROOT = Path(reader_module.__file__).parents[2]
 HOLD = """
-import sys, h5py
-file = h5py.File(sys.argv[1], "r+", locking=True)
+import fcntl, sys
+file = open(sys.argv[1], "rb")
+fcntl.flock(file, fcntl.LOCK_EX)  # as HDF5 locks what it writes
 print("held", flush=True)
 sys.stdin.read()
 """

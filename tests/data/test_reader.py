@@ -161,7 +161,7 @@ def test_verify_notices_a_changed_label(folder: Path):
         attributes = file["attributes"]
         assert isinstance(attributes, h5py.Dataset)
         attributes[0, 0] ^= 1
-    with pytest.raises(ValueError, match=r"shard-00001\.h5 is damaged in its header or labels"):
+    with pytest.raises(ValueError, match=r"shard-00001\.h5: is damaged in its header or labels"):
         verify_shards(folder)
 
 

@@ -66,7 +66,7 @@ def make_set(sizes, seed=0):
 def manifest_of(files, **changes):
     """Return the manifest of shards; `changes` replaces fields of the first."""
     shards = tuple(
-        Shard(name, len(data), len(data), len(data), hashlib.sha256(data).hexdigest())
+        Shard(name, len(data), len(data), len(data), hashlib.sha256(data).hexdigest(), 0, "")
         for name, data in files.items()
     )
     rows = sum(shard.rows for shard in shards)
@@ -311,8 +311,8 @@ def test_an_unknown_protocol_and_a_missing_package(cache, monkeypatch):
     [
         ({"name": f"../{SHARD_0}"}, "must be named"),
         ({"name": "shard-00001.h5"}, "names a shard twice"),
-        ({"bytes": -1}, "it must be > 0"),
-        ({"bytes": "9"}, "it must be > 0"),
+        ({"bytes": -1}, "must be whole"),
+        ({"bytes": "9"}, "must be whole"),
         ({"sha256": "../../x"}, "has no SHA-256"),
         ({"surprise": 1}, "damaged"),
     ],

@@ -72,7 +72,7 @@ def test_a_task_is_whole_blocks_of_about_16_mib_and_leaves_work_to_other_workers
     recipe = writer.ConversionSpec("celeba", "", 64, 0, "all")
 
     def portion(images: int, processes: int) -> int:
-        place = writer.ShardSpec(tmp_path, 0, images, images * 12288, (64, 64, 3), 40, recipe)
+        place = writer.ShardSpec(tmp_path, 0, images, images * 12288, (64, 64, 3), 40, 0, recipe)
         return writer._rows_per_task([place], processes)
 
     assert portion(200_000, 2) == 21 * 64

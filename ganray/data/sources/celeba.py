@@ -220,7 +220,7 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
     lines = path.read_bytes().rstrip().splitlines()
     header, rows = b"\n".join(lines[:2]), lines[2:]
     count, *attribute_names = header.decode(errors="replace").split() or [""]
-    if not re.fullmatch(rb"[0-9]{1,18}", count) or len(set(attribute_names)) != NUM_ATTRIBUTES:
+    if not re.fullmatch("[0-9]{1,18}", count) or len(set(attribute_names)) != NUM_ATTRIBUTES:
         raise UserError(
             f"{path}: unknown header; line 1 must be the number of images and line 2 the "
             f"{NUM_ATTRIBUTES} attribute names, as CelebA publishes it; {BY_HAND}"
