@@ -128,9 +128,10 @@ def _parse(line: bytes) -> Event | None:
     types = {"name": str, "images": int, "time": int | float}
     if not isinstance(event, dict):
         return None
-    content = next((key for key in ("path", "text") if key in event), "values")
-    types |= {content: dict if content == "values" else str}
-    is_valid = all(isinstance(event.get(key), kind) for key, kind in types.items())
+    contents = {"path": str, "text": str, "values": dict}
+    content, *others = [key for key in contents if key in event] or ["values"]
+    types |= {content: contents[content]}
+    is_valid = not others and all(isinstance(event.get(key), kind) for key, kind in types.items())
     is_valid &= is_valid and 0 <= event["images"] < 2**63
     if content == "values" and is_valid:
         is_valid = all(isinstance(value, int | float) for value in event["values"].values())
