@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -108,6 +109,8 @@ def _run_locked(
             ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
         logger.info(observer.progress.table())
         _report(observer.plan, config, options, runs)
+    if runs.has_given_up:
+        sys.exit(train.NOT_SENT)
 
 
 def sweep_folder(config: Config) -> Path:
@@ -349,17 +352,16 @@ def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRu
     logger.info(written.text)
     runs.log_report(written.files, written.markdown, written.metrics)
     logger.info("report      %s", written.html)
-    _log_mlflow_urls(plan, runs)
+    _log_mlflow_urls(plan, runs, store_uri(config))
 
 
-def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns) -> None:
+def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str) -> None:
     """Log the URLs of the sweep's views, and the command that serves a local store."""
-    run = runs.parent
-    server = run.uri if run.uri.startswith("http") else "http://127.0.0.1:5000"
-    urls = runs.flush_and_call(lambda: mlflow_view.save_views(run, plan, server))
+    server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    urls = runs.flush_and_call(lambda: mlflow_view.save_views(runs.parent, plan, server))
     if urls is None:  # MLflow is unreachable, which has been logged
         return
-    if server != run.uri:
-        logger.info("MLflow      mlflow ui --backend-store-uri %s", run.uri)
+    if server != uri:
+        logger.info("MLflow      mlflow ui --backend-store-uri %s", uri)
     for title, url in urls.items():
         logger.info("            %s: %s", title, url)

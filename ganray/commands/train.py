@@ -39,7 +39,7 @@ from ganray.training.watchdog import ALLOWANCE
 
 logger = logging.getLogger(__name__)
 
-_NOT_SENT = 3
+NOT_SENT = 3
 """Exit code of a job that succeeded, but whose results MLflow lacks."""
 
 
@@ -132,7 +132,7 @@ def _sync_run(datasets: RunDatasets, digest: str, workers: Workers) -> Iterator[
     with sync_run(uri, config.run_folder(), open_run, config.tracking.patience) as sync:
         yield sync
     if sync.has_given_up:
-        sys.exit(_NOT_SENT)
+        sys.exit(NOT_SENT)
 
 
 def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +19,7 @@ from ganray.integrations.mlflow_runs import (
     NOTE_TAG,
     Run,
     RunContent,
+    StoreError,
     end_run,
     log_config,
     log_files,
@@ -32,6 +35,7 @@ from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.results import RunResult
 from ganray.training.state import read_config
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SWEEP_TAG = "ganray.sweep"
@@ -83,19 +87,22 @@ def sync_sweep(
 ) -> Iterator[SweepRuns]:
     """Open the parent run, send the trials' journals while the block runs, and end all runs.
 
+    A store that is down at the start gets everything when it is up.
+
     Args:
         plan: Sweep; its name identifies the parent run.
         base: Config that all trials have in common.
         dataset_of: Function that returns the `RunContent.dataset` of a config.
         tags: What the configs do not contain: commit, Ray job, device.
         poll_s: Interval at which journals are read.
-
-    Raises:
-        UserError: The store cannot be reached or created.
     """
     runs = SweepRuns(plan, base, dataset_of, tags)
+    try:
+        runs.parent  # noqa: B018
+    except StoreError as error:
+        logger.warning("%s; the sweep starts without MLflow, which gets everything later", error)
     patience_s, folder = base.tracking.patience, base.home / "runs"
-    with sync_journals(runs.parent.uri, folder, runs.end_all, patience_s, poll_s) as sync:
+    with sync_journals(store_uri(base), folder, runs.end_all, patience_s, poll_s) as sync:
         runs.start(sync)
         yield runs
 
@@ -110,22 +117,45 @@ class SweepRuns:
         dataset_of: Callable[[Config], Mapping[str, str]],
         tags: Mapping[str, str],
     ) -> None:
-        """Open the parent run; see `sync_sweep`."""
+        """Prepare the runs; see `sync_sweep` for the arguments."""
         self._plan, self._base, self._dataset_of, self._tags = plan, base, dataset_of, tags
+        self._parent: Run | None = None
+        self._opening = threading.Lock()
+        self._statuses: dict[str, str] = {}
+        self._sync: JournalSync
+
+    @property
+    def parent(self) -> Run:
+        """The parent run, which is opened when it is first asked for.
+
+        Raises:
+            StoreError: The store cannot be reached or created.
+        """
+        with self._opening:
+            if self._parent is None:
+                self._parent = self._open_parent()
+            return self._parent
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether MLflow lacks data, because it was unreachable at the end."""
+        return self._sync.has_given_up
+
+    def _open_parent(self) -> Run:
+        plan, base = self._plan, self._base
         axes = {axis_tag(axis): ", ".join(axis.labels) for axis in plan.axes}
-        parent_tags = dict(tags) | axes | {"ganray.trials": str(len(plan.trials))}
-        params, dataset = _common_params(plan, base), dataset_of(base)
+        parent_tags = dict(self._tags) | axes | {"ganray.trials": str(len(plan.trials))}
+        params, dataset = _common_params(plan, base), self._dataset_of(base)
         with open_store(base) as (client, experiment_id):
             content = RunContent(plan.name, plan.name, params, parent_tags, dataset)
             run_id = write_run(client, experiment_id, content)
-            self.parent = Run(store_uri(base), run_id, experiment_id, base.run_folder())
             children = client.search_runs(
                 [experiment_id],
                 f"tags.`{_PARENT_TAG}` = '{run_id}'",
                 max_results=_MAX_CHILDREN,
             )
         self._statuses = {run.data.tags[NAME_TAG]: run.data.tags[STATUS_TAG] for run in children}
-        self._sync: JournalSync
+        return Run(store_uri(base), run_id, experiment_id, base.run_folder())
 
     def start(self, sync: JournalSync) -> None:
         """Send what MLflow lacks of trials that ended when it, or the driver, was down."""

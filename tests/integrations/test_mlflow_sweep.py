@@ -205,13 +205,28 @@ def test_what_an_unreachable_store_missed_is_sent_when_the_sweep_is_resumed(
     assert points(runs, child) == [5000, 10000]
 
 
-def test_an_unreachable_store_is_one_line_at_the_start(home):
-    tracking = replace(base_config(home).tracking, uri=UNREACHABLE)
-    with (
-        pytest.raises(ValueError, match=r"tracking.uri=.*start the server"),
-        started(two_trials("away"), home, tracking=tracking),
-    ):
-        pass
+def test_a_store_that_is_down_at_the_start_gets_everything_when_it_is_up(home, tmp_path, capsys):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")  # a file in place of the store's folder
+    uri = f"sqlite:///{blocked}/mlflow.db"
+    plan = two_trials("away")
+    trial = plan.trials[0]
+    tracking = replace(base_config(home).tracking, uri=uri)
+    config = trial.config(base_config(home))
+    with started(plan, home, tracking=tracking) as runs:
+        (line,) = capsys.readouterr().out.splitlines()
+        assert f"tracking.uri={uri}" in line
+        assert "the sweep starts without MLflow" in line
+        runs.begin(trial, config)
+        runs.end(trial, run_trial(config, trial, ticks=2, samples=1))
+        blocked.unlink()
+        blocked.mkdir()
+        shutil.copy(home / "mlflow.db", blocked)
+    assert not runs.has_given_up
+    assert parent_of(runs).info.status == "FINISHED"
+    child = children_of(runs)[trial.name]
+    assert child.data.tags["ganray.status"] == "finished"
+    assert points(runs, child) == [5000, 10000]
 
 
 def test_the_report_is_in_the_parent_and_a_long_description_is_cut_at_a_line(home, tmp_path):
