@@ -148,7 +148,8 @@ class JournalSync:
         try:
             return self._in_time(send_and_call, self._deadline - time.monotonic())
         except TimeoutError:
-            return self._give_up(f" (not done within tracking.patience={self._patience_s:g} s)")
+            limit = f"tracking.patience={self._patience_s:g} s"
+            return self._give_up(f" (not done within {limit}; a slow server needs more)")
 
     def close(self, end: Callable[[str], None], status: str) -> None:
         """Stop the thread, send the rest and call `end` with the final status.
@@ -192,7 +193,7 @@ class JournalSync:
         while (left := deadline - time.monotonic()) > _PROGRESS_S:
             with suppress(TimeoutError):
                 return future.result(_PROGRESS_S)
-            logger.info("sending the rest to MLflow (%.0f s left)", left - _PROGRESS_S)
+            logger.info("waiting for MLflow (up to %.0f s)", left - _PROGRESS_S)
         return future.result(max(0.0, left))
 
     def _call(self, function: Callable[[], T]) -> T | None:

@@ -8,6 +8,7 @@ or failed server never delays a training step and missed events can be sent late
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -90,7 +91,8 @@ class Journal:
         line = json.dumps(event).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
+            if self._file.write(line) < len(line):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())  # otherwise the driver sees it late on network storage
         except OSError as error:
             with contextlib.suppress(OSError):  # leave no half of a line
@@ -154,8 +156,11 @@ def add_status(folder: Path, text: str, *, is_training: bool) -> None:
     Any process may call it, as the line is written at once.
     """
     event = {"name": "status", "images": 0, "time": round(time.time(), 3), "text": text}
+    line = json.dumps(event | {"is_training": is_training}).encode() + b"\n"
     with contextlib.suppress(OSError), (folder / FILE).open("ab", buffering=0) as file:
-        file.write(json.dumps(event | {"is_training": is_training}).encode() + b"\n")
+        end = file.seek(0, os.SEEK_END)
+        if file.write(line) < len(line):  # the disk is full
+            file.truncate(end)
 
 
 def is_training(folder: Path) -> bool:

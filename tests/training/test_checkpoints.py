@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,24 @@ def test_a_checkpoint_that_does_not_fit_replaces_the_oldest(squares, small_home)
     config = tiny_config(small_home, **schedule)
     assert read_state(launch(config, squares))["step"] == 50
     assert len(checkpoints.list_checkpoints(config.run_folder())) == 3
+
+
+def test_a_full_disk_leaves_no_half_of_a_line(mount_disk):
+    """One page of 4 KiB is all there is beside the folder, and lines have 100 bytes."""
+    disk = mount_disk("16k")
+    log, step = journal.Journal(disk), 0
+    with suppress(UserError):
+        for step in range(1000):
+            log.metrics(step, {"D/loss": float(step)})
+    assert step < 999
+    for _ in range(100):
+        journal.add_status(disk, "rank 0 failed", is_training=False)
+    log.close()
+    content = (disk / "journal.jsonl").read_bytes()
+    assert content.endswith(b"}\n")
+    steps, _ = journal.history(disk, "D/loss")
+    assert steps.tolist() == list(range(len(steps)))
+    assert len(list(journal.read(disk))) == len(content.splitlines())
 
 
 def test_damaged_lines_of_a_journal_are_skipped_with_one_warning(tmp_path, ganray_log):
