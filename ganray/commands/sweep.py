@@ -36,6 +36,7 @@ from ganray.training import launch
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import CONFIG_FILE, read_config
+from ganray.training.stopping import request_stop, wait_for_checkpoints
 
 DEFAULT_AXES = (
     "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
@@ -103,10 +104,18 @@ def _run_locked(
     for folder in datasets.local_folders():
         ray_train.check_shared(folder)
     tags = train.run_tags(config, workers)
-    with sync_sweep(plan, config, datasets.dataset_info, tags) as runs:
-        observer = SweepObserver(plan, config, options, runs)
+    folder, training = config.home / "runs", set[str]()
+    with (
+        wait_for_checkpoints(folder, lambda: training),
+        sync_sweep(plan, config, datasets.dataset_info, tags) as runs,
+    ):
+        observer = SweepObserver(plan, config, options, runs, training)
         if observer.has_runs_left():
-            ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
+            try:
+                ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
+            except (KeyboardInterrupt, SystemExit):
+                request_stop(folder / name for name in training)
+                raise
         logger.info(observer.progress.table())
         _report(observer.plan, config, options, runs)
     if runs.has_given_up:
@@ -303,14 +312,22 @@ def save_sweep(plan: SweepPlan, config: Config, options: SweepConfig) -> None:
 
 
 class SweepObserver:
-    """Receiver of Tune's events, which passes them on to the terminal and MLflow."""
+    """Receiver of Tune's events, which passes them on to the terminal and MLflow.
+
+    Keeps `training`, the names of the runs that train, up to date.
+    """
 
     def __init__(
-        self, plan: SweepPlan, base: Config, options: SweepConfig, runs: SweepRuns
+        self,
+        plan: SweepPlan,
+        base: Config,
+        options: SweepConfig,
+        runs: SweepRuns,
+        training: set[str],
     ) -> None:
         self.plan, self._base, self._options, self._runs = plan, base, options, runs
         self._known = results.collect(plan, base.home / "runs")
-        self.progress = SweepProgress(self._known)
+        self.progress = SweepProgress(self._known, training)
 
     def has_runs_left(self) -> bool:
         """Return whether any run has to be started or retried."""

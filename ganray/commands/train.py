@@ -34,7 +34,7 @@ from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
-from ganray.training.stopping import wait_for_checkpoint
+from ganray.training.stopping import wait_for_checkpoints
 from ganray.training.watchdog import ALLOWANCE
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,10 @@ def _train_and_report(
 ) -> None:
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
-    with wait_for_checkpoint(folder), _sync_run(datasets, digest, workers) as sync:
+    with (
+        wait_for_checkpoints(folder.parent, lambda: [folder.name]),
+        _sync_run(datasets, digest, workers) as sync,
+    ):
         checkpoint = _train(config, images, assets, workers)
         figures = {
             "losses": run_figures.draw_losses(folder, config.loss.name),

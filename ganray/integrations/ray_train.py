@@ -199,7 +199,7 @@ def _fit(trainer: TorchTrainer, folder: Path) -> ray.train.Result:
     try:
         return trainer.fit()
     except (KeyboardInterrupt, SystemExit):
-        request_stop(folder)
+        request_stop([folder])
         raise
 
 

@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,12 +45,14 @@ from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
 from ganray.sweeps.design import SweepPlan, Trial, make_trial
+from ganray.training import journal
 from ganray.training.context import LocalContext
 from ganray.training.error_file import append_error
 from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.state import CONFIG_FILE
+from ganray.training.stopping import StopRequested, confirm_stop, watch_stop_file
 
 _TUNE_FOLDER = "tune"
 """Folder of Tune's own state, in the sweep's folder."""
@@ -406,6 +409,18 @@ class TuneContext(LocalContext):
         super().__init__(config)
         self.is_supervised = True
         self.reads_checkpoints = is_population  # another member may continue from it
+
+    def announce(self, text: str, *, is_training: bool = False) -> None:
+        """Add the line to the journal; the driver of a sweep prints its own."""
+        journal.add_status(self._config.run_folder(), text, is_training=is_training)
+
+    def stop_requests(self) -> AbstractContextManager[StopRequested]:
+        """Yield a function that returns whether the driver requests a stop."""
+        return watch_stop_file(self._config.run_folder())
+
+    def stop(self) -> None:
+        """Tell the driver that the checkpoint is saved."""
+        confirm_stop(self._config.run_folder())
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report to Tune, which may end the run here."""

@@ -17,14 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 class SweepProgress:
-    """Counts of the runs by status, logged as they change."""
+    """Counts of the runs by status, logged as they change.
 
-    def __init__(self, known: Results) -> None:
+    Args:
+        known: Results of the runs that have ended.
+        running: Set that is filled with the names of the runs that train.
+    """
+
+    def __init__(self, known: Results, running: set[str]) -> None:
         self.plan = known.plan
         # Failed runs are tried again when a sweep is resumed.
         self._results = {n: r for n, r in known.by_trial.items() if r.status != "failed"}
         self._resumed = len(self._results)
-        self._running: set[str] = set()
+        self._running = running
         self._started = self._table_at = time.monotonic()
 
     def begin(self, trial: Trial) -> None:

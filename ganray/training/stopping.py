@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -88,11 +88,12 @@ def watch_stop_file(folder: Path) -> Iterator[StopRequested]:
         closed.set()
 
 
-def request_stop(folder: Path) -> None:
-    """Ask the workers of a run to save a checkpoint; returns at once."""
-    if journal.is_training(folder):
-        with suppress(OSError):
-            (folder / STOP_FILE).touch()
+def request_stop(folders: Iterable[Path]) -> None:
+    """Ask the workers of runs to save a checkpoint; returns at once."""
+    for folder in folders:
+        if journal.is_training(folder):
+            with suppress(OSError):
+                (folder / STOP_FILE).touch()
 
 
 def confirm_stop(folder: Path) -> None:
@@ -104,17 +105,23 @@ def confirm_stop(folder: Path) -> None:
 
 
 @contextmanager
-def wait_for_checkpoint(folder: Path) -> Iterator[None]:
-    """If the block is left by a signal after `request_stop`, wait until the checkpoint is saved."""
+def wait_for_checkpoints(runs: Path, names: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """If the block is left by a signal after `request_stop`, wait until checkpoints are saved.
+
+    Args:
+        runs: Parent of the run folders.
+        names: Returns the names of the runs that train.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        path, deadline = folder / STOP_FILE, time.monotonic() + _WAIT_S
-        if path.exists():
+        files = [runs / name / STOP_FILE for name in names()]
+        deadline = time.monotonic() + _WAIT_S
+        if any(file.exists() for file in files):
             logger.info("saving a checkpoint (up to %g s; Ctrl-C: without one)", _WAIT_S)
-            while path.exists() and time.monotonic() < deadline:
+            while any(file.exists() for file in files) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
+        for file in files:
+            with suppress(OSError):
+                file.unlink()
         raise
-    finally:
-        with suppress(OSError):
-            (folder / STOP_FILE).unlink()

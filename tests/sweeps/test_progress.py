@@ -7,7 +7,7 @@ from tests.sweeps.small import KINDS, SIZES, results
 
 def test_resumed_sweep_counts_failed_runs_as_left(capsys):
     known = results(KINDS, SIZES, seeds=1, failed=["normal-1-s0"], waiting=["uniform-1-s0"])
-    progress = SweepProgress(known)
+    progress = SweepProgress(known, set())
     assert "6 runs: 4 finished, 0 running, 2 left; time left about ?" in progress.table()
     trials = {trial.label: trial for trial in known.plan.trials}
     progress.begin(trials["normal-1-s0"])
