@@ -1,0 +1,362 @@
+"""What a GPU does with ganray: speed of the step and its limit, parity, memory, and whole jobs.
+
+    python -m tests.benchmarks.gpu [--out FOLDER] [--seconds 8]
+
+Rows are printed, and appended to FOLDER/gpu.jsonl, as soon as they are measured, the most important
+first. Ratios hold within one run. Without a GPU everything runs on the CPU, with small networks, so
+that a test keeps this alive; those figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ganray.config.presets import CELEBA, MNIST
+from ganray.config.schema import Config, DataConfig
+from ganray.data.format import Shape
+from ganray.data.writer import write_shards
+from ganray.evaluation.reference import NO_ASSETS
+from ganray.gan import latents
+from ganray.gan.step import discriminator_step, generator_step
+from ganray.training import journal
+from ganray.training.launch import launch
+from ganray.training.state import TrainState, read_state
+from tests.conftest import Squares
+
+ROOT = Path(__file__).parents[2]
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preset with the shape of its images."""
+
+    name: str
+    config: Config
+    shape: Shape
+
+    @property
+    def batch(self) -> int:
+        """Images per step."""
+        return self.config.train.batch_size
+
+
+def cases() -> list[Case]:
+    """Return the presets to measure; on the CPU, small ones."""
+    dcgan, cpu32 = CELEBA["dcgan64"], CELEBA["cpu32"]
+    if not HAS_GPU:
+        return [Case("cpu32", cpu32, (32, 32, 3)), Case("mnist", MNIST["normal-100"], (28, 28, 1))]
+    large = replace(dcgan, train=replace(dcgan.train, batch_size=256))
+    bf16 = replace(dcgan, train=replace(dcgan.train, precision="bf16"))
+    return [
+        Case("dcgan64", dcgan, (64, 64, 3)),
+        Case("dcgan64 bf16", bf16, (64, 64, 3)),
+        Case("dcgan64 batch 256", large, (64, 64, 3)),
+        Case("normal-100", MNIST["normal-100"], (28, 28, 1)),
+        Case("cpu32", cpu32, (32, 32, 3)),
+        Case("mlp", CELEBA["mlp"], (218, 178, 3)),
+    ]
+
+
+def main() -> None:
+    """Measure all rows; one that fails is printed and does not stop the others."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--seconds", type=float, default=8, help="time of each measurement")
+    options = parser.parse_args()
+    device = torch.cuda.get_device_name() if HAS_GPU else "CPU"
+    print(f"torch {torch.__version__}, {device}", flush=True)
+    with tempfile.TemporaryDirectory() as home, (options.out / "gpu.jsonl").open("a") as file:
+        for measure in (steps, loops, parity, jobs):
+            try:
+                for row in measure(Path(home), options.seconds):
+                    row = {"device": device, "kind": measure.__name__} | row
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    print("  ".join(f"{k} {_short(v)}" for k, v in row.items()), flush=True)
+            except Exception:
+                print(f"{measure.__name__} failed:\n{traceback.format_exc()}", flush=True)
+
+
+def _short(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def steps(_: Path, seconds: float) -> Iterator[Row]:
+    """Compare ganray's two updates with the leanest loop and that of PyTorch's DCGAN example."""
+    for case in cases():
+        torch.manual_seed(0)
+        loops = {
+            "ganray": ganray_step(case),
+            "lean": lean_step(case),
+            "example": example_step(case),
+        }
+        row: Row = {"case": case.name, "batch": case.batch}
+        for name, step in loops.items():
+            timing = time_steps(step, seconds / len(loops))
+            row |= {
+                f"{name}_images_per_s": case.batch / timing.total,
+                f"{name}_ms": timing.total * 1e3,
+            }
+            row[f"{name}_host_ms"] = timing.host * 1e3
+        with FlopCounterMode(display=False) as flops:
+            loops["lean"]()
+        row["tflops"] = flops.get_total_flops() / row["ganray_ms"] / 1e9
+        row["kernels"] = count_kernels(loops["ganray"])
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30 if HAS_GPU else 0.0
+        yield row
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per step."""
+
+    total: float
+    host: float
+    """Until the host has submitted the step."""
+
+
+def time_steps(step: Callable[[], object], seconds: float) -> Timing:
+    """Return the time of a step after ten for warming up."""
+    for _ in range(10):
+        step()
+    synchronize()
+    start, host, count = time.perf_counter(), 0.0, 0
+    while time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        step()
+        host += time.perf_counter() - begin
+        count += 1
+        if count % 20 == 0:
+            synchronize()  # otherwise the host waits within a step for the queue
+    synchronize()
+    return Timing((time.perf_counter() - start) / count, host / count)
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    if HAS_GPU:
+        torch.cuda.synchronize()
+
+
+def count_kernels(step: Callable[[], object]) -> int:
+    """Return the number of kernels that a step starts; on the CPU, of operators."""
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if HAS_GPU else activity.CPU]) as profile:
+        step()
+        synchronize()
+    return sum(event.count for event in profile.key_averages())
+
+
+def ganray_step(case: Case) -> Callable[[], object]:
+    """Return ganray's updates of D and G, with the latents drawn as in training."""
+    state = TrainState(case.config, case.shape, DEVICE)
+    real, train = random_images(case), case.config.train
+    amp = torch.autocast(DEVICE.type, torch.bfloat16, train.precision == "bf16")
+
+    def draw(stream: str) -> torch.Tensor:
+        return latents.sample(
+            case.config.latent,
+            case.batch,
+            rng_seed=0,
+            stream=stream,
+            step=state.step,
+            device=DEVICE,
+        )
+
+    def step() -> None:
+        discriminator_step(
+            state.D_objective, state.G, state.D_optimizer, real, draw("D"), autocast=amp
+        )
+        generator_step(state.G_objective, state.D, state.G_optimizer, real, draw("G"), autocast=amp)
+        state.advance()
+
+    return step
+
+
+def lean_step(case: Case) -> Callable[[], object]:
+    """Return the same updates with nothing but torch calls: no statistics, no averaging."""
+    state = TrainState(replace(case.config, name="lean"), case.shape, DEVICE)
+    real, z = random_images(case), torch.randn(case.batch, case.config.latent.size, device=DEVICE)
+    amp = torch.autocast(DEVICE.type, torch.bfloat16, case.config.train.precision == "bf16")
+    gamma, softplus = case.config.loss.r1_gamma, nn.functional.softplus
+
+    def step() -> None:
+        images = real.detach().requires_grad_(gamma > 0)
+        with amp, torch.no_grad():
+            fake = state.G(z)
+        with amp:
+            real_logits, fake_logits = state.D(images), state.D(fake)
+        loss = (softplus(-real_logits) + softplus(fake_logits)).mean()
+        if gamma:
+            (slope,) = torch.autograd.grad(real_logits.sum(), images, create_graph=True)
+            loss = loss + gamma / 2 * slope.square().sum([1, 2, 3]).mean()
+        state.D_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        state.D_optimizer.step()
+        state.D.requires_grad_(False)
+        with amp:
+            loss = softplus(-state.D(state.G(z))).mean()
+        state.G_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        state.G_optimizer.step()
+        state.D.requires_grad_(True)
+
+    return step
+
+
+def example_step(case: Case) -> Callable[[], object]:
+    """Return the updates of PyTorch's DCGAN example: no penalty, `.item()` in every step."""
+    loss_config = dataclasses.replace(case.config.loss, r1_gamma=0.0)
+    state = TrainState(replace(case.config, loss=loss_config), case.shape, DEVICE)
+    real, loss = random_images(case), nn.BCEWithLogitsLoss()
+
+    def step() -> None:
+        state.D.zero_grad()
+        logits = state.D(real)
+        error = loss(logits, torch.ones_like(logits))
+        error.backward()
+        fake = state.G(torch.randn(case.batch, case.config.latent.size, device=DEVICE))
+        logits_fake = state.D(fake.detach())
+        error_fake = loss(logits_fake, torch.zeros_like(logits_fake))
+        error_fake.backward()
+        _ = logits.mean().item(), logits_fake.mean().item()
+        state.D_optimizer.step()
+        state.G.zero_grad()
+        logits = state.D(fake)
+        error_G = loss(logits, torch.ones_like(logits))
+        error_G.backward()
+        _ = logits.mean().item()
+        state.G_optimizer.step()
+        _ = error.item(), error_fake.item(), error_G.item()
+
+    return step
+
+
+def random_images(case: Case) -> torch.Tensor:
+    """Return a batch of images, float32 (n, C, H, W) in the range of the network."""
+    height, width, channels = case.shape
+    images = torch.rand(case.batch, channels, height, width, device=DEVICE)
+    return images * (1 - case.config.pixel_min()) + case.config.pixel_min()
+
+
+def loops(home: Path, seconds: float) -> Iterator[Row]:
+    """Compare streamed images with images that are on the device: the whole training loop."""
+    shards = home / "shards"
+    write_shards(Squares(2048), shards, size=64 if HAS_GPU else 32)
+    base = CELEBA["dcgan64" if HAS_GPU else "cpu32"]
+    for residence in ("stream", "device"):
+        data = DataConfig(size=64 if HAS_GPU else 32, residence=residence)  # pyright: ignore
+        config = quiet(replace(base, data=data, name=f"loop-{residence}", home=home), kimg=4)
+        start = time.perf_counter()
+        launch(config, str(shards))
+        elapsed = time.perf_counter() - start
+        longer = quiet(config, kimg=4 + max(4, 4 * seconds / elapsed))
+        launch(longer, str(shards), NO_ASSETS)
+        _, rates = journal.history(longer.run_folder(), "data/images_per_s")
+        yield {"residence": residence, "images_per_s": float(rates[-1])}
+
+
+def quiet(config: Config, kimg: float) -> Config:
+    """Return the config without evaluation, grids and checkpoints until its end."""
+    rare = {"sample_every": 1e6, "checkpoint_every": 1e6, "log_every": 2}
+    evaluation = replace(config.evaluation, samples=0, report_samples=0)
+    return replace(config, evaluation=evaluation, train=replace(config.train, kimg=kimg, **rare))
+
+
+def parity(home: Path, _: float) -> Iterator[Row]:
+    """Compare 200 steps on the device with the CPU, with themselves, and with a resumed run."""
+    shards = home / "parity"
+    write_shards(Squares(512), shards, size=32)
+    config = replace(CELEBA["cpu32"], data=DataConfig(size=32), home=home)
+    kimg = 200 * config.train.batch_size / 1000
+
+    def run(name: str, *lengths: float) -> tuple[dict[str, Any], list[float]]:
+        for length in lengths:
+            last = launch(quiet(replace(config, name=name), length), str(shards))
+        _, losses = journal.history(home / "runs" / name, "D/loss")
+        return read_state(last), losses.tolist()
+
+    first, losses = run("first", kimg)
+    again, _losses = run("again", kimg)
+    resumed, _losses = run("resumed", kimg / 2, kimg)
+    yield {"twice_bit_for_bit": same(first, again), "resumed_bit_for_bit": same(first, resumed)}
+    if HAS_GPU:
+        code = "import tests.benchmarks.gpu as gpu, sys; gpu.print_cpu_losses(sys.argv[1])"
+        command = [sys.executable, "-c", code, str(shards)]
+        hidden = {"CUDA_VISIBLE_DEVICES": ""}
+        output = subprocess.run(
+            command,
+            env=os_environment(hidden),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        on_cpu = json.loads(output.stdout.splitlines()[-1])
+        worst = max(abs(a - b) for a, b in zip(losses, on_cpu, strict=True))
+        yield {"largest_difference_of_D_loss_from_cpu": worst}
+
+
+def print_cpu_losses(shards: str) -> None:
+    """Print D's losses of the parity run on the CPU; called in a process without a GPU."""
+    with tempfile.TemporaryDirectory() as home:
+        config = replace(CELEBA["cpu32"], data=DataConfig(size=32), home=Path(home), name="cpu")
+        config = quiet(config, 200 * config.train.batch_size / 1000)
+        launch(config, shards)
+        print(json.dumps(journal.history(config.run_folder(), "D/loss")[1].tolist()))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether the weights of two states are equal bit for bit."""
+    return all(torch.equal(a[net][key], b[net][key]) for net in ("G", "D") for key in a[net])
+
+
+def jobs(home: Path, _: float) -> Iterator[Row]:
+    """Run the jobs as users do: Ray Train, a sweep with shared GPUs, a report."""
+    faces = ["--data.faces", "2000", "--train.kimg", "20"]
+    axes = ["--sweep.axis", "latent.size=2,100", "--sweep.seeds", "2", "--train.kimg", "10"]
+    commands = {
+        "celeba": ["celeba.py", "cpu32", *faces, "--name", "gpu-job"],
+        "evaluate": ["evaluate.py", "gpu-job", "--samples", "1000"],
+        "sweep": ["sweep.py", *axes, "--data.source", "digits", "--sweep.trials_per_gpu", "4"],
+    }
+    for name, (job, *options) in commands.items():
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / job), *options],
+            env=os_environment({"GANRAY_HOME": str(home / "home")}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            print((done.stdout + done.stderr)[-3000:], flush=True)
+        yield {"job": name, "exit_code": done.returncode, "seconds": time.perf_counter() - start}
+
+
+def os_environment(more: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with changes."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | more
+
+
+if __name__ == "__main__":
+    main()
