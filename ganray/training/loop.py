@@ -82,6 +82,7 @@ def _train(
     rollbacks: int,
 ) -> TrainState:
     # Initialise, or load the latest checkpoint.
+    watchdog.enter("start", 0)
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)
     if checkpoint := broadcast_from_rank0(context.checkpoint()):
