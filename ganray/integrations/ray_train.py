@@ -226,9 +226,10 @@ def describe_resources(workers: Workers) -> str:
     """Return what workers need that do not train yet, and what the cluster has."""
     free = ray.available_resources()
     needs = {"CPU": workers.count * workers.cpus} | ({"GPU": workers.count} if workers.gpu else {})
-    parts = [f"{free.get(name, 0):g} of {count} {name} free" for name, count in needs.items()]
+    needed = " and ".join(f"{count:g} {name}" for name, count in needs.items())
+    found = " and ".join(f"{free.get(name, 0):g} {name}" for name in needs)
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return f" ({', '.join(parts)}; {nodes} node{'s' * (nodes > 1)})"
+    return f" (they need {needed}; free: {found} on {nodes} node{'s' * (nodes > 1)})"
 
 
 class RayContext:
