@@ -23,7 +23,7 @@ def test_digits_are_converted_and_verified_and_damage_is_reported(tmp_path: Path
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(ValueError, match=r"shard-00000\.h5 is damaged"):
+    with pytest.raises(ValueError, match=r"shard-00000\.h5: is damaged"):
         main(["verify", str(out)])
 
 
