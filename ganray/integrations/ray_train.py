@@ -22,6 +22,9 @@ from typing import Any
 # seconds, the default interval at which Ray's controller polls.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# A driver that waits for Ray would notice SIGTERM after up to a second, of the 3 that
+# `ray job stop` gives it.
+os.environ.setdefault("RAY_get_check_signal_interval_milliseconds", "100")
 # Resources are checked first, so workers that do not start yet wait for a node that is booting.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
 
