@@ -76,7 +76,7 @@ class Squares:
 
 @pytest.fixture
 def ganray_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What ganray logs, also from other threads, of which `capsys.readouterr` may lose lines."""
+    """Capture ganray's log, also of other threads, whose lines `capsys.readouterr` may lose."""
     logger = logging.getLogger("ganray")
     logger.addHandler(caplog.handler)
     yield caplog

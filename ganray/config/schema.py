@@ -369,8 +369,8 @@ class TrainConfig:
     to error.txt, and the run resumes from its last checkpoint. The first step, evaluations, sample
     grids and checkpoints may take ten times as long."""
     on_nan: Literal["stop", "rollback"] = option("stop", resume="free", sweep="axis")
-    """What to do if a loss or weight is not finite. rollback: go back to the last checkpoint and
-    continue with other batches and latents, at most three times."""
+    """Reaction to a loss or weight that is not finite. stop: end the run. rollback: go back to the
+    last checkpoint and continue with other batches and latents, at most three times."""
     precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
     """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
 

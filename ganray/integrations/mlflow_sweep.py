@@ -97,10 +97,7 @@ def sync_sweep(
         poll_s: Interval at which journals are read.
     """
     runs = SweepRuns(plan, base, dataset_of, tags)
-    try:
-        runs.parent  # noqa: B018
-    except StoreError as error:
-        logger.warning("%s; the sweep starts without MLflow, which gets everything later", error)
+    runs.open()
     patience_s, folder = base.tracking.patience, base.home / "runs"
     with sync_journals(store_uri(base), folder, runs.end_all, patience_s, poll_s) as sync:
         runs.start(sync)
@@ -123,6 +120,15 @@ class SweepRuns:
         self._opening = threading.Lock()
         self._statuses: dict[str, str] = {}
         self._sync: JournalSync
+
+    def open(self) -> None:
+        """Open the parent run, or log that the store cannot be reached yet."""
+        try:
+            logger.debug("MLflow run %s", self.parent.run_id)
+        except StoreError as error:
+            logger.warning(
+                "%s; the sweep starts without MLflow, which gets everything later", error
+            )
 
     @property
     def parent(self) -> Run:

@@ -14,7 +14,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
+from ganray.training.context import DrivenContext
 from ganray.training.error_file import append_error
 from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers, this_machine
-from ganray.training.stopping import StopRequested, confirm_stop, request_stop, watch_stop_file
+from ganray.training.stopping import request_stop
 from ganray.training.watchdog import ALLOWANCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,7 +236,7 @@ def describe_resources(workers: Workers) -> str:
     return f" (they need {needed}; free: {found} on {nodes} node{'s' * (nodes > 1)})"
 
 
-class RayContext:
+class RayContext(DrivenContext):
     """Worker context of a Ray Train worker.
 
     Args:
@@ -246,36 +247,18 @@ class RayContext:
         UserError: This node does not see the run folder.
     """
 
-    reads_checkpoints, is_supervised = False, True
-
     def __init__(self, config: Config, reports: bool = True) -> None:
         folder = config.run_folder()
         if not folder.is_dir():  # the node may have booted after `check_shared`
             raise _not_shared(folder, f"node {socket.gethostname()}")
-        self.device = get_device()
-        self._config, self._reports = config, reports
-
-    def announce(self, text: str, *, is_training: bool = False) -> None:
-        """Add the line to the journal, as the driver prints nothing of its workers."""
-        journal.add_status(self._config.run_folder(), text, is_training=is_training)
-
-    def stop_requests(self) -> AbstractContextManager[StopRequested]:
-        """Yield a function that returns whether the driver requests a stop."""
-        return watch_stop_file(self._config.run_folder())
-
-    def stop(self) -> None:
-        """Tell the driver that the checkpoint is saved."""
-        confirm_stop(self._config.run_folder())
+        super().__init__(config, get_device())
+        self._reports = reports
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report metrics to Ray, which waits for all ranks."""
         del checkpoint  # it is in the run folder, see `launch`
         if self._reports:
             ray.train.report(dict(metrics))
-
-    def checkpoint(self) -> Path | None:
-        """Return the newest undamaged checkpoint in the run folder."""
-        return find_checkpoint(self._config.run_folder(), self._config.train.strict_resume)
 
 
 def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:

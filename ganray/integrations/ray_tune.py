@@ -14,7 +14,6 @@ import re
 import tempfile
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,14 +44,12 @@ from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
 from ganray.sweeps.design import SweepPlan, Trial, make_trial
-from ganray.training import journal
-from ganray.training.context import LocalContext
+from ganray.training.context import DrivenContext
 from ganray.training.error_file import append_error
 from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.state import CONFIG_FILE
-from ganray.training.stopping import StopRequested, confirm_stop, watch_stop_file
 
 _TUNE_FOLDER = "tune"
 """Folder of Tune's own state, in the sweep's folder."""
@@ -402,25 +399,12 @@ def _run_in_actor(
     run_worker(config, assets.shards, assets.assets, context)
 
 
-class TuneContext(LocalContext):
+class TuneContext(DrivenContext):
     """Worker context of a run of one worker: checkpoints in its folder, metrics to Tune."""
 
     def __init__(self, config: Config, is_population: bool) -> None:
         super().__init__(config)
-        self.is_supervised = True
         self.reads_checkpoints = is_population  # another member may continue from it
-
-    def announce(self, text: str, *, is_training: bool = False) -> None:
-        """Add the line to the journal; the driver of a sweep prints its own."""
-        journal.add_status(self._config.run_folder(), text, is_training=is_training)
-
-    def stop_requests(self) -> AbstractContextManager[StopRequested]:
-        """Yield a function that returns whether the driver requests a stop."""
-        return watch_stop_file(self._config.run_folder())
-
-    def stop(self) -> None:
-        """Tell the driver that the checkpoint is saved."""
-        confirm_stop(self._config.run_folder())
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report to Tune, which may end the run here."""

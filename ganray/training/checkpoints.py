@@ -64,7 +64,8 @@ class CheckpointWriter:
     def reserve(self) -> None:
         """Reserve memory for the copy, in the thread, so that the first one is no slower."""
         if not self._buffers and rank() == 0:
-            self._written = self._thread.submit(self._reserve)
+            # Taken here, as the first update of G adds to its optimizer's state.
+            self._written = self._thread.submit(self._reserve, self._state.content())
 
     def save(self, *, latest: bool, coverage: float = 0.0) -> Path | None:
         """Save the current state after the previous one is written; return the latest's folder.
@@ -112,8 +113,8 @@ class CheckpointWriter:
         for hook in self._hooks:
             hook.remove()
 
-    def _reserve(self) -> None:
-        self._copy(self._state.content())
+    def _reserve(self, content: dict[str, Any]) -> None:
+        self._copy(content)
 
     def _wait_for_copy(self, *_: Any) -> None:
         self._copied.result()

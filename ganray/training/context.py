@@ -12,8 +12,14 @@ import torch
 
 from ganray.config.schema import Config
 from ganray.distributed import local_device, world_size
+from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
-from ganray.training.stopping import StopRequested, defer_signals
+from ganray.training.stopping import (
+    StopRequested,
+    confirm_stop,
+    defer_signals,
+    watch_stop_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +60,8 @@ class LocalContext:
 
     reads_checkpoints = False
 
-    def __init__(self, config: Config) -> None:
-        self.device = local_device()
+    def __init__(self, config: Config, device: torch.device | None = None) -> None:
+        self.device = device or local_device()
         self.is_supervised = world_size() > 1
         self._config = config
 
@@ -77,3 +83,23 @@ class LocalContext:
     def checkpoint(self) -> Path | None:
         """Return the newest undamaged checkpoint in the run folder."""
         return find_checkpoint(self._config.run_folder(), self._config.train.strict_resume)
+
+
+class DrivenContext(LocalContext):
+    """Context of a worker whose driver is another process, which follows the run folder."""
+
+    def __init__(self, config: Config, device: torch.device | None = None) -> None:
+        super().__init__(config, device)
+        self.is_supervised = True
+
+    def announce(self, text: str, *, is_training: bool = False) -> None:
+        """Add the line to the journal, as the driver prints nothing of its workers."""
+        journal.add_status(self._config.run_folder(), text, is_training=is_training)
+
+    def stop_requests(self) -> AbstractContextManager[StopRequested]:
+        """Yield a function that returns whether the driver requests a stop."""
+        return watch_stop_file(self._config.run_folder())
+
+    def stop(self) -> None:
+        """Tell the driver that the checkpoint is saved."""
+        confirm_stop(self._config.run_folder())

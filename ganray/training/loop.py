@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import resource
 import sys
@@ -58,18 +57,19 @@ def train(
         Diverged: A loss or weight is not finite.
         UserError: The user can fix the failure, e.g. a full disk.
     """
-    for rollbacks in itertools.count():
+    rollbacks = 0
+    while True:
         try:
             return _train(config, images, evaluator, context, journal, watchdog, rollbacks)
         except Diverged as error:
             if config.train.on_nan == "stop" or rollbacks == MAX_ROLLBACKS:
                 raise
+            rollbacks += 1
             if rank() == 0:
                 context.announce(
                     f"{error}; back to the last checkpoint, with other batches and latents"
-                    f" ({rollbacks + 1} of at most {MAX_ROLLBACKS} times)"
+                    f" ({rollbacks} of at most {MAX_ROLLBACKS} times)"
                 )
-    raise AssertionError("unreachable")
 
 
 def _train(

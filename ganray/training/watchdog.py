@@ -37,7 +37,7 @@ _MAX_INTERVAL_S = 5.0
 
 @dataclass(frozen=True)
 class Position:
-    """Where a rank is."""
+    """Position of a rank in training."""
 
     host: str
     pid: int
@@ -144,7 +144,7 @@ class Watchdog:
 
 
 class _Seen:
-    """What is known of a rank, by this process's clock."""
+    """Last known position of a rank, and when it changed by the clock of this process."""
 
     def __init__(self, now: float) -> None:
         self.position: Position | None = None

@@ -1,4 +1,4 @@
-"""What a GPU does with ganray: speed of the step and its limit, parity, memory, and whole jobs.
+"""Measure ganray on a GPU: speed of the step and its limit, parity, memory, and whole jobs.
 
     python -m tests.benchmarks.gpu [--out FOLDER] [--seconds 8]
 

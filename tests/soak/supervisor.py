@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from mlflow import MlflowClient
 
 from ganray.training import journal
@@ -25,6 +23,7 @@ from ganray.training.checkpoints import list_checkpoints
 from ganray.training.state import read_state
 from tests.integrations.cluster import ROOT, environment
 from tests.soak.proxy import Proxy, mlflow_behind_proxy
+from tests.training.test_resume import states_equal
 
 logger = logging.getLogger(__name__)
 
@@ -329,7 +328,7 @@ def undisturbed(job: Job) -> list[str]:
 def compare(job: Job, reference: Job, proxy: Proxy) -> None:
     """Check weights, journal, MLflow and what is left over."""
     state, expected = (read_state(list_checkpoints(one.folder)[-1]) for one in (job, reference))
-    assert equal(state, expected), "the weights differ from those of the uninterrupted run"
+    assert states_equal(state, expected), "the weights differ from those of the uninterrupted run"
     events = [event for event, _ in journal.read(job.folder) if event["name"] == "metrics"]
     steps = list(range(LOG_EVERY, int(job.kimg * 1000) + 1, LOG_EVERY))
     assert [event["images"] for event in events] == steps
@@ -344,14 +343,3 @@ def compare(job: Job, reference: Job, proxy: Proxy) -> None:
     leftovers = [path for path in job.folder.rglob("*.part")]
     assert not leftovers, leftovers
     assert not (job.folder / "driver.json").exists()
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Return whether two states are equal bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
