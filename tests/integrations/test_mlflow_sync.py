@@ -342,6 +342,7 @@ def test_a_full_disk_under_the_store_stops_nothing_and_loses_nothing(
     assert output.count("\n") < 20, output
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
     with sync_run(uri, config.run_folder(), lambda: start(config)) as sync:
+        assert sync.flush(120)  # a busy machine takes longer than a run waits before it trains
         (run,) = sync.unfinished()
     assert not sync.has_given_up
     assert points(run) == [(step, float(step)) for step in steps]
