@@ -137,9 +137,12 @@ class JournalSync:
         same run or sweep sends everything.
         """
 
+        limit = f"tracking.patience={self._patience_s:g} s"
+        too_late = f" (not done within {limit}; a slow server needs more)"
+
         def send_and_call() -> T | None:
             if not self._send_until(self._deadline):
-                return self._give_up()
+                return self._give_up(too_late)
             return self._call(function)
 
         if self._gave_up:
@@ -148,8 +151,7 @@ class JournalSync:
         try:
             return self._in_time(send_and_call, self._deadline - time.monotonic())
         except TimeoutError:
-            limit = f"tracking.patience={self._patience_s:g} s"
-            return self._give_up(f" (not done within {limit}; a slow server needs more)")
+            return self._give_up(too_late)
 
     def close(self, end: Callable[[str], None], status: str) -> None:
         """Stop the thread, send the rest and call `end` with the final status.
@@ -202,7 +204,7 @@ class JournalSync:
         except _RETRIED as error:
             return self._give_up(f" ({first_line(error)})")
 
-    def _give_up(self, reason: str = "") -> None:
+    def _give_up(self, reason: str) -> None:
         with self._lock:
             first, self._gave_up = not self._gave_up, True
         if first:
