@@ -118,7 +118,8 @@ def regularized_config(home: Path, **train: object) -> Config:
     """Tiny config with all regularizers that several ranks support."""
     config = tiny_config(home, name="regularized", **({"batch_size": 16, "G_every": 2} | train))
     network = replace(config.network, pack=2, minibatch_stddev=2, spectral_norm=True)
-    return replace(config, network=network, loss=replace(config.loss, gp_weight=1.0))
+    loss = replace(config.loss, gp_weight=1.0, penalty_every=3)
+    return replace(config, network=network, loss=loss)
 
 
 @dataclass(frozen=True)

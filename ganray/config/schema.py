@@ -292,6 +292,9 @@ class LossConfig:
     """Weight of R1: half the squared gradient of D at real images."""
     r2_gamma: float = option(0.0, resume="fixed", sweep="live")
     """Weight of R2: half the squared gradient of D at fakes."""
+    penalty_every: int = option(1, resume="fixed", sweep="axis")
+    """Steps of D per R1 and R2 penalty, which is multiplied by that number: lazy regularization.
+    Karras et al. 2020 use 16."""
     gp_weight: float = option(0.0, resume="fixed", sweep="live")
     """Weight of the WGAN-GP penalty (lambda, published as 10). 0: none."""
     unroll: int = option(0, resume="fixed", sweep="axis")
@@ -306,7 +309,11 @@ class LossConfig:
         for name in ("r1_gamma", "r2_gamma", "gp_weight", "unroll"):
             value = getattr(self, name)
             require(f"loss.{name}", value, "not be negative", value >= 0)
-        require_positive(self, "loss.", "unroll_lr")
+        require_positive(self, "loss.", "unroll_lr", "penalty_every")
+
+    def penalty_scale(self, step: int) -> int:
+        """Return the factor of R1 and R2 at a step of D; 0 at those without penalties."""
+        return 0 if step % self.penalty_every else self.penalty_every
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,18 @@ class DiscriminatorObjective(nn.Module):
         fake: torch.Tensor,
         *labels: torch.Tensor,
         alpha: torch.Tensor | None = None,
+        penalty_scale: float = 1.0,
     ) -> tuple[torch.Tensor, Stats]:
         """Return the mean loss and statistics for real and fake images (n, C, H, W).
 
         `alpha` (n,) in [0, 1), equal within a pack, are the mixing weights of WGAN-GP.
+        `penalty_scale` multiplies R1 and R2; at 0 they are not computed.
         """
-        real = real.requires_grad_(self.loss.r1_gamma > 0)
-        fake = fake.requires_grad_(self.loss.r2_gamma > 0)
+        r1_gamma, r2_gamma = (
+            penalty_scale * gamma for gamma in (self.loss.r1_gamma, self.loss.r2_gamma)
+        )
+        real = real.requires_grad_(r1_gamma > 0)
+        fake = fake.requires_grad_(r2_gamma > 0)
         real_logits, fake_logits = self.D(real, *labels).float(), self.D(fake, *labels).float()
         adversarial = LOSSES[self.loss.name].D(real_logits, fake_logits)
         confident_real = (real_logits > _CONFIDENT_LOGIT).float()
@@ -63,12 +68,12 @@ class DiscriminatorObjective(nn.Module):
             "D/saturation": (confident_real + confident_fake) / 2,
         }
         total = adversarial
-        if self.loss.r1_gamma:
+        if r1_gamma:
             stats["D/r1"] = gradient_penalty(real, real_logits)
-            total = total + 0.5 * self.loss.r1_gamma * stats["D/r1"]
-        if self.loss.r2_gamma:
+            total = total + 0.5 * r1_gamma * stats["D/r1"]
+        if r2_gamma:
             stats["D/r2"] = gradient_penalty(fake, fake_logits)
-            total = total + 0.5 * self.loss.r2_gamma * stats["D/r2"]
+            total = total + 0.5 * r2_gamma * stats["D/r2"]
         if self.loss.gp_weight:
             assert alpha is not None, "loss.gp_weight needs alpha"
             mixed = interpolate_images(real, fake, alpha)
@@ -124,17 +129,18 @@ def discriminator_step(
     weight: float = 1.0,
     autocast: AbstractContextManager[object] = _FULL_PRECISION,
     alpha: torch.Tensor | None = None,
+    penalty_scale: float = 1.0,
 ) -> Stats:
     """Update D once and return its statistics.
 
     G is called without DDP and under no_grad: its graph is not needed, and DDP must see one forward
-    only. `weight` is this rank's share of the global batch times the world size, `alpha` (n,) are
-    the mixing weights of WGAN-GP.
+    only. `weight` is this rank's share of the global batch times the world size; `alpha` and
+    `penalty_scale` are those of `DiscriminatorObjective.forward`.
     """
     with autocast:
         with torch.no_grad():
             fake = G(z)
-        loss, stats = objective(real, fake, *labels, alpha=alpha)
+        loss, stats = objective(real, fake, *labels, alpha=alpha, penalty_scale=penalty_scale)
     optimizer.zero_grad(set_to_none=True)
     (loss * weight).backward()
     optimizer.step()

@@ -117,9 +117,17 @@ def _train(
             # Discriminator step.
             watchdog.enter("first step" if state.step == first_step else "step", state.step)
             z = rank_latents(state, "D", rows, labels)
-            alpha = rank_alphas(state, rows)
             stats = discriminator_step(
-                state.D_objective, state.G, state.D_optimizer, real, z, labels, weight, amp, alpha
+                state.D_objective,
+                state.G,
+                state.D_optimizer,
+                real,
+                z,
+                labels,
+                weight,
+                amp,
+                alpha=rank_alphas(state, rows),
+                penalty_scale=config.loss.penalty_scale(state.step),
             )
             means.add(stats)
 

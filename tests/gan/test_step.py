@@ -116,6 +116,21 @@ def test_wgan_gp_adds_10_times_the_penalty_at_mixed_images():
     assert loss.item() == (0 - 32) + 10 * 1
 
 
+def test_lazy_penalties_are_multiplied_at_every_kth_step_and_left_out_at_others():
+    """D(x) = x has the squared gradient 1."""
+    loss = LossConfig(name="wgan", r1_gamma=0.5, r2_gamma=0.25, penalty_every=4)
+    objective = DiscriminatorObjective(nn.Flatten(0), loss)
+    totals, names = [], []
+    for step in range(5):
+        real, fake = torch.tensor([[3.0]]), torch.tensor([[1.0]])
+        total, stats = objective(real, fake, penalty_scale=loss.penalty_scale(step))
+        totals.append(total.item())
+        names.append({"D/r1", "D/r2"} & set(stats))
+        assert real.requires_grad == (step in (0, 4))  # no second derivative is prepared
+    assert totals == [-2 + 4 * (0.25 + 0.125), -2, -2, -2, -2 + 4 * (0.25 + 0.125)]
+    assert names == [{"D/r1", "D/r2"}, set(), set(), set(), {"D/r1", "D/r2"}]
+
+
 def test_weighted_gradients_of_unequal_slices_average_to_that_of_the_batch():
     """DDP averages over two ranks, here with 1 and 3 of 4 images."""
     real, z = torch.rand(4, 3, 2, 2), torch.randn(4, 2)
