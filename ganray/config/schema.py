@@ -380,6 +380,12 @@ class TrainConfig:
     last checkpoint and continue with other batches and latents, at most three times."""
     precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
     """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
+    matmul_precision: Literal["highest", "high"] = option("high", resume="fixed", sweep="axis")
+    """fp32 matrix products and convolutions on a GPU. high: TF32, which rounds their inputs to 10
+    bits. highest: full fp32, several times slower."""
+    deterministic: bool = option(False, resume="fixed", sweep="axis")
+    """Use only deterministic kernels on a GPU, which are slower, so that equal runs are equal bit
+    for bit. On a CPU they always are."""
 
     def __post_init__(self) -> None:
         lengths = ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every")

@@ -136,7 +136,6 @@ class JournalSync:
         answer until then, log that once, return None, and do not try again: the next driver of the
         same run or sweep sends everything.
         """
-
         limit = f"tracking.patience={self._patience_s:g} s"
         too_late = f" (not done within {limit}; a slow server needs more)"
 

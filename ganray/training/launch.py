@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import torch
+
 from ganray import log
-from ganray.config.schema import Config
+from ganray.config.schema import Config, TrainConfig
 from ganray.config.serialization import check_resumes, to_dict
 from ganray.data.loader import ImageDataset
 from ganray.data.prepare import open_dataset
@@ -48,6 +51,8 @@ def run_worker(
 ) -> None:
     """Run training on one rank. Tracebacks of unexpected errors go to `error.txt`."""
     log.configure(config.log_level, rank())
+    if context.device.type == "cuda":
+        choose_kernels(config.train)
     with (
         _record_errors(config.run_folder()),
         closing(Watchdog(config.run_folder(), config.train.hang_timeout, context)) as watchdog,
@@ -58,6 +63,18 @@ def run_worker(
         reference_set = assets.reference_set(config, reference)
         evaluator = Evaluator(config.evaluation, reference_set, context.device)
         train(config, dataset, evaluator, context, journal, watchdog)
+
+
+def choose_kernels(train: TrainConfig) -> None:
+    """Choose precision and determinism of this process's GPU kernels, torch's global settings."""
+    torch.set_float32_matmul_precision(train.matmul_precision)
+    torch.backends.cudnn.allow_tf32 = train.matmul_precision == "high"
+    # All batches have the same size, so the fastest algorithms are searched for once.
+    torch.backends.cudnn.benchmark = not train.deterministic
+    if train.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    # Only a warning, which names the operation: evaluations need not be deterministic.
+    torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ganray.config.schema import Config
+from ganray.config.schema import Config, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.errors import UserError
 from ganray.evaluation.reference import RunDatasets
@@ -130,7 +130,8 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
         "networks": f"{config.network.kind}: G {_parameters(G):,} and D {_parameters(D):,}"
         f" parameters, z {config.latent}{label}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
-        f" {_describe_loss(config)}, {config.optimizer.name}, {train.precision}",
+        f" {_describe_loss(config)}, {config.optimizer.name},"
+        f" {_describe_precision(train, workers.gpu)}",
         "workers": str(workers),
         "evaluation": _describe_evaluation(datasets),
     }
@@ -158,6 +159,7 @@ def _describe_loss(config: Config) -> str:
     terms = {
         f"R1 {loss.r1_gamma:g}": loss.r1_gamma,
         f"R2 {loss.r2_gamma:g}": loss.r2_gamma,
+        f"penalties every {loss.penalty_every} steps": loss.penalty_every > 1,
         f"GP {loss.gp_weight:g}": loss.gp_weight,
         f"unroll {loss.unroll} with lr {loss.unroll_lr:g}": loss.unroll,
         f"pack {network.pack}": network.pack > 1,
@@ -167,6 +169,12 @@ def _describe_loss(config: Config) -> str:
         f"{train.G_steps} G steps": train.G_steps > 1,
     }
     return " + ".join([loss.name, *(term for term, is_used in terms.items() if is_used)])
+
+
+def _describe_precision(train: TrainConfig, gpu: bool) -> str:
+    """Return the precision, e.g. "bf16 + TF32 + deterministic"."""
+    tf32 = gpu and train.matmul_precision == "high"
+    return train.precision + " + TF32" * tf32 + " + deterministic" * (gpu and train.deterministic)
 
 
 def num_classes(config: Config, images: DatasetPlan) -> int:

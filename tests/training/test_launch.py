@@ -1,10 +1,12 @@
 """Run folders and what workers leave in them."""
 
 import pytest
+import torch
 
+from ganray.config.schema import TrainConfig
 from ganray.errors import UserError
 from ganray.training import loop
-from ganray.training.launch import ERROR_FILE, create_run_folder, launch
+from ganray.training.launch import ERROR_FILE, choose_kernels, create_run_folder, launch
 from ganray.training.loop import Diverged
 from ganray.training.state import CONFIG_FILE
 
@@ -45,3 +47,25 @@ def test_a_damaged_config_file_is_reported_with_its_path(config):
     path.write_text("{")
     with pytest.raises(UserError, match=r"config.json: damaged .*; delete its folder"):
         create_run_folder(config)
+
+
+@pytest.fixture
+def _torch_settings(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.allow_tf32, cudnn.benchmark
+    yield
+    cudnn.allow_tf32, cudnn.benchmark = before
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_torch_settings")
+@pytest.mark.parametrize("precision", ["high", "highest"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_of_the_configured_precision_and_determinism(precision, deterministic):
+    choose_kernels(TrainConfig(matmul_precision=precision, deterministic=deterministic))
+    assert torch.get_float32_matmul_precision() == precision
+    assert torch.backends.cudnn.allow_tf32 == (precision == "high")
+    assert torch.backends.cudnn.benchmark == (not deterministic)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic

@@ -124,7 +124,10 @@ def test_the_plan_describes_the_run(tmp_path):
     ):
         assert part in text
     assert f"{preset.train.steps():,} steps" in text
-    assert "32 images, bce, adam" in text
+    assert "32 images, bce, adam, fp32\n" in text
+    on_gpu = replace(preset, train=replace(preset.train, precision="bf16", deterministic=True))
+    text = describe_plan(RunDatasets(on_gpu, images, images), Workers(1, True, 1), "sqlite:///x")
+    assert "adam, bf16 + TF32 + deterministic\n" in text
     many = replace(
         preset,
         network=replace(preset.network, pack=2, minibatch_stddev=4, spectral_norm=True),
