@@ -113,6 +113,16 @@ def local_device() -> torch.device:
     return device
 
 
+def available_threads(cpus: int) -> int:
+    """Return `cpus`, or the number of threads that torch has now if that is smaller.
+
+    Torch starts with all cores, with fewer if OMP_NUM_THREADS is set (torchrun sets 1). For small
+    networks that is too many: beside one busy core, a step of an MLP takes 12 times as long with
+    two threads, which wait for each other, as with one.
+    """
+    return min(cpus, torch.get_num_threads())
+
+
 _patient_group: dist.ProcessGroup | None = None
 """Group of all ranks with a long timeout, if torchrun has started this process."""
 

@@ -16,6 +16,7 @@ from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.data.prepare import DatasetPlan
 from ganray.distributed import (
+    available_threads,
     broadcast_from_rank0,
     local_device,
     rank,
@@ -83,6 +84,7 @@ def _run_locked(datasets: RunDatasets, workers: Workers) -> None:
     if config.check_discriminator:
         _check_discriminator(datasets, digest, workers)
         return
+    torch.set_num_threads(available_threads(config.ray.cpus_per_worker))
     if config.launcher == "ray":
         ray_train.connect(config.ray)
     if rank() == 0:
@@ -114,7 +116,8 @@ def warn_procedural_faces() -> None:
 def _resolve_workers(config: Config) -> Workers:
     if config.launcher == "ray":
         return resolve_workers(config, ray_train.cluster_resources(config.ray))
-    workers = Workers(world_size(), torch.cuda.is_available(), torch.get_num_threads())
+    threads = available_threads(config.ray.cpus_per_worker)
+    workers = Workers(world_size(), torch.cuda.is_available(), threads)
     check_workers(config, workers.count)
     return workers
 

@@ -471,7 +471,7 @@ class RayConfig:
     gpu: bool | None = option(None, resume="free", sweep="no")
     """Give each worker one GPU. None: if the cluster has any."""
     cpus_per_worker: int = option(1, resume="free", sweep="no")
-    """CPU cores, and so torch threads, per worker."""
+    """CPU cores, and so torch threads, per worker; also threads of the report after training."""
     max_failures: int = option(3, resume="free", sweep="no")
     """Worker failures (out of memory, preempted, killed) to survive before giving up."""
 

@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from ganray.config import cli
@@ -54,6 +55,21 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(celeba, home, capsys):
         assert re.search(rf"^{row} ", out, re.MULTILINE), row
     assert "no CelebA was given" in out
     assert not home.exists()
+
+
+def test_training_and_report_use_the_configured_threads_but_no_more_than_there_are(
+    celeba, home, capsys
+):
+    try:
+        for available, configured, used in ((3, 1, 1), (2, 5, 2)):
+            torch.set_num_threads(available)
+            threads = ["--ray.cpus_per_worker", str(configured)]
+            celeba.main([*TINY, "--name", f"threads-{available}", *threads])
+            cores = "1 core" if used == 1 else f"{used} cores"
+            assert f"1 DDP worker, {cores} each" in capsys.readouterr().out
+            assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_run_without_ray_writes_metrics_figures_and_a_model(celeba, home, capsys):
