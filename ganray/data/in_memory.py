@@ -12,6 +12,7 @@ import torch
 from ganray.data.loader import ImageDataset
 from ganray.data.mapping import free_bytes
 from ganray.data.sampler import DeterministicSampler, rank_slice
+from ganray.data.transforms import upload
 from ganray.errors import UserError
 from ganray.progress import Progress
 
@@ -67,7 +68,7 @@ class InMemoryDataset:
         if self._step == self._first_step + len(self._ids):
             steps = range(self._step, self._step + _STEPS)
             ids = np.stack([self._order.rank_indices(step, *self._share) for step in steps])
-            self._ids, self._first_step = torch.from_numpy(ids).to(self._batch.device), self._step
+            self._ids, self._first_step = upload(ids, self._batch.device), self._step
         ids = self._ids[self._step - self._first_step]
         self._step += 1
         return torch.index_select(self._images, 0, ids, out=self._batch)

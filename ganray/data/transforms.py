@@ -20,6 +20,14 @@ from ganray.data.format import Shape
 _STREAM = 0x6175676D656E74
 
 
+def upload(values: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """Copy a small array to a device without waiting for the work queued there."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":  # a copy from memory that is not pinned would wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def augment(
     images: torch.Tensor,
     *,
@@ -54,9 +62,9 @@ def augment(
         ranges = np.array([height - crop + 1, width - crop + 1], np.uint64)
         # The high half of a 32 x 32 bit product: uniform to 1 in 2^24 for any side of an image.
         corners = (words[:, :2] * ranges >> np.uint64(32)).astype(np.int64)
-        images = _crop(images, torch.from_numpy(corners).to(images.device), crop)
+        images = _crop(images, upload(corners, images.device), crop)
     if flip:
-        flipped = torch.from_numpy((words[:, 2] & np.uint64(1)).astype(bool)).to(images.device)
+        flipped = upload((words[:, 2] & np.uint64(1)).astype(bool), images.device)
         images = torch.where(flipped[:, None, None, None], images.flip(2), images)
     return images
 

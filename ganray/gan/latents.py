@@ -50,10 +50,10 @@ def sample(
     generator = torch.Generator(device).manual_seed(derive_seed(rng_seed, stream, step))
     z = _sample_raw(latent, batch_size, generator)
     if latent.scaling != "raw":
-        mean, std = moments(latent)
-        z = z - _to_device(mean, device)
+        mean, std = _moments_on(device, latent)
+        z = z - mean
         if latent.scaling == "standardised":
-            z = z / _to_device(std, device)
+            z = z / std
     return z + latent.offset if latent.offset else z
 
 
@@ -117,18 +117,23 @@ def _sample_raw(latent: LatentConfig, count: int, generator: torch.Generator) ->
             return normal() / normal(DEGREES_OF_FREEDOM).square().mean(-1).sqrt()
         case "mixture":
             component = torch.randint(COMPONENTS, (count,), generator=generator, device=device)
-            return _centres(latent.size).to(device)[component] + COMPONENT_STD * normal()
+            return _centres(latent.size, device)[component] + COMPONENT_STD * normal()
+
+
+# Cached on the device, because a copy to it would wait for the work queued there.
+@lru_cache
+def _centres(size: int, device: torch.device) -> torch.Tensor:
+    """Return the mixture's centres, the same in every run: float32 (COMPONENTS, size)."""
+    generator = torch.Generator().manual_seed(derive_seed(0, "mixture", size))
+    return torch.randn(COMPONENTS, size, generator=generator).to(device)
 
 
 @lru_cache
-def _centres(size: int) -> torch.Tensor:
-    """Return the mixture's centres, the same in every run: float32 (COMPONENTS, size)."""
-    generator = torch.Generator().manual_seed(derive_seed(0, "mixture", size))
-    return torch.randn(COMPONENTS, size, generator=generator)
-
-
-def _to_device(moment: Moment, device: torch.device) -> Moment:
-    return moment.to(device) if isinstance(moment, torch.Tensor) else moment
+def _moments_on(device: torch.device, latent: LatentConfig) -> tuple[Moment, Moment]:
+    mean, std = moments(latent)
+    if isinstance(mean, torch.Tensor) and isinstance(std, torch.Tensor):
+        return mean.to(device), std.to(device)
+    return mean, std
 
 
 def moments(latent: LatentConfig) -> tuple[Moment, Moment]:
@@ -152,7 +157,7 @@ def moments(latent: LatentConfig) -> tuple[Moment, Moment]:
         case "student-t":
             return 0.0, math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 2))
         case "mixture":
-            centres = _centres(latent.size)
+            centres = _centres(latent.size, torch.device("cpu"))
             variance = centres.var(0, correction=0) + COMPONENT_STD**2
             return centres.mean(0), variance.sqrt()
         case "normal" | "bernoulli":

@@ -18,7 +18,7 @@ from ganray.config.schema import Config, DataConfig, LatentConfig
 from ganray.data.in_memory import InMemoryDataset
 from ganray.data.loader import ImageDataset, Loader
 from ganray.data.sampler import DeterministicSampler, rank_slice
-from ganray.data.transforms import augment, to_float
+from ganray.data.transforms import augment, to_float, upload
 from ganray.distributed import Means, barrier, broadcast_from_rank0, rank, world_size
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
@@ -249,7 +249,7 @@ def rank_labels(
     if not state.classes:
         return []
     indices = sampler.rank_indices(state.step, state.config.train.batch_size, rank(), world_size())
-    labels = torch.from_numpy(images.annotations(indices).labels).to(state.device)
+    labels = upload(images.annotations(indices).labels, state.device)
     return [networks.one_hot_labels(labels, state.classes)]
 
 
