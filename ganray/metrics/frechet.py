@@ -5,7 +5,9 @@ Both mix fidelity and diversity into one number, so neither shows by itself that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -16,8 +18,7 @@ from ganray.metrics.matrices import blocks, check_features, eigh
 class Moments:
     """Count, mean and scatter of feature rows, which is all that the Frechet distance needs.
 
-    The moments of parts merge to those of the whole, up to float64 rounding, in any order. So they
-    can be accumulated over batches and ranks, starting from ``Moments.none(d)``.
+    The moments of parts merge to those of the whole, up to float64 rounding, in any order.
     """
 
     count: int
@@ -44,20 +45,34 @@ class Moments:
         rows = rows - mean
         return cls(len(rows), mean, rows.T @ rows)
 
-    def merge(self, other: Moments) -> Moments:
-        """Return the moments of the rows of both (Chan, Golub and LeVeque 1979)."""
-        count = self.count + other.count
+    @classmethod
+    def merged(cls, parts: Sequence[Moments]) -> Moments:
+        """Return the moments of the rows of all parts, at least one (Chan et al. 1979)."""
+        count = sum(part.count for part in parts)
         if count == 0:
-            return self
-        shift, weight = other.mean - self.mean, other.count / count
-        between = self.count * weight * torch.outer(shift, shift)
-        return Moments(count, self.mean + weight * shift, self.scatter + other.scatter + between)
+            return parts[0]
+        shifts = torch.stack([part.mean for part in parts]) - parts[0].mean
+        weights = shifts.new_tensor([part.count for part in parts])[:, None]
+        shift = (weights * shifts).sum(0) / count
+        shifts = weights.sqrt() * (shifts - shift)
+        scatter = shifts.T @ shifts
+        for part in parts:
+            scatter += part.scatter
+        return cls(count, parts[0].mean + shift, scatter)
 
     def covariance(self) -> torch.Tensor:
         """Return the unbiased covariance, float64 (d, d), of at least 2 rows."""
         if self.count < 2:
             raise ValueError(f"count={self.count}; a covariance needs at least 2 rows; add images")
         return self.scatter / (self.count - 1)
+
+    @cached_property
+    def deviation(self) -> torch.Tensor:
+        """The symmetric square root of the covariance, float64 (d, d)."""
+        values, vectors = eigh(self.covariance())
+        # A zero eigenvalue is computed as about 1e-16 of the largest; its root would be 1e-8 of it.
+        floor = len(values) * torch.finfo(values.dtype).eps * values[-1]
+        return vectors * values.where(values > floor, 0).sqrt() @ vectors.T
 
 
 def frechet_distance(reference: Moments, samples: Moments) -> float:
@@ -75,10 +90,9 @@ def frechet_distance(reference: Moments, samples: Moments) -> float:
             f"samples: {len(samples.mean)} columns, but the reference has {len(reference.mean)}; "
             "use the same network for both"
         )
-    a, b = reference.covariance(), samples.covariance()
     # The trace of the root of A B is the sum of the singular values of root(A) root(B).
-    cross = torch.linalg.svdvals(_root(a) @ _root(b)).sum()
-    spread = a.trace() + b.trace() - 2 * cross
+    cross = torch.linalg.svdvals(reference.deviation @ samples.deviation).sum()
+    spread = reference.covariance().trace() + samples.covariance().trace() - 2 * cross
     distance = (reference.mean - samples.mean).square().sum() + spread
     return max(distance.item(), 0.0)  # rounding may leave -1e-14 for equal distributions
 
@@ -113,11 +127,3 @@ def kernel_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     for rows in blocks(len(x), len(y)):
         total += (x[rows] @ y.T).div_(x.shape[1]).add_(1).pow_(3).sum()
     return total
-
-
-def _root(covariance: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric square root, float64 (d, d)."""
-    values, vectors = eigh(covariance)
-    # A zero eigenvalue is computed as about 1e-16 of the largest; its root would be 1e-8 of it.
-    floor = len(values) * torch.finfo(values.dtype).eps * values[-1]
-    return vectors * values.where(values > floor, 0).sqrt() @ vectors.T

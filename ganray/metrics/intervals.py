@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
-from scipy.stats import binomtest
 
 from ganray.metrics.frechet import Moments, kernel_sum, kid
 from ganray.metrics.matrices import TIE, blocks, check_features, squared_distances
@@ -181,6 +180,8 @@ def share_interval(hits: int, n: int) -> Estimate:
     It is right for 0 and n hits too, where a bootstrap interval is a point: no hit among n samples
     leaves room for a share of 3.7 / n.
     """
+    from scipy.stats import binomtest  # takes half a second, which workers need not wait for
+
     interval = binomtest(hits, n).proportion_ci(LEVEL, method="exact")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
@@ -237,13 +238,9 @@ def half_sample_moments(
     A half consists of half of the 40 random groups of rows, whose moments are merged.
     """
     groups = [Moments.of(rows[group]) for group in _random_groups(len(rows), rng_seed)]
-    values = []
-    for chosen in _random_halves(len(groups), halves, rng_seed).numpy():
-        total = Moments.none(rows.shape[1], rows.device)
-        for group, is_chosen in zip(groups, chosen, strict=True):
-            total = total.merge(group) if is_chosen else total
-        values.append(statistic(total))
-    return np.array(values)
+    chosen = _random_halves(len(groups), halves, rng_seed).numpy()
+    merged = (Moments.merged([groups[i] for i in half.nonzero()[0]]) for half in chosen)
+    return np.array([statistic(half) for half in merged])
 
 
 def half_sample_kid(

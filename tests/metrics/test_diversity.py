@@ -49,9 +49,7 @@ def test_vendi_score_equals_the_authors_code(n, d):
 def test_vendi_score_of_merged_moments():
     features = normal(100, 12, seed=2)
     features[5] = 0
-    total = Moments.none(12)
-    for rows in normalize_rows(features).split(33):
-        total = total.merge(Moments.of(rows))
+    total = Moments.merged([Moments.of(rows) for rows in normalize_rows(features).split(33)])
     assert vendi_from_moments(total) == pytest.approx(vendi_score(features), abs=1e-9)
 
 

@@ -40,26 +40,21 @@ def test_moments_equal_numpy():
 @pytest.mark.parametrize("batch", [1, 7, 200])
 def test_merged_batches_equal_the_whole(batch):
     rows = correlated(200, 5, 1)
-    moments = Moments.none(5)
-    for part in rows.split(batch):
-        moments = moments.merge(Moments.of(part))
-    assert_same(moments, Moments.of(rows))
+    assert_same(Moments.merged([Moments.of(part) for part in rows.split(batch)]), Moments.of(rows))
 
 
 def test_merged_unequal_ranks_equal_the_whole_in_any_order():
     rows = correlated(200, 5, 1)
     a, b, empty, c = (Moments.of(part) for part in rows.split([3, 120, 0, 77]))
-    assert_same(a.merge(b).merge(empty).merge(c), Moments.of(rows))
-    assert_same(c.merge(empty.merge(b)).merge(a), Moments.of(rows))
-    assert_same(empty.merge(Moments.none(5)), Moments.none(5))
+    assert_same(Moments.merged([a, b, empty, c]), Moments.of(rows))
+    assert_same(Moments.merged([c, Moments.merged([empty, b]), a]), Moments.of(rows))
+    assert_same(Moments.merged([empty, Moments.none(5)]), Moments.none(5))
 
 
 def test_a_large_mean_costs_no_digits():
     rows = normal(500, 3)
     moved = [Moments.of(part + 1e6) for part in rows.split(100)]
-    merged = moved[0]
-    for part in moved[1:]:
-        merged = merged.merge(part)
+    merged = Moments.merged(moved)
     torch.testing.assert_close(merged.scatter, Moments.of(rows).scatter, rtol=1e-7, atol=1e-6)
 
 
