@@ -177,6 +177,10 @@ def _dispatch(argv: Sequence[str]) -> None:
 
 def _train(config: Config) -> None:
     log.configure(config.log_level)
+    if config.launcher == "ray" and not (config.dry_run or config.check_discriminator):
+        from ganray.integrations import ray_cluster
+
+        ray_cluster.start(config.ray)
     from ganray.commands import train
 
     train.run(config)
@@ -184,9 +188,9 @@ def _train(config: Config) -> None:
 
 def _preset_for_hardware(config: Config) -> str:
     """Return the full-width network if the cluster has a GPU, else the narrow one."""
-    from ganray.integrations import ray_train
+    from ganray.integrations import ray_cluster
 
-    return "dcgan64" if ray_train.cluster_resources(config.ray).gpus else "cpu32"
+    return "dcgan64" if ray_cluster.cluster_resources(config.ray).gpus else "cpu32"
 
 
 def _help(job: Callable[[Sequence[str]], None]) -> str:

@@ -22,7 +22,7 @@ from ganray.config.serialization import check_resumes, to_dict
 from ganray.data import prepare
 from ganray.errors import UserError
 from ganray.files import read_json, write_atomic
-from ganray.integrations import mlflow_view, ray_train, ray_tune
+from ganray.integrations import mlflow_view, ray_cluster, ray_tune
 from ganray.integrations.mlflow_runs import store_uri
 from ganray.integrations.mlflow_sweep import SweepRuns, sync_sweep
 from ganray.sweeps import design, report, results
@@ -76,7 +76,7 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     axes = [parse_axis(text, config, read) for text in options.axis or DEFAULT_AXES]
     config, axes = share_reference(base_config(config, options, axes), axes)
     plan = plan_sweep(config, options, axes)
-    cluster = ray_train.cluster_resources(config.ray)
+    cluster = ray_cluster.cluster_resources(config.ray)
     workers = resolve_workers(config, cluster)
     datasets = SweepDatasets(config, validate_runs(plan, config, options, workers))
     concurrent = ray_tune.max_concurrent(options, workers, cluster)
@@ -100,9 +100,9 @@ def _run_locked(
     launch.record_dataset(sweep_folder(config), *datasets.identity())
     setup = ray_tune.TrialSetup(config, datasets.run_assets(), workers)
     save_sweep(plan, config, options)
-    ray_train.connect(config.ray)
+    ray_cluster.connect(config.ray, has_trials=True)
     for folder in datasets.local_folders():
-        ray_train.check_shared(folder)
+        ray_cluster.check_shared(folder)
     tags = train.run_tags(config, workers)
     folder, training = config.home / "runs", set[str]()
     with (

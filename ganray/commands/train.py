@@ -27,7 +27,7 @@ from ganray.distributed import (
 from ganray.errors import UserError
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets, locate_datasets
 from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator, table
-from ganray.integrations import mlflow_models, mlflow_runs, ray_train
+from ganray.integrations import mlflow_models, mlflow_runs, ray_cluster, ray_train
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training import launch, run_figures
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
@@ -86,7 +86,7 @@ def _run_locked(datasets: RunDatasets, workers: Workers) -> None:
         return
     torch.set_num_threads(available_threads(config.ray.cpus_per_worker))
     if config.launcher == "ray":
-        ray_train.connect(config.ray)
+        ray_cluster.connect(config.ray)
     if rank() == 0:
         _train_and_report(datasets, digest, assets, workers)
     else:
@@ -115,7 +115,7 @@ def warn_procedural_faces() -> None:
 
 def _resolve_workers(config: Config) -> Workers:
     if config.launcher == "ray":
-        return resolve_workers(config, ray_train.cluster_resources(config.ray))
+        return resolve_workers(config, ray_cluster.cluster_resources(config.ray))
     threads = available_threads(config.ray.cpus_per_worker)
     workers = Workers(world_size(), torch.cuda.is_available(), threads)
     check_workers(config, workers.count)
@@ -239,7 +239,7 @@ def run_tags(config: Config, workers: Workers) -> dict[str, str]:
     if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     if config.launcher == "ray":
-        tags |= ray_train.job_tags()
+        tags |= ray_cluster.job_tags()
     return tags
 
 

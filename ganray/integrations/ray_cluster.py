@@ -1,0 +1,222 @@
+"""Ray itself: join or start it, in the background; its resources, nodes and jobs.
+
+It imports neither torch nor ray.train, so that Ray starts while those are imported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ganray.config.schema import RayConfig
+from ganray.errors import UserError
+
+if TYPE_CHECKING:
+    from ganray.training.plan import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_ends_with_driver = False
+"""Whether this process has started Ray for itself alone."""
+_starting: Future[None] | None = None
+
+
+def start(config: RayConfig, has_trials: bool = False) -> None:
+    """Begin to join the cluster that the config or $RAY_ADDRESS names, or to start Ray here.
+
+    This takes seconds; `connect` waits for the result. `has_trials`: whether Ray Tune will run
+    drivers of their own.
+    """
+    global _starting
+    if _starting is None and not ray.is_initialized():
+        _starting = Future()
+        work = _starting, _address(config), has_trials
+        threading.Thread(target=_run, args=work, name="start-ray", daemon=True).start()
+
+
+def _run(starting: Future[None], address: str, has_trials: bool) -> None:
+    try:
+        starting.set_result(_init(address, has_trials))
+    except Exception as error:
+        starting.set_exception(error)
+    # Ray's processes are killed when the thread that started them ends, so it ends last.
+    threading.Event().wait()
+
+
+def connect(config: RayConfig, has_trials: bool = False) -> Cluster:
+    """Wait until this process has joined or started Ray; return the resources of the cluster.
+
+    The arguments are those of `start`.
+
+    Raises:
+        UserError: There is no cluster at the address.
+    """
+    global _starting
+    start(config, has_trials)
+    starting, _starting = _starting, None
+    if starting is not None:
+        try:
+            starting.result()
+        except OSError as error:  # including ConnectionError and an unknown host
+            raise UserError(
+                f"ray.address={_address(config)}: no cluster there; start one with"
+                " `ray start --head`, or leave the address out to use this machine alone"
+            ) from error
+        _restore_signal_handlers()
+    return _resources()
+
+
+def _restore_signal_handlers() -> None:
+    """Replace Ray's signal handlers by those that Python knows.
+
+    After a SIGTERM, Ray's would print the stack and abort the process 3 seconds later.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
+
+
+def cluster_resources(config: RayConfig) -> Cluster:
+    """Return the resources of the cluster that the run joins, else of this machine.
+
+    Raises:
+        UserError: There is no cluster at the address.
+    """
+    from ganray.training.plan import this_machine
+
+    return connect(config) if _address(config) != "local" else this_machine()
+
+
+def _address(config: RayConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _check_port(address: str) -> None:
+    """Connect to the port, because Ray itself would retry for five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def check_shared(folder: Path) -> None:
+    """Check that every node can read a folder, before workers are started.
+
+    Raises:
+        UserError: A node does not see the folder.
+    """
+
+    @ray.remote(num_cpus=0)
+    def exists(path: str) -> bool:
+        return os.path.exists(path)
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    answers = ray.get(
+        [exists.options(scheduling_strategy=s).remote(str(folder)) for s in strategies]
+    )
+    missing = [node for node, found in zip(nodes, answers, strict=True) if not found]
+    if missing:
+        raise not_shared(
+            folder, f"{len(missing)} of {len(nodes)} nodes (the first: {missing[0][:8]})"
+        )
+
+
+def not_shared(folder: Path, nodes: str) -> UserError:
+    """Return the error for a folder that some nodes do not see."""
+    return UserError(
+        f"home: {folder} does not exist on {nodes}; put --home on storage that all nodes share"
+    )
+
+
+def needs_cleaner() -> bool:
+    """Return whether Ray may outlive a driver of Ray Train, whose placement group it must remove.
+
+    Not if that driver has started Ray. A cluster lives on, and so does Ray when a trial stops.
+    """
+    return not _ends_with_driver
+
+
+def _submitted_job() -> dict[str, Any]:
+    """Return what `ray job submit` passed to this driver; empty if it was started by hand."""
+    return json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+
+
+def job_tags() -> dict[str, str]:
+    """Return MLflow tags with Ray's ids of this job, which the dashboard lists."""
+    tags = {"ray.job_id": ray.get_runtime_context().get_job_id()}
+    if submission := _submitted_job().get("metadata", {}).get("job_submission_id"):
+        tags["ray.submission_id"] = submission
+    return tags
+
+
+def _runtime_env(joins_cluster: bool) -> dict[str, Any]:
+    """Return a runtime environment in which workers can import ganray and have Ray's settings.
+
+    A submitted job with a working directory contains ganray; a driver that joins a cluster without
+    one ships the package itself. Variables that the job sets are left out: Ray rejects duplicates.
+    """
+    job_env = _submitted_job().get("runtime_env", {})
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("RAY_TRAIN_", "RAY_USAGE_")) and name not in job_env.get("env_vars", {})
+    }
+    env: dict[str, Any] = {"env_vars": variables}
+    if joins_cluster and "working_dir" not in job_env:
+        env["py_modules"] = [str(ROOT / "ganray")]
+    return env
+
+
+def _init(address: str, has_trials: bool) -> None:
+    """Start or join Ray. Workers print nothing, because the driver follows the journal."""
+    env = _runtime_env(joins_cluster=address != "local")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address != "local":
+        _check_port(address)
+    else:
+        env["env_vars"]["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # it watches for lost nodes
+        if has_trials:
+            # Ray's cleaner connects to the dashboard. If two Rays run on a machine, it guesses the
+            # wrong one and each fit takes 12 s longer, so the dashboard gets a free port.
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                options["dashboard_port"] = probe.getsockname()[1]
+            url = f"http://127.0.0.1:{options['dashboard_port']}"
+            env["env_vars"]["RAY_API_SERVER_ADDRESS"] = url
+        else:
+            options["include_dashboard"] = False
+    global _ends_with_driver
+    _ends_with_driver = address == "local" and not has_trials
+    ray.init(address, runtime_env=env, **options)
+
+
+def _resources() -> Cluster:
+    from ganray.training.plan import Cluster
+
+    current, maximum = ray.cluster_resources(), _max_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    cpus, gpus = (max(int(current.get(k, 0)), int(maximum.get(k, 0))) for k in ("CPU", "GPU"))
+    grows = cpus > int(current.get("CPU", 0)) or gpus > int(current.get("GPU", 0))
+    return Cluster(cpus, gpus, nodes, grows)
+
+
+def _max_resources() -> dict[str, int]:
+    """Return what an autoscaler may grow the cluster to; empty on a cluster of fixed size.
+
+    Ray Train sizes its own worker groups by the same call; Ray has no public one.
+    """
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config() or {}
