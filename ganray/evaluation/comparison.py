@@ -33,7 +33,6 @@ class ImageStatistics:
     """Names of the K modes; () if the extractor has none."""
     hash: str
     """Hash of the extractor."""
-    manifold: Manifold
     moments: Moments
     vendi: float
 
@@ -45,7 +44,6 @@ class ImageStatistics:
             extracted,
             extractor.mode_names,
             extractor.hash,
-            manifold=Manifold.fit(rows),
             moments=Moments.of(rows),
             vendi=diversity.vendi_score(rows),
         )
@@ -65,9 +63,19 @@ class ImageStatistics:
         return self.extracted.modes is not None
 
     @cached_property
+    def manifold(self) -> Manifold:
+        """Manifold of the images."""
+        return Manifold.fit(self.features)
+
+    @cached_property
+    def wide_manifold(self) -> Manifold:
+        """The manifold with the neighbours that intervals need."""
+        return Manifold.fit(self.features, min(intervals.REACH, len(self) - 1))
+
+    @cached_property
     def duplicate_threshold(self) -> float:
         """Distance up to which two samples count as the same image, by these reference images."""
-        return diversity.duplicate_threshold(self.features)
+        return diversity.duplicate_threshold(self.manifold)
 
     @cached_property
     def counts(self) -> Counts:
@@ -127,8 +135,8 @@ class Comparison:
 
     def from_manifolds(self, name: str) -> Estimate:
         """Estimate a field of ``ManifoldScores``."""
-        value = getattr(self._manifold_scores, name)
-        return self._estimate(value, lambda: self._half_sample_scores[name])
+        scores, replicates = self._manifold_scores
+        return self._estimate(getattr(scores, name), lambda: replicates[name])
 
     def vendi(self, unit: float = 1.0) -> Estimate:
         """Estimate the Vendi score of the samples in this unit."""
@@ -137,9 +145,9 @@ class Comparison:
     def kid(self) -> Estimate:
         """Estimate the kernel distance."""
         both = self.reference.features, self.samples.features
+        value, options = kid(*both), {"rng_seed": self.rng_seed}
         return self._estimate(
-            kid(*both),
-            lambda: intervals.half_sample_kid(*both, self.resamples, rng_seed=self.rng_seed),
+            value, lambda: intervals.half_sample_kid(*both, value, self.resamples, **options)
         )
 
     def simulate(self, statistic: CountStatistic) -> float:
@@ -173,10 +181,9 @@ class Comparison:
         return self._half_samples(diversity.vendi_from_moments, rows)
 
     @cached_property
-    def _manifold_scores(self) -> ManifoldScores:
-        return manifold_scores(self.reference.manifold, self.samples.manifold)
-
-    @cached_property
-    def _half_sample_scores(self) -> dict[str, Replicates]:
-        both = self.reference.manifold, self.samples.features
+    def _manifold_scores(self) -> tuple[ManifoldScores, dict[str, Replicates]]:
+        """Scores of the samples and, if there are intervals, of random halves."""
+        if not self.resamples:
+            return manifold_scores(self.reference.manifold, self.samples.manifold), {}
+        both = self.reference.manifold, self.samples.wide_manifold
         return intervals.half_sample_manifold(*both, self.resamples, rng_seed=self.rng_seed)

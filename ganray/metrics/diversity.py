@@ -15,6 +15,7 @@ from scipy.special import gammaincinv
 from ganray.metrics.frechet import Moments
 from ganray.metrics.intervals import TAIL, Estimate
 from ganray.metrics.matrices import TIE, blocks, check_features, eigh, squared_distances
+from ganray.metrics.precision_recall import Manifold
 
 _ROUNDING = 1e-12
 """Variance below this fraction of the mean squared length is float32 rounding."""
@@ -80,7 +81,7 @@ def effective_rank(moments: Moments) -> float:
     return (trace**2 / moments.scatter.square().sum()).item()
 
 
-def duplicate_threshold(reference: torch.Tensor, share: float = 0.01) -> float:
+def duplicate_threshold(reference: Manifold, share: float = 0.01) -> float:
     """Return the distance up to which two samples count as duplicates, in units of the features.
 
     It is the `share` quantile of the distance of each reference image to its nearest neighbour.
@@ -93,13 +94,12 @@ def duplicate_threshold(reference: torch.Tensor, share: float = 0.01) -> float:
     exact copies are duplicates.
 
     Args:
-        reference: Feature matrix (n, d) of reference images, n at least 2.
+        reference: Manifold of n reference images.
         share: In [0, 1]; 0 gives the smallest distance of all pairs.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}; must be in [0, 1]; 0.01 lets one image in 100 pair up")
-    squares, _ = _nearest(reference, 0.0)
-    return squares.sqrt().quantile(share).item()
+    return reference.nearest[:, 0].sqrt().quantile(share).item()
 
 
 def birthday_support(features: torch.Tensor, threshold: float) -> Estimate:
@@ -124,8 +124,7 @@ def birthday_support(features: torch.Tensor, threshold: float) -> Estimate:
     """
     if not threshold >= 0:
         raise ValueError(f"threshold={threshold}; must not be negative; use duplicate_threshold")
-    _, duplicates = _nearest(features, threshold)
-    duplicates = duplicates.double()
+    duplicates = _count_nearby(features, threshold).double()
     s = len(duplicates)
     all_pairs, pairs = s * (s - 1) / 2, duplicates.sum().item() / 2
     if not pairs:
@@ -151,18 +150,15 @@ def _vendi(weights: torch.Tensor) -> float:
     return (-torch.xlogy(spectrum, spectrum).sum()).exp().item()
 
 
-def _nearest(features: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return squared distances to the nearest other row, and counts of others nearby."""
+def _count_nearby(features: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return for each row the number of others within the threshold, int64 (n,)."""
     check_features("features", features, rows=2)
     points = features.double()
     points = points - points.mean(0)
     # Allocated before the loop: small tensors that outlive a block would fragment its memory, and
     # a process with 50,000 rows would grow to 16 GB.
-    nearest = points.new_empty(len(points))
-    duplicates = nearest.new_empty(len(points), dtype=torch.int64)
+    counts = points.new_empty(len(points), dtype=torch.int64)
     for rows in blocks(len(points), len(points)):
         squares = squared_distances(points[rows], points)
-        squares.diagonal(rows.start).fill_(math.inf)
-        nearest[rows] = squares.amin(1)
-        duplicates[rows] = (squares <= threshold**2 * (1 + TIE)).sum(1)
-    return nearest, duplicates
+        counts[rows] = (squares <= threshold**2 * (1 + TIE)).sum(1) - 1  # not the row itself
+    return counts

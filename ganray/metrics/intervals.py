@@ -33,9 +33,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from ganray.metrics.frechet import Moments, kernel_sum, kid
-from ganray.metrics.matrices import TIE, blocks, check_features, squared_distances
-from ganray.metrics.precision_recall import DENSITY_COVERAGE_K, PRECISION_RECALL_K, Manifold
+from ganray.metrics.frechet import Moments, kernel_sum
+from ganray.metrics.matrices import BLOCK_BYTES, TIE, blocks, check_features, squared_distances
+from ganray.metrics.precision_recall import (
+    DENSITY_COVERAGE_K,
+    PRECISION_RECALL_K,
+    Manifold,
+    ManifoldScores,
+)
 
 Replicates = NDArray[np.float64]
 """(R,): the metric of each resample."""
@@ -47,9 +52,11 @@ TAIL = (1 - LEVEL) / 2
 
 _TINY = 1e-12
 """Smaller than any difference that is not rounding."""
-_REACH = 24
+REACH = 24
 """Neighbours of each sample to compute. The third one within a random half lies beyond them with
 probability 2e-5."""
+_SURE = 64
+"""Samples of which each half has one, but with probability 2^-64."""
 _GROUPS = 40
 """Random groups of samples, half of which form a half, for metrics that are sums over groups."""
 
@@ -187,24 +194,29 @@ def share_interval(hits: int, n: int) -> Estimate:
 
 
 def half_sample_manifold(
-    reference: Manifold, samples: torch.Tensor, halves: int, *, rng_seed: int
-) -> dict[str, Replicates]:
-    """Return ``manifold_scores`` of random halves of the samples, by the names of its fields.
+    reference: Manifold, samples: Manifold, halves: int, *, rng_seed: int
+) -> tuple[ManifoldScores, dict[str, Replicates]]:
+    """Return ``manifold_scores`` of all samples, and of random halves by the names of its fields.
 
     Args:
         reference: Manifold with at least ``DENSITY_COVERAGE_K`` neighbours.
-        samples: Feature matrix (m, d), m at least 8, on the device of the reference.
+        samples: Manifold of m samples, m at least 8, on the device of the reference, with ``REACH``
+            neighbours, or all others if there are fewer.
         halves: Number of halves, R.
         rng_seed: Seed of the halves.
     """
-    check_features("samples", samples, rows=8, like=reference.features.shape[1])
-    centre = reference.features.double().mean(0)
-    x, y = reference.features.double() - centre, samples.double() - centre
-    in_half = _random_halves(len(y), halves, rng_seed, y.device)
-    radii, reach = _radii(y, in_half, PRECISION_RECALL_K)
+    check_features("samples", samples.features, rows=8, like=reference.features.shape[1])
+    assert samples.nearest.shape[1] >= min(REACH, len(samples.features) - 1)
+    x, y = reference.features.double(), samples.features.double()
+    centre = x.mean(0)
+    x, y = x - centre, y - centre
+    in_half = _random_halves(len(y), halves, rng_seed, y.device).T.contiguous()
+    distances = samples.nearest * (1 + TIE)
+    radii = _radii(distances, samples.neighbours, in_half)
     precise = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     inside = torch.zeros(len(y), dtype=torch.int64, device=y.device)
-    recalled = torch.zeros(halves, dtype=torch.int64, device=y.device)
+    # Of all samples, then of each half.
+    recalled = torch.zeros(1 + halves, dtype=torch.int64, device=y.device)
     covered = torch.zeros_like(recalled)
     closed = reference.nearest[:, PRECISION_RECALL_K - 1, None] * (1 + TIE)
     opened = reference.nearest[:, DENSITY_COVERAGE_K - 1, None] * (1 - TIE)
@@ -213,21 +225,35 @@ def half_sample_manifold(
         precise |= (squares <= closed[rows]).any(0)
         in_reference_ball = squares < opened[rows]
         inside += in_reference_ball.sum(0)
-        ball, held = in_reference_ball.nonzero().T
-        image, near = (squares <= reach).nonzero().T
-        distance = squares[image, near]
-        for i, half in enumerate(in_half):
-            covered[i] += _count_distinct(ball[half[held]], len(squares))
-            in_sample_ball = half[near] & (distance <= radii[i][near])
-            recalled[i] += _count_distinct(image[in_sample_ball], len(squares))
-    weights = in_half.double() / in_half.sum(1, keepdim=True)
+        held = in_reference_ball.sum(1)
+        # Balls are no smaller in a half, where neighbours are fewer.
+        reached = (squares <= distances[:, PRECISION_RECALL_K - 1]).sum(1)
+        in_widest_ball = squares <= distances[:, -1]
+        for count, total, pairs in (
+            (held, covered, in_reference_ball),
+            (reached, recalled, in_widest_ball),
+        ):
+            is_sure = count > _SURE
+            total[0] += count.count_nonzero()
+            total[1:] += is_sure.sum()
+            pairs[is_sure] = False
+        covered[1:] += _count_rows(in_reference_ball, lambda _, sample: in_half[sample])
+        recalled[1:] += _count_rows(
+            in_widest_ball,
+            lambda image, sample, d=squares: (
+                in_half[sample] & (d[image, sample, None] <= radii[sample])
+            ),
+        )
+    members = torch.cat([torch.ones_like(in_half[:, :1]), in_half], 1).double()
+    sizes = members.sum(0)
     scores = {
-        "precision": weights @ precise.double(),
+        "precision": precise.double() @ members / sizes,
         "recall": recalled.double() / len(x),
-        "density": weights @ inside.double() / DENSITY_COVERAGE_K,
+        "density": inside.double() @ members / (DENSITY_COVERAGE_K * sizes),
         "coverage": covered.double() / len(x),
     }
-    return {name: values.cpu().numpy() for name, values in scores.items()}
+    of_all = ManifoldScores(**{name: values[0].item() for name, values in scores.items()})
+    return of_all, {name: values[1:].cpu().numpy() for name, values in scores.items()}
 
 
 def half_sample_moments(
@@ -244,13 +270,14 @@ def half_sample_moments(
 
 
 def half_sample_kid(
-    reference: torch.Tensor, samples: torch.Tensor, halves: int, *, rng_seed: int
+    reference: torch.Tensor, samples: torch.Tensor, value: float, halves: int, *, rng_seed: int
 ) -> Replicates:
     """Return ``frechet.kid`` of random halves of the samples (m, d) against the reference (n, d).
 
     Args:
         reference: Feature matrix (n, d), n at least 2.
         samples: Feature matrix (m, d), m at least 8, on the same device.
+        value: ``frechet.kid`` of all samples.
         halves: Number of halves, R.
         rng_seed: Seed of the halves.
     """
@@ -263,13 +290,13 @@ def half_sample_kid(
         (_kernel_sums(x[rows], groups) for rows in blocks(len(x), len(y))),
         torch.zeros_like(diagonal),
     )
-    # The term of the reference alone comes from kid itself, of all groups, which go first.
+    # The term of the reference alone comes from `value`, that of all groups, which go first.
     chosen = _random_halves(len(groups), halves + 1, rng_seed).to(y)
     chosen[0] = 1
     m = chosen @ sizes
     within = ((chosen @ among_groups) * chosen).sum(1) - chosen @ diagonal
     terms = within / (m * (m - 1)) - 2 * (chosen @ to_reference) / (len(x) * m)
-    return (kid(reference, samples) + terms[1:] - terms[0]).cpu().numpy()
+    return (value + terms[1:] - terms[0]).cpu().numpy()
 
 
 def _random_halves(
@@ -291,31 +318,42 @@ def _random_groups(count: int, rng_seed: int) -> list[torch.Tensor]:
 
 
 def _radii(
-    samples: torch.Tensor, in_half: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return closed squared radii of balls: (R, m) in each half, and (m,) the largest computed."""
-    reach = min(_REACH, len(samples) - 1)
-    # Allocated before the loop, as in Manifold.fit.
-    distances = samples.new_empty(len(samples), reach)
-    neighbours = distances.new_empty(distances.shape, dtype=torch.int64)
-    for rows in blocks(len(samples), len(samples)):
-        squares = squared_distances(samples[rows], samples)
-        squares.diagonal(rows.start).fill_(-1)  # the sample itself precedes any duplicate
-        nearest = squares.topk(reach + 1, largest=False)
-        distances[rows] = nearest.values[:, 1:] * (1 + TIE)
-        neighbours[rows] = nearest.indices[:, 1:]
+    distances: torch.Tensor, neighbours: torch.Tensor, in_half: torch.Tensor
+) -> torch.Tensor:
+    """Return squared radii (m, R) of the samples' balls in each half.
+
+    Args:
+        distances: Squared distances to the nearest other samples, (m, k), ascending.
+        neighbours: Row numbers of those, (m, k).
+        in_half: Whether a sample belongs to a half, bool (m, R).
+    """
     radii = torch.empty(in_half.shape, dtype=distances.dtype, device=distances.device)
-    for radius, half in zip(radii, in_half, strict=True):
-        nearer = (half[neighbours].cumsum(1) < k).sum(1, keepdim=True)
-        radius[:] = distances.gather(1, nearer.clamp_max(distances.shape[1] - 1))[:, 0]
-    return radii, distances[:, -1]
+    for i, half in enumerate(in_half.T):
+        nearer = (half[neighbours].cumsum(1) < PRECISION_RECALL_K).sum(1, keepdim=True)
+        radii[:, i] = distances.gather(1, nearer.clamp_max(distances.shape[1] - 1))[:, 0]
+    return radii
 
 
-def _count_distinct(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the number of distinct values in int64 (p,), each in [0, count)."""
-    present = torch.zeros(count, dtype=torch.bool, device=rows.device)
-    present[rows] = True
-    return present.sum()
+def _count_rows(
+    pairs: torch.Tensor, flags_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Return in how many rows a flag of any true pair is true, int64 (R,).
+
+    Args:
+        pairs: bool (n, m).
+        flags_of: Maps the rows and columns of p pairs to flags, bool (p, R).
+    """
+    rows, columns = pairs.nonzero().T
+    halves = flags_of(rows[:1], columns[:1]).shape[1]
+    found = torch.zeros(len(pairs), halves, dtype=torch.bool, device=pairs.device)
+    step = BLOCK_BYTES // (8 * halves)
+    for row, column in zip(rows.split(step), columns.split(step), strict=True):
+        if len(row):
+            sums = flags_of(row, column).cumsum(0)
+            ends = row.bincount(minlength=len(pairs)).cumsum(0)
+            sums = torch.cat([torch.zeros_like(sums[:1]), sums])[ends]
+            found |= sums.diff(dim=0, prepend=torch.zeros_like(sums[:1])) > 0
+    return found.sum(0)
 
 
 def _kernel_sums(x: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:

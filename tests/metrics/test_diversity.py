@@ -16,6 +16,7 @@ from ganray.metrics.diversity import (
     vendi_score,
 )
 from ganray.metrics.frechet import Moments
+from ganray.metrics.precision_recall import Manifold
 
 
 def normal(*shape, seed=0):
@@ -89,14 +90,15 @@ def test_support_counts_pairs_within_the_threshold():
 
 def test_the_threshold_is_a_quantile_of_nearest_distances():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0], [15.0]])  # nearest at 1, 1, 2, 4, 8
-    assert duplicate_threshold(line, 0.0) == pytest.approx(1)
-    assert duplicate_threshold(line, 0.5) == pytest.approx(2)
-    assert duplicate_threshold(line, 0.625) == pytest.approx(3)
+    fit = Manifold.fit(line, 1)
+    assert duplicate_threshold(fit, 0.0) == pytest.approx(1)
+    assert duplicate_threshold(fit, 0.5) == pytest.approx(2)
+    assert duplicate_threshold(fit, 0.625) == pytest.approx(3)
 
 
 def test_reference_images_reach_the_largest_measurable_support():
     reference = normal(1000, 16, seed=8)
-    support = birthday_support(reference, duplicate_threshold(reference, 0.01)).value
+    support = birthday_support(reference, duplicate_threshold(Manifold.fit(reference), 0.01)).value
     # Ten of the thousand have a neighbour within the threshold: five pairs, or more in triples.
     assert 1000 / 0.01 / 2 <= support <= 1000 / 0.01
 
@@ -150,7 +152,10 @@ def test_without_a_duplicate_only_the_lower_end_is_finite():
         (lambda: effective_rank(Moments.of(normal(1, 3))), "moments of 1 rows"),
         (lambda: birthday_support(normal(1, 3), 0.0), "must be at least 2"),
         (lambda: birthday_support(normal(9, 3), -1.0), "threshold=-1.0; must not be negative"),
-        (lambda: duplicate_threshold(normal(9, 3), 5), r"share=5; must be in \[0, 1\]"),
+        (
+            lambda: duplicate_threshold(Manifold.fit(normal(9, 3)), 5),
+            r"share=5; must be in \[0, 1\]",
+        ),
     ],
 )
 def test_an_error_names_value_and_rule(call, message):

@@ -1,6 +1,7 @@
 """Intervals against scipy, closed forms, and small simulations of how often they hold."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -146,7 +147,9 @@ def test_an_error_names_value_and_rule(call, message):
 @pytest.mark.parametrize("copies", [0, 30])
 def test_half_sample_manifold_equals_the_scores_of_each_half(copies):
     reference, samples = Manifold.fit(cloud(150, 0)), 0.8 * cloud(201, 1, copies)
-    result = intervals.half_sample_manifold(reference, samples, HALVES, rng_seed=7)
+    fit = Manifold.fit(samples, intervals.REACH)
+    of_all, result = intervals.half_sample_manifold(reference, fit, HALVES, rng_seed=7)
+    assert asdict(of_all) == pytest.approx(asdict(manifold_scores(reference, fit)), abs=1e-12)
     chosen = intervals._random_halves(201, HALVES, 7)
     assert (chosen.sum(1) == 100).all()
     for i, half in enumerate(chosen):
@@ -157,8 +160,11 @@ def test_half_sample_manifold_equals_the_scores_of_each_half(copies):
 
 
 def test_halves_of_equal_samples_do_not_scatter():
-    reference, samples = Manifold.fit(cloud(50, 0)), torch.ones(40, 6)
-    result = intervals.half_sample_manifold(reference, samples, HALVES, rng_seed=0)
+    reference, samples = (
+        Manifold.fit(cloud(50, 0)),
+        Manifold.fit(torch.ones(40, 6), intervals.REACH),
+    )
+    _, result = intervals.half_sample_manifold(reference, samples, HALVES, rng_seed=0)
     assert all(np.ptp(values) < 1e-12 for values in result.values())
     assert result["recall"][0] == 0
 
@@ -168,7 +174,8 @@ def test_half_sample_moments_and_kid_equal_the_scores_of_each_half():
     unit = normalize_rows(samples)
     ranks = intervals.half_sample_moments(effective_rank, samples, HALVES, rng_seed=3)
     vendis = intervals.half_sample_moments(vendi_from_moments, unit, HALVES, rng_seed=3)
-    kids = intervals.half_sample_kid(reference, samples, HALVES, rng_seed=3)
+    value = kid(reference, samples)
+    kids = intervals.half_sample_kid(reference, samples, value, HALVES, rng_seed=3)
     groups = intervals._random_groups(len(samples), 3)
     assert sorted(torch.cat(groups).tolist()) == list(range(123))
 
@@ -189,8 +196,7 @@ def test_halves_scatter_like_independent_samples():
     reference = Manifold.fit(cloud(200, 0))
     sets = [0.6 * cloud(200, 100 + i) for i in range(40)]
     coverage = [manifold_scores(reference, Manifold.fit(samples)).coverage for samples in sets]
-    spread = [
-        intervals.half_sample_manifold(reference, samples, 60, rng_seed=0)["coverage"].std()
-        for samples in sets[:5]
-    ]
+    fits = [Manifold.fit(samples, intervals.REACH) for samples in sets[:5]]
+    halves = [intervals.half_sample_manifold(reference, fit, 60, rng_seed=0)[1] for fit in fits]
+    spread = [half["coverage"].std() for half in halves]
     assert np.mean(spread) == pytest.approx(np.std(coverage), rel=0.35)
