@@ -35,7 +35,7 @@ from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan import latents
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training import journal
-from ganray.training.launch import launch
+from ganray.training.launch import choose_kernels, launch
 from ganray.training.state import TrainState, read_state
 from tests.conftest import Squares
 
@@ -52,6 +52,8 @@ class Case:
     name: str
     config: Config
     shape: Shape
+    layout: torch.memory_format = torch.preserve_format
+    """Memory format of the networks; by default the one that ganray chooses."""
 
     @property
     def batch(self) -> int:
@@ -66,9 +68,17 @@ def cases() -> list[Case]:
         return [Case("cpu32", cpu32, (32, 32, 3)), Case("mnist", MNIST["normal-100"], (28, 28, 1))]
     large = replace(dcgan, train=replace(dcgan.train, batch_size=256))
     bf16 = replace(dcgan, train=replace(dcgan.train, precision="bf16"))
+    lazy = replace(dcgan, loss=replace(dcgan.loss, penalty_every=16))
+    full = replace(dcgan, train=replace(dcgan.train, matmul_precision="highest"))
+    exact = replace(dcgan, train=replace(dcgan.train, deterministic=True))
     return [
         Case("dcgan64", dcgan, (64, 64, 3)),
+        Case("dcgan64 lazy", lazy, (64, 64, 3)),
+        Case("dcgan64 contiguous", dcgan, (64, 64, 3), torch.contiguous_format),
+        Case("dcgan64 lazy contiguous", lazy, (64, 64, 3), torch.contiguous_format),
         Case("dcgan64 bf16", bf16, (64, 64, 3)),
+        Case("dcgan64 without TF32", full, (64, 64, 3)),
+        Case("dcgan64 deterministic", exact, (64, 64, 3)),
         Case("dcgan64 batch 256", large, (64, 64, 3)),
         Case("normal-100", MNIST["normal-100"], (28, 28, 1)),
         Case("cpu32", cpu32, (32, 32, 3)),
@@ -104,6 +114,8 @@ def steps(_: Path, seconds: float) -> Iterator[Row]:
     """Compare ganray's two updates with the leanest loop and that of PyTorch's DCGAN example."""
     for case in cases():
         torch.manual_seed(0)
+        if HAS_GPU:
+            choose_kernels(case.config.train)
         loops = {
             "ganray": ganray_step(case),
             "lean": lean_step(case),
@@ -168,8 +180,8 @@ def count_kernels(step: Callable[[], object]) -> int:
 
 def ganray_step(case: Case) -> Callable[[], object]:
     """Return ganray's updates of D and G, with the latents drawn as in training."""
-    state = TrainState(case.config, case.shape, DEVICE)
-    real, train = random_images(case), case.config.train
+    state = build_state(case)
+    real, train, loss = random_images(case), case.config.train, case.config.loss
     amp = torch.autocast(DEVICE.type, torch.bfloat16, train.precision == "bf16")
 
     def draw(stream: str) -> torch.Tensor:
@@ -184,7 +196,13 @@ def ganray_step(case: Case) -> Callable[[], object]:
 
     def step() -> None:
         discriminator_step(
-            state.D_objective, state.G, state.D_optimizer, real, draw("D"), autocast=amp
+            state.D_objective,
+            state.G,
+            state.D_optimizer,
+            real,
+            draw("D"),
+            autocast=amp,
+            penalty_scale=loss.penalty_scale(state.step),
         )
         generator_step(state.G_objective, state.D, state.G_optimizer, real, draw("G"), autocast=amp)
         state.advance()
@@ -192,9 +210,17 @@ def ganray_step(case: Case) -> Callable[[], object]:
     return step
 
 
+def build_state(case: Case) -> TrainState:
+    """Return the networks and optimizers of a case in its memory format."""
+    state = TrainState(case.config, case.shape, DEVICE)
+    for network in (state.G, state.D):
+        network.to(memory_format=case.layout)  # pyright: ignore[reportCallIssue]
+    return state
+
+
 def lean_step(case: Case) -> Callable[[], object]:
     """Return the same updates with nothing but torch calls: no statistics, no averaging."""
-    state = TrainState(replace(case.config, name="lean"), case.shape, DEVICE)
+    state = build_state(case)
     real, z = random_images(case), torch.randn(case.batch, case.config.latent.size, device=DEVICE)
     amp = torch.autocast(DEVICE.type, torch.bfloat16, case.config.train.precision == "bf16")
     gamma, softplus = case.config.loss.r1_gamma, nn.functional.softplus
@@ -226,7 +252,7 @@ def lean_step(case: Case) -> Callable[[], object]:
 def example_step(case: Case) -> Callable[[], object]:
     """Return the updates of PyTorch's DCGAN example: no penalty, `.item()` in every step."""
     loss_config = dataclasses.replace(case.config.loss, r1_gamma=0.0)
-    state = TrainState(replace(case.config, loss=loss_config), case.shape, DEVICE)
+    state = build_state(replace(case, config=replace(case.config, loss=loss_config)))
     real, loss = random_images(case), nn.BCEWithLogitsLoss()
 
     def step() -> None:
