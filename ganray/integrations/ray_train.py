@@ -5,6 +5,7 @@ The only importer of ray.train.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import socket
@@ -90,12 +91,7 @@ def launch(
         ),
         torch_config=TorchConfig(timeout_s=math.ceil(ALLOWANCE * config.train.hang_timeout)),
     )
-    try:
-        result = _fit(trainer, folder)
-    except ray.train.TrainingFailedError as error:
-        raise _failure(error, folder) from error
-    except _DEATHS as error:  # the controller died, which Ray does not restart
-        raise _death("training failed", error, folder) from error
+    result = _fit(trainer, config)
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
     checkpoint = find_checkpoint(folder, config.train.strict_resume)
@@ -104,18 +100,37 @@ def launch(
     return checkpoint
 
 
-def _fit(trainer: TorchTrainer, folder: Path) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, config: Config) -> ray.train.Result:
     """Train. If this process is stopped, ask the workers for a checkpoint first.
 
     They live on while the exception propagates, whose frames refer to Ray's controller.
     """
+    folder, maximum = config.run_folder(), config.ray.max_failures
     # Ray's handler of Ctrl-C kills the workers at once; there is no public way to leave it out.
     trainer._register_sigint_handler = lambda controller: None  # noqa: ARG005
-    try:
-        return trainer.fit()
-    except (KeyboardInterrupt, SystemExit):
-        request_stop([folder])
-        raise
+    for restart in itertools.count(1):
+        try:
+            return trainer.fit()
+        except (KeyboardInterrupt, SystemExit):
+            request_stop([folder])
+            raise
+        except _DEATHS as error:  # the controller died, and Ray keeps the resources of its workers
+            raise _death("training failed", error, folder) from error
+        except ray.train.TrainingFailedError as error:
+            # Ray does not restart workers of which one dies while it calls them at their start.
+            cause = getattr(error, "controller_failure", None)
+            if not isinstance(cause, _DEATHS):
+                raise _failure(error, folder) from error
+            if restart > maximum:
+                raise _death("training failed", cause, folder) from error
+            path = append_error(folder, "Ray", str(cause))
+            journal.add_status(
+                folder,
+                f"a worker died at its start ({_reason(cause)}; details: {path}); restart {restart}"
+                f" of at most {maximum}, from the last checkpoint",
+                is_training=False,
+            )
+    raise AssertionError("unreachable")
 
 
 class _Trainer(TorchTrainer):

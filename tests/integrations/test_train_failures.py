@@ -2,11 +2,15 @@
 
 import pickle
 
+import pytest
+from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from ganray.errors import UserError
 from ganray.integrations import ray_train
+from ganray.training import journal
+from tests.conftest import tiny_config
 
 
 def worker_failures(*causes):
@@ -32,3 +36,36 @@ def test_any_other_exception_is_no_user_error_and_names_its_traceback(tmp_path):
     path = tmp_path / "error.txt"
     assert str(error) == f"training failed: KeyError: 'gain'; the traceback is in {path}"
     assert "workers failed" in path.read_text()
+
+
+class DyingTrainer:
+    """Trainer of which a worker dies at its start, `deaths` times."""
+
+    def __init__(self, deaths):
+        self.deaths, self.fits = deaths, 0
+
+    def fit(self):
+        self.fits += 1
+        if self.fits <= self.deaths:
+            raise pickle.loads(pickle.dumps(ControllerError(ActorDiedError())))
+        return "result"
+
+
+def test_a_worker_that_dies_at_its_start_is_restarted_as_often_as_any_other(tmp_path):
+    config = tiny_config(tmp_path)
+    config.run_folder().mkdir(parents=True)
+    most = config.ray.max_failures
+    trainer = DyingTrainer(most)
+    assert ray_train._fit(trainer, config) == "result"
+    events = [event["text"] for event, _ in journal.read(config.run_folder())]
+    assert [text.rpartition("; ")[2] for text in events] == [
+        f"restart {number} of at most {most}, from the last checkpoint"
+        for number in range(1, most + 1)
+    ]
+    with pytest.raises(UserError, match=r"training failed: .*the same --name resumes"):
+        ray_train._fit(DyingTrainer(most + 1), config)
+
+
+def test_another_error_of_the_controller_is_a_bug(tmp_path):
+    error = ControllerError(KeyError("gain"))
+    assert isinstance(ray_train._failure(error, tmp_path), ray_train.WorkerFailedError)
