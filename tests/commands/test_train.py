@@ -205,7 +205,7 @@ def test_damaged_celeba_is_rejected(fails, tmp_path, damage, message):
             ["--ray.workers", "500", "--dry-run"],
             "ray.workers=500 need 1 CPU each, but the cluster has 1 node",
         ),
-        (["--train.batch_size", "1", "--ray.workers", "2"], "train.batch_size=1"),
+        (["--train.batch_size", "1", "--ray.workers", "2", "--dry-run"], "train.batch_size=1"),
         (
             [*TINY, "--network.pack", "8", "--dry-run"],
             "train.batch_size=12 over 1 worker must be a multiple of 8",
