@@ -1,4 +1,4 @@
-"""Where the time of a short job goes: from its start to the first line of training, and to its end.
+"""Measure the phases of a short job, from its start to its first line of training and to its end.
 
     python -m tests.benchmarks.startup [--repeats 3] [--launchers ray torch] [-- JOB ARGUMENTS]
 

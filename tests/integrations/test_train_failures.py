@@ -47,7 +47,7 @@ class DyingTrainer:
     def fit(self):
         self.fits += 1
         if self.fits <= self.deaths:
-            raise pickle.loads(pickle.dumps(ControllerError(ActorDiedError())))
+            raise ControllerError(ActorDiedError())
         return "result"
 
 
