@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,16 @@ def ganray_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFi
 def _logging() -> None:
     """Print log records on stdout, as jobs do; a test may configure another level."""
     log.configure()
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a fast test that starts Ray, which would go on into the tests after it."""
+    yield
+    cluster = sys.modules.get("ganray.integrations.ray_cluster")
+    if cluster and not request.node.get_closest_marker("ray"):
+        started = cluster._starting is not None or cluster.ray.is_initialized()
+        assert not started, "starts Ray: add --dry-run or --launcher torch, or mark it `ray`"
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,8 @@ def test_digits_replace_mnist_without_a_network_and_with_a_warning(mnist, home, 
 
 
 def test_a_root_without_mnist_is_rejected(mnist, home, offline, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["mnist.py", "first", "--data.root", str(tmp_path)])
+    argv = ["mnist.py", "first", "--data.root", str(tmp_path), "--launcher", "torch"]
+    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         cli.run(mnist.main)
     assert stop.value.code == 2
