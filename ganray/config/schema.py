@@ -383,6 +383,9 @@ class TrainConfig:
     matmul_precision: Literal["highest", "high"] = option("high", resume="fixed", sweep="axis")
     """fp32 matrix products and convolutions on a GPU. high: TF32, which rounds their inputs to 10
     bits. highest: full fp32, several times slower."""
+    reduce_precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
+    """Gradients while DDP averages them over workers. bf16: half the traffic between nodes, but
+    results then depend on the number of workers."""
     deterministic: bool = option(False, resume="fixed", sweep="axis")
     """Use only deterministic kernels on a GPU, which are slower, so that equal runs are equal bit
     for bit. On a CPU they always are."""

@@ -54,9 +54,13 @@ class TrainState:
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
         )
         # D is frozen while the G objective is wrapped, so that its DDP reduces G's gradients only.
-        self.D_objective = wrap_ddp(DiscriminatorObjective(self.D, config.loss), device)
+        D_objective, G_objective = (
+            DiscriminatorObjective(self.D, config.loss),
+            GeneratorObjective(self.G, self.D, config.loss),
+        )
+        self.D_objective = wrap_ddp(D_objective, device, config.train.reduce_precision)
         self.D.requires_grad_(False)
-        self.G_objective = wrap_ddp(GeneratorObjective(self.G, self.D, config.loss), device)
+        self.G_objective = wrap_ddp(G_objective, device, config.train.reduce_precision)
         self.D.requires_grad_(True)
         self.D_optimizer = build_optimizer(config.optimizer, self.D, config.optimizer.lr_D)
         self.G_optimizer = build_optimizer(config.optimizer, self.G, config.optimizer.lr_G)

@@ -1,4 +1,4 @@
-"""Measure ganray on a GPU: speed of the step and its limit, parity, memory, and whole jobs.
+"""Measure ganray on a GPU: the step and its limit, parity, memory, whole jobs; estimate DDP.
 
     python -m tests.benchmarks.gpu [--out FOLDER] [--seconds 8]
 
@@ -31,6 +31,7 @@ from ganray.config.presets import CELEBA, MNIST
 from ganray.config.schema import Config, DataConfig
 from ganray.data.format import Shape
 from ganray.data.writer import write_shards
+from ganray.distributed import bucket_mib
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan import latents
 from ganray.gan.step import discriminator_step, generator_step
@@ -95,7 +96,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if HAS_GPU else "CPU"
     print(f"torch {torch.__version__}, {device}", flush=True)
     with tempfile.TemporaryDirectory() as home, (options.out / "gpu.jsonl").open("a") as file:
-        for measure in (steps, loops, parity, jobs):
+        for measure in (steps, scaling, loops, parity, jobs):
             try:
                 for row in measure(Path(home), options.seconds):
                     row = {"device": device, "kind": measure.__name__} | row
@@ -282,6 +283,60 @@ def random_images(case: Case) -> torch.Tensor:
     height, width, channels = case.shape
     images = torch.rand(case.batch, channels, height, width, device=DEVICE)
     return images * (1 - case.config.pixel_min()) + case.config.pixel_min()
+
+
+@dataclass(frozen=True)
+class Link:
+    """The slowest link of a ring of workers: assumed, not measured."""
+
+    name: str
+    gpus: int
+    latency_us: float
+    """Of one message between neighbours, on average: 3 within a node, 25 between nodes."""
+    gigabytes_per_s: float
+    """80 % of what the hardware promises."""
+
+
+LINKS = (
+    Link("1 node of 8 GPUs, NVLink", 8, 3, 360),
+    *(Link(f"4 nodes of 8 GPUs, {gbit} Gb/s", 32, 6, 0.8 * gbit / 8) for gbit in (100, 25, 10)),
+)
+
+
+def scaling(_: Path, seconds: float) -> Iterator[Row]:
+    """Estimate DDP's efficiency at a fixed batch per worker, from the step of one worker.
+
+    A ring of n workers reduces B bytes in 2 (n - 1) latencies and the time of 2 (n - 1) / n * B
+    bytes, per bucket. It may hide behind the backward pass, which is taken as half of the step, but
+    for the last bucket.
+    """
+    case = cases()[0]
+    step_s = time_steps(ganray_step(case), seconds).total
+    state = build_state(case)
+    for precision, scale in (("fp32", 1.0), ("bf16", 0.5)):
+        for link in LINKS:
+            total = last = 0.0
+            for network in (state.D, state.G):
+                size = sum(p.nbytes for p in network.parameters())
+                bucket = min(size, bucket_mib(network) * 2**20)
+                seconds_of_bucket = ring_seconds(link, bucket * scale)
+                total += seconds_of_bucket * size / bucket
+                last += seconds_of_bucket
+            exposed = max(last, total - step_s / 2)
+            yield {
+                "case": case.name,
+                "link": link.name,
+                "gradients": precision,
+                "step_ms": step_s * 1e3,
+                "reduce_ms": total * 1e3,
+                "estimated_efficiency": step_s / (step_s + exposed),
+            }
+
+
+def ring_seconds(link: Link, size: float) -> float:
+    """Return the time in which a ring of workers reduces `size` bytes."""
+    hops, gpus = 2 * (link.gpus - 1), link.gpus
+    return hops * link.latency_us / 1e6 + hops / gpus * size / (link.gigabytes_per_s * 1e9)
 
 
 def loops(home: Path, seconds: float) -> Iterator[Row]:

@@ -71,6 +71,23 @@ def test_only_gradients_of_the_trained_network_are_reduced(two_ranks):
     assert reduced["G_in_D_step"] == 0
 
 
+def test_gradients_are_reduced_in_parts_while_the_backward_pass_goes_on(two_ranks):
+    """Torch's buckets of 25 MiB would reduce all of D at the end of its backward pass."""
+    assert facts(two_ranks)["D_bytes"] < 25 * 2**20
+    assert facts(two_ranks)["buckets"] > 1
+
+
+def test_gradients_may_be_reduced_in_bf16(two_ranks):
+    """The first step's gradients are rounded to 8 bits, so the weights after it are close only."""
+    fp32, bf16 = (
+        read_state(sorted((two_ranks / "runs" / name).glob("checkpoint_*"))[-1])["D"]
+        for name in ("two", "bf16")
+    )
+    for key, value in fp32.items():
+        assert not torch.equal(bf16[key], value)
+        torch.testing.assert_close(bf16[key], value, rtol=0, atol=2e-2)
+
+
 def test_means_weight_all_images_equally(two_ranks):
     for rank in (0, 1):
         assert facts(two_ranks, rank)["x"] == pytest.approx(13 / 3)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -65,6 +66,27 @@ def count_reduced_bytes(shards: str, home: Path) -> dict[str, int]:
     }
 
 
+def count_buckets(home: Path) -> dict[str, int]:
+    """Count the parts in which DDP reduces the gradients of D for 64x64 images, and D's bytes."""
+    config = tiny_config(home)
+    config = replace(config, network=replace(config.network, width_D=64))
+    state = TrainState(config, (64, 64, 3), torch.device("cpu"))
+    reduced = 0
+
+    def hook(_, bucket: dist.GradBucket):
+        nonlocal reduced
+        reduced += 1
+        return bf16_compress_hook(None, bucket)
+
+    assert isinstance(state.D_objective, DistributedDataParallel)
+    state.D_objective.register_comm_hook(None, hook)
+    for _ in range(2):
+        reduced = 0  # DDP orders the buckets by their readiness in the first step
+        real, z = torch.rand(3, 3, 64, 64), torch.randn(3, 8)
+        discriminator_step(state.D_objective, state.G, state.D_optimizer, real, z)
+    return {"buckets": reduced, "D_bytes": sum(p.nbytes for p in state.D.parameters())}
+
+
 def means_of_unequal_ranks() -> dict[str, float]:
     """Average 4 values of 5 on rank 0 and 2 values of 3 on rank 1: 13 / 3."""
     means = Means(torch.device("cpu"))
@@ -88,6 +110,7 @@ def main() -> None:
     shards, home = sys.argv[1], Path(sys.argv[2])
     with torchrun_group(timeout_s=300):
         facts: dict[str, object] = {"reduced_bytes": count_reduced_bytes(shards, home)}
+        facts |= count_buckets(home)
         facts |= means_of_unequal_ranks()
         facts["rank0"] = broadcast_from_rank0(f"rank {rank()}")
         finished = tiny_config(home, name="two")
@@ -97,6 +120,7 @@ def main() -> None:
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(regularized_config(home), shards)
+        launch(tiny_config(home, name="bf16", reduce_precision="bf16"), shards)
         # Unequal slices of 6 and 7 images must be weighted by their size.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
         # NaN on one rank only: both go back to the checkpoint at step 10.
