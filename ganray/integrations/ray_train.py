@@ -118,7 +118,7 @@ def _fit(trainer: TorchTrainer, config: Config) -> ray.train.Result:
             raise _death("training failed", error, folder) from error
         except ray.train.TrainingFailedError as error:
             # Ray does not restart workers of which one dies while it calls them at their start.
-            cause = getattr(error, "controller_failure", None)
+            cause = _cause(getattr(error, "controller_failure", error))
             if not isinstance(cause, _DEATHS):
                 raise _failure(error, folder) from error
             if restart > maximum:
@@ -230,18 +230,25 @@ def _failure(error: ray.train.TrainingFailedError, folder: Path) -> Exception:
     A UserError of any rank comes first: other ranks fail because that one is gone.
     """
     failures = dict(sorted(getattr(error, "worker_failures", {}).items()))
-    # Ray wraps some exceptions of workers to keep their traceback.
-    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
+    causes = {rank: _cause(failure) for rank, failure in failures.items()}
     for rank, cause in causes.items():
         if isinstance(cause, UserError):
             return UserError(f"training failed on rank {rank}: {cause}")
     for rank, cause in causes.items():
-        if isinstance(cause, _DEATHS):
+        # The name of the class of a worker that no longer answers is private to Ray.
+        if isinstance(cause, _DEATHS) or type(cause).__name__ == "WorkerHealthCheckTimeoutError":
             return _death(f"training failed on rank {rank}", cause, folder)
     path = append_error(folder, "Ray Train", str(error))
     cause = next(iter(causes.values()), error)
     summary = "".join(traceback.format_exception_only(cause)).strip().splitlines()[-1]
     return WorkerFailedError(f"training failed: {summary}; the traceback is in {path}")
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the exception that Ray has wrapped, to keep its traceback or to name the worker."""
+    for name in ("_base_exc", "health_check_failure"):
+        error = getattr(error, name, error)
+    return error
 
 
 def _death(summary: str, error: Exception, folder: Path) -> UserError:
@@ -255,7 +262,7 @@ def _death(summary: str, error: Exception, folder: Path) -> UserError:
 
 def _reason(error: Exception) -> str:
     """Return an error as one line. Ray's texts begin with the reason, or say "because"."""
-    cause = getattr(error, "_base_exc", error)  # Ray wraps exceptions to keep their traceback
+    cause = _cause(error)
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     because = [line for line in lines if line.startswith("The actor is dead because")]
     return (because or lines)[0].partition(". ")[0].rstrip(".")

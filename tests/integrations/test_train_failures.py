@@ -4,7 +4,11 @@ import pickle
 
 import pytest
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from ganray.errors import UserError
@@ -28,6 +32,23 @@ def test_a_user_error_of_any_rank_stays_a_user_error(tmp_path):
     assert isinstance(error, UserError)
     assert str(error) == "training failed on rank 1: bad file"
     assert not (tmp_path / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError()),
+        WorkerHealthCheckTimeoutError("A worker health check has been hanging for 9 seconds."),
+    ],
+)
+def test_workers_that_die_or_hang_more_often_than_they_may_are_no_bug(tmp_path, failure):
+    """Its peer fails with an exception of its own, as the connection is lost."""
+    for ranks in ((failure, RuntimeError("reset by peer")), (RuntimeError("reset"), failure)):
+        failures = WorkerGroupError("workers failed", dict(enumerate(ranks)))
+        error = ray_train._failure(pickle.loads(pickle.dumps(failures)), tmp_path)
+        assert isinstance(error, UserError)
+        assert f"on rank {ranks.index(failure)}: " in str(error)
+        assert "the same --name resumes from the last checkpoint" in str(error)
 
 
 def test_any_other_exception_is_no_user_error_and_names_its_traceback(tmp_path):
