@@ -7,7 +7,7 @@ import logging
 from ganray.config.commands import ShardConfig
 from ganray.data.format import Manifest
 from ganray.data.integrity import verify_shards
-from ganray.data.sources import ImageSource, faces, open_source
+from ganray.data.sources import ImageSource, faces, notes_of, open_source, source_options
 from ganray.data.writer import write_shards
 from ganray.errors import UserError
 from ganray.progress import Progress
@@ -36,26 +36,31 @@ def shard(options: ShardConfig) -> None:
         split=options.split,
         processes=options.processes,
         encoding=options.encoding,
+        bad_images=options.bad_images,
     )
     logger.info(f"{options.out}: {_describe(manifest)}")
     logger.info(f"train on them with --data.root {options.out} --data.size {options.size}")
 
 
 def _open_source(options: ShardConfig) -> ImageSource:
-    path = options.path and options.path.expanduser()
-    if options.source != "faces":
-        return open_source(
-            options.source,
-            path,
-            download=options.download,
-            rng_seed=options.rng_seed,
-            count=options.stacked,
-        )
-    if path is None:
-        raise UserError("faces needs a path: the folder to draw them into")
-    with Progress(options.faces, "drawing faces", "faces") as progress:
-        faces.write_celeba(path, options.faces, options.rng_seed, progress=progress.add)
-    return open_source("celeba", path)
+    path, name = options.path and options.path.expanduser(), options.source
+    if name == "faces":
+        if path is None:
+            raise UserError("faces needs a path: the folder to draw them into")
+        with Progress(options.faces, "drawing faces", "faces") as progress:
+            faces.write_celeba(path, options.faces, options.rng_seed, progress=progress.add)
+        name = "celeba"
+    source = open_source(
+        name,
+        path,
+        download=options.download,
+        rng_seed=options.rng_seed,
+        count=options.stacked,
+        options=source_options(options),
+    )
+    for note in notes_of(source):
+        logger.info(note)
+    return source
 
 
 def _describe(manifest: Manifest) -> str:

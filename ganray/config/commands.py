@@ -42,6 +42,17 @@ class ShardConfig:
     """Number of processes, which does not change the shards. None: one per core."""
     download: bool = False
     """Let torchvision download the source into `path` if it is not there."""
+    missing: Literal["skip", "error"] = "skip"
+    """celeba: whether images and lists may be missing."""
+    labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
+    """folder: where classes come from. auto: StyleGAN's dataset.json if it has labels, else the top
+    folders, unless they are numbered batches. hdf5: none ignores the labels."""
+    bad_images: Literal["error", "skip"] = "error"
+    """skip: leave out images that cannot be read, each of which the log names."""
+    background: Literal["white", "black", "gray"] = "white"
+    """folder: color behind what is transparent."""
+    dataset: str | None = None
+    """hdf5: path of the images in the file. None: found by name or dimensions."""
     faces: int = 8_000
     """faces: number of faces to draw."""
     stacked: int | None = None

@@ -90,7 +90,14 @@ class DataConfig:
     """Training images, their conversion to shards, and how shards are read."""
 
     source: Literal[
-        "celeba", "mnist", "fashion-mnist", "stacked-mnist", "digits", "folder", "source-text"
+        "celeba",
+        "mnist",
+        "fashion-mnist",
+        "stacked-mnist",
+        "digits",
+        "folder",
+        "hdf5",
+        "source-text",
     ] = option("celeba", identity="content", resume="fixed", sweep="axis")
     """Format of `root`; `python jobs/shard.py --help` describes each."""
     root: str | None = option(None, identity="content", resume="free", sweep="axis", secret=True)
@@ -98,8 +105,27 @@ class DataConfig:
     None: procedural faces for celeba; other sources are looked for in the home's data folder."""
     download: bool = option(False, identity="content", resume="free", sweep="axis")
     """Let torchvision download the source (CelebA: 1.4 GB) into `root` or the home's data."""
+    missing: Literal["skip", "error"] = option(
+        "skip", identity="content", resume="free", sweep="no"
+    )
+    """celeba: skip: train on the images that are there, without attributes if their list is not."""
+    labels: Literal["auto", "folder", "none", "dataset.json"] = option(
+        "auto", identity="content", resume="fixed", sweep="no"
+    )
+    """folder: where classes come from. auto: StyleGAN's dataset.json if it has labels, else the top
+    folders, unless they are numbered batches. hdf5: none ignores the labels."""
+    bad_images: Literal["error", "skip"] = option(
+        "error", identity="content", resume="free", sweep="no"
+    )
+    """skip: leave out images that cannot be read, each of which the log names."""
+    background: Literal["white", "black", "gray"] = option(
+        "white", identity="content", resume="fixed", sweep="no"
+    )
+    """folder: color behind what is transparent."""
+    dataset: str | None = option(None, identity="content", resume="fixed", sweep="axis")
+    """hdf5: path of the images in the file, such as /imgs. None: found by name or dimensions."""
     images: int | None = option(None, identity="selection", resume="fixed", sweep="axis")
-    """Number of images, from the first on. None: all, or `faces` procedural ones."""
+    """Maximum number of images, from the first on. None: all, or `faces` procedural ones."""
     faces: int = option(8_000, identity="selection", resume="fixed", sweep="axis")
     """Number of procedural faces to draw if there is no CelebA."""
     size: int = option(64, identity="selection", resume="fixed", sweep="axis")

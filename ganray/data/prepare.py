@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ganray.config.schema import DataConfig, absolute
 from ganray.data.format import MANIFEST, SPLITS, VERSION, Manifest, Shape
+from ganray.data.loader import ImageDataset
 from ganray.data.reader import ShardedDataset
 from ganray.data.remote import RemoteShards
-from ganray.data.sources import ImageSource, faces, open_source
+from ganray.data.sources import (
+    ImageSource,
+    SourceOptions,
+    faces,
+    notes_of,
+    open_source,
+    source_options,
+)
+from ganray.data.subset import Subset
 from ganray.data.writer import is_complete, write_shards
 from ganray.errors import UserError
 from ganray.progress import Progress
@@ -61,6 +73,8 @@ class DatasetPlan:
     """Folder or file to convert; None if the shards were given."""
     procedural: bool = False
     """Whether the images are procedural faces, which are drawn into `source` first."""
+    notes: tuple[str, ...] = ()
+    """What the source has detected or left out."""
 
     def __str__(self) -> str:
         return f"{self.count:,} images of {self.description}"
@@ -117,14 +131,14 @@ def prepare_dataset(data: DataConfig, plan: DatasetPlan) -> str:
         Digest of the shards, 16 hex digits.
     """
     if data.is_remote():
-        return open_remote(data).manifest.digest()
+        return _digest(data, open_remote(data).manifest)
     folder = Path(plan.location)
     if plan.source is None or is_complete(folder):
-        return Manifest.read(folder).digest()
+        return _digest(data, Manifest.read(folder))
     if plan.procedural and not faces.is_written(plan.source, data.faces, _DATA_SEED):
         with Progress(data.faces, "drawing faces", "faces") as progress:
             faces.write_celeba(plan.source, data.faces, _DATA_SEED, progress=progress.add)
-    source = open_source(data.source, plan.source, rng_seed=_DATA_SEED)
+    source = _open(data.source, plan.source, source_options(data))
     return write_shards(
         source,
         folder,
@@ -132,6 +146,7 @@ def prepare_dataset(data: DataConfig, plan: DatasetPlan) -> str:
         images=plan.count,
         split=data.split,
         encoding=data.encoding,
+        bad_images=data.bad_images,
     ).digest()
 
 
@@ -140,21 +155,36 @@ def dataset_identity(data: DataConfig, plan: DatasetPlan) -> str:
 
     Unlike the digest they are the same if shards of the same images are written again.
     """
-    if data.is_remote():
-        return open_remote(data).manifest.recipe.digest()
-    return Manifest.read(Path(plan.location)).recipe.digest()
+    remote = data.is_remote()
+    manifest = open_remote(data).manifest if remote else Manifest.read(Path(plan.location))
+    return _digest(data, manifest, manifest.recipe.digest())
 
 
-def open_dataset(data: DataConfig, location: str) -> ShardedDataset:
+def _digest(data: DataConfig, manifest: Manifest, digest: str = "") -> str:
+    """Return the digest of shards, or that of the recipe; another one if not all are used."""
+    digest = digest or manifest.digest()
+    if _count_used(data, manifest) == manifest.num_images:
+        return digest
+    return hashlib.sha256(f"{digest} {data.images}".encode()).hexdigest()[:16]
+
+
+def _count_used(data: DataConfig, manifest: Manifest) -> int:
+    """Return how many images of the shards are used, the first ones."""
+    return min(data.images or manifest.num_images, manifest.num_images)
+
+
+def open_dataset(data: DataConfig, location: str) -> ImageDataset:
     """Open prepared shards in the process that reads them; see `DatasetPlan.location`."""
     folder = open_remote(data) if data.is_remote() else Path(location)
     manifest = folder.manifest if isinstance(folder, RemoteShards) else Manifest.read(folder)
-    return ShardedDataset(
+    dataset = ShardedDataset(
         folder,
         size=data.size if manifest.recipe.encoding == "jpeg" else 0,
         threads=data.threads,
         verify=data.verify,
     )
+    count = _count_used(data, manifest)
+    return dataset if count == len(dataset) else Subset(dataset, np.arange(count))
 
 
 def open_remote(data: DataConfig) -> RemoteShards:
@@ -172,14 +202,9 @@ def _plan_existing(data: DataConfig, manifest: Manifest, location: str) -> Datas
             f"use --data.size {stored[0] if stored[0] == stored[1] else 0}, or JPEG shards, which "
             "give any size"
         )
-    if data.images not in (None, manifest.num_images):
-        raise UserError(
-            f"data.images={data.images}: {location} contains {manifest.num_images} images, all of "
-            "which are used; leave it out, or convert fewer with jobs/shard.py"
-        )
     return DatasetPlan(
         description=f"{manifest.recipe.source} in {location}",
-        count=manifest.num_images,
+        count=_count_used(data, manifest),
         stored_shape=stored,
         image_shape=_network_shape(data, stored),
         location=location,
@@ -190,6 +215,7 @@ def _plan_existing(data: DataConfig, manifest: Manifest, location: str) -> Datas
 
 def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
     procedural = data.source == "celeba" and data.root is None and not data.download
+    notes: tuple[str, ...] = ()
     if procedural:
         if data.split != "all":
             raise UserError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
@@ -203,10 +229,12 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         total, key = counts[data.split], data.source
         description = f"{data.source}, to be downloaded"
     else:
-        source = _open(data.source, root)
+        source = _open(data.source, root, source_options(data))
+        notes = notes_of(source)
         total, original = _count(source, data.split), source.image_shape
         classes = len(source.class_names)
         key = f"{data.source}-{source.fingerprint()[:8]}-{data.split}"
+        key += "-skip" * (data.bad_images == "skip")
         digits = data.source == "digits"
         description = "scikit-learn's digits" if digits else f"{data.source} in {root}"
     count = min(data.images or total, total)
@@ -219,6 +247,8 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         size_bytes, size = count * stored[0] * stored[1] * stored[2], str(data.size or "full")
     # The format version is in the name, so that shards of another version are left alone.
     folder = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
+    if ready := is_complete(folder):
+        count = Manifest.read(folder).num_images  # fewer if bad ones were skipped
     return DatasetPlan(
         description=description,
         count=count,
@@ -227,15 +257,16 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         location=str(folder),
         bytes=size_bytes,
         classes=classes,
-        ready=is_complete(folder),
+        ready=ready,
         source=root,
         procedural=procedural,
+        notes=notes,
     )
 
 
 @functools.lru_cache(maxsize=8)  # used for the plan and the conversion: reads every file's header
-def _open(name: str, root: Path) -> ImageSource:
-    return open_source(name, root, rng_seed=_DATA_SEED)
+def _open(name: str, root: Path, options: SourceOptions) -> ImageSource:
+    return open_source(name, root, rng_seed=_DATA_SEED, options=options)
 
 
 def _network_shape(data: DataConfig, stored: Shape) -> Shape:
@@ -245,14 +276,16 @@ def _network_shape(data: DataConfig, stored: Shape) -> Shape:
 
 
 def _root(data: DataConfig, home: Path) -> Path:
-    return absolute("data.root", Path(data.root or home / "data"))
+    # CelebA is searched for at any depth, so its folder has no other images in it.
+    default = home / "data" / "celeba" if data.source == "celeba" else home / "data"
+    return absolute("data.root", Path(data.root or default))
 
 
 def _must_download(data: DataConfig, home: Path) -> bool:
     if not data.download or data.is_remote() or data.source not in _PUBLISHED:
         return False
     try:
-        _open(data.source, _root(data, home))
+        _open(data.source, _root(data, home), source_options(data))
     except UserError:
         return True
     return False

@@ -21,11 +21,11 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import h5py
 import numpy as np
@@ -50,14 +50,19 @@ from ganray.data.format import (
 )
 from ganray.data.integrity import check_value, damaged_rows, describe_shard, get_dataset
 from ganray.data.sources import ImageSource, JpegSource
+from ganray.data.sources.listing import BadImagesError
 from ganray.errors import UserError
-from ganray.files import cannot_write, publish
+from ganray.files import cannot_write, publish, read_json, write_atomic
 from ganray.log import redact
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 192 * 2**20
+SKIPPED = "skipped-images.json"
+"""File beside the shards with the images that bad_images=skip has left out, and the reasons."""
+_MAX_BAD_IMAGES = 100
+"""Number of bad images after which a conversion ends, unless it skips them."""
 WRITE_BYTES = 16 * 2**20
 """Bytes per write of a worker; the page cache then keeps nearly all of them in huge pages."""
 
@@ -72,6 +77,7 @@ def write_shards(
     processes: int | None = None,
     rows_per_shard: int | None = None,
     encoding: Encoding = "raw",
+    bad_images: Literal["error", "skip"] = "error",
 ) -> Manifest:
     """Convert a source to shards; resume an interrupted conversion; return at once if it is done.
 
@@ -84,32 +90,70 @@ def write_shards(
         processes: Number of workers; None: all cores. The shards are the same for any number.
         rows_per_shard: Images per shard; None: about 192 MB.
         encoding: ``raw`` pixels, or ``jpeg`` to store the source's files unchanged.
+        bad_images: ``skip``: if images cannot be read, write all others instead, from the start.
 
     Raises:
-        UserError: A wrong argument, another recipe in this folder, no space, or a damaged image.
-            The next call keeps the shards that are finished.
+        BadImagesError: Images cannot be read. All are tried before, up to a hundred bad ones.
+        UserError: A wrong argument, another recipe in this folder, or no space. The next call keeps
+            the shards that are finished.
     """
     folder = Path(folder)
+    fingerprint = source.fingerprint()
     chosen = _choose(source, size, images, split)
+    if bad_images == "skip":
+        chosen = np.setdiff1d(chosen, _skipped(folder, fingerprint))
     if not size and 0 in source.image_shape:
         raise UserError(
             f"size=0: the images of {source.name} differ in size; give one size for all, such as 64"
         )
     if encoding == "jpeg":
         _check_jpeg(source, size)
-    recipe = ConversionSpec(source.name, source.fingerprint(), size, len(chosen), split, encoding)
+    recipe = ConversionSpec(source.name, fingerprint, size, len(chosen), split, encoding)
     if (manifest := _find_finished(folder, recipe)) is not None:
         return manifest
     specs = _plan_shards(source, chosen, folder, recipe, rows_per_shard)
     with _only_writer(folder):
         if (manifest := _find_finished(folder, recipe)) is not None:
             return manifest  # another process wrote it meanwhile
-        shards = _convert(source, chosen, specs, processes or _cores())
-        command = redact(shlex.join(sys.argv))
-        shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
-        manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
-        manifest.write(folder)
-    return manifest
+        try:
+            shards = _convert(source, chosen, specs, processes or _cores(), bad_images)
+        except BadImagesError as error:
+            error.log()
+            if bad_images == "error" or len(error.problems) == len(chosen):
+                raise
+            _skip(folder, fingerprint, error.problems)
+        else:
+            command = redact(shlex.join(sys.argv))
+            shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
+            manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
+            manifest.write(folder)
+            return manifest
+    logger.warning(f"writing {folder} again without them")
+    return write_shards(
+        source,
+        folder,
+        size=size,
+        images=images,
+        split=split,
+        processes=processes,
+        rows_per_shard=rows_per_shard,
+        encoding=encoding,
+        bad_images=bad_images,
+    )
+
+
+def _skipped(folder: Path, fingerprint: str) -> list[int]:
+    """Return the indices of the images that earlier calls could not read."""
+    path = folder / SKIPPED
+    record = read_json(path, "delete it") if path.exists() else {}
+    return list(map(int, record.get("images", {}))) if record.get("source") == fingerprint else []
+
+
+def _skip(folder: Path, fingerprint: str, problems: Mapping[int, str]) -> None:
+    """Record images to leave out, and delete the shards, each of which begins elsewhere then."""
+    write_atomic(folder / SKIPPED, json.dumps({"source": fingerprint, "images": problems}))
+    for path in folder.glob("shard-*.h5*"):
+        path.unlink()
 
 
 def _choose(source: ImageSource, size: int, images: int | None, split: str) -> NDArray[np.int64]:
@@ -231,7 +275,11 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def _convert(
-    source: ImageSource, chosen: NDArray[np.int64], specs: list[ShardSpec], processes: int
+    source: ImageSource,
+    chosen: NDArray[np.int64],
+    specs: list[ShardSpec],
+    processes: int,
+    bad_images: Literal["error", "skip"],
 ) -> tuple[Shard, ...]:
     """Write the missing shards and return all of them in order."""
     shards = {spec: shard for spec in specs if (shard := _find_shard(spec))}
@@ -255,14 +303,22 @@ def _convert(
         _workers(source, missing[0].recipe, processes) as pool,
     ):
         active: deque[tuple[ShardSpec, list[Future[list[int]]]]] = deque()
-        for spec in missing:
-            indices = chosen[spec.first : spec.first + spec.rows]
-            active.append((spec, _begin_shard(pool, source, spec, indices, rows_per_task)))
-            if len(active) == 2:  # the workers fill this shard while the last one is finished
+        problems: dict[int, str] = {}
+        for spec in (*missing, None, None):
+            if spec is not None:
+                indices = chosen[spec.first : spec.first + spec.rows]
+                active.append((spec, _begin_shard(pool, source, spec, indices, rows_per_task)))
+            if len(active) == 2 or (spec is None and active):
+                # The workers fill the next shard while this one is finished.
                 last, checks = active.popleft()
-                shards[last] = _finish_shard(last, checks, progress)
-        for spec, checks in active:
-            shards[spec] = _finish_shard(spec, checks, progress)
+                try:
+                    shards[last] = _finish_shard(last, checks, progress)
+                except BadImagesError as error:
+                    problems |= error.problems
+            if bad_images == "error" and len(problems) > _MAX_BAD_IMAGES:
+                break
+        if problems:
+            raise BadImagesError(problems)
     return tuple(shards[spec] for spec in specs)
 
 
@@ -345,10 +401,16 @@ def _finish_shard(spec: ShardSpec, checks: list[Future[list[int]]], progress: Pr
     """Wait for the images, then write the check values and rename the shard."""
     part = _part(spec)
     values: list[int] = []
+    problems: dict[int, str] = {}
     for check in checks:
         before = len(values)
-        values += check.result()
+        try:
+            values += check.result()
+        except BadImagesError as error:
+            problems |= error.problems
         progress.add(sum(rows.stop - rows.start for rows in spec.blocks[before : len(values)]))
+    if problems:
+        raise BadImagesError(problems)
     with h5py.File(part, "r+", locking=False) as file:
         get_dataset(file, "check")[...] = np.array(values, np.uint64)
     shard = describe_shard(part, spec)
@@ -382,7 +444,7 @@ def _workers(source: ImageSource, recipe: ConversionSpec, processes: int) -> Ite
             "`if __name__ == '__main__'`? Finished shards are kept by the next call"
         ) from error
     except UserError as error:
-        raise UserError(str(error)) from None  # without the worker's traceback
+        raise error from None  # without the worker's traceback
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -428,11 +490,20 @@ def fill_blocks(part: Path, start: int, indices: NDArray[np.int64]) -> list[int]
     """Read images, write them at byte ``start`` and return their check values; runs in a worker."""
     source, recipe = _worker.source, _worker.recipe
     blocks = [slice(first, first + BLOCK) for first in range(0, len(indices), BLOCK)]
-    if recipe.encoding == "jpeg":
-        files = [_read_jpeg(source, int(index)) for index in indices]
-        data = [b"".join(files[rows]) for rows in blocks]
+    is_jpeg, images, problems = recipe.encoding == "jpeg", [], {}
+    for index in indices.tolist():
+        try:
+            images.append(
+                _read_jpeg(source, index) if is_jpeg else _read_pixels(source, recipe.size, index)
+            )
+        except UserError as error:
+            problems[index] = str(error)
+    if problems:
+        raise BadImagesError(problems)
+    if is_jpeg:
+        data = [b"".join(images[rows]) for rows in blocks]
     else:
-        pixels = np.stack([_read_pixels(source, recipe.size, int(index)) for index in indices])
+        pixels = np.stack(images)
         data = [pixels[rows].data for rows in blocks]
     with part.open("r+b") as file:
         file.seek(start)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from ganray.config.schema import DataConfig
 from ganray.data import prepare, sources
@@ -103,12 +105,12 @@ def test_torchvision_downloads_once_and_not_if_celeba_is_complete(
 
     monkeypatch.setattr(prepare, "open_source", download)
     open_source = sources.open_source
-    monkeypatch.setattr(prepare, "_open", lambda name, root: open_source(name, root))
+    monkeypatch.setattr(prepare, "_open", lambda name, root, _: open_source(name, root))
     prepare.fetch(DataConfig(root=str(celeba_folder)), tmp_path)
     prepare.fetch(DataConfig(root=str(celeba_folder), download=True), tmp_path)
     assert asked == []
     prepare.fetch(DataConfig(download=True), tmp_path)
-    assert asked == [("celeba", tmp_path / "data", True)]
+    assert asked == [("celeba", tmp_path / "data" / "celeba", True)]
 
 
 def test_digits_need_no_root_and_mnist_is_planned_before_it_is_fetched(tmp_path):
@@ -139,10 +141,48 @@ def test_finished_shards_are_a_root(tmp_path, squares):
         ValueError, match=r"data\.size=64.*contains pixels of 16x16.*--data\.size 16"
     ):
         prepare.plan_dataset(replace(data, size=64), tmp_path)
-    with pytest.raises(ValueError, match=r"data\.images=7: .* contains 100 images"):
-        prepare.plan_dataset(replace(data, images=7), tmp_path)
     with pytest.raises(ValueError, match=r"data\.crop=17 is larger than the images, 16x16"):
         prepare.plan_dataset(replace(data, size=0, crop=17), tmp_path)
+
+
+def test_the_number_of_images_is_a_maximum(tmp_path, squares):
+    """A preset has a number of its own, whatever shards it gets."""
+    data = DataConfig(root=str(squares), size=16)
+    every = prepare.plan_dataset(data, tmp_path)
+    some, more = replace(data, images=7), replace(data, images=7_000)
+    plan = prepare.plan_dataset(some, tmp_path)
+    images = prepare.open_dataset(some, plan.location)
+    assert (plan.count, len(images)) == (7, 7)
+    pixels, first = (torch.zeros(7, 16, 16, 3, dtype=torch.uint8) for _ in range(2))
+    images.read_batch(np.arange(7), pixels)
+    prepare.open_dataset(data, every.location).read_batch(np.arange(7), first)
+    assert torch.equal(pixels, first)
+    assert prepare.plan_dataset(more, tmp_path).count == 100
+    for identify in (prepare.prepare_dataset, prepare.dataset_identity):
+        assert identify(more, every) == identify(data, every) != identify(some, plan)
+        assert len(identify(some, plan)) == len(identify(data, every))
+
+
+def test_damaged_images_are_skipped_once_for_all(tmp_path, ganray_log):
+    for index in range(20):
+        Image.new("RGB", (16, 16), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    path = tmp_path / "7.png"
+    path.write_bytes(path.read_bytes()[:-30])  # its header is valid
+    data = DataConfig(source="folder", root=str(tmp_path), size=16)
+    with pytest.raises(ValueError, match=r"7\.png: cannot be read"):
+        prepare.prepare_dataset(data, prepare.plan_dataset(data, tmp_path / "home"))
+    data = replace(data, bad_images="skip")
+    plan = prepare.plan_dataset(data, tmp_path / "home")
+    digest = prepare.prepare_dataset(data, plan)
+    assert "again without them" in ganray_log.text
+    ganray_log.clear()
+    plan = prepare.plan_dataset(data, tmp_path / "home")
+    assert (plan.ready, plan.count) == (True, 19)
+    assert prepare.prepare_dataset(data, plan) == digest
+    assert not ganray_log.records
+    pixels = torch.zeros(19, 16, 16, 3, dtype=torch.uint8)
+    prepare.open_dataset(data, plan.location).read_batch(np.arange(19), pixels)
+    assert set(pixels[:, 0, 0, 0].tolist()) == set(range(20)) - {7}
 
 
 def test_shards_behind_a_url_are_a_root(tmp_path, squares):

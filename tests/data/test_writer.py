@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ganray.data import writer
 from ganray.data.format import Manifest
-from ganray.data.integrity import verify_shards
+from ganray.data.integrity import get_dataset, verify_shards
 from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
 from ganray.data.writer import resize_and_crop, write_shards
@@ -285,14 +286,65 @@ def test_of_two_writers_one_waits(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_damaged_image_stops_the_conversion_and_is_named(
-    celeba_folder: Path, tmp_path: Path, processes: int
+def test_all_damaged_images_are_named_and_other_shards_are_kept(
+    celeba_folder: Path, tmp_path: Path, ganray_log: pytest.LogCaptureFixture, processes: int
+):
+    shutil.copytree(celeba_folder, tmp_path / "celeba")
+    for number in (72, 100):
+        path = tmp_path / "celeba" / "img_align_celeba" / f"{number:06d}.jpg"
+        path.write_bytes(b"no picture")
+    options = {"size": 64, "rows_per_shard": 70, "processes": processes}
+    with pytest.raises(
+        ValueError, match=r"000072\.jpg cannot be decoded.* and 1 more images cannot be read"
+    ) as error:
+        write_shards(CelebA.open(tmp_path), tmp_path / "set", **options)
+    assert "\n" not in str(error.value)
+    assert ["000072.jpg" in ganray_log.text, "000100.jpg" in ganray_log.text] == [True, True]
+    names = sorted(path.name for path in (tmp_path / "set").glob("*.h5"))
+    assert names == ["shard-00000.h5", "shard-00002.h5"]
+
+
+def test_a_skipping_conversion_resumes_without_the_bad_images(
+    celeba_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(celeba_folder, tmp_path / "celeba")
     (tmp_path / "celeba" / "img_align_celeba" / "000100.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"000100\.jpg cannot be decoded") as error:
-        write_shards(
-            CelebA.open(tmp_path), tmp_path / "set", size=64, rows_per_shard=70, processes=processes
-        )
-    assert "\n" not in str(error.value)
-    assert [path.name for path in (tmp_path / "set").glob("*.h5")] == ["shard-00000.h5"]
+    source, convert, calls = CelebA.open(tmp_path), writer._convert, []
+
+    def killed_in_the_second_pass(*args: Any):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return convert(*args)
+
+    monkeypatch.setattr(writer, "_convert", killed_in_the_second_pass)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(source, tmp_path / "set", size=8, processes=1, bad_images="skip")
+    manifest = write_shards(source, tmp_path / "set", size=8, processes=1, bad_images="skip")
+    assert (manifest.num_images, len(calls)) == (149, 3)
+    again = write_shards(source, tmp_path / "set", size=8, processes=1, bad_images="skip")
+    assert (again, len(calls)) == (manifest, 3)
+    ids = [get_dataset(h5py.File(tmp_path / "set" / s.name), "ids")[:] for s in manifest.shards]
+    assert sorted(np.concatenate(ids)) == sorted(set(range(1, 151)) - {100})
+
+
+def test_a_set_of_bad_images_only_ends_soon(
+    celeba_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer, "_MAX_BAD_IMAGES", 10)
+    shutil.copytree(celeba_folder, tmp_path / "celeba")
+    for path in (tmp_path / "celeba" / "img_align_celeba").iterdir():
+        path.write_bytes(b"no picture")
+    source = CelebA.open(tmp_path)
+    for bad_images in ("error", "skip"):
+        with pytest.raises(ValueError, match="more images cannot be read") as error:
+            write_shards(
+                source,
+                tmp_path / bad_images,
+                size=64,
+                rows_per_shard=16,
+                processes=1,
+                bad_images=bad_images,
+            )
+        count = int(str(error.value).split(" and ")[1].split()[0]) + 1
+        assert count == (150 if bad_images == "skip" else 16)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ganray.errors import UserError
 
@@ -15,12 +17,13 @@ if TYPE_CHECKING:
     from ganray.data.format import Shape
 
 NAMES = {
-    "celeba": "aligned CelebA as downloaded: PATH holds its zip (or folder) and its text files",
+    "celeba": "aligned CelebA: PATH holds its images, zipped or not, and its lists, at any depth",
     "mnist": "70,000 handwritten digits, 28x28: PATH holds MNIST/raw/, as torchvision lays it out",
     "fashion-mnist": "70,000 pictures of clothes, 28x28: PATH holds FashionMNIST/raw/",
     "stacked-mnist": "1,000 classes of three digits in red, green, blue: PATH as for mnist",
     "digits": "1,797 handwritten digits, 8x8, that come with scikit-learn: needs no PATH",
-    "folder": "any images: PATH holds a folder for each class, or the images themselves",
+    "folder": "any images: PATH is a folder or zip of them, perhaps with a folder for each class",
+    "hdf5": "all images in one dataset: PATH is an HDF5 file, as BigGAN and StudioGAN write it",
     "source-text": "faces as the source text stores them: PATH is its HDF5 file",
 }
 """Sources by their names on the command line, with a line of help each."""
@@ -28,8 +31,41 @@ NAMES = {
 _DOWNLOADABLE = ("celeba", "mnist", "fashion-mnist", "stacked-mnist")
 
 
+@dataclass(frozen=True)
+class SourceOptions:
+    """Options of single sources; the others ignore them."""
+
+    missing: Literal["skip", "error"] = "skip"
+    """celeba: whether images and lists may be missing."""
+    labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
+    """folder, hdf5: where the classes come from."""
+    bad_images: Literal["error", "skip"] = "error"
+    """Whether images that cannot be read are left out."""
+    background: str = "white"
+    """folder: color behind what is transparent."""
+    dataset: str | None = None
+    """hdf5: path of the dataset in the file; None: the only one, or one called images."""
+
+
+DEFAULT_OPTIONS = SourceOptions()
+
+
+def source_options(config: object) -> SourceOptions:
+    """Return the options that are fields of a config, with the same names."""
+    names = (field.name for field in dataclasses.fields(SourceOptions))
+    return SourceOptions(**{name: getattr(config, name) for name in names})
+
+
+def notes_of(source: ImageSource) -> tuple[str, ...]:
+    """Return what the source has detected or left out, for the plan."""
+    return getattr(source, "notes", ())
+
+
 class ImageSource(Protocol):
-    """An image set that ``write_shards`` converts. It is pickled to the conversion workers."""
+    """An image set that ``write_shards`` converts. It is pickled to the conversion workers.
+
+    It may have an attribute ``notes``, see `notes_of`.
+    """
 
     @property
     def name(self) -> str:
@@ -103,6 +139,7 @@ def open_source(
     download: bool = False,
     rng_seed: int = 0,
     count: int | None = None,
+    options: SourceOptions = DEFAULT_OPTIONS,
 ) -> ImageSource:
     """Open an image set.
 
@@ -112,6 +149,7 @@ def open_source(
         download: Let torchvision download the set into ``path`` unless it is there.
         rng_seed: Seed of the digits that ``stacked-mnist`` stacks.
         count: Number of training images of ``stacked-mnist``; None: 128,000.
+        options: Options of single sources.
 
     Raises:
         UserError: The name is unknown, an option does not apply, or the set cannot be opened.
@@ -131,19 +169,25 @@ def open_source(
         return Digits.open()
     if path is None:
         raise UserError(f"{name} needs a path: {NAMES[name]}")
-    return _open_path(name, Path(path), download, rng_seed, 128_000 if count is None else count)
-
-
-def _open_path(name: str, path: Path, download: bool, rng_seed: int, count: int) -> ImageSource:
     # Each source is imported where it is used, because some imports are slow.
+    path = Path(path)
     if name == "celeba":
         from ganray.data.sources.celeba import CelebA
 
-        return CelebA.download(path) if download else CelebA.open(path)
+        return CelebA.download(path) if download else CelebA.open(path, options.missing)
     if name == "folder":
         from ganray.data.sources.image_folder import ImageFolder
 
-        return ImageFolder.open(path)
+        return ImageFolder.open(
+            path,
+            labels=options.labels,
+            bad_images=options.bad_images,
+            background=options.background,
+        )
+    if name == "hdf5":
+        from ganray.data.sources.hdf5_array import HDF5Array
+
+        return HDF5Array.open(path, options.dataset, "none" if options.labels == "none" else "auto")
     if name == "source-text":
         from ganray.data.sources.source_text import SourceTextHDF5
 
@@ -151,6 +195,7 @@ def _open_path(name: str, path: Path, download: bool, rng_seed: int, count: int)
     from ganray.data.sources import mnist
 
     if name == "stacked-mnist":
+        count = 128_000 if count is None else count
         return mnist.StackedMNIST.open(path, rng_seed=rng_seed, count=count, download=download)
     return {"mnist": mnist.MNIST, "fashion-mnist": mnist.FashionMNIST}[name].open(
         path, download=download

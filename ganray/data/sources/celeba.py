@@ -1,57 +1,79 @@
-"""CelebA as it was published: a zip file or a folder of JPEGs, and two text files."""
+"""CelebA as it was published, or as others pass it on: images and lists in folders or zip files."""
 
 import hashlib
-import os
 import re
-import zipfile
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.data.sources.listing import Tree, count_suffixes, printable
 from ganray.errors import UserError
 
-ARCHIVE, FOLDER = "img_align_celeba.zip", "img_align_celeba"
-ATTRIBUTES, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
+IMAGES = "img_align_celeba"
+ATTRIBUTES, PARTITION = "list_attr_celeba", "list_eval_partition"
 NUM_ATTRIBUTES = 40
 BY_HAND = (
-    f"get {ARCHIVE}, {ATTRIBUTES} and {PARTITION} from the CelebA page "
+    f"get {IMAGES}.zip, {ATTRIBUTES}.txt and {PARTITION}.txt from the CelebA page "
     "(https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) in a browser and put them there"
 )
+
+
+class _Member(NamedTuple):
+    """A list, or a folder of images (whose name ends with a slash, or is empty), in a tree."""
+
+    tree: Tree
+    name: str
+
+    def __str__(self) -> str:
+        return self.tree.locate(self.name)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a search has found."""
+
+    images: _Member
+    files: set[str]
+    """Names of the images, such as ``000001.jpg``."""
+    attributes: _Member | None
+    partition: _Member | None
+    notes: tuple[str, ...]
 
 
 @dataclass(eq=False, repr=False)
 class CelebA:
     """Aligned and cropped CelebA: 218x178 JPEGs with 40 binary attributes.
 
-    Created by ``CelebA.open``. It can be pickled to other processes: each process opens the zip
-    file itself.
+    Created by ``CelebA.open``. It can be pickled to other processes.
     """
 
-    location: Path
-    """The zip file, or the folder of JPEGs."""
+    images: _Member
+    """The folder of JPEGs, which may be in a zip file."""
     files: list[str]
-    """File name of each image, such as ``000001.jpg``, in the order of the attribute file."""
+    """File name of each image, such as ``000001.jpg``, in the order of the attribute list."""
     ids: NDArray[np.int64]
     """(N,) number of the original file, counted from 1."""
     attributes: NDArray[np.uint8]
-    """(N, 40) 1 where the attribute is present, otherwise 0."""
+    """(N, 40) 1 where the attribute is present, otherwise 0; (N, 0) without an attribute list."""
     attribute_names: tuple[str, ...]
     """Names of the 40 attributes."""
     split: NDArray[np.uint8]
-    """(N,) 0 train, 1 valid, 2 test; all 0 if there is no partition file."""
+    """(N,) 0 train, 1 valid, 2 test; all 0 without a partition list."""
     annotations_sha256: str
-    """SHA-256 of the attribute and the partition file, for the fingerprint."""
+    """SHA-256 of the attribute and the partition list, for the fingerprint."""
+    notes: tuple[str, ...] = ()
+    """What is missing, for the plan."""
     name: str = "celeba"
     """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (218, 178, 3)
     """Height, width and channels of every image."""
-    _archive: tuple[int, zipfile.ZipFile, str] | None = None
-
     class_names: tuple[str, ...] = ()
     """None: CelebA has attributes and no classes."""
 
@@ -61,37 +83,52 @@ class CelebA:
         return np.full(len(self), -1)
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open the set as downloaded: the zip or the unpacked folder, beside the attribute file.
+    def open(cls, folder: Path, missing: Literal["skip", "error"] = "skip") -> Self:
+        """Find images and lists, at any depth of a folder or its zip files, and read the lists.
 
         Args:
-            folder: Contains these files itself or, like torchvision's root, in ``celeba/``.
+            folder: A folder or a zip file.
+            missing: Whether listed images may be missing, and the lists themselves.
 
         Raises:
-            UserError: Something is missing, damaged, or does not fit together.
+            UserError: There are no images, or something is damaged or does not fit together.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; {BY_HAND}")
-        if not (folder / ATTRIBUTES).exists() and (folder / "celeba").is_dir():
-            folder = folder / "celeba"
-        location = folder / ARCHIVE
-        if not location.exists():
-            location = folder / FOLDER
-        if not location.exists():
-            raise UserError(f"{folder}: contains neither {ARCHIVE} nor {FOLDER}/; {BY_HAND}")
-
-        files, attribute_names, attributes = _read_attributes(folder / ATTRIBUTES)
-        split = _read_partition(folder / PARTITION, files)
-        annotations = hashlib.sha256((folder / ATTRIBUTES).read_bytes())
-        if (folder / PARTITION).exists():
-            annotations.update((folder / PARTITION).read_bytes())
+        found = _search(Path(folder))
+        notes, listed = list(found.notes), sorted(found.files)
+        annotations = hashlib.sha256()
+        attribute_names, attributes = (), np.zeros((len(listed), 0), np.uint8)
+        if found.attributes:
+            data = found.attributes.tree.read(found.attributes.name)
+            annotations.update(data)
+            listed, attribute_names, attributes = _read_attributes(str(found.attributes), data)
+        else:
+            notes.append(f"no attributes: there is no {ATTRIBUTES}.txt or .csv")
+        kept = np.array([name in found.files for name in listed], bool)
+        files = [name for name, is_kept in zip(listed, kept, strict=True) if is_kept]
+        if not files:
+            raise UserError(
+                f"{found.images}: none of its {len(found.files):,} images is listed in"
+                f" {found.attributes}; take both from the same download"
+            )
+        if len(files) < len(listed):
+            first = next(name for name in listed if name not in found.files)
+            notes.append(f"{len(files):,} of the {len(listed):,} listed images; no {first}")
+        if unlisted := found.files - set(listed):
+            notes.append(f"images without attributes, left out: {len(unlisted):,}")
+        split = np.zeros(len(files), np.uint8)
+        if found.partition:
+            data = found.partition.tree.read(found.partition.name)
+            annotations.update(data)
+            split = _read_partition(str(found.partition), data, files)
+        else:
+            notes.append(f"all are training images: there is no {PARTITION}.txt or .csv")
+        if notes and missing == "error":
+            raise UserError(f"{found.images}: {'; '.join(notes)}; {BY_HAND}")
         ids = np.array([int(Path(name).stem) for name in files], np.int64)
-        source = cls(
-            location, files, ids, attributes, attribute_names, split, annotations.hexdigest()
+        digest = annotations.hexdigest()
+        return cls(
+            found.images, files, ids, attributes[kept], attribute_names, split, digest, tuple(notes)
         )
-        source._check_images()
-        return source
 
     @classmethod
     def download(cls, folder: Path) -> Self:
@@ -126,112 +163,122 @@ class CelebA:
         Raises:
             UserError: The file is damaged or of another size.
         """
-        name = self.files[index]
         try:
             # Bit-identical to PIL's decoder, in less than half the time.
             image = Image.fromarray(simplejpeg.decode_jpeg(self.read_bytes(index)))
         # simplejpeg raises ValueError for a bad stream, zipfile BadZipFile or zlib.error.
         except Exception as error:
-            raise UserError(
-                f"{self.location}: {name} cannot be decoded ({error}); fetch the set again"
-            ) from error
+            raise UserError(f"{self._locate(index)} cannot be decoded ({error})") from error
         if image.size != (178, 218):
             raise UserError(
-                f"{self.location}: {name} is {image.height}x{image.width} pixels, not 218x178; "
-                "use the 'aligned and cropped' images of CelebA"
+                f"{self._locate(index)} is {image.height}x{image.width} pixels, not 218x178; "
+                "use the 'aligned and cropped' images of CelebA, or for other images --data.source"
+                " folder"
             )
         return image
 
     def fingerprint(self) -> str:
         """Return a SHA-256 in hex that changes when the data change, without reading them all.
 
-        It covers name, size and (in a zip) CRC of every image, and the bytes of the text files.
+        It covers name, size and (in a zip) CRC of every image, and the bytes of the lists.
         """
         digest = hashlib.sha256(self.annotations_sha256.encode())
-        if self.location.is_dir():
-            for name in self.files:
-                digest.update(f"{name} {(self.location / name).stat().st_size}\n".encode())
-        else:
-            archive, prefix = self._open_archive()
-            for name in self.files:
-                info = archive.getinfo(prefix + name)
-                digest.update(f"{name} {info.file_size} {info.CRC}\n".encode())
+        tree, inside = self.images
+        for name in self.files:
+            digest.update(f"{name} {tree.stamp(inside + name)}\n".encode())
         return digest.hexdigest()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the handle: processes that share a file position read wrong bytes."""
-        return self.__dict__ | {"_archive": None}
 
     def read_bytes(self, index: int) -> bytes:
         """Return the JPEG file of one image."""
-        name = self.files[index]
-        if self.location.is_dir():
-            return (self.location / name).read_bytes()
-        archive, prefix = self._open_archive()
-        return archive.read(prefix + name)
+        return self.images.tree.read(self.images.name + self.files[index])
 
     def num_bytes(self) -> NDArray[np.int64]:
         """Return the size of every JPEG file, (N,)."""
-        if self.location.is_dir():
-            sizes = [(self.location / name).stat().st_size for name in self.files]
-        else:
-            archive, prefix = self._open_archive()
-            sizes = [archive.getinfo(prefix + name).file_size for name in self.files]
-        return np.array(sizes, np.int64)
+        tree, inside = self.images
+        return np.array([tree.size(inside + name) for name in self.files], np.int64)
 
-    def _open_archive(self) -> tuple[zipfile.ZipFile, str]:
-        """Return this process's handle and the folder inside the zip; a fork opens its own."""
-        if self._archive is None or self._archive[0] != os.getpid():
+    def _locate(self, index: int) -> str:
+        return self.images.tree.locate(self.images.name + self.files[index])
+
+
+def _search(folder: Path) -> _Found:
+    """Find the images and lists in a folder or zip file, and in the zip files of a folder.
+
+    Of several folders of images, one named like the aligned images is taken, then the largest. A
+    list nearer to the top is taken first.
+
+    Raises:
+        UserError: There are no images; the message lists what there is.
+    """
+    if not folder.exists():
+        raise UserError(f"{printable(folder)}: no such folder; {BY_HAND}")
+    top = Tree(folder)
+    trees, problems = [top], []
+    for name in top.names:
+        if name.lower().endswith(".zip") and folder.is_dir():
             try:
-                archive = zipfile.ZipFile(self.location)
-            except (zipfile.BadZipFile, OSError) as error:
-                raise UserError(
-                    f"{self.location}: not a complete zip file ({error}); download it again"
-                ) from error
-            inside = f"{FOLDER}/" if f"{FOLDER}/{self.files[0]}" in archive.NameToInfo else ""
-            self._archive = os.getpid(), archive, inside
-        return self._archive[1:]
+                trees.append(Tree(folder / name))
+            except UserError as error:
+                problems.append(str(error))
+    images: dict[_Member, set[str]] = {}
+    lists: dict[str, list[_Member]] = {ATTRIBUTES: [], PARTITION: []}
+    for tree in trees:
+        folders = defaultdict(set)
+        for name in tree.names:
+            inside, slash, base = name.rpartition("/")
+            if re.fullmatch(r"[0-9]{1,18}\.jpg", base):
+                folders[inside + slash].add(base)
+            elif Path(base).stem in lists and Path(base).suffix in (".txt", ".csv"):
+                lists[Path(base).stem].append(_Member(tree, name))
+        images |= {_Member(tree, inside): files for inside, files in folders.items()}
+    if not images:
+        raise UserError(
+            "; ".join(problems)
+            or f"{printable(folder)}: contains no CelebA, which are images such as"
+            f" {IMAGES}/000001.jpg; found {count_suffixes(top.names) or 'no file'}; {BY_HAND}"
+        )
+    aligned = [member for member in images if IMAGES in str(member)]
+    # A zip is read faster than as many files.
+    largest = max(aligned or images, key=lambda m: (len(images[m]), not m.tree.is_folder))
+    nearest = {
+        kind: min(members, key=lambda member: member.name.count("/"), default=None)
+        for kind, members in lists.items()
+    }
+    return _Found(
+        largest, images[largest], nearest[ATTRIBUTES], nearest[PARTITION], tuple(problems)
+    )
 
-    def _check_images(self) -> None:
-        """Compare the existing images with those in the attribute file."""
-        if self.location.is_dir():
-            names = os.listdir(self.location)
-        else:
-            names = [Path(name).name for name in self._open_archive()[0].namelist()]
-        images = {name for name in names if name.endswith(".jpg")}
-        if not images:
-            raise UserError(f"{self.location}: contains no .jpg file; {BY_HAND}")
-        if images != set(self.files):
-            difference = min(images ^ set(self.files))
-            raise UserError(
-                f"{self.location}: {len(images)} images but {ATTRIBUTES} lists {len(self.files)} "
-                f"(first that differs: {difference}); take both from the same download"
-            )
+
+def _rows(data: bytes) -> list[bytes]:
+    """Return the lines of a list that are not empty, with single spaces between the values."""
+    text = data.removeprefix(b"\xef\xbb\xbf").translate(bytes.maketrans(b",;\t", b"   "))
+    return [line for row in text.splitlines() if (line := b" ".join(row.split()))]
 
 
-def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np.uint8]]:
-    """Parse the attribute file: a count, the 40 names, then ``000001.jpg -1 1 ...`` per image.
+def _read_attributes(
+    path: str, data: bytes
+) -> tuple[list[str], tuple[str, ...], NDArray[np.uint8]]:
+    """Parse the attribute list: perhaps a count, 40 names, then ``000001.jpg -1 1 ...`` per image.
+
+    Kaggle's copy has no count, commas, and ``image_id`` before the names.
 
     Returns:
         File names, attribute names, and uint8 (N, 40) with 1 for ``1`` and 0 for ``-1``.
     """
-    if not path.exists():
-        raise UserError(f"{path}: missing; {BY_HAND}")
-    lines = path.read_bytes().rstrip().splitlines()
-    header, rows = b"\n".join(lines[:2]), lines[2:]
-    count, *attribute_names = header.decode(errors="replace").split() or [""]
-    if not re.fullmatch("[0-9]{1,18}", count) or len(set(attribute_names)) != NUM_ATTRIBUTES:
+    rows = _rows(data)
+    count = int(rows.pop(0)) if rows and re.fullmatch(rb"[0-9]{1,18}", rows[0]) else None
+    names = rows.pop(0).decode(errors="replace").split() if rows else []
+    attribute_names = names[len(names) == NUM_ATTRIBUTES + 1 :]
+    if len(set(attribute_names)) != NUM_ATTRIBUTES or len(attribute_names) != NUM_ATTRIBUTES:
         raise UserError(
-            f"{path}: unknown header; line 1 must be the number of images and line 2 the "
-            f"{NUM_ATTRIBUTES} attribute names, as CelebA publishes it; {BY_HAND}"
+            f"{path}: unknown header; line 1 or 2 must be the {NUM_ATTRIBUTES} attribute names, as"
+            f" CelebA publishes it; {BY_HAND}"
         )
-    if int(count) != len(rows):
-        raise UserError(
-            f"{path}: says {int(count)} images but has {len(rows)} rows; download it again"
-        )
+    if count not in (None, len(rows)):
+        raise UserError(f"{path}: says {count} images but has {len(rows)} rows; download it again")
     files, values = [], []
-    for number, row in enumerate(rows, start=3):
-        name, _, signs = row.strip().partition(b" ")
+    for number, row in enumerate(rows, start=1):
+        name, _, signs = row.partition(b" ")
         # "-1" and "1" become the bytes "0" and "1": a fifth of the time of parsing 8 M integers.
         digits = signs.replace(b"-1", b"0").replace(b" ", b"")
         if (
@@ -240,8 +287,8 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
             or not re.fullmatch(rb"[0-9]{1,18}\.[A-Za-z]{3}", name)
         ):
             raise UserError(
-                f"{path}: line {number} is not a file name and {NUM_ATTRIBUTES} values of -1 or 1; "
-                "download it again"
+                f"{path}: row {number} of the images is not a file name and {NUM_ATTRIBUTES}"
+                " values of -1 or 1; download it again"
             )
         files.append(name.decode())
         values.append(digits)
@@ -249,16 +296,17 @@ def _read_attributes(path: Path) -> tuple[list[str], tuple[str, ...], NDArray[np
     return files, tuple(attribute_names), bits - np.uint8(ord("0"))
 
 
-def _read_partition(path: Path, files: list[str]) -> NDArray[np.uint8]:
-    """Parse ``000001.jpg 0`` per image; all 0 (train) if there is no such file."""
-    if not path.exists():
-        return np.zeros(len(files), np.uint8)
-    rows = [row.split() for row in path.read_text(errors="replace").splitlines() if row.strip()]
-    if [row[0] for row in rows] != files or any(
-        row[1:] not in (["0"], ["1"], ["2"]) for row in rows
-    ):
+def _read_partition(path: str, data: bytes, files: Iterable[str]) -> NDArray[np.uint8]:
+    """Parse ``000001.jpg 0`` per image, perhaps after a line of names; return uint8 (N,)."""
+    rows = [row.decode(errors="replace").split() for row in _rows(data)]
+    rows = rows[1:] if rows and rows[0][-1] == "partition" else rows
+    splits = {row[0]: row[1] for row in rows if len(row) == 2 and row[1] in ("0", "1", "2")}
+    files = list(files)
+    unknown = next((name for name in files if name not in splits), None)
+    if unknown or len(splits) != len(rows):
         raise UserError(
-            f"{path}: must name the {len(files)} images of {ATTRIBUTES} in its order, each with "
-            "0, 1 or 2; download both again, or remove this file to treat all as training images"
+            f"{path}: must name each image once, with 0, 1 or 2"
+            + (f", but {unknown} has none" if unknown else "")
+            + "; download it again, or remove it to treat all as training images"
         )
-    return np.array([int(row[1]) for row in rows], np.uint8)
+    return np.array([int(splits[name]) for name in files], np.uint8)

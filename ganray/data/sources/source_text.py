@@ -11,7 +11,6 @@ A file may come from anywhere, so anything that would make HDF5 read another fil
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -25,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
 from ganray.data.sources.listing import held_out
 from ganray.errors import UserError
 
 GROUP = "img_align_celeba"
 AS_THE_TEXT = f"give the file that the text's notebook makes, with a group {GROUP}"
-NUM_SAMPLES, SAMPLE_BYTES = 16_384, 256
 
 _Handle = tuple[BinaryIO, h5py.File, h5py.Group]
 
@@ -104,22 +103,13 @@ class SourceTextHDF5:
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, pixels)
         except Exception as error:  # filters raise exceptions of several kinds
             raise UserError(
-                f"{self.path}: {name} cannot be read ({_short(error)}); make or fetch it again"
+                f"{self.path}: {name} cannot be read ({one_line(error)}); make or fetch it again"
             ) from error
         return Image.fromarray(pixels)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 in hex of the file's size and of a sample of its bytes.
-
-        The sample is 256 bytes at each of about 16,384 offsets, 4 MB in all: it detects another set
-        of images, but not every change of single images in a file of more than 2 GB.
-        """
-        size = self.path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with self.path.open("rb") as file:
-            for start in range(0, size, max(SAMPLE_BYTES, size // NUM_SAMPLES)):
-                digest.update(os.pread(file.fileno(), SAMPLE_BYTES, start))
-        return digest.hexdigest()
+        """Return a SHA-256 in hex of a sample of the file, see `sample_digest`."""
+        return sample_digest(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the handle, because HDF5 objects cannot be pickled."""
@@ -144,18 +134,10 @@ def open_group(path: Path) -> Iterator[h5py.Group]:
 
 
 def _open(path: Path) -> _Handle:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {AS_THE_TEXT}")
+    raw, file = open_file(path, AS_THE_TEXT)
     with contextlib.ExitStack() as stack:
-        # HDF5 gets an open file: it would lock a path, which network file systems may refuse, and
-        # could not open it at all beside a handle of this process that locks in another way.
-        raw = stack.enter_context(path.open("rb"))
-        try:
-            file = stack.enter_context(h5py.File(raw, "r"))
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be opened as HDF5 ({_short(error)}); {AS_THE_TEXT}"
-            ) from error
+        stack.enter_context(raw)
+        stack.enter_context(file)
         group = None
         with contextlib.suppress(Exception):  # HDF5 reports damage as KeyError and others
             if isinstance(file.get(GROUP, getlink=True), h5py.HardLink):
@@ -193,7 +175,7 @@ def list_images(group: h5py.Group, path: Path) -> tuple[list[str], NDArray[np.in
     try:
         group.id.links.iterate(visit, info=True)
     except Exception as error:  # HDF5 reports damage as RuntimeError and others
-        problems.append(f"{GROUP} cannot be listed ({_short(error)})")
+        problems.append(f"{GROUP} cannot be listed ({one_line(error)})")
     if not names and not problems:
         problems.append(f"{GROUP} is empty")
     if problems:
@@ -218,11 +200,10 @@ def open_image(
     """
     try:
         dataset = h5py.h5d.open(group.id, name.encode())
-        actual, dtype, layout = dataset.shape, dataset.dtype, dataset.get_create_plist()
-        is_external = layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL
+        actual, dtype, is_external = dataset.shape, dataset.dtype, is_elsewhere(dataset)
     except Exception as error:  # HDF5 reports damage, or a group of that name, as several kinds
         raise UserError(
-            f"{path}: {name} cannot be opened as a dataset ({_short(error)}); make or fetch the "
+            f"{path}: {name} cannot be opened as a dataset ({one_line(error)}); make or fetch the "
             "file again"
         ) from error
     required = shape or (*actual[:2], 3)
@@ -237,7 +218,3 @@ def open_image(
             f" be any file of this machine; {AS_THE_TEXT}"
         )
     return dataset
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,6 +1,9 @@
+import json
 import os
 import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 
 from ganray.data.sources.image_folder import ImageFolder, JpegFolder
 from ganray.data.writer import write_shards
+from ganray.errors import UserError
 
 RED, BLUE = (250, 5, 5), (5, 5, 250)
 
@@ -22,9 +26,9 @@ def of(source: ImageFolder, name: str) -> int:
     return source.files.index(name)
 
 
-def rejected(root: Path, match: str) -> str:
-    with pytest.raises(ValueError, match=match) as error:
-        ImageFolder.open(root)
+def rejected(root: Path, match: str, **options: Any) -> str:
+    with pytest.raises(UserError, match=match) as error:
+        ImageFolder.open(root, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -85,14 +89,16 @@ def test_a_tenth_is_held_out_and_stays_so_when_files_are_added(pets: Path):
     assert dict(zip(after.files, after.split.tolist(), strict=True)).items() >= sides.items()
 
 
-@pytest.mark.parametrize("valid", ["valid", "val"])
-def test_split_folders_give_the_split(tmp_path: Path, valid: str):
-    for split in ("train", valid, "test"):
+@pytest.mark.parametrize(
+    "names", [("train", "valid", "test"), ("Train", "VAL", "Test"), ("training", "validation")]
+)
+def test_split_folders_give_the_split(tmp_path: Path, names: tuple[str, ...]):
+    for split in names:
         paint(tmp_path / split / "cat" / "1.png")
         paint(tmp_path / split / "dog" / "1.png")
     source = ImageFolder.open(tmp_path)
     assert source.class_names == ("cat", "dog")
-    for split, number in (("train", 0), (valid, 1), ("test", 2)):
+    for number, split in enumerate(names):
         assert source.split[of(source, f"{split}/cat/1.png")] == number
         assert source.labels[of(source, f"{split}/dog/1.png")] == 1
 
@@ -128,10 +134,14 @@ def test_grey_alpha_and_palette_images_become_rgb(tmp_path: Path):
     palette.putpalette([0, 0, 0, 9, 8, 7])
     palette.save(tmp_path / "4.png", transparency=bytes([255, 100]))
     source = ImageFolder.open(tmp_path)
-    expected = [(77,) * 3, (1, 2, 3), (90,) * 3, (9, 8, 7)]
-    for number, color in enumerate(expected, start=1):
-        pixels = np.asarray(source.read(of(source, f"{number}.png")))
-        np.testing.assert_array_equal(pixels, np.broadcast_to(color, (8, 12, 3)))
+    white = [(77,) * 3, (127, 128, 128), (242,) * 3, (158, 158, 157)]
+    for number, color in enumerate(white, start=1):
+        pixels = np.asarray(source.read(of(source, f"{number}.png")), int)
+        assert np.abs(pixels - color).max() <= 1
+    assert source.notes[-1] == "3 with transparency, drawn over white"
+    black = ImageFolder.open(tmp_path, background="black")
+    assert np.asarray(black.read(of(black, "2.png")))[0, 0].tolist() == [1, 1, 2]
+    assert black.fingerprint() != source.fingerprint()
 
 
 def test_more_than_eight_bits_are_rejected_and_not_clipped(tmp_path: Path):
@@ -183,12 +193,15 @@ def test_one_file_that_is_no_plain_jpeg_of_that_size_prevents_it(tmp_path: Path,
 @pytest.mark.parametrize(
     ("orientation", "corner", "shape"), [(3, (-1, -1), (8, 16)), (6, (0, -1), (16, 8))]
 )
-def test_photographs_are_turned_upright(tmp_path: Path, orientation: int, corner, shape):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_photographs_are_turned_upright(
+    tmp_path: Path, suffix: str, orientation: int, corner, shape
+):
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:4, :8] = 255  # the corner at the top left
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / f"photo.{suffix}", exif=exif)
     source = ImageFolder.open(tmp_path)
     assert source.image_shape == (*shape, 3)
     assert not hasattr(source, "read_bytes")
@@ -202,10 +215,10 @@ def test_a_damaged_file_is_named_with_the_way_out(pets: Path):
     source = ImageFolder.open(pets)
     path = pets / "cat" / "7.png"
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"cat/7\.png: cannot be read.*; replace or remove it"):
+    with pytest.raises(ValueError, match=r"cat/7\.png: cannot be read as an 8-bit image"):
         source.read(of(source, "cat/7.png"))
     path.write_bytes(b"no image")
-    rejected(pets, r"cat/7\.png: cannot be read.*; replace or remove it")
+    rejected(pets, r"cat/7\.png: cannot be read.*; replace or remove them, or set")
 
 
 def test_a_file_that_changed_its_size_is_named(pets: Path):
@@ -215,10 +228,43 @@ def test_a_file_that_changed_its_size_is_named(pets: Path):
         source.read(of(source, "cat/7.png"))
 
 
+def test_all_bad_images_are_listed_in_one_pass_or_skipped(
+    pets: Path, ganray_log: pytest.LogCaptureFixture
+):
+    for name in ("cat/3.png", "dog/deep/er/5.png"):
+        (pets / name).write_bytes(b"no image")
+    (pets / "cat" / "lost.png").symlink_to("/nowhere.png")
+    assert "3.png" in rejected(pets, "and 2 more images cannot be read")
+    assert [r.getMessage().partition(": cannot")[0] for r in ganray_log.records] == [
+        str(pets / name) for name in ("cat/3.png", "cat/lost.png", "dog/deep/er/5.png")
+    ]
+    ganray_log.clear()
+    assert len(ImageFolder.open(pets, bad_images="skip")) == 58
+    assert len(ganray_log.records) == 3
+
+
 def test_the_content_and_not_the_name_must_be_of_a_known_format(tmp_path: Path):
-    Image.new("RGB", (12, 8)).save(tmp_path / "1.tiff")
-    (tmp_path / "1.tiff").rename(tmp_path / "1.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.ico")
+    (tmp_path / "1.ico").rename(tmp_path / "1.png")
     rejected(tmp_path, r"1\.png: cannot be read")
+
+
+def test_the_first_image_of_an_animation_is_read(tmp_path: Path):
+    frames = [Image.new("RGB", (12, 8), color) for color in (RED, BLUE)]
+    frames[0].save(tmp_path / "1.gif", save_all=True, append_images=frames[1:])
+    source = ImageFolder.open(tmp_path)
+    assert np.abs(np.asarray(source.read(0), int)[0, 0] - RED).max() < 8
+
+
+def test_files_of_other_types_are_counted(tmp_path: Path):
+    for name in ("1.png", "2.tif", "3.ppm", "4.jfif"):
+        paint(tmp_path / "5.jpg" if name == "4.jfif" else tmp_path / name)
+    (tmp_path / "5.jpg").rename(tmp_path / "4.jfif")
+    for name in ("a.txt", "b.TXT", "c.mp4", "README"):
+        (tmp_path / name).touch()
+    source = ImageFolder.open(tmp_path)
+    assert len(source) == 4
+    assert source.notes[-1] == "skipped files: 2 .txt, 1 without suffix, 1 .mp4"
 
 
 def test_no_folder_and_no_image(tmp_path: Path):
@@ -226,25 +272,75 @@ def test_no_folder_and_no_image(tmp_path: Path):
     rejected(tmp_path, r"contains no image; looked for \.png")
 
 
-def test_links_that_lead_out_are_rejected(pets: Path, tmp_path: Path):
-    paint(tmp_path / "secret.png")
-    link = pets / "cat" / "link.png"
-    for target in (tmp_path / "secret.png", tmp_path / "nothing.png"):
-        link.symlink_to(target)
-        assert str(link) in rejected(pets, "a link that leads out of the folder, nowhere")
-        link.unlink()
-    for target in (tmp_path, pets):
-        (pets / "cat" / "round").symlink_to(target)
-        rejected(pets, "or to a folder")
-        (pets / "cat" / "round").unlink()
-
-
-def test_links_inside_and_a_link_to_the_whole_folder_are_followed(pets: Path, tmp_path: Path):
-    (pets / "cat" / "link.png").symlink_to(pets / "cat" / "1.png")
+def test_links_are_followed_and_loops_and_devices_are_not(pets: Path, tmp_path: Path):
+    paint(tmp_path / "elsewhere" / "1.png")
+    (pets / "cat" / "file.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    (pets / "cat" / "folder").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(pets / "cat" / "pipe.png")
     (tmp_path / "link").symlink_to(pets)
     source = ImageFolder.open(tmp_path / "link")
-    assert len(source) == 61
-    assert np.asarray(source.read(of(source, "cat/link.png")))[0, 0].tolist() == list(BLUE)
+    assert len(source) == 62
+    assert np.asarray(source.read(of(source, "cat/folder/1.png")))[0, 0].tolist() == list(RED)
+    (pets / "cat" / "round").symlink_to(pets)
+    assert str(pets / "cat" / "round") in rejected(pets, "a link to a folder that contains it")
+
+
+def test_numbered_batches_are_not_classes(tmp_path: Path):
+    for i in range(0, 60, 3):
+        paint(tmp_path / f"ffhq/{i // 20 * 20:05d}/{i:05d}.png")
+        paint(tmp_path / f"people/{i // 20:07d}/{i % 20:03d}.png")
+        paint(tmp_path / f"digits/{i % 10}/{i}.png")
+    batches = ImageFolder.open(tmp_path / "ffhq")
+    assert batches.class_names == ()
+    assert batches.notes[0] == "no classes: 00000 and so on are numbered batches"
+    assert len(ImageFolder.open(tmp_path / "ffhq", labels="folder").class_names) == 3
+    people = ImageFolder.open(tmp_path / "people")
+    assert people.notes[0] == "classes: 3, the folders 0000000, 0000001, 0000002"
+    assert len(ImageFolder.open(tmp_path / "digits").class_names) == 10
+    assert ImageFolder.open(tmp_path / "digits", labels="none").class_names == ()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_stylegans_layout_with_its_labels(tmp_path: Path, packed: bool):
+    names = [f"{i // 4:05d}/img{i:08d}.png" for i in range(8)]
+    for i, name in enumerate(names):
+        paint(tmp_path / "set" / name, (RED, BLUE)[i % 2])
+    labels = {"labels": [[name, i % 2] for i, name in enumerate(names)]}
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(labels))
+    root = tmp_path / "set"
+    if packed:
+        root = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
+    source = pickle.loads(pickle.dumps(ImageFolder.open(root)))
+    assert source.class_names == ("0", "1")
+    assert source.notes[0] == "classes: 2 of dataset.json"
+    assert not any("skipped" in note for note in source.notes)
+    for index in range(8):
+        color = (RED, BLUE)[source.labels[index]]
+        assert np.asarray(source.read(index))[0, 0].tolist() == list(color)
+    manifest = write_shards(source, tmp_path / "shards", processes=1)
+    assert (manifest.num_images, manifest.class_names) == (8, ("0", "1"))
+    assert ImageFolder.open(root, labels="folder").class_names == ("00000", "00001")
+    assert ImageFolder.open(root, labels="folder").fingerprint() != source.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "must be"),
+        ("[]", "must be"),
+        ('{"labels": [["1.png", [0.1, 0.2]]]}', "not a whole number"),
+        ('{"labels": [["other.png", 1]]}', "the label of 1.png is None"),
+        ('{"labels": null}', "the label of 1.png is None"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_rejected(tmp_path: Path, text: str, match: str):
+    paint(tmp_path / "1.png")
+    rejected(tmp_path, "has no such file", labels="dataset.json")
+    (tmp_path / "dataset.json").write_text(text)
+    assert "--data.labels none" in rejected(tmp_path, match, labels="dataset.json")
+    assert len(ImageFolder.open(tmp_path, labels="none")) == 1
+    if "null" in text:  # StyleGAN's tools write it for sets without labels
+        assert ImageFolder.open(tmp_path).class_names == ()
 
 
 def test_odd_names_work(tmp_path: Path):

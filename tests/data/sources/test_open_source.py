@@ -22,6 +22,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
     Image.new("RGB", (4, 4)).save(root / "images" / "1.png")
     with h5py.File(root / "faces.h5py", "w") as file:
         file["img_align_celeba/0.jpg"] = np.zeros((4, 4, 3), np.uint8)
+    with h5py.File(root / "array.h5", "w") as file:
+        file["imgs"] = np.zeros((5, 4, 4, 3), np.uint8)
     return {
         "celeba": celeba_zip,
         "mnist": root,
@@ -29,6 +31,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
         "stacked-mnist": root,
         "digits": None,
         "folder": root / "images",
+        "hdf5": root / "array.h5",
         "source-text": root / "faces.h5py",
     }
 
@@ -69,7 +72,7 @@ def test_options_reach_the_source(places: dict[str, Path | None], monkeypatch: p
         ("stacked-mnist", {"count": 0}, "count from 1 to"),
         ("folder", {"download": True}, "folder cannot be fetched, only celeba, mnist"),
         ("source-text", {"download": True}, "source-text cannot be fetched"),
-        ("folder", {"path": None}, "folder needs a path: any images: PATH holds"),
+        ("folder", {"path": None}, "folder needs a path: any images: PATH is"),
     ],
 )
 def test_images_that_do_not_fit_are_rejected(
@@ -87,6 +90,7 @@ def test_the_table_imports_no_source_and_a_source_no_torch():
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys();"
         "import ganray.data.sources.mnist, ganray.data.sources.digits;"
         "import ganray.data.sources.image_folder, ganray.data.sources.source_text;"
+        "import ganray.data.sources.celeba, ganray.data.sources.hdf5_array;"
         "assert not {'torch', 'torchvision', 'sklearn'} & sys.modules.keys()"
     )
     root = Path(sources.__file__).parents[3]
