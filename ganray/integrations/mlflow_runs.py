@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,8 @@ from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ganray.config.schema import Config
 from ganray.config.serialization import flatten, to_dict
@@ -37,6 +39,8 @@ NOTE_TAG = "mlflow.note.content"
 """Tag that MLflow shows as the description, in Markdown."""
 MLFLOW_ERRORS = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
 """Exceptions of a store that cannot be reached or rejects a request."""
+LOCAL_SERVER = "http://127.0.0.1:5000"
+"""Address of `mlflow ui`."""
 _SQLITE = "sqlite:///"
 _TAG_LIMIT = 5000  # characters that every store accepts
 
@@ -78,6 +82,79 @@ def store_uri(config: Config) -> str:
     """Return tracking.uri, else $MLFLOW_TRACKING_URI, else SQLite in the home folder."""
     from_environment = os.environ.get("MLFLOW_TRACKING_URI")
     return config.tracking.uri or from_environment or f"{_SQLITE}{config.home}/mlflow.db"
+
+
+def check_store(config: Config) -> None:
+    """Check the address of the store, and that its experiment was not deleted.
+
+    A server that does not answer is no error: a run starts without it.
+
+    Raises:
+        UserError: MLflow cannot use the address, or the experiment.
+    """
+    uri, name = store_uri(config), config.tracking.experiment
+    _check_address(uri, "tracking.uri" if config.tracking.uri else "$MLFLOW_TRACKING_URI")
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
+        return
+    with suppress(*MLFLOW_ERRORS):
+        experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(name)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise UserError(
+                f"tracking.experiment={name}: was deleted in MLflow; restore it, with"
+                f" `MLFLOW_TRACKING_URI={shlex.quote(uri)} {command}`, or name another one"
+            )
+
+
+def _check_address(uri: str, source: str) -> None:
+    """Raise UserError if MLflow cannot use an address; `source` is the option that has it."""
+    scheme, separator, _ = uri.partition("://")
+    if scheme in ("http", "https") or uri.startswith(("databricks", _SQLITE)):
+        return
+    if uri.startswith("sqlite:"):
+        path = Path(uri.removeprefix("sqlite:").lstrip("/") or "mlflow.db").absolute()
+        raise UserError(f"{source}={uri}: write it with the full path, {_SQLITE}{path}")
+    if not separator and re.fullmatch(r"[\w.-]+:[0-9]+(/.*)?", uri):
+        raise UserError(f"{source}={uri}: has no scheme; use http://{uri}")
+    if not separator or scheme == "file":
+        path = Path(uri.removeprefix("file:").removeprefix("//")).absolute()
+        raise UserError(
+            f"{source}={uri}: is a folder, in which MLflow no longer stores runs; use"
+            f" {_SQLITE}{path}/mlflow.db"
+        )
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        module = str(error.name)
+        package = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}.get(module, module)
+        package = {"MySQLdb": "mysqlclient"}.get(module, package)
+        raise UserError(
+            f"{source}={uri}: needs the Python package {module}; pip install '{package}'"
+        ) from error
+    except ArgumentError as error:  # also of an unknown database
+        raise UserError(
+            f"{source}={uri}: is no address that MLflow knows; use http://HOST:PORT of a server, or"
+            f" {_SQLITE}/PATH/mlflow.db"
+        ) from error
+
+
+def run_url(run: Run) -> str:
+    """Return the address of a run on its MLflow server, or on one that `mlflow ui` starts here.
+
+    Without the type of workflow, MLflow opens its pages about language models.
+    """
+    server = run.uri.rstrip("/") if run.uri.startswith("http") else LOCAL_SERVER
+    return (
+        f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        "?workflowType=machine_learning"
+    )
+
+
+def serve_command(uri: str) -> str | None:
+    """Return the command that serves a store; None if it is a server."""
+    if uri.startswith("http"):
+        return None
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 @contextmanager
@@ -209,6 +286,7 @@ def end_run(run: Run, status: str) -> None:
 @contextmanager
 def existing_store(uri: str) -> Iterator[MlflowClient]:
     """Yield a client of an existing store; raise errors of MLflow as UserError."""
+    _check_address(uri, "--tracking-uri")
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
         raise UserError(f"MLflow at {uri}: no such file; give --home or --tracking-uri")
     try:

@@ -68,8 +68,9 @@ def connect(config: RayConfig, has_trials: bool = False) -> Cluster:
         try:
             starting.result()
         except OSError as error:  # including ConnectionError and an unknown host
+            source = "ray.address" if config.address else "$RAY_ADDRESS"
             raise UserError(
-                f"ray.address={_address(config)}: no cluster there; start one with"
+                f"{source}={_address(config)}: no cluster there; start one with"
                 " `ray start --head`, or leave the address out to use this machine alone"
             ) from error
         _restore_signal_handlers()

@@ -1,13 +1,17 @@
 """MLflow runs: one per name, complete from the start, and found again."""
 
 import multiprocessing
+import os
+import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from ganray.errors import UserError
 from ganray.integrations import mlflow_runs
 from tests.conftest import TrainedRun, tiny_config
 
@@ -130,3 +134,68 @@ def test_two_drivers_that_start_at_once_create_one_store(tmp_path, monkeypatch):
         driver.join(120)
     assert [driver.exitcode for driver in drivers] == [0, 0]
     assert ids.get(timeout=5) == ids.get(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("localhost:5000", "has no scheme; use http://localhost:5000"),
+        ("127.0.0.1:5000/mlflow", "use http://127.0.0.1:5000/mlflow"),
+        ("sqlite:x.db", "write it with the full path, sqlite:////"),
+        ("sqlite://x.db", "write it with the full path, sqlite:////"),
+        ("./mlruns", "is a folder, in which MLflow no longer stores runs; use sqlite:////"),
+        ("file:///tmp/mlruns", "use sqlite:////tmp/mlruns/mlflow.db"),
+        ("mysql://user@host/db", "needs the Python package MySQLdb; pip install 'mysqlclient'"),
+        ("mysql+pymysql://host/db", "needs the Python package pymysql; pip install 'pymysql'"),
+        ("htp://host", "is no address that MLflow knows; use http://HOST:PORT"),
+    ],
+)
+def test_addresses_that_mlflow_cannot_use_get_one_right_line(config, monkeypatch, uri, message):
+    tracking = replace(config.tracking, uri=uri)
+    with pytest.raises(UserError) as error:
+        mlflow_runs.check_store(replace(config, tracking=tracking))
+    assert str(error.value).startswith(f"tracking.uri={uri}: ")
+    assert message in str(error.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError) as error:
+        mlflow_runs.check_store(config)
+    assert str(error.value).startswith(f"$MLFLOW_TRACKING_URI={uri}: ")
+    with pytest.raises(UserError, match=r"--tracking-uri="):
+        mlflow_runs.get_run(uri, "0" * 32)
+
+
+def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(config):
+    run = start(config)
+    mlflow_runs.check_store(config)
+    run.client().delete_experiment(run.experiment_id)
+    with pytest.raises(UserError, match=r"was deleted in MLflow; restore it, with `(.*)`") as error:
+        mlflow_runs.check_store(config)
+    command = str(error.value).partition("`")[2].partition("`")[0]
+    variable, *words = shlex.split(command)
+    name, _, value = variable.partition("=")
+    subprocess.run(words, env=os.environ | {name: value}, check=True, capture_output=True)
+    mlflow_runs.check_store(config)
+
+
+def test_the_check_creates_no_store(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow_runs.check_store(tiny_config(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_down_does_not_keep_a_run_from_its_start(config):
+    tracking = replace(config.tracking, uri=UNREACHABLE)
+    mlflow_runs.check_store(replace(config, tracking=tracking))
+
+
+def test_the_address_of_a_run_opens_the_pages_for_training(config):
+    run = start(config)
+    path = f"/#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    assert mlflow_runs.run_url(run) == f"http://127.0.0.1:5000{path}"
+    assert mlflow_runs.run_url(replace(run, uri="https://team/mlflow/")) == (
+        f"https://team/mlflow{path}"
+    )
+    assert mlflow_runs.serve_command("sqlite:////a b/x.db") == (
+        "mlflow ui --backend-store-uri 'sqlite:////a b/x.db'"
+    )
+    assert mlflow_runs.serve_command("https://team/mlflow") is None
