@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import sys
+import textwrap
 from typing import Literal
 
 HIDDEN = "***"
@@ -46,6 +48,21 @@ def redact(text: object) -> str:
     repeat the addresses that they were given, reveal nothing.
     """
     return re.sub(r"://[^/\s'\"]*@", f"://{HIDDEN}@", str(text))
+
+
+def wrap(text: str, prefix: str = "", indent: int = 0) -> str:
+    """Return the prefix and the text in lines of the terminal's width; 100 columns in a job log.
+
+    Later lines are indented. A word that is longer, such as a path, keeps its length.
+    """
+    return textwrap.fill(
+        text,
+        max(40, shutil.get_terminal_size((100, 24)).columns),
+        initial_indent=prefix,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class _StdoutHandler(logging.Handler):

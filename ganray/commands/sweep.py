@@ -23,7 +23,13 @@ from ganray.data import prepare
 from ganray.errors import UserError
 from ganray.files import read_json, write_atomic
 from ganray.integrations import mlflow_view, ray_cluster, ray_tune
-from ganray.integrations.mlflow_runs import store_uri
+from ganray.integrations.mlflow_runs import (
+    LOCAL_SERVER,
+    check_store,
+    run_url,
+    serve_command,
+    store_uri,
+)
 from ganray.integrations.mlflow_sweep import SweepRuns, sync_sweep
 from ganray.sweeps import design, report, results
 from ganray.sweeps.axes import Axis, Level, parse_axis, share_reference
@@ -73,6 +79,7 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     """
     if options.resume:
         config, options = load_resumed(config, options)
+    check_store(config)
     axes = [parse_axis(text, config, read) for text in options.axis or DEFAULT_AXES]
     config, axes = share_reference(base_config(config, options, axes), axes)
     plan = plan_sweep(config, options, axes)
@@ -374,11 +381,12 @@ def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRu
 
 def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str) -> None:
     """Log the URLs of the sweep's views, and the command that serves a local store."""
-    server = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    server = uri if uri.startswith("http") else LOCAL_SERVER
     urls = runs.flush_and_call(lambda: mlflow_view.save_views(runs.parent, plan, server))
     if urls is None:  # MLflow is unreachable, which has been logged
         return
-    if server != uri:
-        logger.info("MLflow      mlflow ui --backend-store-uri %s", uri)
+    if command := serve_command(uri):
+        logger.info("look        %s", command)
+    logger.info("at          %s", run_url(runs.parent))
     for title, url in urls.items():
         logger.info("            %s: %s", title, url)

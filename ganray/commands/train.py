@@ -30,6 +30,7 @@ from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator,
 from ganray.integrations import mlflow_models, mlflow_runs, ray_cluster, ray_train
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training import launch, run_figures
+from ganray.training.checkpoints import checkpoint_step, list_checkpoints
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
@@ -52,6 +53,7 @@ def run(config: Config) -> None:
     """
     with torchrun_group(ALLOWANCE * config.train.hang_timeout):
         config = broadcast_from_rank0(config)  # the default name contains the time of one process
+        mlflow_runs.check_store(config)
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(
@@ -163,6 +165,7 @@ def _train_and_report(
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
     with (
+        _log_stop(config),
         wait_for_checkpoints(folder.parent, lambda: [folder.name]),
         _sync_run(datasets, digest, workers) as sync,
     ):
@@ -184,17 +187,34 @@ def _train_and_report(
         for name, figure in figures.items():
             logger.info(f"{name:11s} {figure}")
 
-        def send_results() -> str:
+        def send_results() -> tuple[str, str]:
             (run,) = sync.unfinished()
             mlflow_runs.log_files(run, figures.values())
             mlflow_runs.log_files(run, files, "evaluation")
             if report is not None:
                 mlflow_runs.log_summary(run, report.summary(), report.tags())
-            return mlflow_models.log_generator(run, checkpoint)
+            return mlflow_models.log_generator(run, checkpoint), mlflow_runs.run_url(run)
 
-        if model := sync.flush_and_call(send_results):  # last: MLflow may be unreachable by now
-            logger.info(f"generator   {model}  (mlflow.pytorch.load_model)")
-        logger.info(f"look        mlflow ui --backend-store-uri {mlflow_runs.store_uri(config)}")
+        sent = sync.flush_and_call(send_results)  # last: MLflow may be unreachable by now
+        if sent:
+            logger.info(f"generator   {sent[0]}  (mlflow.pytorch.load_model)")
+        if command := mlflow_runs.serve_command(mlflow_runs.store_uri(config)):
+            logger.info(f"look        {command}")
+        if sent:
+            logger.info(f"at          {sent[1]}")
+
+
+@contextmanager
+def _log_stop(config: Config) -> Iterator[None]:
+    """If the block is left by a signal, log how far the checkpoints are."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        checkpoints = list_checkpoints(config.run_folder())
+        if checkpoints and getattr(error, "code", None) != NOT_SENT:
+            kimg = checkpoint_step(checkpoints[-1]) * config.train.batch_size / 1000
+            logger.info(f"checkpoint  at {kimg:g} kimg, from which --name {config.name} goes on")
+        raise
 
 
 def _train(config: Config, images: DatasetPlan, assets: EvaluationAssets, workers: Workers) -> Path:

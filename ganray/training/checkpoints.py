@@ -183,7 +183,7 @@ class CheckpointWriter:
         return [
             path
             for path in list_checkpoints(self._folder)
-            if not interval or int(path.name.rpartition("_")[2]) % interval
+            if not interval or checkpoint_step(path) % interval
         ]
 
 
@@ -280,3 +280,8 @@ def find_checkpoint(run_folder: Path, strict: bool) -> Path | None:
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Return the checkpoints of a run by step, without unfinished ones, which end in .part."""
     return sorted(run_folder.glob("checkpoint_*[0-9]"))
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint in a run folder, from its name."""
+    return int(checkpoint.name.rpartition("_")[2])

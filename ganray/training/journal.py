@@ -13,11 +13,11 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,11 @@ logger = logging.getLogger(__name__)
 Event = dict[str, Any]
 
 FILE = "journal.jsonl"
-_SILENCE_S, _WAIT_S = 120, 30
-"""Seconds without an event after which a line says so: of workers that train, or that wait."""
+_PROGRESS_S = 1.0
+"""Minimum time between two progress lines."""
+_SILENCE_S, _WAIT_S, _LONG_WAIT_S = 120, 5, 30
+"""Seconds without an event after which a line says so: of workers that train, or that start; and
+after which it says what they need."""
 
 
 class Journal:
@@ -213,33 +216,55 @@ def collapse_line(event: Event) -> str:
 
 
 @contextlib.contextmanager
-def print_progress(config: Config, waits_for: Callable[[], str] = lambda: "") -> Iterator[None]:
+def print_progress(
+    config: Config, describe_wait: Callable[[], str] | None = None
+) -> Iterator[None]:
     """Log a line for each new event of the run's journal while the context is open.
 
-    `waits_for` describes what workers need that do not train yet.
+    Progress lines come at most once a second, the last one always. `describe_wait` returns what
+    workers need that do not train yet; None: this process trains.
     """
     folder, stop = config.run_folder(), threading.Event()
     total_images = config.train.steps() * config.train.batch_size
     start = max((offset for _, offset in read(folder)), default=0)
 
+    progress: Event | None = None
+    progress_at = -math.inf
+
+    def show_progress() -> None:
+        nonlocal progress, progress_at
+        if progress is not None:
+            logger.info(progress_line(progress, total_images))
+            progress, progress_at = None, time.monotonic()
+
     def follow() -> None:
-        offset, stopped, is_training = start, False, False
-        since, line_at = datetime.now(), time.monotonic()
+        nonlocal progress
+        offset, stopped, is_training = start, False, describe_wait is None
+        event_at = line_at = time.monotonic()
         while not stopped:
             stopped = stop.wait(0.5)
             for event, end in read(folder, offset):
-                offset, since, line_at = end, datetime.now(), time.monotonic()
+                offset, event_at = end, time.monotonic()
+                line_at = event_at
                 if event["name"] == "metrics":
-                    logger.info(progress_line(event, total_images))
-                if event["name"] == "collapse":
+                    progress = event
+                elif event["name"] == "collapse":
+                    show_progress()  # of the same time
                     logger.info(collapse_line(event))
-                if event["name"] == "status":
+                elif event["name"] == "status":
+                    show_progress()
                     is_training = bool(event.get("is_training"))
                     logger.info(event["text"])
-            if time.monotonic() - line_at > (_SILENCE_S if is_training else _WAIT_S):
+            if stopped or time.monotonic() - progress_at >= _PROGRESS_S:
+                show_progress()
+            if time.monotonic() - line_at >= (_SILENCE_S if is_training else _WAIT_S):
                 line_at = time.monotonic()
-                what = "no line since" if is_training else "waiting for workers since"
-                logger.info(f"{what} {since:%H:%M:%S}" + ("" if is_training else waits_for()))
+                waited = line_at - event_at
+                what = "no progress for" if is_training else "starting workers:"
+                needs = ""
+                if describe_wait and not is_training and waited > _LONG_WAIT_S:
+                    needs = describe_wait()
+                logger.info(f"{what} {waited:.0f} s{needs}")
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ganray import log
 from ganray.config.schema import Config, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.errors import UserError
 from ganray.evaluation.reference import RunDatasets
 from ganray.gan import networks
+from ganray.training.checkpoints import checkpoint_step, list_checkpoints
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,22 @@ def check_workers(config: Config, count: int) -> None:
 def describe_plan(datasets: RunDatasets, workers: Workers, store: str) -> str:
     """Describe a run: its name, `plan_rows` and where results go; `store` is the MLflow store."""
     config = datasets.config
-    rows = {"run": f"{config.name} (to resume: the same command with --name {config.name})"}
+    resumes = f"to resume: the same command with --name {config.name}"
+    if checkpoints := list_checkpoints(config.run_folder()):
+        kimg = checkpoint_step(checkpoints[-1]) * config.train.batch_size / 1000
+        resumes = f"goes on from {kimg:g} kimg"
+    rows = {"run": f"{config.name} ({resumes})"}
     rows |= plan_rows(datasets, workers)
     rows |= {"results": f"{config.run_folder()} and {store}"}
     return format_rows(rows)
 
 
 def format_rows(rows: Mapping[str, str]) -> str:
-    """Format names and texts as a table, one line each."""
+    """Format names and texts as a table, wrapped at the width of the terminal."""
     width = max(11, *map(len, rows))
-    return "\n".join(f"{name:{width}s} {text}" for name, text in rows.items())
+    return "\n".join(
+        log.wrap(text, f"{name:{width}s} ", indent=width + 1) for name, text in rows.items()
+    )
 
 
 def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
@@ -123,7 +131,7 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     height, width, channels = images.stored_shape
     label = f" and one of {classes} labels" if classes else ""
     return {
-        "data": str(images),
+        "data": "; ".join([str(images), *images.notes]),
         "shards": f"{height}x{width}x{channels} {config.data.encoding},"
         f" {images.bytes / 2**20:,.0f} MiB,"
         f" {'ready' if images.ready else 'to be written'}: {images.location}",

@@ -1,10 +1,14 @@
 """The journal: complete events, once and in order, even if the writer is killed."""
 
+import time
+from contextlib import closing
+
 import numpy as np
 from PIL import Image
 
 from ganray.training import journal
 from ganray.training.journal import Journal
+from tests.conftest import tiny_config
 
 
 def events(folder, offset=0):
@@ -75,3 +79,39 @@ def test_the_progress_line_has_progress_speed_and_remaining_time():
     assert "500 images/s" in text
     assert "D 0.693" in text
     assert text.endswith("left 0:02:30")
+
+
+def metrics(kimg: float) -> dict[str, float]:
+    return {"data/images_per_s": 500.0, "D/loss": kimg, "D/real_prob": 0.5, "D/fake_prob": 0.5}
+
+
+def test_progress_lines_come_once_a_second_and_the_last_one_always(tmp_path, ganray_log):
+    config = tiny_config(tmp_path)
+    folder = config.run_folder()
+    with closing(journal.Journal(folder)) as writer, journal.print_progress(config):
+        for kimg in range(30):
+            writer.metrics(kimg, metrics(kimg))
+            time.sleep(0.02)
+        journal.add_status(folder, "rank 1 failed", is_training=False)
+        for kimg in range(30, 60):
+            writer.metrics(kimg, metrics(kimg))
+    lines = [record.getMessage() for record in ganray_log.records]
+    assert len(lines) <= 4
+    assert "D 59.000" in lines[-1]
+    status = lines.index("rank 1 failed")
+    assert "D 29.000" in lines[status - 1]  # what had happened before
+
+
+def test_workers_that_start_are_seen_to_do_so(tmp_path, ganray_log, monkeypatch):
+    monkeypatch.setattr(journal, "_WAIT_S", 0.1)
+    monkeypatch.setattr(journal, "_LONG_WAIT_S", 1.2)
+    config = tiny_config(tmp_path)
+    with journal.print_progress(config, lambda: " (they need 2 CPU)"):
+        time.sleep(2.2)
+    lines = [record.getMessage() for record in ganray_log.records]
+    assert lines[0] in ("starting workers: 0 s", "starting workers: 1 s")
+    assert lines[-1] == "starting workers: 2 s (they need 2 CPU)"
+    ganray_log.clear()
+    with journal.print_progress(config):  # this process trains, and need not start
+        time.sleep(1)
+    assert not ganray_log.records

@@ -8,6 +8,7 @@ from ganray.config import presets
 from ganray.config.schema import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.evaluation.reference import RunDatasets
+from ganray.training.checkpoints import write_checkpoint
 from ganray.training.plan import Cluster, Workers, describe_plan, resolve_workers
 
 
@@ -97,6 +98,13 @@ def test_batches_that_workers_can_split_are_accepted():
     assert resolve_workers(regularized(unroll=5), SERVER).count == 1
 
 
+def describe(config: Config, images: DatasetPlan, workers: Workers) -> str:
+    """Return the plan, whose lines fit the terminal, as one line."""
+    text = describe_plan(RunDatasets(config, images, images), workers, "sqlite:///x")
+    assert max(len(line) for line in text.splitlines() if " " in line[12:].strip()) <= 100
+    return " ".join(text.split())
+
+
 def test_the_plan_describes_the_run(tmp_path):
     preset = replace(presets.cpu32(), name="mine", home=tmp_path)
     shape = 32, 32, 3
@@ -113,7 +121,7 @@ def test_the_plan_describes_the_run(tmp_path):
         source=tmp_path,
         procedural=True,
     )
-    text = describe_plan(RunDatasets(preset, images, images), Workers(2, False, 1), "sqlite:///x")
+    text = describe(preset, images, Workers(2, False, 1))
     for part in (
         "--name mine",
         "12,000 images",
@@ -124,10 +132,10 @@ def test_the_plan_describes_the_run(tmp_path):
     ):
         assert part in text
     assert f"{preset.train.steps():,} steps" in text
-    assert "32 images, bce, adam, fp32\n" in text
+    assert "32 images, bce, adam, fp32 workers" in text
     on_gpu = replace(preset, train=replace(preset.train, precision="bf16", deterministic=True))
-    text = describe_plan(RunDatasets(on_gpu, images, images), Workers(1, True, 1), "sqlite:///x")
-    assert "adam, bf16 + TF32 + deterministic\n" in text
+    text = describe(on_gpu, images, Workers(1, True, 1))
+    assert "adam, bf16 + TF32 + deterministic workers" in text
     many = replace(
         preset,
         network=replace(preset.network, pack=2, minibatch_stddev=4, spectral_norm=True),
@@ -137,4 +145,10 @@ def test_the_plan_describes_the_run(tmp_path):
     assert (
         "wgan + R1 0.1 + GP 10 + unroll 5 with lr 0.1 + pack 2 + minibatch stddev 4 + spectral norm"
         " + G every 5 steps + 2 G steps, adam"
-    ) in describe_plan(RunDatasets(many, images, images), Workers(1, False, 1), "sqlite:///x")
+    ) in describe(many, images, Workers(1, False, 1))
+    noted = replace(images, notes=("classes: 2, the folders cat, dog", "skipped files: 3 .txt"))
+    text = describe(preset, noted, Workers(2, False, 1))
+    assert "(no CelebA was given); classes: 2, the folders cat, dog; skipped files: 3 .txt" in text
+    write_checkpoint({"step": 1000}, preset, preset.run_folder() / "checkpoint_0000001000")
+    text = describe(preset, images, Workers(2, False, 1))
+    assert "run mine (goes on from 32 kimg)" in text

@@ -89,7 +89,7 @@ def start(tmp_path):
 def test_a_stopped_rank_is_named_and_a_signal_saves_a_checkpoint(start, tmp_path):
     first, second = start(2, "--train.hang_timeout=3")
     lines = lines_of(first)
-    wait_for(lines, r" 0\.6 / 9999 kimg", 120)
+    wait_for(lines, r"[\d.]+ / 9999 kimg", 120)
     second.send_signal(signal.SIGSTOP)
     assert first.wait(15) == 1
     folder = tmp_path / "runs" / "job"
@@ -101,11 +101,12 @@ def test_a_stopped_rank_is_named_and_a_signal_saves_a_checkpoint(start, tmp_path
     second.kill()
     (job,) = start(1)
     lines = lines_of(job)
-    wait_for(lines, r" 1\.2 / 9999 kimg", 120)
+    wait_for(lines, r"[\d.]+ / 9999 kimg", 120)
     job.send_signal(signal.SIGTERM)
     assert job.wait(30) == 143
     (checkpoint,) = list_checkpoints(folder)
     assert int(checkpoint.name.rpartition("_")[2]) >= 100
+    wait_for(lines, r"^checkpoint  at [\d.]+ kimg, from which --name job goes on", 10)
     wait_for(lines, "stopped; the same command with --name resumes", 10)
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
