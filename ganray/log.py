@@ -50,6 +50,11 @@ def redact(text: object) -> str:
     return re.sub(r"://[^/\s'\"]*@", f"://{HIDDEN}@", str(text))
 
 
+def columns() -> int:
+    """Return the width of the terminal, at least 40; 100 in a job log."""
+    return max(40, shutil.get_terminal_size((100, 24)).columns)
+
+
 def wrap(text: str, prefix: str = "", indent: int = 0) -> str:
     """Return the prefix and the text in lines of the terminal's width; 100 columns in a job log.
 
@@ -57,7 +62,7 @@ def wrap(text: str, prefix: str = "", indent: int = 0) -> str:
     """
     return textwrap.fill(
         text,
-        max(40, shutil.get_terminal_size((100, 24)).columns),
+        columns(),
         initial_indent=prefix,
         subsequent_indent=" " * indent,
         break_long_words=False,

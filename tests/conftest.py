@@ -97,7 +97,7 @@ def _no_ray(request: pytest.FixtureRequest) -> Iterator[None]:
     cluster = sys.modules.get("ganray.integrations.ray_cluster")
     if cluster and not request.node.get_closest_marker("ray"):
         started = cluster._starting is not None or cluster.ray.is_initialized()
-        assert not started, "starts Ray: add --dry-run or --launcher torch, or mark it `ray`"
+        assert not started, "starts Ray: add --dry_run or --launcher torch, or mark it `ray`"
 
 
 @pytest.fixture(scope="session")

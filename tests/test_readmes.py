@@ -50,9 +50,9 @@ def test_commands_are_understood(command: str, monkeypatch):
         case "shard":
             cli.parse_command(words, ShardConfig, ("source", "path"), None, "")
         case "celeba":
-            cli.parse(words, CELEBA, lambda _: "cpu32", "")
+            cli.parse(words, CELEBA, lambda _: "cpu32", "", "cpu32")
         case "mnist":
-            cli.parse(words, MNIST | STACKED, lambda _: "normal-100", "")
+            cli.parse(words, MNIST | STACKED, lambda _: "normal-100", "", "")
         case other:
             pytest.fail(f"no such job: {other}")
 

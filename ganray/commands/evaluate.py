@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ganray.commands.load_generator import TrainedGenerator, load_generator
+from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
 from ganray.config.commands import EvaluateConfig, home_folder
 from ganray.config.schema import Config
 from ganray.data import prepare
@@ -25,10 +25,15 @@ logger = logging.getLogger(__name__)
 def evaluate(options: EvaluateConfig) -> None:
     """Evaluate one generator, or two with their differences, and add the reports to MLflow.
 
+    Without a run, list the runs there are.
+
     Raises:
         UserError: The input is invalid; raised before anything is measured.
     """
     home = home_folder(options.home)
+    if not options.run:
+        logger.info(list_runs(home))
+        return
     names = [options.run] + ([options.against] if options.against else [])
     generators = [load_generator(name, home, options.tracking_uri) for name in names]
     config = _reference_config(generators[0], options)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ganray.commands.load_generator import TrainedGenerator, load_generator
+from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
 from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
@@ -34,12 +34,17 @@ _WALK_PIXELS = 480
 def explore(options: ExploreConfig) -> None:
     """Draw all pictures of a generator and add them to its MLflow run.
 
+    Without a run, list the runs there are.
+
     Raises:
         UserError: The options are invalid; raised before anything is written.
     """
+    home = home_folder(options.home)
+    if not options.run:
+        logger.info(list_runs(home))
+        return
     if options.animation == "mp4":
         require_encoder()
-    home = home_folder(options.home)
     generator = load_generator(options.run, home, options.tracking_uri)
     _check_label(generator, options.label)
     latent, classes = generator.config.latent, generator.classes

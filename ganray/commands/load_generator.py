@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ganray.errors import UserError
 from ganray.gan.networks import one_hot_labels
 from ganray.integrations import mlflow_models, mlflow_runs
 from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run
+from ganray.training import journal
 from ganray.training.state import (
     CONFIG_FILE,
     STATE_FILE,
@@ -27,6 +29,8 @@ from ganray.training.state import (
 
 logger = logging.getLogger(__name__)
 
+_LISTED = 20
+"""Runs that `list_runs` lists."""
 _BATCH_SIZE = 64
 """Images generated at once; full-size ones take about 1 MB each."""
 
@@ -92,6 +96,40 @@ class TrainedGenerator:
             logger.info(f"artifacts   {folder}/ of MLflow run {run.run_id} at {run.uri}")
         except (UserError, *MLFLOW_ERRORS) as error:
             logger.warning(f"the {what} are on disk but not in MLflow: {error}")
+
+
+def list_runs(home: Path) -> str:
+    """Return a table of the trained runs in a home, newest first, with their last scores."""
+    runs = [folder for folder in (home / "runs").glob("*") if _find_checkpoint(folder)]
+    if not runs:
+        return f"{home} has no trained runs; train one: python jobs/celeba.py"
+    rows: list[Sequence[str]] = [
+        ("run", "preset", "kimg", "coverage", "recall", "Vendi", "trained")
+    ]
+    for folder in sorted(runs, key=lambda folder: folder.stat().st_mtime, reverse=True)[:_LISTED]:
+        images, coverage = journal.history(folder, "collapse/coverage")
+        scores = [
+            f"{values[-1]:.2f}" if len(values) else "-"
+            for values in (coverage, journal.history(folder, "collapse/recall")[1])
+        ]
+        vendi = journal.history(folder, "collapse/vendi_share")[1]
+        rows.append(
+            (
+                folder.name,
+                read_config(folder).preset,
+                f"{images[-1] / 1000:g}" if len(images) else "-",
+                *scores,
+                f"{vendi[-1]:.0%}" if len(vendi) else "-",
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])])
+        for row in rows
+    ]
+    more = f"\n... and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
+    return f"Runs in {home}, newest first:\n" + "\n".join(lines) + more
 
 
 def load_generator(name: str, home: Path, tracking_uri: str | None = None) -> TrainedGenerator:

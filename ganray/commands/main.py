@@ -30,7 +30,7 @@ def celeba(argv: Sequence[str]) -> None:
         ray job submit --working-dir . -- python jobs/celeba.py
         torchrun --nproc-per-node 2 jobs/celeba.py --launcher torch
     """
-    _train(cli.parse(argv, CELEBA, auto=_preset_for_hardware, description=_help(celeba)))
+    _train(cli.parse(argv, CELEBA, _preset_for_hardware, _help(celeba), default="cpu32"))
 
 
 def mnist(argv: Sequence[str]) -> None:
@@ -42,13 +42,13 @@ def mnist(argv: Sequence[str]) -> None:
 
         python jobs/mnist.py first
         python jobs/mnist.py normal-100 --data.root ~/mnist
-        python jobs/mnist.py conditional --train.rng-seed 3
-        python jobs/mnist.py first --check-discriminator
+        python jobs/mnist.py conditional --train.rng_seed 3
+        python jobs/mnist.py first --check_discriminator
         python jobs/mnist.py stacked-t3-quarter
         ray job submit --working-dir . -- python jobs/mnist.py long
     """
-    presets = MNIST | STACKED
-    _train(cli.parse(argv, presets, auto=lambda _: "normal-100", description=_help(mnist)))
+    presets, default = MNIST | STACKED, "normal-100"
+    _train(cli.parse(argv, presets, lambda _: default, _help(mnist), default))
 
 
 def sweep(argv: Sequence[str]) -> None:
@@ -90,7 +90,8 @@ def evaluate(argv: Sequence[str]) -> None:
     an ideal generator. Prints a table and a diagnosis, writes report.json and report.png, and adds
     both to the artifacts of the MLflow run.
 
-    RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI.
+    RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI;
+    without one, the runs are listed.
 
         python jobs/evaluate.py faces
         python jobs/evaluate.py faces --samples 10000
@@ -111,13 +112,14 @@ def explore(argv: Sequence[str]) -> None:
     that the generator was trained on), sums, differences and products of latents, walks in the
     neighbourhood of a latent, and an animated closed walk, as PNGs and as artifacts of the run.
 
-    RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI.
+    RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI;
+    without one, the runs are listed.
 
         python jobs/explore.py faces
         python jobs/explore.py ~/.ganray/runs/faces/checkpoint_0000004000 --out pictures
-        python jobs/explore.py 9a4b6726c96d46158af271b9a0512236 --tracking-uri http://server:5000
+        python jobs/explore.py 9a4b6726c96d46158af271b9a0512236 --tracking_uri http://server:5000
         python jobs/explore.py models:/generator/1 --animation mp4 --seconds 20
-        python jobs/explore.py digits --label 7 --rng-seed 3 --pairs 6
+        python jobs/explore.py digits --label 7 --rng_seed 3 --pairs 6
     """
     options = cli.parse_command(argv, ExploreConfig, ("run",), None, _help(explore))
     log.configure(options.log_level)

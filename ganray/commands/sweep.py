@@ -162,7 +162,7 @@ def base_config(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> C
     if config.launcher != "ray" or config.check_discriminator:
         raise UserError(
             "a sweep runs on Ray and trains both networks; remove --launcher torch and"
-            " --check-discriminator"
+            " --check_discriminator"
         )
     evaluation, training = replace(config.evaluation, report_samples=0), config.train
     if options.is_search:
@@ -289,7 +289,7 @@ def log_plan(
         seeds = len({trial.rng_seed for trial in plan.trials})
         runs = f"{len(plan.settings)} settings x {seeds} seeds = {len(plan.trials)} runs"
     rows = {
-        "sweep": f"{config.name} (resume it with --resume --name {config.name})",
+        "sweep": f"{config.name} (to resume: --resume --name {config.name})",
         "runs": f"{runs}, {options.design}, {concurrent} at a time",
     }
     for axis in plan.axes:

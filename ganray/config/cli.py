@@ -5,7 +5,6 @@ Later sources override earlier ones: preset, GANRAY_* environment variables, --c
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import re
@@ -15,18 +14,13 @@ import time
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import docstring_parser
-from jsonargparse import (
-    ArgumentError,
-    ArgumentParser,
-    DefaultHelpFormatter,
-    Namespace,
-    set_parsing_settings,
-)
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ganray import log
+from ganray.config import help
 from ganray.config.commands import SweepConfig
 from ganray.config.presets import ABOUT
 from ganray.config.schema import SECTIONS, Config, RayConfig, absolute
@@ -35,12 +29,8 @@ from ganray.log import redact
 
 T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the description, which contains a table."""
+_SWEEP = ("axis", "seeds", "design", "resume")
+"""Options of a sweep that most users need."""
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -80,6 +70,7 @@ def parse(
     presets: Mapping[str, Config],
     auto: Callable[[Config], str],
     description: str,
+    default: str,
 ) -> Config:
     """Return the config of a training job.
 
@@ -88,11 +79,13 @@ def parse(
         presets: Presets by name.
         auto: Picks a preset for the hardware from the config's `ray` section, if none is named.
         description: First lines of --help.
+        default: Preset whose values --help shows if none is named.
 
     Raises:
         UserError: One line with the option, its value and the rule.
     """
-    return _build(_parse(argv, presets, auto, description, {}, {}))
+    _show_help(argv, presets, default, description, {})
+    return _build(_parse(argv, presets, auto, {}, {}))
 
 
 def parse_sweep(
@@ -111,7 +104,8 @@ def parse_sweep(
     """
     aliases = {"--resume": "--sweep.resume", "--sweep.axis": "--sweep.axis+"}
     sections = {"sweep": SweepConfig}
-    values = _parse(argv, presets, lambda _: default, description, sections, aliases)
+    _show_help(argv, presets, default, description, sections)
+    values = _parse(argv, presets, lambda _: default, sections, aliases)
     config, sweep = _build(values), values["sweep"]
     if sweep.resume and not values["name"]:
         config = dataclasses.replace(config, name="")  # of the newest sweep
@@ -125,7 +119,8 @@ def parse_value(field: str, text: str) -> Any:
         UserError: The text is not of the field's type. Other rules are checked by the config.
     """
     section, _, name = field.partition(".")
-    parser = ArgumentParser(exit_on_error=False)  # with this option only, as it is called often
+    # With this option only, as it is called often.
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument(f"--{field}", type=typing.get_type_hints(SECTIONS[section])[name])
     return _parse_args([f"--{field}={text}"], parser)[field]
 
@@ -142,31 +137,37 @@ def parse_command(
     Args:
         argv: Arguments without the program's name.
         kind: The dataclass.
-        positional: Positional fields in order; all but the first are optional.
+        positional: Positional fields in order.
         choices: Values of the first positional field; None: any.
         description: First lines of --help.
 
     Raises:
         UserError: As in ``parse``.
     """
-    parser = ArgumentParser(
-        description=description,
-        usage=f"%(prog)s {' '.join(name.upper() for name in positional)} [--option VALUE ...]",
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-    )
+    words = [word.replace("_", "-") for word in argv]
+    if "--help" in words or "-h" in words or "--help-all" in words:
+        shown = [option for option in help.options(kind, kind()) if option.name not in positional]
+        usage = f"{_program()} {' '.join(map(str.upper, positional))} [--option VALUE ...]"
+        print(f"usage: {usage}\n\n{description}\n\n{help.in_full(shown)}")
+        sys.exit(0)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     hints = typing.get_type_hints(kind)
-    for number, field in enumerate(dataclasses.fields(cast(Any, kind))):
-        options = {"type": hints[field.name], "help": _field_help(field.name, kind)}
+    for field in dataclasses.fields(cast(Any, kind)):
         if field.name in positional:
-            parser.add_argument(field.name, **options, nargs="?" if number else None)
+            parser.add_argument(
+                field.name, type=hints[field.name], nargs="?", default=field.default
+            )
         else:
-            parser.add_argument(f"--{field.name}", **options, default=field.default)
+            parser.add_argument(f"--{field.name}", type=hints[field.name], default=field.default)
     flags = {f"--{name}" for name, hint in hints.items() if hint is bool}
     values = _parse_args(_normalize(argv, flags, {}), parser, instantiate=True)
     first = values[positional[0]]
     if choices is not None and first not in (names := list(choices)):
-        raise UserError(f"{positional[0]}={first!r} is not one of {', '.join(names)}")
+        raise UserError(
+            _not_one_of(positional[0], first, names)
+            if first
+            else f"{positional[0]} is missing: name one of {', '.join(names)}"
+        )
     return kind(**{field: values[field] for field in hints})
 
 
@@ -174,7 +175,6 @@ def _parse(
     argv: Sequence[str],
     presets: Mapping[str, Config],
     auto: Callable[[Config], str],
-    description: str,
     sections: Mapping[str, type],
     aliases: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -184,17 +184,83 @@ def _parse(
         words.insert(0, "--preset")
     words = _normalize(words, _flags(), aliases)
     # The preset first, without any checks: values may be valid only together with the preset's.
-    runs = [w for w in words if w not in ("--help", "-h") and not w.startswith("--print_config")]
-    values = _parse_args(runs, _parser(Config(), description, sections))
+    runs = [word for word in words if not word.startswith("--print_config")]
+    values = _parse_args(runs, _parser(Config(), sections))
     name = values["preset"]
-    if name == "auto" and runs == words:
-        name = auto(Config(ray=RayConfig(**vars(values["ray"]))))
     if name != "auto" and name not in presets:
-        raise UserError(f"preset={name!r} is not one of {', '.join(presets)}")
-    base = presets.get(name, Config())
-    parser = _parser(base, f"{description}\n\n{_preset_table(presets)}", sections)
-    values = _parse_args(words, parser, instantiate=True)
+        raise UserError(_not_one_of("preset", name, presets))
+    if name == "auto" and runs == words:
+        # Looking at the hardware takes seconds, which a mistake should not cost.
+        _parse_for_any(words, presets.values(), sections)
+        name = auto(Config(ray=RayConfig(**vars(values["ray"]))))
+    values = _parse_args(words, _parser(presets.get(name, Config()), sections), instantiate=True)
     return {field: values[field] for field in (*_FIELDS, *sections)} | {"preset": name}
+
+
+def _parse_for_any(
+    words: Sequence[str], bases: Iterable[Config], sections: Mapping[str, type]
+) -> None:
+    """Raise UserError unless the words are valid together with one of the configs."""
+    errors = []
+    for base in bases:
+        try:
+            _parse_args(words, _parser(base, sections), instantiate=True)
+            return
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _show_help(
+    argv: Sequence[str],
+    presets: Mapping[str, Config],
+    default: str,
+    description: str,
+    sections: Mapping[str, type],
+) -> None:
+    """Print help and exit if --help, --help SECTION or --help_all is given."""
+    words = ["--help" if word == "-h" else word.replace("-", "_") for word in argv]
+    words = [word.replace("__help", "--help") for word in words]
+    asked = next((word for word in words if word in ("--help", "--help_all")), None)
+    if asked is None:
+        return
+    name = argv[0] if argv[0] in presets else default
+    given = list(help.options(Config, dataclasses.replace(presets[name], preset=name)))
+    for section, kind in sections.items():
+        given += help.options(kind, kind(), f"{section}.")
+    topics = dict.fromkeys(o.name.partition(".")[0] for o in given if "." in o.name)
+    topic = words[words.index(asked) + 1 :][:1]
+    if asked == "--help" and topic and topic[0] in topics:
+        chosen = [option for option in given if option.name.startswith(f"{topic[0]}.")]
+        print(f"Options of {topic[0]}, with the values of the preset {name}:\n")
+        print(help.in_full(chosen))
+        sys.exit(0)
+    common = (*help.COMMON, *(f"{section}.{word}" for section in sections for word in _SWEEP))
+    chosen = given if asked == "--help_all" else [o for o in given if o.name in common]
+    about = help.table({preset: ABOUT[preset] for preset in presets})
+    more = (
+        f"--help SECTION explains all options of {', '.join(topics)}; --help_all lists them. A YAML"
+        " file may hold any of them (--config FILE; --print_config prints one), and so may the"
+        " environment: GANRAY_TRAIN__KIMG=100 is --train.kimg 100."
+    )
+    print(
+        f"usage: {_program()} [PRESET] [--OPTION VALUE ...]\n\n{help.reflow(description)}\n\n"
+        f"Presets:\n{about}\n\nOptions, with the values of the preset {name}:\n"
+        f"{help.one_line_each(chosen)}\n\n{log.wrap(more)}"
+    )
+    sys.exit(0)
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name
+
+
+def _not_one_of(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return the message for a value that is none of the choices, with the most similar one."""
+    names = [str(choice) for choice in choices]
+    similar = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
+    advice = f"; did you mean {similar[0]}?" if similar else ""
+    return f"{name}={value} is not one of {', '.join(names)}{advice}"
 
 
 def _build(values: dict[str, Any]) -> Config:
@@ -204,19 +270,17 @@ def _build(values: dict[str, Any]) -> Config:
     return dataclasses.replace(config, home=absolute("home", config.home), name=name)
 
 
-def _parser(base: Config, description: str, sections: Mapping[str, type]) -> ArgumentParser:
+def _parser(base: Config, sections: Mapping[str, type]) -> ArgumentParser:
     parser = ArgumentParser(
-        description=description,
-        usage="%(prog)s [PRESET] [--config FILE] [--section.field VALUE ...]",
-        formatter_class=_HelpFormatter,
         default_env=True,
         env_prefix="GANRAY",
         exit_on_error=False,
+        allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument("--config", action="config", help="YAML or JSON file with any of these.")
+    parser.add_argument("--config", action="config")
     for name, kind in _FIELDS.items():
-        help_text = None if name in SECTIONS else _field_help(name)
-        parser.add_argument(f"--{name}", type=kind, default=getattr(base, name), help=help_text)
+        parser.add_argument(f"--{name}", type=kind, default=getattr(base, name))
     for name, kind in sections.items():
         parser.add_argument(f"--{name}", type=kind, default=kind())
     return parser
@@ -260,24 +324,26 @@ def _parse_args(
 
 
 def _readable(message: str, parser: ArgumentParser) -> str:
-    """Return the message as one line, with similar names if an option is unknown."""
+    """Return a parser's message in the words of the field, with similar names or values."""
     message = " ".join(message.split())
-    unknown = re.match(r"unrecognized arguments: (--\S+)", message)
-    if not unknown:
+    if unknown := re.match(r"unrecognized arguments: (--\S+)", message):
+        option = unknown[1].partition("=")[0]
+        names = [name for action in parser._actions for name in action.option_strings]
+        names = [name for name in names if name[2:] not in SECTIONS]
+        similar = " or ".join(difflib.get_close_matches(option, names, n=3, cutoff=0.6))
+        return f"{option} is not an option" + (f"; did you mean {similar}?" if similar else "")
+    if group := re.match(r'Parser key "(\w+)": Unable to load config', message):
+        return f"--{group[1]} is a group of options; see --help {group[1]}"
+    if file := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
+        return f"config={file[1]}: no such file"
+    key, value = r'Parser key "([\w.]+)": ', "value: (.*)$"
+    wrong = re.match(rf"{key}Expected a (.*?)\. Got {value}", message)
+    wrong = wrong or re.match(rf"{key}Does not validate .*?\[(.*?)\].* Given {value}", message)
+    if not wrong:
         return message
-    option = unknown[1].partition("=")[0]
-    names = [name for action in parser._actions for name in action.option_strings]
-    similar = " or ".join(difflib.get_close_matches(option, names, n=3, cutoff=0.6))
-    return f"{option} is not an option" + (f"; did you mean {similar}?" if similar else "")
-
-
-def _field_help(name: str, kind: type = Config) -> str:
-    """Return the docstring under a field; jsonargparse itself finds those of nested dataclasses."""
-    documented = docstring_parser.parse_from_object(kind).params
-    return next((p.description or "" for p in documented if p.arg_name == name), "")
-
-
-def _preset_table(presets: Mapping[str, Config]) -> str:
-    width = max(map(len, presets))
-    lines = [f"  {name:{width}s}  {' '.join(ABOUT[name].split())}" for name in presets]
-    return "Presets (the first word):\n" + "\n".join(lines)
+    name, kind, value = wrong.groups()
+    if choices := re.findall(r"'([^']*)'", kind.partition("Literal[")[2]):
+        return _not_one_of(name, value, choices)
+    rules = {"int": "be a whole number", "float": "be a number", "bool": "be true or false"}
+    rule = next((rule for word, rule in rules.items() if f"'{word}'" in kind), f"be a {kind}")
+    return f"{name}={value} must {rule}"

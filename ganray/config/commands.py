@@ -33,7 +33,8 @@ class ShardConfig:
     size: int = 0
     """Resize and crop to squares with this side in pixels. 0: the original size."""
     encoding: Literal["raw", "jpeg"] = "raw"
-    """raw: pixels, the fastest. jpeg: the original files to the byte, 16 times smaller."""
+    """Form of the images in shards. raw: pixels, the fastest. jpeg: the original files to the byte,
+    16 times smaller."""
     split: Literal["all", "train", "valid", "test"] = "all"
     """Split of the source's own partition."""
     images: int | None = None
@@ -43,28 +44,29 @@ class ShardConfig:
     download: bool = False
     """Let torchvision download the source into `path` if it is not there."""
     missing: Literal["skip", "error"] = "skip"
-    """celeba: whether images and lists may be missing."""
+    """Whether images and lists of CelebA may be missing."""
     labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
-    """folder: where classes come from. auto: StyleGAN's dataset.json if it has labels, else the top
-    folders, unless they are numbered batches. hdf5: none ignores the labels."""
+    """Where classes come from. auto, of a folder: StyleGAN's dataset.json if it has labels, else
+    the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
+    images."""
     bad_images: Literal["error", "skip"] = "error"
-    """skip: leave out images that cannot be read, each of which the log names."""
+    """What is done about images that cannot be read, each of which the log names."""
     background: Literal["white", "black", "gray"] = "white"
-    """folder: color behind what is transparent."""
+    """Color behind what is transparent in the images of a folder."""
     dataset: str | None = None
-    """hdf5: path of the images in the file. None: found by name or dimensions."""
+    """Path of the images in an HDF5 file. None: found by name or dimensions."""
     faces: int = 8_000
-    """faces: number of faces to draw."""
+    """Number of faces to draw, for faces."""
     stacked: int | None = None
-    """stacked-mnist: number of training images. None: 128,000."""
+    """Number of training images, for stacked-mnist. None: 128,000."""
     rng_seed: int = 0
-    """faces, stacked-mnist: seed from which the faces, or the digits of each image, follow."""
+    """Seed from which faces, or the digits of each image of stacked-mnist, follow."""
     log_level: LogLevel = "info"
     """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
         require_positive(self, "--", "images", "processes", "stacked", "faces")
-        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--rng_seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
         require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
 
 
@@ -101,7 +103,7 @@ class ExploreConfig:
     """Lowest level of log messages that are printed."""
 
     def __post_init__(self) -> None:
-        require("--rng-seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
+        require("--rng_seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
         require_positive(self, "--", "pairs")
         require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
         require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
@@ -151,18 +153,19 @@ class SweepConfig:
     """Options of jobs/sweep.py: what is varied, and how."""
 
     axis: list[str] = field(default_factory=list)
-    """An axis, e.g. latent.size=1,10,100; repeat the option for further axes. FIELD+FIELD=A+B,C+D
-    varies fields together. `optimizer` takes named optimizers with learning rates of their own,
-    `rate` factors on both learning rates; searches also take a range, rate=0.1..10. Default: the
-    sweep of latents, sizes and optimizers."""
+    """What is varied, as latent.size=1,10,100; repeat the option for further axes.
+    FIELD+FIELD=A+B,C+D varies fields together. `optimizer` takes named optimizers with learning
+    rates of their own, `rate` factors on both learning rates; searches also take a range,
+    rate=0.1..10. Default: the sweep of latents, sizes and optimizers."""
     seeds: int = 5
     """Runs of each setting, which differ in train.rng_seed only. Intervals are over seeds."""
     design: Literal["grid", "random", "sobol", "tpe", "asha", "pbt"] = "grid"
-    """grid: all settings. random, sobol: `settings` of them. tpe, asha and pbt search one good
-    setting: they choose or stop runs by their results, so their means are biased."""
+    """Which settings are run. grid: all. random, sobol: `settings` of them. tpe, asha and pbt
+    search one good setting: they choose or stop runs by their results, so their means are
+    biased."""
     settings: int | None = None
-    """random, sobol, asha: number of settings, of `seeds` runs each (asha: all by default). tpe,
-    pbt: number of runs, 20 by default."""
+    """Number of settings. random, sobol, asha: of `seeds` runs each (asha: all by default). tpe,
+    pbt: of runs, 20 by default."""
     metric: Literal["recall", "coverage", "vendi_share"] = "coverage"
     """Metric that tpe, asha and pbt maximize."""
     concurrent: int | None = None

@@ -99,31 +99,33 @@ class DataConfig:
         "hdf5",
         "source-text",
     ] = option("celeba", identity="content", resume="fixed", sweep="axis")
-    """Format of `root`; `python jobs/shard.py --help` describes each."""
+    """Format of the images in `root`. `python jobs/shard.py --help` describes each."""
     root: str | None = option(None, identity="content", resume="free", sweep="axis", secret=True)
-    """Folder or file of the source, or shards: a folder or a URL (s3://, gs://, http://, ...).
+    """Your images: a folder or file of the source, or a folder or URL of shards (s3://, http://).
     None: procedural faces for celeba; other sources are looked for in the home's data folder."""
     download: bool = option(False, identity="content", resume="free", sweep="axis")
     """Let torchvision download the source (CelebA: 1.4 GB) into `root` or the home's data."""
     missing: Literal["skip", "error"] = option(
         "skip", identity="content", resume="free", sweep="no"
     )
-    """celeba: skip: train on the images that are there, without attributes if their list is not."""
+    """Whether CelebA may be incomplete. skip: train on the images that are there, without
+    attributes if their list is missing."""
     labels: Literal["auto", "folder", "none", "dataset.json"] = option(
         "auto", identity="content", resume="fixed", sweep="no"
     )
-    """folder: where classes come from. auto: StyleGAN's dataset.json if it has labels, else the top
-    folders, unless they are numbered batches. hdf5: none ignores the labels."""
+    """Where classes come from. auto, of a folder: StyleGAN's dataset.json if it has labels, else
+    the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
+    images."""
     bad_images: Literal["error", "skip"] = option(
         "error", identity="content", resume="free", sweep="no"
     )
-    """skip: leave out images that cannot be read, each of which the log names."""
+    """What is done about images that cannot be read, each of which the log names."""
     background: Literal["white", "black", "gray"] = option(
         "white", identity="content", resume="fixed", sweep="no"
     )
-    """folder: color behind what is transparent."""
+    """Color behind what is transparent in the images of a folder."""
     dataset: str | None = option(None, identity="content", resume="fixed", sweep="axis")
-    """hdf5: path of the images in the file, such as /imgs. None: found by name or dimensions."""
+    """Path of the images in an HDF5 file, such as /imgs. None: found by name or dimensions."""
     images: int | None = option(None, identity="selection", resume="fixed", sweep="axis")
     """Maximum number of images, from the first on. None: all, or `faces` procedural ones."""
     faces: int = option(8_000, identity="selection", resume="fixed", sweep="axis")
@@ -137,11 +139,13 @@ class DataConfig:
     split: Split = option("all", identity="selection", resume="fixed", sweep="axis")
     """Split of the source's own partition to train on."""
     encoding: Encoding = option("raw", identity="selection", resume="fixed", sweep="axis")
-    """raw: pixels, the fastest. jpeg: the original files, 16 times smaller, decoded every time."""
+    """Form of the images in shards. raw: pixels, the fastest. jpeg: the original files, 16 times
+    smaller, decoded every time."""
     shuffle: Literal["full", "blocks"] = option(
         "full", identity="none", resume="fixed", sweep="axis"
     )
-    """full: an exact permutation in each epoch. blocks: for storage with slow random access."""
+    """Order of the images. full: an exact permutation in each epoch. blocks: for storage with slow
+    random access."""
     block_rows: int | None = option(None, identity="none", resume="fixed", sweep="axis")
     """Images per block of shuffle=blocks. None: 64, or a whole shard if `root` is a URL."""
     window_blocks: int | None = option(None, identity="none", resume="fixed", sweep="axis")
@@ -149,15 +153,16 @@ class DataConfig:
     residence: Literal["stream", "device"] = option(
         "stream", identity="none", resume="free", sweep="axis"
     )
-    """stream: copy batches to the device. device: keep all images there, if they fit."""
+    """Where the images are. stream: batches are copied to the device. device: keep all images
+    there, if they fit."""
     threads: int = option(1, identity="none", resume="free", sweep="axis")
     """Threads per worker that copy or decode the images of a batch. Use more than 1 only if cores
     are idle: copying threads spin while they wait."""
     verify: Literal["sizes", "first-touch"] = option(
         "sizes", identity="none", resume="free", sweep="axis"
     )
-    """sizes: check the structure of shards, in milliseconds. first-touch: also check digests when
-    images are first read. `python jobs/shard.py verify FOLDER` checks everything."""
+    """What is checked of shards. sizes: their structure, in milliseconds. first-touch: also check
+    digests when images are first read. `python jobs/shard.py verify FOLDER` checks everything."""
     cache: Path = option(Path("~/.cache/ganray"), identity="none", resume="free", sweep="axis")
     """Folder on each node's local disk for shards that come from a URL."""
     cache_gb: float | None = option(None, identity="none", resume="free", sweep="axis")
@@ -231,15 +236,16 @@ class LatentConfig:
         "student-t",
         "mixture",
     ] = option("normal", resume="fixed", sweep="live")
-    """normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not zero).
-    signed-uniform: U[-1, 1). truncated-normal: N(0, 1) within [-2, 2]. sphere: uniform on the unit
-    sphere. bernoulli: -1 or 1. laplace: scale 1. student-t: 3 degrees of freedom. mixture: ten
-    normals with standard deviation 0.5 and fixed centres drawn from N(0, 1)."""
+    """Distribution of z. normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not
+    zero). signed-uniform: U[-1, 1). truncated-normal: N(0, 1) within [-2, 2]. sphere: uniform on
+    the unit sphere. bernoulli: -1 or 1. laplace: scale 1. student-t: 3 degrees of freedom. mixture:
+    ten normals with standard deviation 0.5 and fixed centres drawn from N(0, 1)."""
     size: int = option(100, resume="fixed", sweep="axis")
     """Dimension of z."""
     scaling: Literal["raw", "centred", "standardised"] = option("raw", resume="fixed", sweep="live")
-    """raw: as defined above. centred: with the mean subtracted. standardised: also divided by the
-    standard deviation, so that distributions differ in shape only."""
+    """Scaling of the distribution. raw: as defined above. centred: with the mean subtracted.
+    standardised: also divided by the standard deviation, so that distributions differ in shape
+    only."""
     offset: float = option(0.0, resume="fixed", sweep="live")
     """Added to every element of z after scaling, to give any distribution a mean."""
 
@@ -260,8 +266,9 @@ class NetworkConfig:
     """Architecture of the generator and the discriminator."""
 
     kind: Literal["mlp", "dcgan", "metz"] = option("dcgan", resume="fixed", sweep="axis")
-    """mlp: the source text's, for any image shape. dcgan: convolutional, for squares from 16 pixels
-    on. metz: the small networks of Metz et al. for stacked MNIST, for squares from 16 pixels on."""
+    """Architecture of G and D. mlp: the source text's, for any image shape. dcgan: convolutional,
+    for squares from 16 pixels on. metz: the small networks of Metz et al. for stacked MNIST, for
+    squares from 16 pixels on."""
     width_G: int = option(64, resume="fixed", sweep="axis")
     """Channels of G's last hidden layer, doubled per halving of the side (mlp: hidden units)."""
     width_D: int = option(64, resume="fixed", sweep="axis")
@@ -269,11 +276,11 @@ class NetworkConfig:
     activation: Literal["leaky-relu", "sigmoid"] = option(
         "leaky-relu", resume="fixed", sweep="axis"
     )
-    """mlp: activation of the hidden layer. The source text begins with sigmoid."""
+    """Activation of the MLP's hidden layer. The source text begins with sigmoid."""
     leak: float = option(0.01, resume="fixed", sweep="axis")
-    """mlp: slope of the leaky ReLU below zero."""
+    """Slope of the MLP's leaky ReLU below zero."""
     layer_norm: bool = option(True, resume="fixed", sweep="axis")
-    """mlp: apply LayerNorm to the hidden units."""
+    """Apply LayerNorm to the MLP's hidden units."""
     conditional: bool = option(False, resume="fixed", sweep="axis")
     """Condition G and D on the one-hot class label."""
     pack: int = option(1, resume="fixed", sweep="axis")
@@ -312,8 +319,9 @@ class LossConfig:
     name: Literal["bce", "mse", "lsgan", "hinge", "wgan", "relativistic"] = option(
         "bce", resume="fixed", sweep="axis"
     )
-    """bce: non-saturating, ideal ln 2. mse: on probabilities, ideal 0.25, as in the source text.
-    lsgan: on raw logits. wgan: needs `gp_weight` (or spectral_norm) to bound its logits."""
+    """Adversarial loss. bce: non-saturating, ideal ln 2. mse: on probabilities, ideal 0.25, as in
+    the source text. lsgan: on raw logits. wgan: needs `gp_weight` (or spectral_norm) to bound its
+    logits."""
     r1_gamma: float = option(0.0, resume="fixed", sweep="live")
     """Weight of R1: half the squared gradient of D at real images."""
     r2_gamma: float = option(0.0, resume="fixed", sweep="live")
@@ -349,8 +357,8 @@ class OptimizerConfig:
     name: Literal["adam", "adamw", "rmsprop", "sgd", "lion"] = option(
         "adam", resume="fixed", sweep="axis"
     )
-    """The torch.optim class; lion (Chen et al. 2023) moves each weight by lr whatever its gradient,
-    and needs a fifth of Adam's learning rate or less."""
+    """Optimizer of both networks. lion (Chen et al. 2023) moves each weight by lr whatever its
+    gradient, and needs a fifth of Adam's learning rate or less."""
     lr_G: float = option(2e-4, resume="fixed", sweep="live")
     """Learning rate of the generator."""
     lr_D: float = option(2e-4, resume="fixed", sweep="live")
@@ -405,13 +413,14 @@ class TrainConfig:
     """Reaction to a loss or weight that is not finite. stop: end the run. rollback: go back to the
     last checkpoint and continue with other batches and latents, at most three times."""
     precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
-    """bf16 runs forward passes under autocast; weights and optimizer state stay fp32."""
+    """Precision of the forward passes. bf16: under autocast; weights and optimizer state stay
+    fp32."""
     matmul_precision: Literal["highest", "high"] = option("high", resume="fixed", sweep="axis")
-    """fp32 matrix products and convolutions on a GPU. high: TF32, which rounds their inputs to 10
-    bits. highest: full fp32, several times slower."""
+    """Precision of matrix products and convolutions of fp32 on a GPU. high: TF32, which rounds
+    their inputs to 10 bits. highest: full fp32, several times slower."""
     reduce_precision: Literal["fp32", "bf16"] = option("fp32", resume="fixed", sweep="axis")
-    """Gradients while DDP averages them over workers. bf16: half the traffic between nodes, but
-    results then depend on the number of workers."""
+    """Precision of gradients while DDP averages them over workers. bf16: half the traffic between
+    nodes, but results then depend on the number of workers."""
     deterministic: bool = option(False, resume="fixed", sweep="axis")
     """Use only deterministic kernels on a GPU, which are slower, so that equal runs are equal bit
     for bit. On a CPU they always are."""
@@ -463,7 +472,7 @@ class EvaluationConfig:
     --evaluation.reference.images null: the whole set, as in Karras et al. 2020. Samples of another
     size are resized to the reference."""
     weights: str | None = option(None, resume="free", sweep="no")
-    """inception: path of the weights, on every node. Nothing is downloaded."""
+    """Path of Inception's weights, on every node. Nothing is downloaded."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "report_samples"):
@@ -536,7 +545,8 @@ class Config:
     home: Path = option(Path("~/.ganray"), resume="free", sweep="no")
     """Folder for shards, runs and the MLflow store; on a cluster, storage that all nodes share."""
     launcher: Literal["ray", "torch"] = option("ray", resume="free", sweep="no")
-    """ray: a TorchTrainer. torch: this process, or the processes of torchrun, without Ray."""
+    """How training is started. ray: a TorchTrainer. torch: this process, or the processes of
+    torchrun, without Ray."""
     dry_run: bool = option(False, resume="free", sweep="no")
     """Print the plan and exit."""
     log_level: Literal["debug", "info", "warning", "error"] = option(

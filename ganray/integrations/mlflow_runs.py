@@ -286,15 +286,15 @@ def end_run(run: Run, status: str) -> None:
 @contextmanager
 def existing_store(uri: str) -> Iterator[MlflowClient]:
     """Yield a client of an existing store; raise errors of MLflow as UserError."""
-    _check_address(uri, "--tracking-uri")
+    _check_address(uri, "--tracking_uri")
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
-        raise UserError(f"MLflow at {uri}: no such file; give --home or --tracking-uri")
+        raise UserError(f"MLflow at {uri}: no such file; give --home or --tracking_uri")
     try:
         yield MlflowClient(tracking_uri=uri)
     except MLFLOW_ERRORS as error:
         raise UserError(
             f"MLflow at {uri}: {first_line(error)}; check that the server runs and that"
-            " --tracking-uri is right"
+            " --tracking_uri is right"
         ) from error
 
 

@@ -105,14 +105,14 @@ def test_checkpoint_without_an_mlflow_run(home, trained_run, tmp_path, capsys):
     store = f"sqlite:///{trained_run.config.home}/mlflow.db"
     path = tmp_path / "copy" / "config.json"
     path.write_text(path.read_text().replace('"name": "tiny"', '"name": "stray"'))
-    main([str(tmp_path / "copy"), *QUICK, "--animation", "none", "--tracking-uri", store])
+    main([str(tmp_path / "copy"), *QUICK, "--animation", "none", "--tracking_uri", store])
     assert sorted(path.name for path in (home / "explore" / "stray" / "copy").iterdir()) == PNGS
     assert "MLflow      has no run 'stray'; the pictures stay on disk" in capsys.readouterr().out
 
 
 def test_pictures_are_kept_if_mlflow_is_unreachable(trained_run, tmp_path, capsys):
     argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path / "out"), *QUICK]
-    main([*argv, "--animation", "none", "--tracking-uri", "http://127.0.0.1:9"])
+    main([*argv, "--animation", "none", "--tracking_uri", "http://127.0.0.1:9"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == PNGS
     (line,) = [x for x in capsys.readouterr().out.splitlines() if "not in MLflow" in x]
     assert "the pictures are on disk but not in MLflow: MLflow at http://127.0.0.1:9: " in line
@@ -221,7 +221,6 @@ def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_p
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "run"),
         (["oranges"], "RUN='oranges' must be"),
         (["x", "--steps", "1"], "--steps=1 must be at least 2"),
         (["x", "--pairs", "0"], "--pairs=0 must be positive"),
@@ -229,7 +228,7 @@ def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_p
         (["x", "--fps", "0"], "--fps=0 must lie in [1, 50]"),
         (["x", "--seconds", "61"], "--seconds=61.0 must lie in (0, 60] at 10 fps"),
         (["x", "--label", "-1"], "--label=-1 must not be negative"),
-        (["x", "--rng-seed", "-1"], "--rng-seed=-1 must not be negative"),
+        (["x", "--rng_seed", "-1"], "--rng_seed=-1 must not be negative"),
         (["x", "--animation", "avi"], "animation"),
         (["x", "--stebs", "3"], "--stebs is not an option; did you mean --steps"),
     ],

@@ -1,7 +1,9 @@
 """Loading a generator by run name, folder, MLflow run id or model URI."""
 
 import json
+import os
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from ganray.commands import load_generator
+from ganray.commands import load_generator, main
 from ganray.config.serialization import to_dict
 from ganray.integrations import mlflow_runs
+from ganray.training.journal import Journal
 from ganray.training.state import TrainState, save_content
 from tests.conftest import TrainedRun, tiny_config
 
@@ -180,3 +183,35 @@ def test_an_unfinished_checkpoint_is_ignored(trained_run, tmp_path):
     shutil.copytree(trained_run.checkpoint, folder / "checkpoint_9999999999.part")
     generator = load_generator.load_generator("tiny", tmp_path)
     assert Path(generator.source).name == trained_run.checkpoint.name
+
+
+def test_the_runs_of_a_home_are_listed_with_their_scores(trained_run, tmp_path, capsys):
+    assert "has no trained runs; train one: python jobs/celeba.py" in load_generator.list_runs(
+        tmp_path
+    )
+    shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / "older")
+    shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / "newer")
+    os.utime(tmp_path / "runs" / "older", (0, 0))
+    with closing(Journal(tmp_path / "runs" / "newer")) as log:
+        values = {"collapse/coverage": 0.25, "collapse/recall": 0.5, "collapse/vendi_share": 0.75}
+        log.collapse(240, values, "")
+    os.utime(tmp_path / "runs" / "newer")
+    (tmp_path / "runs" / "empty").mkdir()
+    for job in (main.evaluate, main.explore):
+        capsys.readouterr()
+        job(["--home", str(tmp_path)])
+        heading, columns, *rows = capsys.readouterr().out.splitlines()
+        assert heading == f"Runs in {tmp_path}, newest first:"
+        assert columns.split() == [
+            "run",
+            "preset",
+            "kimg",
+            "coverage",
+            "recall",
+            "Vendi",
+            "trained",
+        ]
+        assert [row.split()[:6] for row in rows] == [
+            ["newer", "tiny", "0.24", "0.25", "0.50", "75%"],
+            ["older", "tiny", "-", "-", "-", "-"],
+        ]

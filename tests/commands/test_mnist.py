@@ -67,7 +67,7 @@ def test_a_root_without_mnist_is_rejected(mnist, home, offline, tmp_path, monkey
 
 
 def test_the_discriminator_check_is_an_mlflow_run_of_its_own(mnist, home, offline, capsys):
-    argv = ["normal-100", *SHORT, "--data.source", "digits", "--check-discriminator"]
+    argv = ["normal-100", *SHORT, "--data.source", "digits", "--check_discriminator"]
     mnist.main([*argv, "--train.kimg", "4", "--optimizer.lr_D", "1e-3"])
     out = capsys.readouterr().out
     assert re.search(r"^check +D\(real\) 0\.99\d+ and D\(noise\) 0\.00\d+ on held-out", out, re.M)
@@ -81,7 +81,7 @@ def test_the_discriminator_check_is_an_mlflow_run_of_its_own(mnist, home, offlin
 
 
 def test_a_D_that_fails_the_check_ends_the_job_with_advice(mnist, home, monkeypatch, capsys):
-    argv = ["first", *SHORT, "--data.source", "digits", "--check-discriminator"]
+    argv = ["first", *SHORT, "--data.source", "digits", "--check_discriminator"]
     monkeypatch.setattr(sys, "argv", ["mnist.py", *argv])
     with pytest.raises(SystemExit) as stop:
         cli.run(mnist.main)

@@ -40,7 +40,7 @@ def test_faces_are_drawn_and_stored_as_jpegs(tmp_path: Path, capsys):
     ("argv", "message"),
     [
         ([], "source"),
-        (["oranges"], "source='oranges' is not one of celeba, mnist,"),
+        (["oranges"], "source=oranges is not one of celeba, mnist,"),
         (["celeba", "/nowhere"], "--out is missing"),
         (["celeba", "/nowhere", "--out", "x"], "/nowhere: no such folder"),
         (["celeba", "--out", "x"], "celeba needs a path"),
@@ -50,7 +50,7 @@ def test_faces_are_drawn_and_stored_as_jpegs(tmp_path: Path, capsys):
         (["digits", "--out", "x", "--images", "0"], "--images=0 must be positive"),
         (["digits", "--out", "x", "--processes", "-1"], "--processes=-1 must be positive"),
         (["digits", "--out", "x", "--faces", "0"], "--faces=0 must be positive"),
-        (["digits", "--out", "x", "--rng-seed", "-1"], "--rng-seed=-1 must not be negative"),
+        (["digits", "--out", "x", "--rng_seed", "-1"], "--rng_seed=-1 must not be negative"),
         (["digits", "--out", "x", "--sice", "16"], "--sice is not an option; did you mean --size"),
         (["digits", "--out", "x", "--stacked", "9"], "only stacked-mnist has this option"),
         (["digits", "--out", "x", "--encoding", "jpeg"], "digits holds no JPEG files"),

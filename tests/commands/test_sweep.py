@@ -16,7 +16,7 @@ from ganray.sweeps.axes import parse_axis, share_reference
 from ganray.training import launch
 from tests.conftest import Squares, load_job
 
-DIGITS = ["--data.source", "digits", "--dry-run"]
+DIGITS = ["--data.source", "digits", "--dry_run"]
 
 
 @pytest.fixture
@@ -24,9 +24,14 @@ def job(home):
     return load_job("sweep")
 
 
+def printed(capsys):
+    """Return what was printed, whose lines fit the terminal, as one line."""
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_default_sweep(job, capsys):
     job.main([*DIGITS, "--name", "mine"])
-    output = capsys.readouterr().out
+    output = printed(capsys)
     assert "36 settings x 5 seeds = 180 runs, grid, " in output
     assert "uniform, uniform centred, uniform standardised, normal" in output
     assert "optimizer" in output
@@ -35,13 +40,13 @@ def test_default_sweep(job, capsys):
 
 def test_options_are_checked_together_with_the_default_preset(job, capsys):
     job.main([*DIGITS, "--data.size", "0"])  # which no DCGAN takes
-    assert "8x8x1 raw" in capsys.readouterr().out
+    assert "8x8x1 raw" in printed(capsys)
 
 
 def test_axis_is_checked_against_the_preset(job, capsys):
     widths = ["--sweep.axis", "network.kind=metz", "--sweep.axis", "network.width_D=1,2"]
     job.main(["cpu32", *DIGITS, *widths, "--sweep.seeds", "1"])
-    assert "2 settings x 1 seeds" in capsys.readouterr().out
+    assert "2 settings x 1 seeds" in printed(capsys)
     with pytest.raises(ValueError, match=r"network\.width_D=1 must be positive and divisible by 4"):
         job.main(["cpu32", *DIGITS, *widths[2:]])
 
@@ -58,7 +63,7 @@ def test_axes_accumulate_and_any_preset_can_be_varied(job, capsys):
             "3",
         ]
     )
-    output = capsys.readouterr().out
+    output = printed(capsys)
     assert "4 settings x 3 seeds = 12 runs" in output
     assert "60 kimg" in output
 
@@ -66,7 +71,7 @@ def test_axes_accumulate_and_any_preset_can_be_varied(job, capsys):
 def test_runs_on_different_training_images_share_their_reference_images(job, capsys):
     axes = ["--sweep.axis", "data.images=100,null", "--sweep.axis=data.size=8,16"]
     job.main([*DIGITS, "--data.size", "0", *axes, "--sweep.axis", "data.flip=false,true"])
-    output = capsys.readouterr().out
+    output = printed(capsys)
     assert "8 settings x 5 seeds" in output
     assert "100, all" in output
     assert "reference 1,500 images of scikit-learn's digits, 8x8" in output
@@ -76,9 +81,9 @@ def test_runs_on_different_training_images_share_their_reference_images(job, cap
 def test_data_sources_have_reference_images_of_their_own(job, tmp_path, capsys):
     write_shards(Squares(200), tmp_path / "set", processes=1)
     axis = f"data.source+data.root=digits+null,celeba+{tmp_path / 'set'}"
-    small = ["--data.size", "0", "--network.kind", "mlp", "--data.download", "false", "--dry-run"]
+    small = ["--data.size", "0", "--network.kind", "mlp", "--data.download", "false", "--dry_run"]
     job.main([*small, "--sweep.axis", axis])
-    output = capsys.readouterr().out
+    output = printed(capsys)
     assert "digits, celeba set" in output
     assert "Each level of source root has reference images and a classifier of its own" in output
     with pytest.raises(ValueError, match="/nowhere: no such folder"):
@@ -87,7 +92,7 @@ def test_data_sources_have_reference_images_of_their_own(job, tmp_path, capsys):
 
 def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
     job.main([*DIGITS, "--sweep.design", "tpe", "--sweep.axis", "rate=0.1..10"])
-    output = capsys.readouterr().out
+    output = printed(capsys)
     assert "20 runs, tpe" in output
     assert "0.1 .. 10" in output
     assert "the effects of the axes cannot be estimated" in output
@@ -170,7 +175,7 @@ def load_presets():
 def test_same_command_resumes_a_sweep_and_another_is_rejected(job, home, capsys):
     start_sweep(home, "--sweep.axis", "latent.size=1,2")
     job.main([*DIGITS, "--name", "old", "--sweep.axis", "latent.size=1,2"])
-    assert "2 settings x 5 seeds" in capsys.readouterr().out
+    assert "2 settings x 5 seeds" in printed(capsys)
     with pytest.raises(ValueError, match=r"sweep 'old' exists with other axes or runs"):
         job.main([*DIGITS, "--name", "old", "--sweep.axis", "latent.size=1,3"])
     with pytest.raises(ValueError, match="exists with other settings"):
@@ -216,7 +221,7 @@ def test_runs_that_would_not_be_comparable_are_rejected(job, home, before, now, 
 def test_sweep_cannot_resume_on_other_images(job, home):
     config = start_sweep(home, "--sweep.axis", "latent.size=1,2")
     launch.record_dataset(sweep.sweep_folder(config), "other images", "0" * 16)
-    options = [option for option in DIGITS if option != "--dry-run"]
+    options = [option for option in DIGITS if option != "--dry_run"]
     with pytest.raises(ValueError, match="was trained on other images, which differ from "):
         job.main([*options, "--name", "old", "--sweep.axis", "latent.size=1,2"])
 
@@ -225,13 +230,13 @@ def test_options_that_change_no_metric_may_differ_on_resume(job, home, capsys):
     start_sweep(home, "--sweep.axis", "latent.size=1,2")
     again = ["--name", "old", "--sweep.axis", "latent.size=1,2", "--sweep.metric", "recall"]
     job.main([*DIGITS, *again, "--sweep.retries", "7", "--train.log_every", "9"])
-    assert "2 settings x 5 seeds" in capsys.readouterr().out
+    assert "2 settings x 5 seeds" in printed(capsys)
 
 
 def test_resume_loads_the_newest_sweep(job, home, capsys):
     config = start_sweep(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2")
-    job.main(["--dry-run", "--resume"])
-    assert "2 settings x 2 seeds = 4 runs" in capsys.readouterr().out
+    job.main(["--dry_run", "--resume"])
+    assert "2 settings x 2 seeds = 4 runs" in printed(capsys)
     folder = sweep.sweep_folder(config)
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
     assert len(design.load_plan(folder).trials) == 4
@@ -241,10 +246,10 @@ def test_resume_keeps_the_concurrency_of_adaptive_searches(job, home, capsys):
     start_sweep(
         home, "--sweep.axis", "rate=0.1..10", "--sweep.design", "tpe", "--sweep.concurrent", "1"
     )
-    job.main(["--dry-run", "--resume"])
-    assert "20 runs, tpe, 1 at a time" in capsys.readouterr().out
+    job.main(["--dry_run", "--resume"])
+    assert "20 runs, tpe, 1 at a time" in printed(capsys)
     with pytest.raises(ValueError, match=r"sweep\.concurrent=2: sweep 'old' was started with 1"):
-        job.main(["--dry-run", "--resume", "--sweep.concurrent", "2"])
+        job.main(["--dry_run", "--resume", "--sweep.concurrent", "2"])
 
 
 def test_fallback_dataset_is_used_only_if_no_axis_names_the_source(home, monkeypatch):
@@ -262,7 +267,7 @@ def test_fallback_dataset_is_used_only_if_no_axis_names_the_source(home, monkeyp
 
 def test_url_with_a_password_can_be_given_again_on_resume(home):
     start_sweep(home, "--sweep.axis", "latent.size=1,2")
-    argv = ["--resume", "--dry-run", "--data.root", "http://me:hush@host/a"]
+    argv = ["--resume", "--dry_run", "--data.root", "http://me:hush@host/a"]
     config, options = cli.parse_sweep(argv, load_presets(), "latents", "")
     config, _ = sweep.load_resumed(config, options)
     assert config.data.root == "http://me:hush@host/a"

@@ -48,7 +48,7 @@ def fails(celeba, home, monkeypatch, capsys):
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(celeba, home, capsys):
-    celeba.main(["--dry-run", "--train.kimg", "1"])
+    celeba.main(["--dry_run", "--train.kimg", "1"])
     out = capsys.readouterr().out
     rows = ("run", "data", "shards", "networks", "training", "workers", "evaluation", "results")
     for row in rows:
@@ -194,7 +194,7 @@ def test_damaged_celeba_is_rejected(fails, tmp_path, damage, message):
     folder = tmp_path / "bad"
     folder.mkdir()
     damage(folder)
-    line = fails("--data.root", folder, "--dry-run")
+    line = fails("--data.root", folder, "--dry_run")
     assert line.startswith("error: ")
     assert message in line
 
@@ -203,16 +203,16 @@ def test_damaged_celeba_is_rejected(fails, tmp_path, damage, message):
     ("argv", "message"),
     [
         (
-            ["--ray.workers", "500", "--dry-run"],
+            ["--ray.workers", "500", "--dry_run"],
             "ray.workers=500 need 1 CPU each, but the cluster has 1 node",
         ),
-        (["--train.batch_size", "1", "--ray.workers", "2", "--dry-run"], "train.batch_size=1"),
+        (["--train.batch_size", "1", "--ray.workers", "2", "--dry_run"], "train.batch_size=1"),
         (
-            [*TINY, "--network.pack", "8", "--dry-run"],
+            [*TINY, "--network.pack", "8", "--dry_run"],
             "train.batch_size=12 over 1 worker must be a multiple of 8",
         ),
         (
-            ["--ray.address", "127.0.0.1:9", "--dry-run"],
+            ["--ray.address", "127.0.0.1:9", "--dry_run"],
             "ray.address=127.0.0.1:9: no cluster there",
         ),
     ],

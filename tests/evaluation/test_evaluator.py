@@ -204,7 +204,7 @@ def test_only_a_better_state_replaces_the_best(tmp_path):
 @pytest.mark.usefixtures("_quick_classifier")
 def test_job_reports_on_a_run_and_compares_two(trained_run, tmp_path, capsys):
     shards, out = write_squares(tmp_path / "squares", 400, rows_per_shard=128), tmp_path / "report"
-    argv = [str(trained_run.checkpoint), "--data-root", shards, "--out", str(out)]
+    argv = [str(trained_run.checkpoint), "--data_root", shards, "--out", str(out)]
     argv += ["--samples", "200", "--resamples", "20"]  # half of the 400 train the classifier
     job = load_job("evaluate")
     job.main(argv)
@@ -250,7 +250,7 @@ def test_generators_of_two_sizes_are_compared_at_the_size_of_the_first(
         (mlp, trained_run.checkpoint, small, "samples of 16x16 are resized to 8x8"),
         (trained_run.checkpoint, mlp, large, "samples of 8x8 are resized to 16x16"),
     ):
-        job.main([str(first), "--against", str(second), "--data-root", root, *argv])
+        job.main([str(first), "--against", str(second), "--data_root", root, *argv])
         printed = capsys.readouterr().out
         assert printed.count(message) == 1
         assert "with 95 % intervals" in printed

@@ -82,7 +82,7 @@ def test_a_run_that_ganray_did_not_create(config):
 
 
 def test_a_store_that_does_not_exist_is_not_created_by_reading(tmp_path):
-    with pytest.raises(ValueError, match=r"no such file; give --home or --tracking-uri"):
+    with pytest.raises(ValueError, match=r"no such file; give --home or --tracking_uri"):
         mlflow_runs.get_run(f"sqlite:///{tmp_path}/none.db", "0" * 32)
     assert not list(tmp_path.iterdir())
 
@@ -160,7 +160,7 @@ def test_addresses_that_mlflow_cannot_use_get_one_right_line(config, monkeypatch
     with pytest.raises(UserError) as error:
         mlflow_runs.check_store(config)
     assert str(error.value).startswith(f"$MLFLOW_TRACKING_URI={uri}: ")
-    with pytest.raises(UserError, match=r"--tracking-uri="):
+    with pytest.raises(UserError, match=r"--tracking_uri="):
         mlflow_runs.get_run(uri, "0" * 32)
 
 

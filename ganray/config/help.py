@@ -1,0 +1,142 @@
+"""The help of the jobs: one line for each option, or all there is to say about a section.
+
+argparse's own help repeats choices, shows Python's types and needs 460 lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import docstring_parser
+
+from ganray import log
+
+COMMON = (
+    "name",
+    "home",
+    "launcher",
+    "dry_run",
+    "data.source",
+    "data.root",
+    "data.download",
+    "data.images",
+    "data.size",
+    "latent.distribution",
+    "latent.size",
+    "network.kind",
+    "loss.name",
+    "loss.r1_gamma",
+    "optimizer.name",
+    "optimizer.lr_G",
+    "optimizer.lr_D",
+    "train.kimg",
+    "train.batch_size",
+    "train.precision",
+    "ray.workers",
+    "tracking.uri",
+)
+"""Options that most users need."""
+_SHORT = 32
+
+
+class Option(NamedTuple):
+    """An option as the help shows it."""
+
+    name: str
+    text: str
+    """Its docstring: first the meaning, in one sentence, then details."""
+    choices: tuple[str, ...]
+    default: str
+    """As a user would type it; '' for None."""
+    unset: str
+    """What the docstring says of None or '', in a few words."""
+
+
+def options(kind: type, defaults: object, prefix: str = "") -> Iterator[Option]:
+    """Yield the options of a config class, with the values of `defaults`, sections included."""
+    documented = docstring_parser.parse_from_object(kind).params
+    texts = {param.arg_name: " ".join((param.description or "").split()) for param in documented}
+    for name, hint in typing.get_type_hints(kind).items():
+        default = getattr(defaults, name)
+        if dataclasses.is_dataclass(hint):
+            yield from options(cast("type", hint), default, f"{prefix}{name}.")
+        else:
+            choices = tuple(map(str, _choices(hint)))
+            text = texts.get(name, "")
+            yield Option(prefix + name, text, choices, _shown(default), _unset(text))
+
+
+def one_line_each(given: Sequence[Option]) -> str:
+    """Return a line for each option: its name, meaning, choices and default."""
+    width = max(len(option.name) for option in given)
+    lines = []
+    for option in given:
+        meaning = _first_sentence(option.text)
+        if option.choices:
+            meaning = f"{meaning.removesuffix('.')}: {', '.join(option.choices)}"
+        default = option.default or option.unset
+        default = f" [{default}]" if default else ""
+        room = log.columns() - width - 6
+        if room - len(default) < _SHORT and not option.default:
+            default = ""
+        text = textwrap.shorten(meaning, max(20, room - len(default)), placeholder=" ...")
+        lines.append(f"  --{option.name:{width}s}  {text}{default}")
+    return "\n".join(lines)
+
+
+def in_full(given: Sequence[Option]) -> str:
+    """Return all that there is to say about options, a paragraph for each."""
+    paragraphs = []
+    for option in given:
+        choices = f" {' | '.join(option.choices)}" if option.choices else ""
+        default = f" [{option.default}]" if option.default else ""
+        paragraphs.append(log.wrap(f"--{option.name}{choices}{default}", "  ", 6))
+        paragraphs.append(log.wrap(option.text, "      ", 6))
+    return "\n".join(paragraphs)
+
+
+def reflow(description: str) -> str:
+    """Return a description with its paragraphs, but not its examples, fitted to the terminal."""
+    paragraphs = description.split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else log.wrap(p) for p in paragraphs)
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Return names and their first sentences."""
+    width = max(map(len, rows))
+    room = log.columns() - width - 4
+    return "\n".join(
+        f"  {name:{width}s}  {textwrap.shorten(_first_sentence(text), room, placeholder=' ...')}"
+        for name, text in rows.items()
+    )
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(". ")[0].removesuffix(".") + "."
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    for inner in typing.get_args(hint):
+        if found := _choices(inner):
+            return found
+    return ()
+
+
+def _shown(value: object) -> str:
+    if value is None or isinstance(value, list | dict):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unset(text: str) -> str:
+    said = re.search(r"(?:None|Empty): (.*?)[.;](?: |$)", text)
+    return said[1] if said and len(said[1]) < _SHORT else ""
