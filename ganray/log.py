@@ -50,6 +50,11 @@ def redact(text: object) -> str:
     return re.sub(r"://[^/\s'\"]*@", f"://{HIDDEN}@", str(text))
 
 
+def two_digits(value: float) -> str:
+    """Return a score with two decimals, or if it is small with two significant digits."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
+
+
 def columns() -> int:
     """Return the width of the terminal, at least 40; 100 in a job log."""
     return max(40, shutil.get_terminal_size((100, 24)).columns)

@@ -85,8 +85,9 @@ def ganray_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFi
 
 
 @pytest.fixture(autouse=True)
-def _logging() -> None:
-    """Print log records on stdout, as jobs do; a test may configure another level."""
+def _logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print log records on stdout, as jobs do, for a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
     log.configure()
 
 

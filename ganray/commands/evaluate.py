@@ -16,7 +16,13 @@ from ganray.data.format import Shape
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.reference import ReferenceSet, check_comparable, prepare_classifier
-from ganray.evaluation.report import EvaluationReport, differences, evaluate_generator, table
+from ganray.evaluation.report import (
+    EvaluationReport,
+    conclusion,
+    differences,
+    evaluate_generator,
+    table,
+)
 from ganray.training.journal import history
 
 logger = logging.getLogger(__name__)
@@ -50,8 +56,8 @@ def evaluate(options: EvaluateConfig) -> None:
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
     for generator, label, report in zip(generators, labels, reports, strict=True):
-        logger.info(f"\n{generator.source}\n{table(report.metrics)}")
-        logger.info(f"diagnosis   {report.diagnosis}")
+        is_full = options.report == "full"
+        logger.info(f"\n{generator.source}\n{table(report.metrics, is_full)}\n{conclusion(report)}")
         out = options.out / label if options.out and options.against else options.out
         source = {"run": generator.config.name, "source": generator.source, "reference": digest}
         files = report.write(generator.output_folder("evaluation", out, home), source)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ganray import log
 from ganray.config.schema import Config, TrackingConfig
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
@@ -109,7 +110,7 @@ def list_runs(home: Path) -> str:
     for folder in sorted(runs, key=lambda folder: folder.stat().st_mtime, reverse=True)[:_LISTED]:
         images, coverage = journal.history(folder, "collapse/coverage")
         scores = [
-            f"{values[-1]:.2f}" if len(values) else "-"
+            log.two_digits(values[-1]) if len(values) else "-"
             for values in (coverage, journal.history(folder, "collapse/recall")[1])
         ]
         vendi = journal.history(folder, "collapse/vendi_share")[1]

@@ -26,7 +26,13 @@ from ganray.distributed import (
 )
 from ganray.errors import UserError
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets, locate_datasets
-from ganray.evaluation.report import PAGE, EvaluationReport, evaluate_generator, table
+from ganray.evaluation.report import (
+    PAGE,
+    EvaluationReport,
+    conclusion,
+    evaluate_generator,
+    table,
+)
 from ganray.integrations import mlflow_models, mlflow_runs, ray_cluster, ray_train
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training import launch, run_figures
@@ -181,7 +187,7 @@ def _train_and_report(
             source = {"run": config.name, "checkpoint": str(checkpoint), "data": digest}
             source["reference"] = datasets.reference_digest()
             files = report.write(folder / "evaluation", source)
-            logger.info(f"{table(report.metrics)}\ndiagnosis   {report.diagnosis}")
+            logger.info(f"{table(report.metrics)}\n{conclusion(report)}")
             logger.info(f"page        {folder / 'evaluation' / PAGE}")
         logger.info(f"checkpoint  {checkpoint}")
         for name, figure in figures.items():

@@ -129,6 +129,8 @@ class EvaluateConfig:
     `evaluation.features`."""
     samples: int = 5_000
     """Number of samples, and of reference images; fewer if there are fewer reference images."""
+    report: Literal["short", "full"] = "short"
+    """Metrics in the table. short: at most twelve. full: all; report.json always has all."""
     resamples: int = 200
     """Number of replicates per confidence interval."""
     out: Path | None = None

@@ -106,22 +106,22 @@ class DataConfig:
     download: bool = option(False, identity="content", resume="free", sweep="axis")
     """Let torchvision download the source (CelebA: 1.4 GB) into `root` or the home's data."""
     missing: Literal["skip", "error"] = option(
-        "skip", identity="content", resume="free", sweep="no"
+        "skip", identity="content", resume="free", sweep="axis"
     )
     """Whether CelebA may be incomplete. skip: train on the images that are there, without
     attributes if their list is missing."""
     labels: Literal["auto", "folder", "none", "dataset.json"] = option(
-        "auto", identity="content", resume="fixed", sweep="no"
+        "auto", identity="content", resume="fixed", sweep="axis"
     )
     """Where classes come from. auto, of a folder: StyleGAN's dataset.json if it has labels, else
     the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
     images."""
     bad_images: Literal["error", "skip"] = option(
-        "error", identity="content", resume="free", sweep="no"
+        "error", identity="content", resume="free", sweep="axis"
     )
     """What is done about images that cannot be read, each of which the log names."""
     background: Literal["white", "black", "gray"] = option(
-        "white", identity="content", resume="fixed", sweep="no"
+        "white", identity="content", resume="fixed", sweep="axis"
     )
     """Color behind what is transparent in the images of a folder."""
     dataset: str | None = option(None, identity="content", resume="fixed", sweep="axis")

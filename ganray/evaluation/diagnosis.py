@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ganray import log
 from ganray.evaluation.suite import MetricsReport
 
 Kind = Literal[
@@ -78,7 +79,8 @@ def diagnose(report: MetricsReport) -> Diagnosis:
     low = [name for name in ("recall", "coverage") if report[name] < _HALF * reference[name]]
     if low:
         scores = ", ".join(
-            f"{name} {report[name]:.2f} (reference {reference[name]:.2f})" for name in low
+            f"{name} {log.two_digits(report[name])} (reference {log.two_digits(reference[name])})"
+            for name in low
         )
         kinds.append(("narrow", f"much of the data's variety is missing: {scores}"))
     if not kinds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ganray import log
 from ganray.config.schema import Config
 from ganray.data.format import Shape
 from ganray.data.transforms import to_uint8
@@ -37,9 +39,25 @@ _BATCH_SIZE = 250
 _NUM_SHOWN = 500
 """Number of samples of which some are shown in the figure."""
 
-_ARROWS = {"higher": "+", "lower": "-", "neither": " "}
-
 JSON, PAGE = "report.json", "report.png"
+
+BRIEF = {
+    "coverage": "reals that have a sample nearby",
+    "recall": "reals within the samples' manifold",
+    "vendi_share": "variety, relative to reals (Vendi)",
+    "modes_held": "modes with a tenth of their share",
+    "kl": "KL of the modes' shares, nats",
+    "support": "different images (birthday test)",
+    "precision": "samples within the reals' manifold",
+    "density": "samples per neighbourhood of a real",
+    "sure_share": "samples of a mode, surely (p > 0.9)",
+    "frechet": "Frechet distance of the features",
+    "kid": "kernel distance of the features",
+    "D_saturation": "images that D is > 99 % sure of",
+}
+"""Metrics of the short table, in its order, in a few words."""
+_MIN_ROOM = 24
+"""Columns of the terminal that the words must have."""
 
 
 @dataclass(frozen=True)
@@ -176,19 +194,45 @@ def _saturation_result(shares: np.ndarray) -> dict[str, MetricResult]:
     return {name: MetricResult(name, "lower", description, estimate, reference=None, ideal=None)}
 
 
-def table(report: MetricsReport) -> str:
-    """Format the report as a table for the terminal."""
-    rows = [("", "samples [95 %]", "reference", "ideal", "")]
-    for result in report.results.values():
-        name = f"{result.name} {_ARROWS[result.better]}"
-        numbers = result.estimate.brief(), _short(result.reference), _short(result.ideal)
-        rows.append((name, *numbers, result.description))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]])
-        for row in rows
+def table(report: MetricsReport, full: bool = False) -> str:
+    """Format the report as a table that fits the terminal.
+
+    The short form has at most twelve rows. If there is no room, the last columns are left out.
+    """
+    results = report.results
+    if full:
+        texts = {name: result.description for name, result in results.items()}
+    else:
+        texts = {name: text for name, text in BRIEF.items() if name in results}
+    rows = [("", "samples [95 %]", "other reals", "better", "")]
+    rows += [
+        (
+            name,
+            results[name].estimate.brief(),
+            _short(results[name].reference),
+            results[name].better.replace("neither", ""),
+            text,
+        )
+        for name, text in texts.items()
     ]
-    return "\n".join(line.rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = log.columns() - sum(widths[:4]) - 8
+    lines = []
+    for name, numbers, reference, better, text in rows:
+        columns = [name.ljust(widths[0]), numbers.rjust(widths[1]), reference.rjust(widths[2])]
+        columns.append(better.ljust(widths[3]))
+        if room >= _MIN_ROOM:
+            columns.append(textwrap.shorten(text, room, placeholder=" ..."))
+        lines.append("  ".join(columns).rstrip())
+    more = len(results) - len(texts)
+    if more:
+        lines.append(f"and {more} more: in {JSON}, or by jobs/evaluate.py with --report full")
+    return "\n".join(lines)
+
+
+def conclusion(report: EvaluationReport) -> str:
+    """Return the diagnosis, in lines that fit the terminal."""
+    return log.wrap(report.diagnosis.text, "diagnosis   ", 12)
 
 
 def _short(value: float | None) -> str:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import numpy as np
 
+from ganray import log
 from ganray.sweeps.design import Trial
 from ganray.sweeps.results import RANKED, Results, RunResult
 
@@ -49,7 +50,9 @@ class SweepProgress:
         """Log the result of a run."""
         self._running.discard(trial.name)
         self._results[trial.name] = result
-        scores = "  ".join(f"{m} {result.values[m]:.2f}" for m in RANKED if m in result.values)
+        scores = "  ".join(
+            f"{m} {log.two_digits(result.values[m])}" for m in RANKED if m in result.values
+        )
         if result.status != "finished":
             scores = f"{result.status} {result.reason if result.status != 'stopped' else scores}"
         logger.info("%s  %s: %s", self._position(), trial.label, scores.rstrip())

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ganray import log
 from ganray.config.schema import Config
 from ganray.files import cannot_write, write_atomic
 
@@ -206,13 +207,15 @@ def collapse_line(event: Event) -> str:
     parts = [f"{event['images'] / 1000:8.1f} kimg    "]
     if "collapse/modes_held" in values:
         parts.append(f"modes {values['collapse/modes_held']:g}")
-        parts.append(f"KL {values['collapse/kl']:.2f}")
-    parts.append(f"recall {values['collapse/recall']:.2f}")
-    parts.append(f"coverage {values['collapse/coverage']:.2f}")
-    parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of reference")
+        parts.append(f"KL {log.two_digits(values['collapse/kl'])}")
+    parts.append(f"recall {log.two_digits(values['collapse/recall'])}")
+    parts.append(f"coverage {log.two_digits(values['collapse/coverage'])}")
+    parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of reals")
     parts.append(f"({values['time/evaluation_share']:.1%} of the time)")
-    warning = f"\n{'WARNING':>13}    {event['warning']}" if event["warning"] else ""
-    return "  ".join(parts) + warning
+    lines = ["  ".join(parts)]
+    if event["warning"]:
+        lines.append(log.wrap(event["warning"], f"{'WARNING':>13}    ", 17))
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -209,8 +210,13 @@ def test_job_reports_on_a_run_and_compares_two(trained_run, tmp_path, capsys):
     job = load_job("evaluate")
     job.main(argv)
     printed = capsys.readouterr().out
-    assert "recall +" in printed
+    assert re.search(r"^recall .* higher  reals within the samples' manifold$", printed, re.M)
+    assert re.search(r"^and \d+ more: in report.json, or by jobs/evaluate.py", printed, re.M)
     assert "diagnosis" in printed
+    job.main([*argv, "--report", "full"])
+    full = capsys.readouterr().out
+    assert re.search(r"^effective_rank ", full, re.M)
+    assert " more: in report.json" not in full
     content = json.loads((out / "report.json").read_text())
     assert content["mode_names"] == ["small", "large"]
     assert content["samples"] == 100

@@ -147,7 +147,20 @@ def test_an_entry_in_the_table_is_all_that_a_metric_needs(monkeypatch):
     variance = StripeExtractor().extract(REAL).features.double().var(0).sum().item()
     assert report["spread"] == pytest.approx(variance)
     assert report.results["spread"].estimate.low < variance < report.results["spread"].estimate.high
-    assert "spread +" in table(report)
+    assert "spread" not in table(report)
+    (line,) = (line for line in table(report, full=True).splitlines() if line.startswith("spread"))
+    assert " higher " in line
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 140])
+def test_the_table_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = report_of(stripes(N, 7, range(3)))
+    for full in (False, True):
+        lines = table(result, full).splitlines()
+        assert max(map(len, lines)) <= max(columns, 70)
+        assert ("reals that have a sample nearby" in table(result)) == (columns >= 100)
+    assert len(table(result).splitlines()) <= 14  # twelve, the heading, and how many more
 
 
 def test_every_metric_is_described_in_the_readme():
