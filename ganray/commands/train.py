@@ -39,7 +39,14 @@ from ganray.training import launch, run_figures
 from ganray.training.checkpoints import checkpoint_step, list_checkpoints
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
-from ganray.training.plan import Workers, check_workers, describe_plan, num_classes, resolve_workers
+from ganray.training.plan import (
+    Workers,
+    check_workers,
+    describe_plan,
+    few_images_warning,
+    num_classes,
+    resolve_workers,
+)
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
 from ganray.training.stopping import wait_for_checkpoints
@@ -76,6 +83,8 @@ def run(config: Config) -> None:
         if rank() == 0:
             if datasets.images.procedural:
                 warn_procedural_faces()
+            if warning := few_images_warning(datasets):
+                logger.warning(warning)
             logger.info(describe_plan(datasets, workers, mlflow_runs.store_uri(config)))
         if config.dry_run:
             return

@@ -77,7 +77,7 @@ class DatasetPlan:
     """What the source has detected or left out."""
 
     def __str__(self) -> str:
-        return f"{self.count:,} images of {self.description}"
+        return f"{self.count:,} image{'s' * (self.count != 1)} of {self.description}"
 
 
 def fetch(data: DataConfig, home: Path) -> DataConfig:

@@ -146,6 +146,10 @@ class Classifier(nn.Module):
         return self.body((pixels - self.mean) / self.std)
 
 
+class FewImagesError(UserError):
+    """There are too few images, or images of a class, to train a classifier."""
+
+
 def reference_classifier(
     train_images: ImageBatch | LazyImages,
     train_labels: Labels,
@@ -437,7 +441,7 @@ def _count_outputs(
     assert train_images.shape[1:] == test_images.shape[1:]
     assert (len(train_images), len(test_images)) == (len(train_labels), len(test_labels))
     if len(train_images) < 2 or len(test_images) < 1:  # BatchNorm needs two
-        raise UserError(
+        raise FewImagesError(
             f"{len(train_images)} training and {len(test_images)} test images have a label; the "
             "reference classifier needs at least 2 and 1; use a larger set"
         )
@@ -446,7 +450,7 @@ def _count_outputs(
         return train_labels.shape[1]
     classes, tested = int(train_labels.max()) + 1, int(test_labels.max()) + 1
     if classes < max(2, tested):  # a rare class may be absent from the test images
-        raise UserError(
+        raise FewImagesError(
             f"{classes} classes in the training images and {tested} in the test images of the "
             "reference classifier; must be at least 2, and none in the test images alone; use a "
             "set with more images per class"

@@ -19,7 +19,12 @@ from ganray.data.prepare import DatasetPlan
 from ganray.data.transforms import augment, to_squares
 from ganray.distributed import local_device
 from ganray.errors import UserError
-from ganray.evaluation.classifier import LazyImages, load_classifier, reference_classifier
+from ganray.evaluation.classifier import (
+    FewImagesError,
+    LazyImages,
+    load_classifier,
+    reference_classifier,
+)
 from ganray.evaluation.extractors import (
     AttributeExtractor,
     ClassExtractor,
@@ -136,25 +141,31 @@ def prepare_classifier(
         device: Where to train.
 
     Returns:
-        Its file in the home; '' for unlabelled images, or if evaluation is disabled.
+        Its file in the home; '' for images without labels, or too few of a class to learn it, or
+        if evaluation is disabled.
     """
     evaluation = config.evaluation
     if evaluation.features != "classifier":
         InceptionExtractor(Path(evaluation.weights or ""), device)  # fails before workers start
-    if not evaluation.is_enabled() or not (images.class_names or images.attribute_names):
+    has_classes = len(images.class_names) > 1  # a single one says nothing
+    if not evaluation.is_enabled() or not (has_classes or images.attribute_names):
         return ""
     count = _MAX_TRAINING_TRIPLES if _is_stacked_mnist(images) else _MAX_TRAINING_IMAGES
     count = min(count, _MAX_TRAINING_BYTES // math.prod(images.image_shape))
     ids, held = _shuffled_ids(images), _held_out(len(images))
     cache = config.home / "classifiers"
     data = config.reference_data()
-    classifier = reference_classifier(
-        *_labelled(data, images, ids[held:][:count]),
-        *_labelled(data, images, ids[:held][:_TEST_IMAGES]),
-        data_digest=f"{digest}/{data.crop}/{count}{'/flip' if data.flip else ''}",
-        cache=cache,
-        device=device,
-    )
+    try:
+        classifier = reference_classifier(
+            *_labelled(data, images, ids[held:][:count]),
+            *_labelled(data, images, ids[:held][:_TEST_IMAGES]),
+            data_digest=f"{digest}/{data.crop}/{count}{'/flip' if data.flip else ''}",
+            cache=cache,
+            device=device,
+        )
+    except FewImagesError as error:
+        logger.warning(f"no modes, and samples are compared by their pixels: {error}")
+        return ""
     return str(cache / f"{classifier.hash}.pt")
 
 
@@ -187,6 +198,13 @@ def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> Fea
     if _is_stacked_mnist(images):
         return StackedDigitsExtractor(classifier)
     if images.class_names:
+        least = (1 + 1 / len(images.class_names)) / 2  # halfway from chance to certainty
+        if classifier.accuracy < least:
+            logger.warning(
+                f"no modes: the classifier is right about {classifier.accuracy:.0%} of the real"
+                f" images only, and must be about {least:.0%}"
+            )
+            return ClassExtractor(classifier)
         return ClassExtractor(classifier, images.class_names)
     attributes = images.annotations(_shuffled_ids(images)[:_MAX_TRAINING_IMAGES]).attributes
     try:

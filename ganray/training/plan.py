@@ -14,7 +14,7 @@ from ganray import log
 from ganray.config.schema import Config, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.errors import UserError
-from ganray.evaluation.reference import RunDatasets
+from ganray.evaluation.reference import RunDatasets, usable_count
 from ganray.gan import networks
 from ganray.training.checkpoints import checkpoint_step, list_checkpoints
 
@@ -145,16 +145,34 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     }
 
 
+def few_images_warning(datasets: RunDatasets) -> str | None:
+    """Return what it means that there are fewer training images than a batch has; None if not."""
+    count, batch_size = datasets.images.count, datasets.config.train.batch_size
+    if count >= batch_size:
+        return None
+    return (
+        f"{_count(count, 'image')} for a batch of {batch_size}: every step shows D all of them,"
+        f" about {batch_size / count:.1f} times, and G can only learn them by heart"
+    )
+
+
 def _describe_evaluation(datasets: RunDatasets) -> str:
     evaluation = datasets.config.evaluation
     if not evaluation.is_enabled():
         return "none"
+    reference = datasets.reference
+
+    def usable(samples: int, parts: int = 1) -> int:
+        return usable_count(reference.count, reference.classes > 1, samples, parts)
+
     parts = []
-    if evaluation.samples:
+    if count := usable(evaluation.samples):
         interval = evaluation.every or datasets.config.train.sample_every
-        parts.append(f"{evaluation.samples:,} samples every {interval:g} kimg")
-    if evaluation.report_samples:
-        parts.append(f"final report on {evaluation.report_samples:,} samples")
+        parts.append(f"{count:,} samples every {interval:g} kimg")
+    if count := usable(evaluation.report_samples, parts=2):
+        parts.append(f"final report on {count:,} samples")
+    if not parts:
+        return f"none, as {_count(reference.count, 'image')} to compare with are too few"
     if not datasets.same:
         height, width, _ = datasets.reference.image_shape
         parts.append(f"reference {datasets.reference}, {height}x{width}")

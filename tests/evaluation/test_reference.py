@@ -1,14 +1,23 @@
 """Location and preparation of reference images other than the training images."""
 
+import functools
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from ganray.config.schema import DataConfig
+from ganray.config.schema import DataConfig, EvaluationConfig
 from ganray.data import prepare
 from ganray.evaluation import reference
+from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
 from tests.conftest import tiny_config
+
+CPU = torch.device("cpu")
 
 
 def digits_config(home, samples=80, check=False, reference=None, **data):
@@ -87,3 +96,48 @@ def test_missing_reference_images_are_rejected_by_option(tmp_path, squares, opti
 def test_images_are_not_downloaded_to_a_url(tmp_path):
     remote = DataConfig("mnist", root="http://me:hush@127.0.0.1:9/mnist", download=True)
     assert prepare.fetch(remote, tmp_path) is remote
+
+
+def noise_folder(root: Path, classes: dict[str, int]) -> None:
+    """Write random images, which no classifier can tell apart, in folders of classes."""
+    rng = np.random.default_rng(0)
+    for name, count in classes.items():
+        (root / "images" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        ({"a": 100, "b": 100}, r"the classifier is right about \d+% of the real images only"),
+        (
+            {f"{i:02d}": 2 for i in range(90)},
+            r"the classifier is right about \d% of the real images",
+        ),
+        ({"a": 195, "b": 1}, r"no modes, and samples are compared by their pixels: 1 classes in"),
+        ({"a": 200}, None),
+    ],
+)
+def test_no_modes_are_counted_where_the_classes_of_real_images_cannot_be_told(
+    tmp_path, monkeypatch, ganray_log, classes, reason
+):
+    quick = functools.partial(reference_classifier, recipe=TrainingRecipe(min_images=640))
+    monkeypatch.setattr(reference, "reference_classifier", quick)
+    noise_folder(tmp_path, classes)
+    config = tiny_config(tmp_path)
+    data = DataConfig(source="folder", root=str(tmp_path / "images"), size=16)
+    config = replace(config, data=data, evaluation=EvaluationConfig())
+    datasets = reference.locate_datasets(config)
+    datasets.prepare()
+    classifier = datasets.prepare_classifier()
+    with datasets.open_reference() as images:
+        assert len(images.class_names) == len(classes)
+        extractor = datasets.assets(classifier).reference_set(config, images).extractor(CPU)
+        features = extractor.extract(torch.zeros(2, 16, 16, 3, dtype=torch.uint8))
+    assert (tuple(extractor.mode_names), features.modes) == ((), None)
+    if reason:
+        assert re.search(reason, ganray_log.text)
+    else:
+        assert (classifier, ganray_log.text.count("no modes:")) == ("", 0)

@@ -9,7 +9,13 @@ from ganray.config.schema import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.evaluation.reference import RunDatasets
 from ganray.training.checkpoints import write_checkpoint
-from ganray.training.plan import Cluster, Workers, describe_plan, resolve_workers
+from ganray.training.plan import (
+    Cluster,
+    Workers,
+    describe_plan,
+    few_images_warning,
+    resolve_workers,
+)
 
 
 def config(batch_size=128, **ray):
@@ -152,3 +158,15 @@ def test_the_plan_describes_the_run(tmp_path):
     write_checkpoint({"step": 1000}, preset, preset.run_folder() / "checkpoint_0000001000")
     text = describe(preset, images, Workers(2, False, 1))
     assert "run mine (goes on from 32 kimg)" in text
+    few = replace(images, count=3)
+    datasets = RunDatasets(preset, few, few)
+    assert few_images_warning(datasets) == (
+        "3 images for a batch of 32: every step shows D all of them, about 10.7 times, and G can"
+        " only learn them by heart"
+    )
+    assert few_images_warning(RunDatasets(preset, images, images)) is None
+    text = describe(preset, few, Workers(1, False, 1))
+    assert "evaluation none, as 3 images to compare with are too few" in text
+    some = replace(images, count=300)
+    text = describe(preset, some, Workers(1, False, 1))
+    assert "300 samples every 15 kimg, final report on 150 samples" in text
