@@ -188,7 +188,7 @@ def _train_and_report(
         figures = {
             "losses": run_figures.draw_losses(folder, config.loss.name),
             "samples": run_figures.last_samples(folder),
-            "epochs": run_figures.draw_epochs(folder, images.count, images.image_shape),
+            "epochs": run_figures.draw_epochs(folder, images.image_shape),
         }
         figures = {name: path for name, path in figures.items() if path is not None}
         report, files = _evaluate(datasets, assets, generator_from_checkpoint(checkpoint)), []

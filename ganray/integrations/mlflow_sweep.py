@@ -42,6 +42,7 @@ SWEEP_TAG = "ganray.sweep"
 """Tag with the sweep's name. Only trials have it, so that a filter on it leaves out the parent."""
 SETTING_TAG = "ganray.setting"
 STATUS_TAG = "ganray.status"
+_REASON_TAG = "ganray.reason"
 """Tag with "running", or with the trial's result status once MLflow has all of its data."""
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_LIMIT = 8000  # characters of a tag
@@ -230,7 +231,10 @@ def _log_result(run: Run, result: RunResult) -> None:
     log_files(run, [samples] if samples.exists() else [])
     end_run(run, _MLFLOW_STATUS[result.status])
     # This status means that MLflow has everything, so it is written last.
-    log_summary(run, {}, {"ganray.reason": result.reason, STATUS_TAG: result.status})
+    tags = {STATUS_TAG: result.status}
+    if result.reason or _REASON_TAG in run.client().get_run(run.run_id).data.tags:
+        tags[_REASON_TAG] = result.reason  # that of an earlier attempt is replaced
+    log_summary(run, {}, tags)
 
 
 def _common_params(plan: SweepPlan, base: Config) -> dict[str, object]:

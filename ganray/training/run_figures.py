@@ -28,11 +28,10 @@ def draw_losses(folder: Path, loss: str) -> Path:
     return path
 
 
-def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> Path | None:
-    """Draw the first row of sample grids over the epochs into a PNG file in the run folder.
+def draw_epochs(folder: Path, image_shape: tuple[int, int, int]) -> Path | None:
+    """Draw the first row of sample grids over the run into a PNG file in the run folder.
 
-    An epoch has `num_images` images; `image_shape` is (H, W, C) of a sample. Returns None if no
-    sample grid is intact.
+    `image_shape` is (H, W, C) of a sample. Returns None if no sample grid is intact.
     """
     grids = list_samples(folder)
     if not grids:
@@ -44,7 +43,7 @@ def draw_epochs(folder: Path, num_images: int, image_shape: tuple[int, int, int]
         height = len(grid) // GRID_ROWS
         width = height * image_shape[1] // image_shape[0]
         images = grid[:height].reshape(height, -1, width, 3).swapaxes(0, 1)
-        rows.append(Row(images, f"epoch {int(path.stem) / num_images:.3g}"))
+        rows.append(Row(images, f"{int(path.stem) / 1000:g} kimg"))
     path = folder / "epochs.png"
     Image.fromarray(labelled_rows([rows])).save(path)
     return path

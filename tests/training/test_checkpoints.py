@@ -157,11 +157,11 @@ def test_a_damaged_sample_grid_is_left_out_of_the_figures(squares, tmp_path, cap
     folder = config.run_folder()
     first, *_, newest = sorted((folder / "samples").glob("*.png"))
     cut(newest)
-    assert run_figures.draw_epochs(folder, 100, (16, 16, 3)) == folder / "epochs.png"
+    assert run_figures.draw_epochs(folder, (16, 16, 3)) == folder / "epochs.png"
     assert run_figures.last_samples(folder).read_bytes() == first.read_bytes()
     assert f"{newest}: damaged" in capsys.readouterr().out
     empty(first)
-    assert run_figures.draw_epochs(folder, 100, (16, 16, 3)) is None
+    assert run_figures.draw_epochs(folder, (16, 16, 3)) is None
     assert run_figures.last_samples(folder) is None
 
 

@@ -13,6 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.data.sources.hdf5_file import is_hdf5
 from ganray.data.sources.listing import Tree, count_suffixes, printable
 from ganray.errors import UserError
 
@@ -212,6 +213,11 @@ def _search(folder: Path) -> _Found:
     """
     if not folder.exists():
         raise UserError(f"{printable(folder)}: no such folder; {BY_HAND}")
+    if folder.is_file() and is_hdf5(folder):
+        raise UserError(
+            f"{printable(folder)}: is an HDF5 file; use --data.source hdf5, or source-text for the"
+            " file that the source text makes"
+        )
     top = Tree(folder)
     trees, problems = [top], []
     for name in top.names:
@@ -235,7 +241,8 @@ def _search(folder: Path) -> _Found:
         raise UserError(
             "; ".join(problems)
             or f"{printable(folder)}: contains no CelebA, which are images such as"
-            f" {IMAGES}/000001.jpg; found {count_suffixes(top.names) or 'no file'}; {BY_HAND}"
+            f" {IMAGES}/000001.jpg; found {count_suffixes(top.names) or 'no file'}; {BY_HAND},"
+            " or for other images use --data.source folder"
         )
     aligned = [member for member in images if IMAGES in str(member)]
     # A zip is read faster than as many files.

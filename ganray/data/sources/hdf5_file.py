@@ -43,6 +43,12 @@ def open_file(path: Path, advice: str, cache_bytes: int = 2**20) -> tuple[Binary
     return raw, file
 
 
+def is_hdf5(path: Path) -> bool:
+    """Return whether a file begins as HDF5 files do."""
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
 def is_elsewhere(dataset: h5py.h5d.DatasetID) -> bool:
     """Return whether the data are in another file, which could be any file of this machine."""
     layout = dataset.get_create_plist()

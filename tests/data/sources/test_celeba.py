@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -94,6 +95,10 @@ def test_missing_things_are_named(folder: Path, tmp_path: Path):
     error = rejected(folder)
     assert "contains no CelebA, which are images such as img_align_celeba/000001.jpg" in error
     assert "found 2 .txt, 1 .png; get img_align_celeba.zip," in error
+    assert error.endswith("or for other images use --data.source folder")
+    with h5py.File(tmp_path / "celeba.h5", "w"):
+        pass
+    assert "use --data.source hdf5, or source-text" in rejected(tmp_path / "celeba.h5")
 
 
 def as_csv(path: Path, header: str):
