@@ -221,6 +221,17 @@ def test_invalid_options_are_rejected_before_training(fails, argv, message):
     assert message in fails(*argv)
 
 
+def test_an_address_from_the_environment_is_named_as_such(fails, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert fails("--dry_run").startswith("error: $RAY_ADDRESS=127.0.0.1:9: no cluster there")
+
+
+def test_an_address_that_mlflow_cannot_use_is_rejected_before_anything_is_written(fails, home):
+    error = fails(*TINY, "--tracking.uri", "file:///tmp/runs")
+    assert "is a folder, in which MLflow no longer stores runs" in error
+    assert not home.exists()
+
+
 def test_an_unwritable_home_is_rejected(fails, tmp_path):
     (tmp_path / "file").write_text("")  # root may write anywhere, but not below a file
     line = fails(*TINY, "--home", tmp_path / "file" / "home")
