@@ -201,6 +201,7 @@ def open_image(
     try:
         dataset = h5py.h5d.open(group.id, name.encode())
         actual, dtype, is_external = dataset.shape, dataset.dtype, is_elsewhere(dataset)
+        is_written = dataset.get_storage_size() > 0
     except Exception as error:  # HDF5 reports damage, or a group of that name, as several kinds
         raise UserError(
             f"{path}: {name} cannot be opened as a dataset ({one_line(error)}); make or fetch the "
@@ -211,6 +212,10 @@ def open_image(
         raise UserError(
             f"{path}: {name} is {dtype} {actual}, but every image must be uint8 "
             f"{shape or '(218, 178, 3)'} as the first; {AS_THE_TEXT}"
+        )
+    if not (is_written or is_external):
+        raise UserError(
+            f"{path}: {name} was created and never written, and would be black; make the file again"
         )
     if is_external:
         raise UserError(

@@ -219,3 +219,10 @@ def test_a_damaged_image_is_named(packed: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"3\.jpg cannot be read .*; make or fetch it again"):
         source.read(2)
     assert source.read(1).size == (178, 218)
+
+
+def test_an_image_that_was_never_written_is_rejected(path: Path):
+    replaced(path, lambda group: group.create_dataset("5.jpg", SHAPE, np.uint8))
+    source = SourceTextHDF5.open(path)
+    with pytest.raises(ValueError, match=r"5\.jpg was created and never written"):
+        source.read(source.names.index("5.jpg"))
