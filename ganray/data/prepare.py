@@ -75,6 +75,8 @@ class DatasetPlan:
     """Whether the images are procedural faces, which are drawn into `source` first."""
     notes: tuple[str, ...] = ()
     """What the source has detected or left out."""
+    has_classifier: bool = False
+    """Whether the images have classes or attributes, on which a classifier can be trained."""
 
     def __str__(self) -> str:
         return f"{self.count:,} image{'s' * (self.count != 1)} of {self.description}"
@@ -210,12 +212,14 @@ def _plan_existing(data: DataConfig, manifest: Manifest, location: str) -> Datas
         location=location,
         bytes=sum(shard.bytes for shard in manifest.shards),
         classes=len(manifest.class_names),
+        has_classifier=len(manifest.class_names) > 1 or bool(manifest.attribute_names),
     )
 
 
 def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
     procedural = data.source == "celeba" and data.root is None and not data.download
     notes: tuple[str, ...] = ()
+    has_classifier = True
     if procedural:
         if data.split != "all":
             raise UserError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
@@ -231,6 +235,7 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
     else:
         source = _open(data.source, root, source_options(data))
         notes = notes_of(source)
+        has_classifier = len(source.class_names) > 1 or bool(source.attribute_names)
         total, original = _count(source, data.split), source.image_shape
         classes = len(source.class_names)
         key = f"{data.source}-{source.fingerprint()[:8]}-{data.split}"
@@ -261,6 +266,7 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         source=root,
         procedural=procedural,
         notes=notes,
+        has_classifier=has_classifier,
     )
 
 

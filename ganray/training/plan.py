@@ -163,7 +163,7 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
     reference = datasets.reference
 
     def usable(samples: int, parts: int = 1) -> int:
-        return usable_count(reference.count, reference.classes > 1, samples, parts)
+        return usable_count(reference.count, reference.has_classifier, samples, parts)
 
     parts = []
     if count := usable(evaluation.samples):

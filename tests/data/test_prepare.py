@@ -19,6 +19,7 @@ DRAWN = DataConfig(faces=12, size=16)
 def test_without_celeba_faces_are_drawn_and_converted_once(tmp_path):
     plan = prepare.plan_dataset(DRAWN, tmp_path)
     assert plan.procedural
+    assert plan.has_classifier
     assert not plan.ready
     assert "no CelebA" in str(plan)
     digest = prepare.prepare_dataset(DRAWN, plan)

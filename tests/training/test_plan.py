@@ -170,3 +170,6 @@ def test_the_plan_describes_the_run(tmp_path):
     some = replace(images, count=300)
     text = describe(preset, some, Workers(1, False, 1))
     assert "300 samples every 15 kimg, final report on 150 samples" in text
+    halved = replace(some, has_classifier=True)
+    text = describe(preset, halved, Workers(1, False, 1))
+    assert "evaluation 150 samples every 15 kimg results" in text  # 75 are too few for a report
