@@ -118,7 +118,8 @@ def write_shards(
         try:
             shards = _convert(source, chosen, specs, processes or _cores(), bad_images)
         except BadImagesError as error:
-            error.log()
+            if bad_images == "skip" or len(error.problems) > 1:
+                error.log()
             if bad_images == "error" or len(error.problems) == len(chosen):
                 raise
             _skip(folder, fingerprint, error.problems)

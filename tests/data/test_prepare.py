@@ -175,6 +175,7 @@ def test_damaged_images_are_skipped_once_for_all(tmp_path, ganray_log):
     data = replace(data, bad_images="skip")
     plan = prepare.plan_dataset(data, tmp_path / "home")
     digest = prepare.prepare_dataset(data, plan)
+    assert "7.png: cannot be read" in ganray_log.text
     assert "again without them" in ganray_log.text
     ganray_log.clear()
     plan = prepare.plan_dataset(data, tmp_path / "home")

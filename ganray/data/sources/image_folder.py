@@ -324,7 +324,8 @@ def _read_headers(
             problems[index] = str(error)
     if problems:
         error = BadImagesError(problems)
-        error.log()
+        if bad_images == "skip" or len(problems) > 1:  # else the message has all there is to say
+            error.log()
         if bad_images == "error" or not headers:
             raise error
     return headers

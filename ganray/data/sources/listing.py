@@ -36,9 +36,7 @@ class BadImagesError(UserError):
         super().__init__(f"{first}{more}; replace or remove them, or set bad_images to skip")
 
     def log(self) -> None:
-        """Log each reason; that of a single image is in the message."""
-        if len(self.problems) == 1:
-            return
+        """Log each reason."""
         for problem in list(self.problems.values())[:_MAX_LOGGED]:
             logger.warning(problem)
         if len(self.problems) > _MAX_LOGGED:

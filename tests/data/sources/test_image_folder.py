@@ -241,6 +241,11 @@ def test_all_bad_images_are_listed_in_one_pass_or_skipped(
     ganray_log.clear()
     assert len(ImageFolder.open(pets, bad_images="skip")) == 58
     assert len(ganray_log.records) == 3
+    for name in ("cat/3.png", "cat/lost.png"):
+        (pets / name).unlink()
+    ganray_log.clear()
+    assert len(ImageFolder.open(pets, bad_images="skip")) == 58
+    assert "dog/deep/er/5.png: cannot be read" in ganray_log.text  # a single one, too
 
 
 def test_the_content_and_not_the_name_must_be_of_a_known_format(tmp_path: Path):
