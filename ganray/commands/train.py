@@ -36,7 +36,7 @@ from ganray.evaluation.report import (
 from ganray.integrations import mlflow_models, mlflow_runs, ray_cluster, ray_train
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training import launch, run_figures
-from ganray.training.checkpoints import checkpoint_step, list_checkpoints
+from ganray.training.checkpoints import resume_kimg
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import (
@@ -225,9 +225,8 @@ def _log_stop(config: Config) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
-        checkpoints = list_checkpoints(config.run_folder())
-        if checkpoints and getattr(error, "code", None) != NOT_SENT:
-            kimg = checkpoint_step(checkpoints[-1]) * config.train.batch_size / 1000
+        kimg = resume_kimg(config)
+        if kimg and getattr(error, "code", None) != NOT_SENT:
             logger.info(f"checkpoint  at {kimg:g} kimg, from which --name {config.name} goes on")
         raise
 

@@ -285,3 +285,11 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
 def checkpoint_step(checkpoint: Path) -> int:
     """Return the step of a checkpoint in a run folder, from its name."""
     return int(checkpoint.name.rpartition("_")[2])
+
+
+def resume_kimg(config: Config) -> float | None:
+    """Return the kimg of the latest checkpoint of a run; None if it has none."""
+    checkpoints = list_checkpoints(config.run_folder())
+    if not checkpoints:
+        return None
+    return checkpoint_step(checkpoints[-1]) * config.train.batch_size / 1000

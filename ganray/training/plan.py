@@ -16,7 +16,7 @@ from ganray.data.prepare import DatasetPlan
 from ganray.errors import UserError
 from ganray.evaluation.reference import RunDatasets, usable_count
 from ganray.gan import networks
-from ganray.training.checkpoints import checkpoint_step, list_checkpoints
+from ganray.training.checkpoints import resume_kimg
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def describe_plan(datasets: RunDatasets, workers: Workers, store: str) -> str:
     """Describe a run: its name, `plan_rows` and where results go; `store` is the MLflow store."""
     config = datasets.config
     resumes = f"to resume: the same command with --name {config.name}"
-    if checkpoints := list_checkpoints(config.run_folder()):
-        kimg = checkpoint_step(checkpoints[-1]) * config.train.batch_size / 1000
+    if kimg := resume_kimg(config):
         resumes = f"goes on from {kimg:g} kimg"
     rows = {"run": f"{config.name} ({resumes})"}
     rows |= plan_rows(datasets, workers)
