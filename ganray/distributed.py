@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Literal, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -95,37 +96,62 @@ def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+class Sums(NamedTuple):
+    """Sums of per-image statistics over some images of this rank; a name may occur twice."""
+
+    names: tuple[str, ...]
+    totals: torch.Tensor
+    """float64 (names,), on the device."""
+    counts: tuple[int, ...]
+    """Number of values in each total."""
+
+
+def sum_values(values: Iterable[Mapping[str, torch.Tensor]]) -> Sums:
+    """Return the sums of per-image values, each (n,)."""
+    pairs = [pair for mapping in values for pair in mapping.items()]
+    return Sums(
+        tuple(name for name, _ in pairs),
+        torch.stack([value.detach().sum(dtype=torch.float64) for _, value in pairs]),
+        tuple(value.numel() for _, value in pairs),
+    )
+
+
 class Means:
     """Means of per-image statistics over all steps and ranks since the last ``sync``.
 
     Sums stay on the device, so that the host does not wait for it between two syncs.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Sums] = {}
+        """Sums over steps with the same statistics, by their names."""
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add per-image values, each (n,); n may differ between ranks."""
-        for name, value in values.items():
-            total = value.detach().sum(dtype=torch.float64)
-            self._sums[name] = self._sums[name].add_(total) if name in self._sums else total
-            self._counts[name] = self._counts.get(name, 0) + value.numel()
+    def add(self, sums: Sums) -> None:
+        """Add the sums of a step. Numbers of images may differ between ranks, names may not."""
+        names, totals, counts = sums
+        if names in self._sums:
+            _, earlier, earlier_counts = self._sums[names]
+            counts = tuple(a + b for a, b in zip(earlier_counts, counts, strict=True))
+            self._sums[names] = Sums(names, earlier.add_(totals), counts)
+        else:
+            self._sums[names] = Sums(names, totals.clone(), counts)
 
     def sync(self) -> dict[str, float]:
         """Return the means by name and reset them. Collective: one all_reduce for all names."""
         if not self._sums:
             return {}
-        sums = torch.stack(list(self._sums.values()))
-        counts = sums.new_tensor(list(self._counts.values()))
-        table = torch.stack([sums, counts], 1)
+        parts, self._sums = list(self._sums.values()), {}
+        totals = torch.cat([part.totals for part in parts])
+        counts = totals.new_tensor([count for part in parts for count in part.counts])
+        table = torch.stack([totals, counts])
         if world_size() > 1:
             dist.all_reduce(table)
-        means = (table[:, 0] / table[:, 1]).tolist()
-        names = list(self._sums)
-        self._sums, self._counts = {}, {}
-        return dict(zip(names, means, strict=True))
+        sums, sizes = defaultdict[str, float](float), defaultdict[str, float](float)
+        names = (name for part in parts for name in part.names)
+        for name, total, count in zip(names, *table.tolist(), strict=True):
+            sums[name] += total
+            sizes[name] += count
+        return {name: total / sizes[name] for name, total in sums.items()}
 
 
 def local_device() -> torch.device:

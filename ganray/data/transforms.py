@@ -99,19 +99,24 @@ def to_squares(
     return resized.permute(0, 2, 3, 1)[:, top : top + size, left : left + size]
 
 
-def to_float(images: torch.Tensor, low: float = -1.0) -> torch.Tensor:
+def to_float(
+    images: torch.Tensor,
+    low: float = -1.0,
+    layout: torch.memory_format = torch.channels_last,
+) -> torch.Tensor:
     """Scale images for a network, on the device they are on.
 
     Args:
         images: uint8 (B, H, W, C) in [0, 255].
         low: Value that 0 becomes; 255 becomes 1. Use -1 for tanh generators, 0 for sigmoid ones.
+        layout: Memory format of the result. ``channels_last`` is that of the permuted input.
 
     Returns:
-        float32 (B, C, H, W) in [low, 1], in ``channels_last`` memory, which is the layout of the
-        permuted input, so that nothing is copied for convolutions.
+        float32 (B, C, H, W) in [low, 1].
     """
+    floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
     # A division, because 255 / 127.5 - 1 is exactly 1 while 255 * (2 / 255) - 1 need not be.
-    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255 / (1 - low)).add_(low)
+    return floats.div_(255 / (1 - low)).add_(low)
 
 
 def to_uint8(images: torch.Tensor, low: float) -> torch.Tensor:

@@ -217,6 +217,13 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 0.0, 0.02)
 
 
-def memory_format(network: NetworkConfig) -> torch.memory_format:
-    """Return channels_last for convolutions, as shards store images; otherwise contiguous."""
-    return torch.contiguous_format if network.kind == "mlp" else torch.channels_last
+def memory_format(network: NetworkConfig, device: torch.device) -> torch.memory_format:
+    """Return the layout of weights and images that is faster.
+
+    For convolutions on a CPU this is channels_last, in which shards store images. On a GPU torch's
+    GroupNorm copies such images to the contiguous layout and the next convolution copies them back:
+    7 % of a step of dcgan64 on an H200.
+    """
+    if network.kind == "mlp" or device.type == "cuda":
+        return torch.contiguous_format
+    return torch.channels_last

@@ -15,7 +15,7 @@ from ganray.config.schema import Config
 from ganray.data.loader import ImageDataset
 from ganray.data.subset import Subset
 from ganray.data.transforms import to_float, to_uint8
-from ganray.distributed import Means, local_device
+from ganray.distributed import Means, local_device, sum_values
 from ganray.errors import UserError
 from ganray.evaluation.reference import read
 from ganray.figures import ClassifiedImages, separation_chart
@@ -124,7 +124,7 @@ def _train_until_separated(
     config, batch_size = state.config, state.config.train.batch_size
     rows, steps = slice(0, batch_size), config.train.steps()
     sampler = build_sampler(config.data, images, config.train.rng_seed)
-    means, throughput = Means(state.device), ThroughputMeter(0)
+    means, throughput = Means(), ThroughputMeter(0)
     G = nn.Identity()  # passes the noise, which takes the place of the latents, on to D
     next_log = 1
     with closing(build_loader(config, images, sampler, state.device, 0)) as batches:
@@ -137,7 +137,7 @@ def _train_until_separated(
             stats = discriminator_step(
                 state.D_objective, G, state.D_optimizer, real, noise, labels, alpha=alpha
             )
-            means.add(stats)
+            means.add(sum_values([stats]))
             if step < next_log and step < steps:
                 continue
             next_log = math.ceil(1.2 * step)  # networks differ in speed by a factor of 1,000

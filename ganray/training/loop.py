@@ -18,18 +18,18 @@ from ganray.config.schema import Config, DataConfig, LatentConfig
 from ganray.data.in_memory import InMemoryDataset
 from ganray.data.loader import ImageDataset, Loader
 from ganray.data.sampler import DeterministicSampler, rank_slice
-from ganray.data.transforms import augment, to_float, upload
+from ganray.data.transforms import augment, upload
 from ganray.distributed import Means, barrier, broadcast_from_rank0, rank, world_size
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
-from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
+from ganray.training.updates import Batch, Updates
 from ganray.training.watchdog import Watchdog
 
 MAX_ROLLBACKS = 3
@@ -60,7 +60,10 @@ def train(
     rollbacks = 0
     while True:
         try:
-            return _train(config, images, evaluator, context, journal, watchdog, rollbacks)
+            # On a GPU, backward passes would otherwise run in a thread of their own, in which
+            # second derivatives are numbered, and therefore added, in an order that varies.
+            with torch.autograd.set_multithreading_enabled(False):
+                return _train(config, images, evaluator, context, journal, watchdog, rollbacks)
         except Diverged as error:
             if config.train.on_nan == "stop" or rollbacks == MAX_ROLLBACKS:
                 raise
@@ -92,8 +95,7 @@ def _train(
     sampler = build_sampler(config.data, images, state.rng_seed)
     rows = rank_slice(batch_size, rank(), world_size())
     weight = (rows.stop - rows.start) * world_size() / batch_size
-    amp = torch.autocast(device.type, torch.bfloat16, config.train.precision == "bf16")
-    means, throughput = Means(device), ThroughputMeter(state.images_seen)
+    update, means, throughput = Updates(state, weight), Means(), ThroughputMeter(state.images_seen)
     last_scores: dict[str, float] = {}
     last_checkpoint, is_late = time.monotonic(), False
 
@@ -109,35 +111,23 @@ def _train(
                 is_training=True,
             )
         while state.step < config.train.steps():
-            # Fetch real images.
+            # Fetch real images and draw latents.
             watchdog.enter("data", state.step)
-            real = to_float(augment_rows(state, next(batches), rows), config.pixel_min())
+            real = augment_rows(state, next(batches), rows)
             labels = rank_labels(state, images, sampler)
-
-            # Discriminator step.
-            watchdog.enter("first step" if state.step == first_step else "step", state.step)
-            z = rank_latents(state, "D", rows, labels)
-            stats = discriminator_step(
-                state.D_objective,
-                state.G,
-                state.D_optimizer,
+            streams = config.train.generator_updates(state.step)
+            batch = Batch(
                 real,
-                z,
                 labels,
-                weight,
-                amp,
+                z_D=rank_latents(state, "D", rows, labels),
+                z_G=[rank_latents(state, stream, rows, labels) for stream in streams],
                 alpha=rank_alphas(state, rows),
                 penalty_scale=config.loss.penalty_scale(state.step),
             )
-            means.add(stats)
 
-            # Generator steps: none in most steps if train.G_every is above 1.
-            for stream in config.train.generator_updates(state.step):
-                z = rank_latents(state, stream, rows, labels)
-                stats = generator_step(
-                    state.G_objective, state.D, state.G_optimizer, real, z, labels, weight, amp
-                )
-                means.add(stats)
+            # Update D and G.
+            watchdog.enter("first step" if state.step == first_step else "step", state.step)
+            means.add(update(batch))
 
             # Update G_ema.
             state.advance()

@@ -138,7 +138,7 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
         f" parameters, z {config.latent}{label}",
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
         f" {_describe_loss(config)}, {config.optimizer.name},"
-        f" {_describe_precision(train, workers.gpu)}",
+        f" {_describe_kernels(train, workers)}",
         "workers": str(workers),
         "evaluation": _describe_evaluation(datasets),
     }
@@ -196,10 +196,15 @@ def _describe_loss(config: Config) -> str:
     return " + ".join([loss.name, *(term for term, is_used in terms.items() if is_used)])
 
 
-def _describe_precision(train: TrainConfig, gpu: bool) -> str:
-    """Return the precision, e.g. "bf16 + TF32 + deterministic"."""
-    tf32 = gpu and train.matmul_precision == "high"
-    return train.precision + " + TF32" * tf32 + " + deterministic" * (gpu and train.deterministic)
+def _describe_kernels(train: TrainConfig, workers: Workers) -> str:
+    """Return the precision and, on a GPU, how kernels run, e.g. "bf16 + TF32 + CUDA graphs"."""
+    on_gpu = {
+        "TF32": train.matmul_precision == "high",
+        "deterministic": train.deterministic,
+        "CUDA graphs": train.cuda_graphs and workers.count == 1,
+    }
+    terms = [term for term, is_used in on_gpu.items() if workers.gpu and is_used]
+    return " + ".join([train.precision, *terms])
 
 
 def num_classes(config: Config, images: DatasetPlan) -> int:

@@ -155,12 +155,13 @@ class TrainState:
                 " another --name"
             )
         for name, module in self._modules().items():
-            options = _optimizer_options(module)
-            module.load_state_dict(state[name])
-            # Optimizer states include learning rates. Those of the config apply, which differ if
-            # population-based training continues from the weights of another run.
-            for group, values in zip(getattr(module, "param_groups", ()), options, strict=True):
+            # Optimizer states include options. Those of the config apply: learning rates differ if
+            # population-based training continues from the weights of another run, `capturable` if
+            # the checkpoint was written on a CPU.
+            groups = state[name].get("param_groups", ())
+            for group, values in zip(groups, _optimizer_options(module), strict=True):
                 group.update(values)
+            module.load_state_dict(state[name])
         self.step, self.rollbacks = state["step"], state["rollbacks"]
 
     def _modules(self) -> dict[str, nn.Module | Optimizer]:
@@ -193,7 +194,7 @@ def build_networks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(latents.derive_seed(config.train.rng_seed, "weights", 0))
         G, D = networks.build(config.network, config.latent, image_shape, classes)
-    layout = networks.memory_format(config.network)
+    layout = networks.memory_format(config.network, device)
     return G.to(device, memory_format=layout), D.to(device, memory_format=layout)  # pyright: ignore
 
 
@@ -201,13 +202,14 @@ def build_optimizer(config: OptimizerConfig, network: nn.Module, lr: float) -> O
     """Build the configured optimizer of one network, fused if torch has a fused version."""
     parameters = list(network.parameters())
     betas = (config.beta1, config.beta2)
+    graphs = parameters[0].is_cuda  # the count of steps is on the device, too
     match config.name:
         case "adam":
-            return torch.optim.Adam(parameters, lr, betas, fused=True)
+            return torch.optim.Adam(parameters, lr, betas, fused=True, capturable=graphs)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr, betas, fused=True)
+            return torch.optim.AdamW(parameters, lr, betas, fused=True, capturable=graphs)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr)
+            return torch.optim.RMSprop(parameters, lr, capturable=graphs)
         case "sgd":
             return torch.optim.SGD(parameters, lr, momentum=config.beta1, fused=True)
         case "lion":

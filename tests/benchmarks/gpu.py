@@ -1,6 +1,6 @@
 """Measure ganray on a GPU: the step and its limit, parity, memory, whole jobs; estimate DDP.
 
-    python -m tests.benchmarks.gpu [--out FOLDER] [--seconds 8]
+    python -m tests.benchmarks.gpu [--out FOLDER] [--seconds 8] [--rows steps parity]
 
 Rows are printed, and appended to FOLDER/gpu.jsonl, as soon as they are measured, the most important
 first. Ratios hold within one run. Without a GPU everything runs on the CPU, with small networks, so
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -20,12 +21,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ganray.config.presets import CELEBA, MNIST
 from ganray.config.schema import Config, DataConfig
@@ -34,10 +38,11 @@ from ganray.data.writer import write_shards
 from ganray.distributed import bucket_mib
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan import latents
-from ganray.gan.step import discriminator_step, generator_step
 from ganray.training import journal
+from ganray.training.context import LocalContext
 from ganray.training.launch import choose_kernels, launch
 from ganray.training.state import TrainState, read_state
+from ganray.training.updates import Batch, Updates
 from tests.conftest import Squares
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +66,11 @@ class Case:
         """Images per step."""
         return self.config.train.batch_size
 
+    @property
+    def warm_up(self) -> int:
+        """Steps until all kinds of steps have been captured."""
+        return 10 + 3 * self.config.loss.penalty_every
+
 
 def cases() -> list[Case]:
     """Return the presets to measure; on the CPU, small ones."""
@@ -75,8 +85,7 @@ def cases() -> list[Case]:
     return [
         Case("dcgan64", dcgan, (64, 64, 3)),
         Case("dcgan64 lazy", lazy, (64, 64, 3)),
-        Case("dcgan64 contiguous", dcgan, (64, 64, 3), torch.contiguous_format),
-        Case("dcgan64 lazy contiguous", lazy, (64, 64, 3), torch.contiguous_format),
+        Case("dcgan64 channels_last", dcgan, (64, 64, 3), torch.channels_last),
         Case("dcgan64 bf16", bf16, (64, 64, 3)),
         Case("dcgan64 without TF32", full, (64, 64, 3)),
         Case("dcgan64 deterministic", exact, (64, 64, 3)),
@@ -92,19 +101,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--seconds", type=float, default=8, help="time of each measurement")
+    kinds = {measure.__name__: measure for measure in (steps, scaling, loops, parity, jobs)}
+    parser.add_argument("--rows", nargs="+", choices=kinds, default=list(kinds))
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if HAS_GPU else "CPU"
     print(f"torch {torch.__version__}, {device}", flush=True)
     with tempfile.TemporaryDirectory() as home, (options.out / "gpu.jsonl").open("a") as file:
-        for measure in (steps, scaling, loops, parity, jobs):
+        for kind in options.rows:
             try:
-                for row in measure(Path(home), options.seconds):
-                    row = {"device": device, "kind": measure.__name__} | row
+                for row in kinds[kind](Path(home), options.seconds):
+                    row = {"device": device, "kind": kind} | row
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     print("  ".join(f"{k} {_short(v)}" for k, v in row.items()), flush=True)
             except Exception:
-                print(f"{measure.__name__} failed:\n{traceback.format_exc()}", flush=True)
+                print(f"{kind} failed:\n{traceback.format_exc()}", flush=True)
 
 
 def _short(value: object) -> str:
@@ -119,23 +130,42 @@ def steps(_: Path, seconds: float) -> Iterator[Row]:
             choose_kernels(case.config.train)
         loops = {
             "ganray": ganray_step(case),
+            "eager": ganray_step(case, cuda_graphs=False),
             "lean": lean_step(case),
             "example": example_step(case),
         }
         row: Row = {"case": case.name, "batch": case.batch}
         for name, step in loops.items():
-            timing = time_steps(step, seconds / len(loops))
+            timing = time_steps(step, seconds / len(loops), case.warm_up)
             row |= {
                 f"{name}_images_per_s": case.batch / timing.total,
                 f"{name}_ms": timing.total * 1e3,
             }
             row[f"{name}_host_ms"] = timing.host * 1e3
-        with FlopCounterMode(display=False) as flops:
-            loops["lean"]()
-        row["tflops"] = flops.get_total_flops() / row["ganray_ms"] / 1e9
+        every = case.config.loss.penalty_every
+        with FlopCounter() as flops:
+            for _ in range(every):
+                loops["lean"]()
+        row["tflops"] = flops.total / every / row["ganray_ms"] / 1e9
         row["kernels"] = count_kernels(loops["ganray"])
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30 if HAS_GPU else 0.0
         yield row
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts floating-point operations; FlopCounterMode of torch 2.11 cannot if there is an R1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and add its count."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **kwargs, out_val=result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -147,9 +177,9 @@ class Timing:
     """Until the host has submitted the step."""
 
 
-def time_steps(step: Callable[[], object], seconds: float) -> Timing:
-    """Return the time of a step after ten for warming up."""
-    for _ in range(10):
+def time_steps(step: Callable[[], object], seconds: float, warm_up: int) -> Timing:
+    """Return the time of a step after some for warming up."""
+    for _ in range(warm_up):
         step()
     synchronize()
     start, host, count = time.perf_counter(), 0.0, 0
@@ -179,11 +209,13 @@ def count_kernels(step: Callable[[], object]) -> int:
     return sum(event.count for event in profile.key_averages())
 
 
-def ganray_step(case: Case) -> Callable[[], object]:
-    """Return ganray's updates of D and G, with the latents drawn as in training."""
+def ganray_step(case: Case, cuda_graphs: bool = True) -> Callable[[], object]:
+    """Return ganray's updates of D, G and G_ema, with the latents drawn as in training."""
+    train = replace(case.config.train, cuda_graphs=cuda_graphs)
+    case = replace(case, config=replace(case.config, train=train))
     state = build_state(case)
-    real, train, loss = random_images(case), case.config.train, case.config.loss
-    amp = torch.autocast(DEVICE.type, torch.bfloat16, train.precision == "bf16")
+    update, loss = Updates(state, 1.0), case.config.loss
+    real = torch.randint(0, 256, (case.batch, *case.shape), dtype=torch.uint8, device=DEVICE)
 
     def draw(stream: str) -> torch.Tensor:
         return latents.sample(
@@ -196,16 +228,8 @@ def ganray_step(case: Case) -> Callable[[], object]:
         )
 
     def step() -> None:
-        discriminator_step(
-            state.D_objective,
-            state.G,
-            state.D_optimizer,
-            real,
-            draw("D"),
-            autocast=amp,
-            penalty_scale=loss.penalty_scale(state.step),
-        )
-        generator_step(state.G_objective, state.D, state.G_optimizer, real, draw("G"), autocast=amp)
+        scale = loss.penalty_scale(state.step)
+        update(Batch(real, [], draw("D"), [draw("G")], None, scale))
         state.advance()
 
     return step
@@ -224,9 +248,10 @@ def lean_step(case: Case) -> Callable[[], object]:
     state = build_state(case)
     real, z = random_images(case), torch.randn(case.batch, case.config.latent.size, device=DEVICE)
     amp = torch.autocast(DEVICE.type, torch.bfloat16, case.config.train.precision == "bf16")
-    gamma, softplus = case.config.loss.r1_gamma, nn.functional.softplus
+    loss_config, softplus, steps = case.config.loss, nn.functional.softplus, itertools.count()
 
     def step() -> None:
+        gamma = loss_config.r1_gamma * loss_config.penalty_scale(next(steps))
         images = real.detach().requires_grad_(gamma > 0)
         with amp, torch.no_grad():
             fake = state.G(z)
@@ -311,7 +336,7 @@ def scaling(_: Path, seconds: float) -> Iterator[Row]:
     for the last bucket.
     """
     case = cases()[0]
-    step_s = time_steps(ganray_step(case), seconds).total
+    step_s = time_steps(ganray_step(case), seconds, case.warm_up).total
     state = build_state(case)
     for precision, scale in (("fp32", 1.0), ("bf16", 0.5)):
         for link in LINKS:
@@ -364,44 +389,60 @@ def quiet(config: Config, kimg: float) -> Config:
 
 
 def parity(home: Path, _: float) -> Iterator[Row]:
-    """Compare 200 steps on the device with the CPU, with themselves, and with a resumed run."""
+    """Compare 200 steps on the device with themselves, with a resumed run, and with the CPU."""
     shards = home / "parity"
     write_shards(Squares(512), shards, size=32)
-    config = replace(CELEBA["cpu32"], data=DataConfig(size=32), home=home)
-    kimg = 200 * config.train.batch_size / 1000
+    kimg = 200 * CELEBA["cpu32"].train.batch_size / 1000
 
-    def run(name: str, *lengths: float) -> tuple[dict[str, Any], list[float]]:
+    def run(name: str, *lengths: float, **options: Any) -> Config:
         for length in lengths:
-            last = launch(quiet(replace(config, name=name), length), str(shards))
-        _, losses = journal.history(home / "runs" / name, "D/loss")
-        return read_state(last), losses.tolist()
+            config = parity_config(home, name, length, **options)
+            launch(config, str(shards))
+        return config
 
-    first, losses = run("first", kimg)
-    again, _losses = run("again", kimg)
-    resumed, _losses = run("resumed", kimg / 2, kimg)
-    yield {"twice_bit_for_bit": same(first, again), "resumed_bit_for_bit": same(first, resumed)}
-    if HAS_GPU:
-        code = "import tests.benchmarks.gpu as gpu, sys; gpu.print_cpu_losses(sys.argv[1])"
-        command = [sys.executable, "-c", code, str(shards)]
-        hidden = {"CUDA_VISIBLE_DEVICES": ""}
-        output = subprocess.run(
-            command,
-            env=os_environment(hidden),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
+    for deterministic in (False, True):
+        first, again, resumed = (
+            read_state(LocalContext(config).checkpoint())
+            for config in (
+                run(f"first-{deterministic}", kimg, deterministic=deterministic),
+                run(f"again-{deterministic}", kimg, deterministic=deterministic),
+                run(f"resumed-{deterministic}", kimg / 2, kimg, deterministic=deterministic),
+            )
         )
-        on_cpu = json.loads(output.stdout.splitlines()[-1])
-        worst = max(abs(a - b) for a, b in zip(losses, on_cpu, strict=True))
-        yield {"largest_difference_of_D_loss_from_cpu": worst}
+        yield {
+            "deterministic": deterministic,
+            "twice_bit_for_bit": same(first, again),
+            "resumed_bit_for_bit": same(first, resumed),
+        }
+    if HAS_GPU:
+        code = "import tests.benchmarks.gpu as gpu, sys; gpu.print_cpu_losses(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, str(shards), str(kimg)]
+        environment = os_environment({"CUDA_VISIBLE_DEVICES": ""})
+        output = subprocess.check_output(command, env=environment, cwd=ROOT, text=True)
+        on_cpu = json.loads(output.splitlines()[-1])
+        with mock.patch.object(latents, "sample", partial(sample_on_cpu, latents.sample)):
+            config = run("as-on-cpu", kimg, matmul_precision="highest")
+        losses = journal.history(config.run_folder(), "D/loss")[1].tolist()
+        differences = [abs(a - b) for a, b in zip(losses, on_cpu, strict=True)]
+        yield {"difference_of_D_loss_from_cpu": " ".join(f"{d:.2g}" for d in differences)}
 
 
-def print_cpu_losses(shards: str) -> None:
+def parity_config(home: Path, name: str, kimg: float, **options: Any) -> Config:
+    """Return the config of a run of `parity` with other options of its training."""
+    config = replace(CELEBA["cpu32"], data=DataConfig(size=32), home=home, name=name)
+    config = quiet(config, kimg)
+    return replace(config, train=replace(config.train, log_every=0.64, **options))
+
+
+def sample_on_cpu(sample: Callable[..., torch.Tensor], *args: Any, **options: Any) -> torch.Tensor:
+    """Return the latents that the CPU's generator draws, on the device."""
+    return sample(*args, **options | {"device": torch.device("cpu")}).to(options["device"])
+
+
+def print_cpu_losses(shards: str, kimg: str) -> None:
     """Print D's losses of the parity run on the CPU; called in a process without a GPU."""
     with tempfile.TemporaryDirectory() as home:
-        config = replace(CELEBA["cpu32"], data=DataConfig(size=32), home=Path(home), name="cpu")
-        config = quiet(config, 200 * config.train.batch_size / 1000)
+        config = parity_config(Path(home), "cpu", float(kimg))
         launch(config, shards)
         print(json.dumps(journal.history(config.run_folder(), "D/loss")[1].tolist()))
 
@@ -436,7 +477,8 @@ def jobs(home: Path, _: float) -> Iterator[Row]:
 
 def os_environment(more: dict[str, str]) -> dict[str, str]:
     """Return this process's environment with changes."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path} | more
 
 
 if __name__ == "__main__":

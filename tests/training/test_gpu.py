@@ -3,6 +3,7 @@
 `pytest -m gpu` on a machine with a GPU. Without one, the tests that can run on the CPU do.
 """
 
+from contextlib import closing
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -28,8 +29,9 @@ pytestmark = pytest.mark.gpu
 HAS_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 
-STEPS, FIRST, LAST = (30, 12, 22) if HAS_GPU else (3, 1, 2)
-"""Length of a run, and its steps in which the host must not wait for the device."""
+STEPS, FIRST, LAST = (40, 25, 35) if HAS_GPU else (3, 1, 2)
+"""Length of a run, and its steps in which the host must not wait for the device: after the capture
+of CUDA graphs, which waits."""
 OPTIONS: dict[str, dict[str, dict[str, object]]] = {
     "crop and flip": {"data": {"crop": 12, "flip": True}, "network": {"kind": "mlp"}},
     "on the device": {"data": {"residence": "device"}},
@@ -68,8 +70,10 @@ def train_without_waits(config, shards, monkeypatch):
         return augment_rows(state, images, rows)
 
     monkeypatch.setattr(loop, "augment_rows", strict_augment_rows)
+    config = quiet(config, STEPS * config.train.batch_size / 1000)
+    config = replace(config, train=replace(config.train, log_every=1e6))
     try:
-        launch(quiet(config, STEPS * config.train.batch_size / 1000), str(shards))
+        launch(config, str(shards))
     finally:
         if HAS_GPU:
             torch.cuda.set_sync_debug_mode("default")
@@ -108,6 +112,17 @@ def test_deterministic_runs_and_resumed_ones_are_equal_bit_for_bit(make, squares
 
 
 @needs_gpu
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cuda_graphs_change_no_weight(options, squares, tmp_path):
+    def train(cuda_graphs):
+        config = with_options(tiny_config(tmp_path / str(cuda_graphs)), options)
+        exact = {"cuda_graphs": cuda_graphs, "deterministic": True}
+        return read_state(launch(with_options(config, {"train": exact}), squares))
+
+    assert states_equal(train(True), train(False))
+
+
+@needs_gpu
 def test_twenty_steps_agree_with_the_cpu(squares, tmp_path, monkeypatch):
     """In full fp32, from the same latents, which the generators of CPU and GPU would not draw."""
     sample = loop.latents.sample
@@ -133,7 +148,7 @@ def test_twenty_steps_agree_with_the_cpu(squares, tmp_path, monkeypatch):
 @pytest.mark.parametrize("loader", [Loader, InMemoryDataset])
 def test_batches_on_the_gpu_are_those_on_the_cpu(loader, squares):
     def batches(device):
-        with ShardedDataset(squares) as images:
+        with closing(ShardedDataset(squares)) as images:
             sampler = DeterministicSampler(len(images), 0, 0, 0)
             options = {"batch_size": 12, "rank": 0, "world_size": 1, "device": device}
             stream = loader(images, sampler, **options)

@@ -5,7 +5,7 @@ import torch
 
 from ganray.config.schema import TrainConfig
 from ganray.errors import UserError
-from ganray.training import loop
+from ganray.training import loop, updates
 from ganray.training.launch import ERROR_FILE, choose_kernels, create_run_folder, launch
 from ganray.training.loop import Diverged
 from ganray.training.state import CONFIG_FILE
@@ -15,7 +15,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_run_folder(config, squa
     def broken_step(*args, **kwargs):
         raise KeyError("missing statistic")
 
-    monkeypatch.setattr(loop, "generator_step", broken_step)
+    monkeypatch.setattr(updates, "generator_step", broken_step)
     with pytest.raises(KeyError, match="missing statistic"):
         launch(config, str(squares))
     text = (config.run_folder() / ERROR_FILE).read_text()

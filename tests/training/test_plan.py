@@ -141,7 +141,8 @@ def test_the_plan_describes_the_run(tmp_path):
     assert "32 images, bce, adam, fp32 workers" in text
     on_gpu = replace(preset, train=replace(preset.train, precision="bf16", deterministic=True))
     text = describe(on_gpu, images, Workers(1, True, 1))
-    assert "adam, bf16 + TF32 + deterministic workers" in text
+    assert "adam, bf16 + TF32 + deterministic + CUDA graphs workers" in text
+    assert "CUDA graphs" not in describe(on_gpu, images, Workers(2, True, 1))
     many = replace(
         preset,
         network=replace(preset.network, pack=2, minibatch_stddev=4, spectral_norm=True),

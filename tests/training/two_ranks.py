@@ -18,7 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ganray.data.reader import ShardedDataset
-from ganray.distributed import Means, broadcast_from_rank0, rank, torchrun_group, world_size
+from ganray.distributed import (
+    Means,
+    broadcast_from_rank0,
+    rank,
+    sum_values,
+    torchrun_group,
+    world_size,
+)
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training import loop
@@ -89,8 +96,9 @@ def count_buckets(home: Path) -> dict[str, int]:
 
 def means_of_unequal_ranks() -> dict[str, float]:
     """Average 4 values of 5 on rank 0 and 2 values of 3 on rank 1: 13 / 3."""
-    means = Means(torch.device("cpu"))
-    means.add({"x": torch.full((4 if rank() == 0 else 2,), 5.0 if rank() == 0 else 3.0)})
+    means = Means()
+    values = torch.full((4 if rank() == 0 else 2,), 5.0 if rank() == 0 else 3.0)
+    means.add(sum_values([{"x": values}]))
     return means.sync()
 
 

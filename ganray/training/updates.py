@@ -1,0 +1,164 @@
+"""The updates of one step: D once, then G; on a GPU all their kernels as one CUDA graph.
+
+A step of a small network is hundreds of kernels of some microseconds each. Submitting them one by
+one takes the host longer than the GPU takes to run them; a CUDA graph is submitted at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ganray.data.transforms import to_float
+from ganray.distributed import Sums, sum_values, world_size
+from ganray.gan import networks
+from ganray.gan.step import discriminator_step, generator_step
+from ganray.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+_EAGER_STEPS = 3
+"""Steps of each kind before it is captured, in which libraries choose kernels and optimizers
+allocate their state."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the updates of a step depend on besides the state: this rank's part of the batch."""
+
+    images: torch.Tensor
+    """Real images, uint8 (n, H, W, C)."""
+    labels: list[torch.Tensor]
+    """One-hot labels, float32 (n, classes); [] if unconditional."""
+    z_D: torch.Tensor
+    """Latents of the update of D, float32 (n, latent.size [+ classes])."""
+    z_G: list[torch.Tensor]
+    """Those of each update of G; [] in most steps if `train.G_every` is above 1."""
+    alpha: torch.Tensor | None
+    """Mixing weights of WGAN-GP, float32 (n,) in [0, 1)."""
+    penalty_scale: float
+    """Factor of R1 and R2."""
+
+    @property
+    def kind(self) -> tuple[int, float]:
+        """What decides which kernels the step runs."""
+        return len(self.z_G), self.penalty_scale
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all tensors, in the same order for batches of one kind."""
+        alpha = [] if self.alpha is None else [self.alpha]
+        return [self.images, *self.labels, self.z_D, *self.z_G, *alpha]
+
+    def clone(self) -> Batch:
+        """Return a copy with memory of its own."""
+        return replace(
+            self,
+            images=self.images.clone(),
+            labels=[label.clone() for label in self.labels],
+            z_D=self.z_D.clone(),
+            z_G=[z.clone() for z in self.z_G],
+            alpha=None if self.alpha is None else self.alpha.clone(),
+        )
+
+
+class Updates:
+    """Updates D and G of a state, each call with the next batch.
+
+    Args:
+        state: State whose networks and optimizers are updated. Its step is not advanced.
+        weight: This rank's share of the global batch, times the world size.
+    """
+
+    def __init__(self, state: TrainState, weight: float) -> None:
+        self._state, self._weight = state, weight
+        train = state.config.train
+        self._autocast = torch.autocast(
+            state.device.type, torch.bfloat16, train.precision == "bf16"
+        )
+        self._has_graphs = uses_cuda_graphs(state)
+        self._calls: Counter[tuple[int, float]] = Counter()
+        self._graphs: dict[tuple[int, float], CudaGraph] = {}
+
+    def __call__(self, batch: Batch) -> Sums:
+        """Return the sums of the step's statistics, valid until the next call."""
+        kind = batch.kind
+        self._calls[kind] += 1
+        if self._has_graphs and self._calls[kind] > _EAGER_STEPS and kind not in self._graphs:
+            self._capture(batch)
+        graph = self._graphs.get(kind)
+        return graph(batch) if graph else self._update(batch)
+
+    def _capture(self, batch: Batch) -> None:
+        """Capture the updates of this kind of batch, or give up if torch cannot."""
+        try:
+            self._graphs[batch.kind] = CudaGraph(self._update, batch)
+        except RuntimeError as error:  # of an operation that has to wait for the GPU, for example
+            logger.warning(
+                "the steps cannot be captured as a CUDA graph, and are slower without: %s",
+                str(error).partition("\n")[0],
+            )
+            self._has_graphs = False
+            self._state.D.requires_grad_(True)  # the update of G froze it and did not end
+
+    def _update(self, batch: Batch) -> Sums:
+        state = self._state
+        layout = networks.memory_format(state.config.network, state.device)
+        real = to_float(batch.images, state.config.pixel_min(), layout)
+        stats = [
+            discriminator_step(
+                state.D_objective,
+                state.G,
+                state.D_optimizer,
+                real,
+                batch.z_D,
+                batch.labels,
+                self._weight,
+                self._autocast,
+                alpha=batch.alpha,
+                penalty_scale=batch.penalty_scale,
+            )
+        ]
+        stats += [
+            generator_step(
+                state.G_objective,
+                state.D,
+                state.G_optimizer,
+                real,
+                z,
+                batch.labels,
+                self._weight,
+                self._autocast,
+            )
+            for z in batch.z_G
+        ]
+        return sum_values(stats)
+
+
+def uses_cuda_graphs(state: TrainState) -> bool:
+    """Return whether to capture the updates: not under DDP, whose collectives were not tried."""
+    return state.device.type == "cuda" and state.config.train.cuda_graphs and world_size() == 1
+
+
+class CudaGraph:
+    """The kernels of the updates of one kind of batch."""
+
+    def __init__(self, update: Callable[[Batch], Sums], batch: Batch) -> None:
+        self._batch, self._graph = batch.clone(), torch.cuda.CUDAGraph()
+        # The outer context restores the stream if the capture fails, which the inner one does not.
+        # thread_local: the loader's thread meanwhile allocates memory and copies to the device.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+        ):
+            self._sums = update(self._batch)
+
+    def __call__(self, batch: Batch) -> Sums:
+        """Run the kernels on another batch of the kind; the result is valid until the next call."""
+        for static, tensor in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            static.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._sums
