@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Curve = tuple[np.ndarray, np.ndarray]
 """Real images seen (n,) and values (n,)."""
 
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
+"""The palette of Okabe and Ito 2008, which color-blind readers can tell apart."""
 _MIN_SIDE = 96
 """Pixels that images are enlarged to."""
 _GAP, _MARGIN = 4, 16
@@ -72,9 +74,10 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
     captions = max(font.getlength(line) for row in rows for line in row.caption.split("\n"))
     left = _MARGIN + (math.ceil(captions) + _MARGIN if captions else 0)
     right = left + max(len(row.images) for row in rows) * (width + _GAP) - _GAP
-    right = max(right, _MARGIN + math.ceil(font.getlength(title)))
+    lines = title.split("\n") if title else []
+    right = max(right, *(_MARGIN + math.ceil(font.getlength(line)) for line in lines), 0)
 
-    tops, bottom = [], _MARGIN + (_LINE_HEIGHT if title else -_MARGIN)
+    tops, bottom = [], _MARGIN + _LINE_HEIGHT * len(lines) if lines else 0
     for group in groups:
         bottom += _MARGIN
         for row in group:
@@ -83,9 +86,10 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
 
     figure = Image.new("RGB", (right + _MARGIN, bottom - _GAP + _MARGIN), "white")
     draw = ImageDraw.Draw(figure)
-    draw.text((_MARGIN, _MARGIN), title, _TEXT_COLOR, font)
+    spacing = _LINE_HEIGHT - _FONT_SIZE
+    draw.multiline_text((_MARGIN, _MARGIN), title, _TEXT_COLOR, font, spacing=spacing)
     for row, top in zip(rows, tops, strict=True):
-        middle, spacing = (_MARGIN, top + height / 2), _LINE_HEIGHT - _FONT_SIZE
+        middle = _MARGIN, top + height / 2
         draw.multiline_text(middle, row.caption, _TEXT_COLOR, font, "lm", spacing)
         for i, image in enumerate(enlarge(row.images)):
             x = left + i * (width + _GAP)
@@ -95,22 +99,24 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
     return np.asarray(figure)
 
 
-def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path) -> None:
+def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path, title: str) -> None:
     """Draw losses by name against images seen: raw points, smoothed line and `Loss.ideal`."""
-    figure = _figure(8, 5.5)
+    figure = new_figure(8, 5.5)
+    figure.suptitle(title, fontsize=11)
     panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
-    colors = ("tab:blue", "tab:orange")
-    for axes, color, (name, (images, values)) in zip(panels, colors, curves.items(), strict=False):
-        axes.plot(images / 1000, values, ".", color=color, alpha=0.25, markersize=4)
+    for axes, color, (name, (images, values)) in zip(panels, COLORS, curves.items(), strict=False):
+        axes.plot(images / 1000, values, ".", color=color, alpha=0.3, markersize=4)
         if len(values):
             smooth = gaussian_filter1d(values, max(0.5, len(values) / 80), mode="nearest")
             axes.plot(images / 1000, smooth, color=color)
         if ideal is not None:
-            axes.axhline(ideal, color="gray", linestyle="--", label=f"ideal {ideal:.3f}")
-            axes.legend()
+            label = f"{ideal:.3f}: D cannot tell real from generated"
+            axes.axhline(ideal, color="0.5", linestyle="--", label=label)
+            axes.margins(y=0.2)  # room for the legend
+            axes.legend(loc="best", fontsize=9)
         axes.set_ylabel(name)
         axes.grid(alpha=0.25)
-    panels[-1].set_xlabel("real images seen (thousands)")
+    panels[-1].set_xlabel("real images seen (kimg)")
     figure.savefig(path, dpi=120)
 
 
@@ -131,10 +137,10 @@ class ClassifiedImages:
 
 def separation_chart(kinds: Sequence[ClassifiedImages], path: Path, examples: int = 6) -> None:
     """Draw D's mean probabilities during training next to one row of examples of each kind."""
-    figure = _figure(11, 4)
+    figure = new_figure(11, 4)
     grid = figure.add_gridspec(len(kinds), examples + 5)
     axes = figure.add_subplot(grid[:, :5])
-    for color, kind in zip(("tab:blue", "tab:orange"), kinds, strict=False):
+    for color, kind in zip(COLORS, kinds, strict=False):
         axes.plot(*kind.curve, ".-", color=color, label=kind.name)
         axes.axhline(kind.target, color=color, linestyle="--", linewidth=1)
     axes.set(xlabel="real images seen", ylabel="D's probability of real", ylim=(-0.03, 1.03))
@@ -150,7 +156,7 @@ def separation_chart(kinds: Sequence[ClassifiedImages], path: Path, examples: in
     figure.savefig(path, dpi=120)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty matplotlib figure, in inches."""
     # Imported here because workers, which draw no charts, need not wait for it. The object API,
     # unlike pyplot, opens no window system and does not keep figures alive.

@@ -144,7 +144,7 @@ def _make_celeba(folder: Path) -> None:
 def _make_journal(folder: Path) -> None:
     log = journal.Journal(folder)
     for step in (10, 20, 30):
-        log.metrics(step, {"D/loss": 1.0, "G/loss": 2.0, "data/images_per_s": 3.0})
+        log.metrics(step, {"loss/D": 1.0, "loss/G": 2.0, "speed/images_per_s": 3.0})
         log.collapse(step, {"collapse/recall": 0.5}, "")
         log.image("samples", step, np.zeros((4, 4, 3), np.uint8))
     journal.add_status(folder, "training", is_training=True)
@@ -153,7 +153,7 @@ def _make_journal(folder: Path) -> None:
 
 def _read_journal(folder: Path) -> None:
     journal.Journal(folder).close()
-    journal.history(folder, "D/loss")
+    journal.history(folder, "loss/D")
     journal.is_training(folder)
     results.images_seen(folder)
 

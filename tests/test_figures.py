@@ -34,10 +34,10 @@ def test_a_grid_of_large_images_keeps_their_size():
 
 def test_the_loss_chart_draws_the_ideal_only_if_there_is_one(tmp_path):
     images, values = np.arange(1, 50) * 1000, np.full(49, 0.2)
-    curves = {"D/loss": (images, values), "G/loss": (images, values)}
+    curves = {"loss/D": (images, values), "loss/G": (images, values)}
 
     def draw(ideal, name):
-        loss_chart(curves, ideal, tmp_path / name)
+        loss_chart(curves, ideal, tmp_path / name, "run")
         return np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int)
 
     def gray_pixels(figure):
@@ -48,7 +48,7 @@ def test_the_loss_chart_draws_the_ideal_only_if_there_is_one(tmp_path):
 
 def test_the_loss_chart_accepts_empty_curves(tmp_path):
     empty = (np.array([], dtype=np.int64), np.array([]))
-    loss_chart({"D/loss": empty}, 0.25, tmp_path / "c.png")
+    loss_chart({"loss/D": empty}, 0.25, tmp_path / "c.png", "run")
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 

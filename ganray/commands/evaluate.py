@@ -101,7 +101,7 @@ def _evaluate(
         samples=options.samples,
         resamples=options.resamples,
         title=generator.label,
-        saturation=history(generator.config.run_folder(), "D/saturation")[1],
+        saturation=history(generator.config.run_folder(), "discriminator/saturation")[1],
     )
     if report is None:
         raise UserError(

@@ -101,7 +101,7 @@ def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.nda
     t, groups = torch.linspace(0, 1, options.steps), []
     for pair, label, caption in _rows(generator, options, "pairs", options.pairs, 2):
         group = []
-        for name, interpolate in {"lerp": lerp, "slerp": slerp}.items():
+        for name, interpolate in {"straight\n(lerp)": lerp, "great circle\n(slerp)": slerp}.items():
             z = interpolate(pair[0], pair[1], t)
             notes = [f"{norm:#.3g}" for norm in z.norm(dim=1)]
             group.append(Row(generator.images(z, label), f"{name}\n{caption}".strip(), notes))
@@ -121,11 +121,13 @@ def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarra
         scaled = generator.images(project_to_shell(raw, radius), label)
         groups.append(
             [
-                Row(generator.images(raw, label), f"raw\n{caption}".strip(), notes),
-                Row(scaled, f"on the shell\n{caption}".strip()),
+                Row(generator.images(raw, label), f"as computed\n{caption}".strip(), notes),
+                Row(scaled, f"scaled to\n|z| = {radius:#.3g}\n{caption}".strip()),
             ]
         )
     title = f"arithmetic with latents; in brackets |z|, {_describe_shell(generator)}"
+    if generator.config.network.kind != "mlp":
+        title += "\nThis G normalises its first layer, which removes |z|: both rows look alike"
     return labelled_rows(groups, f"{generator.config.name}: {title}")
 
 

@@ -256,7 +256,7 @@ def _evaluate(
             assets.reference_set(config, images),
             samples=config.evaluation.report_samples,
             title=config.name,
-            saturation=history(config.run_folder(), "D/saturation")[1],
+            saturation=history(config.run_folder(), "discriminator/saturation")[1],
             device=device,
         )
 

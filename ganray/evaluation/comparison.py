@@ -73,9 +73,18 @@ class ImageStatistics:
         return Manifold.fit(self.features, min(intervals.REACH, len(self) - 1))
 
     @cached_property
+    def directions(self) -> torch.Tensor:
+        """Features scaled to length 1, float64 (n, d).
+
+        A classifier's features of samples that excite it little are short, so that different
+        images would count as the same one.
+        """
+        return diversity.normalize_rows(self.features)
+
+    @cached_property
     def duplicate_threshold(self) -> float:
-        """Distance up to which two samples count as the same image, by these reference images."""
-        return diversity.duplicate_threshold(self.manifold)
+        """Distance of directions up to which two samples count as the same image."""
+        return diversity.duplicate_threshold(Manifold.fit(self.directions))
 
     @cached_property
     def counts(self) -> Counts:

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ganray import log
 from ganray.evaluation.suite import MetricsReport
 
 Kind = Literal[
@@ -17,13 +16,17 @@ Kind = Literal[
 ]
 """Kinds of failure from total collapse to none; noise and blends are failures of fidelity."""
 
+_COLLAPSED: tuple[Kind, ...] = ("one image", "repeats", "few modes")
+
 _ONE_IMAGE = 0.01
 """Vendi score above 1, relative to the reference images', below which there is only one image."""
 _UNCONFIDENT = 0.25
 """Share of confident samples, relative to the reference images', below which most have no mode."""
 _NO_COVERAGE = 0.02
 """Coverage below which samples are nowhere near the data."""
-_HALF = 0.5
+_HALF, _ALIKE = 0.5, 0.9
+"""Scores, relative to the reference images', below which samples are far below them, and below."""
+_TINY = 1e-9
 
 Series = Sequence[float] | np.ndarray
 
@@ -33,74 +36,114 @@ class Diagnosis:
     """Conclusion of a report."""
 
     kind: Kind
+    """The most severe failure."""
     text: str
-    """The reasons with their numbers."""
+    """A sentence each on fidelity, coverage and variety, with the numbers."""
 
     @property
     def collapsed(self) -> bool:
         """Whether most of the data's variety is missing."""
-        return self.kind in ("one image", "repeats", "few modes")
+        return self.kind in _COLLAPSED
 
     def __str__(self) -> str:
         return self.text
 
 
 def diagnose(report: MetricsReport) -> Diagnosis:
-    """Return the failures of the samples, the most severe first.
+    """Return what the samples lack, compared with what other reference images score.
 
-    Compares each metric with what other reference images score.
+    Recall has no say: it rests on the outermost samples (Naeem et al. 2020), and of features that
+    do not tell the reference images apart, such as those of small faces, it is near 0 for any GAN.
     """
-    kinds: list[tuple[Kind, str]] = []
     reference = {
         name: result.reference
         for name, result in report.results.items()
         if result.reference is not None
     }
-    vendi = reference["vendi"]
-    if report["vendi"] - 1 < _ONE_IMAGE * (vendi - 1):
-        scores = f"Vendi score {report['vendi']:.2f}, reference {vendi:.1f}"
-        kinds.append(("one image", f"all samples are one image ({scores})"))
-    expected = reference.get("sure_share")
-    if expected is not None and report["sure_share"] < _UNCONFIDENT * expected:
-        scores = (
-            f"the classifier is confident about {report['sure_share']:.0%}"
-            f" (reference {expected:.0%})"
-        )
-        if report["coverage"] < _NO_COVERAGE:
-            kinds.append(("noise", f"the samples do not resemble the data: {scores}"))
-        else:
-            kinds.append(("blends", f"the samples lie between the modes: {scores}"))
+    vendi = report["vendi"], reference["vendi"]
+    if vendi[0] - 1 < _ONE_IMAGE * (vendi[1] - 1):
+        text = f"Collapse: all samples are one image, Vendi score {vendi[0]:.2f}"
+        return Diagnosis("one image", f"{text} (real images {vendi[1]:.1f}).")
+
+    fidelity, is_confident = _fidelity(report, reference)
+    coverage = (
+        f"samples lie near {report['coverage']:.0%} of them (other real images:"
+        f" {reference['coverage']:.0%}){_modes(report, reference)}"
+    )
+    variety = f"Vendi score {vendi[0]:.1f} (real images: {vendi[1]:.1f})"
     support = report.results["support"].estimate
     # Reference images may repeat themselves, too, for example if they are procedural.
-    if support.high < min(report.samples, _HALF * reference["support"]):
-        count = f"about {support.value:,.0f} different images among {report.samples:,} samples"
-        kinds.append(("repeats", f"the samples repeat, by their features: {count}"))
-    kinds += _missing_modes(report, reference)
-    low = [name for name in ("recall", "coverage") if report[name] < _HALF * reference[name]]
-    if low:
-        scores = ", ".join(
-            f"{name} {log.two_digits(report[name])} (reference {log.two_digits(reference[name])})"
-            for name in low
+    repeats = support.high < min(report.samples, _HALF * reference["support"])
+    if repeats:
+        variety = f"about {support.value:,.0f} different images among {report.samples:,} samples"
+    ratios = {
+        "Coverage": report["coverage"] / reference["coverage"],
+        "Variety": 0.0 if repeats else vendi[0] / vendi[1],
+    }
+    lost = _lost_modes(report, reference)
+    kinds: list[Kind] = []
+    if not is_confident:
+        kinds.append("noise" if report["coverage"] < _NO_COVERAGE else "blends")
+    if repeats:
+        kinds.append("repeats")
+    if lost:
+        kinds.append(lost)
+    if min(ratios.values()) < _HALF:
+        kinds.append("narrow")
+    kind = kinds[0] if kinds else "none"
+    sentences = [
+        fidelity,
+        f"Coverage is {_grade(ratios['Coverage'])}: {coverage}.",
+        f"Variety is {_grade(ratios['Variety'])}: {variety}.",
+    ]
+    if kind == "none":
+        sentences.insert(0, f"No collapse detected in {report.samples:,} samples.")
+    elif kind in _COLLAPSED:
+        sentences.insert(0, "Collapse.")
+    return Diagnosis(kind, " ".join(sentences))
+
+
+def _grade(ratio: float) -> str:
+    """Return how a score compares with that of other reference images."""
+    words = "far below " if ratio < _HALF else "below " if ratio < _ALIKE else ""
+    return f"{words}that of real images"
+
+
+def _fidelity(report: MetricsReport, reference: Mapping[str, float]) -> tuple[str, bool]:
+    """Return the sentence on fidelity, and whether the classifier is confident often enough."""
+    expected = reference.get("sure_share")
+    if not expected:  # no modes, or a classifier that is never confident
+        name = "precision"
+        text = f"{report[name]:.0%} of the samples lie among them (other real images:"
+        return (
+            f"Fidelity is {_grade(report[name] / max(reference[name], _TINY))}: {text}"
+            f" {reference[name]:.0%}).",
+            True,
         )
-        kinds.append(("narrow", f"much of the data's variety is missing: {scores}"))
-    if not kinds:
-        return Diagnosis("none", f"no collapse detected in {report.samples:,} samples")
-    # If all samples are one image, everything else follows.
-    text = "; ".join(text for _, text in kinds[: 1 if kinds[0][0] == "one image" else None])
-    return Diagnosis(kinds[0][0], text[0].upper() + text[1:])
+    ratio = report["sure_share"] / expected
+    text = f"the classifier is confident about {report['sure_share']:.0%} of the samples"
+    text += f" ({expected:.0%} of real images)"
+    return f"Fidelity is {_grade(ratio)}: {text}.", ratio >= _UNCONFIDENT
 
 
-def _missing_modes(report: MetricsReport, reference: Mapping[str, float]) -> list[tuple[Kind, str]]:
+def _modes(report: MetricsReport, reference: Mapping[str, float]) -> str:
+    """Return the number of modes and the names of those that are missing, to end a sentence."""
     if "modes_held" not in reference:
-        return []
-    held, total = int(report["modes_held"]), int(reference["modes_held"])
+        return ""
+    text = f"; {report['modes_held']:.0f} of {reference['modes_held']:.0f} modes"
     missing = report.missing()
-    if not missing or held >= total:
-        return []
+    if not missing:
+        return text
     separator = " / " if any("," in name for name in missing) else ", "
     more = f" and {len(missing) - 10} more" if missing[10:] else ""
-    kind: Kind = "few modes" if held <= _HALF * total else "lost modes"
-    return [(kind, f"{held} of {total} modes; missing: {separator.join(missing[:10])}{more}")]
+    return f"{text}, without {separator.join(missing[:10])}{more}"
+
+
+def _lost_modes(report: MetricsReport, reference: Mapping[str, float]) -> Kind | None:
+    if "modes_held" not in reference or report["modes_held"] >= reference["modes_held"]:
+        return None
+    few = report["modes_held"] <= _HALF * reference["modes_held"]
+    return ("few modes" if few else "lost modes") if report.missing() else None
 
 
 def half_life(images_seen: ArrayLike, values: ArrayLike) -> float | None:

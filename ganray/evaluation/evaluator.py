@@ -59,7 +59,7 @@ class Evaluator:
             final: Whether this is the last evaluation of the run, which is never skipped.
 
         Returns:
-            On rank 0 the metrics by name, and `time/evaluation_share`; None on other ranks and
+            On rank 0 the metrics by name, and `speed/evaluation_share`; None on other ranks and
             if the evaluation was skipped.
         """
         if not self.samples or not (final or self._is_affordable()):
@@ -76,7 +76,7 @@ class Evaluator:
         self._spent_s += self._last_s
         if scores is not None:
             share = self._spent_s / (time.perf_counter() - self._started)
-            scores["time/evaluation_share"] = share
+            scores["speed/evaluation_share"] = share
         return scores
 
     def _is_affordable(self) -> bool:

@@ -118,9 +118,9 @@ def split_labels(labels: torch.Tensor) -> torch.Tensor:
 class AttributeExtractor:
     """Features of the reference classifier; modes are combinations of a few attributes.
 
-    Modes have names like "Male, no Smiling". Of the 2^k combinations, the fewest that cover 99 % of
-    the reference images are modes, the most common first. All others form the last mode, "other":
-    each of them is too rare for its absence to mean anything.
+    Modes have names like "woman, not smiling". Of the 2^k combinations, the fewest that cover 99 %
+    of the reference images are modes, the most common first. All others form the last mode,
+    "other": each of them is too rare for its absence to mean anything.
 
     Args:
         classifier: Classifier of all A attributes.
@@ -244,8 +244,26 @@ class CombinedExtractor:
         return Features(self._features.extract(images).features, modes.modes, modes.confidences)
 
 
+_WORDS = {
+    "Male": ("man", "woman"),
+    "Young": ("young", "old"),
+    "Mouth_Slightly_Open": ("mouth open", "mouth closed"),
+    "No_Beard": ("no beard", "beard"),
+    "Straight_Hair": ("straight hair", "hair not straight"),
+    "5_o_Clock_Shadow": ("stubble", "no stubble"),
+}
+"""Words for the presence and the absence of CelebA's attributes that need words of their own."""
+_ADJECTIVES = ("Attractive", "Bald", "Blurry", "Chubby", "Smiling")
+
+
 def _mode_name(attributes: Sequence[str], present: Sequence[int]) -> str:
-    """Return a name such as "Male, no Wearing Hat"; the absence of "No_Beard" is "Beard"."""
-    readable = [name.replace("_", " ") for name in attributes]
-    parts = [name if yes else f"no {name}" for name, yes in zip(readable, present, strict=True)]
-    return ", ".join(part.removeprefix("no No ") for part in parts)
+    """Return a name such as "woman, smiling, no hat", the sex first."""
+    pairs = sorted(zip(attributes, present, strict=True), key=lambda pair: pair[0] != "Male")
+    return ", ".join(_words(name, bool(yes)) for name, yes in pairs)
+
+
+def _words(attribute: str, present: bool) -> str:
+    if attribute in _WORDS:
+        return _WORDS[attribute][0 if present else 1]
+    word = attribute.removeprefix("Wearing_").replace("_", " ").lower()
+    return word if present else f"not {word}" if attribute in _ADJECTIVES else f"no {word}"

@@ -133,7 +133,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("effective_rank", "higher", "effective rank of the features",
            lambda c: c.from_moments(effective_rank)),
     Metric("support", "higher", "number of different images (birthday test)",
-           lambda c: birthday_support(c.samples.features, c.reference.duplicate_threshold),
+           lambda c: birthday_support(c.samples.directions, c.reference.duplicate_threshold),
            is_slow=True),
     Metric("frechet", "lower", "Frechet distance of the features",
            lambda c: c.from_moments(lambda m: frechet_distance(c.reference.moments, m))),

@@ -61,24 +61,24 @@ class DiscriminatorObjective(nn.Module):
         confident_real = (real_logits > _CONFIDENT_LOGIT).float()
         confident_fake = (fake_logits < -_CONFIDENT_LOGIT).float()
         stats = {
-            "D/loss": adversarial,
-            "D/real_prob": real_logits.sigmoid(),
-            "D/fake_prob": fake_logits.sigmoid(),
+            "loss/D": adversarial,
+            "discriminator/real_prob": real_logits.sigmoid(),
+            "discriminator/fake_prob": fake_logits.sigmoid(),
             # Near 1, D is correct with > 99 % probability and G's gradients vanish.
-            "D/saturation": (confident_real + confident_fake) / 2,
+            "discriminator/saturation": (confident_real + confident_fake) / 2,
         }
         total = adversarial
         if r1_gamma:
-            stats["D/r1"] = gradient_penalty(real, real_logits)
-            total = total + 0.5 * r1_gamma * stats["D/r1"]
+            stats["loss/r1"] = gradient_penalty(real, real_logits)
+            total = total + 0.5 * r1_gamma * stats["loss/r1"]
         if r2_gamma:
-            stats["D/r2"] = gradient_penalty(fake, fake_logits)
-            total = total + 0.5 * r2_gamma * stats["D/r2"]
+            stats["loss/r2"] = gradient_penalty(fake, fake_logits)
+            total = total + 0.5 * r2_gamma * stats["loss/r2"]
         if self.loss.gp_weight:
             assert alpha is not None, "loss.gp_weight needs alpha"
             mixed = interpolate_images(real, fake, alpha)
-            stats["D/gp"] = wgan_gp_penalty(mixed, self.D(mixed, *labels).float())
-            total = total + self.loss.gp_weight * stats["D/gp"]
+            stats["loss/gp"] = wgan_gp_penalty(mixed, self.D(mixed, *labels).float())
+            total = total + self.loss.gp_weight * stats["loss/gp"]
         return total.mean(), {name: value.detach() for name, value in stats.items()}
 
 
@@ -116,7 +116,7 @@ class GeneratorObjective(nn.Module):
             with torch.set_grad_enabled(steps > 0):
                 real_logits = D(real, *labels).float()
         adversarial = loss.G(real_logits, fake_logits)
-        return adversarial.mean(), {"G/loss": adversarial.detach()}
+        return adversarial.mean(), {"loss/G": adversarial.detach()}
 
 
 def discriminator_step(

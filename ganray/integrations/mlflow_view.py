@@ -272,7 +272,7 @@ def _sections(keys: list[str], step: int) -> dict[str, tuple[str, int, int, list
             [chart("settings", "PARALLEL", **parallel)],
         ),
         "samples": ("Samples", 1, 640, [chart("samples", "IMAGE", **samples)]),
-        "losses": ("Losses", 2, 320, lines("losses", "D/loss", "G/loss")),
+        "losses": ("Losses", 2, 320, lines("losses", "loss/D", "loss/G")),
         "differences": (
             "Differences",
             1,

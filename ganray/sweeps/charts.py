@@ -18,6 +18,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from ganray.evaluation.suite import METRICS_BY_NAME
+from ganray.figures import COLORS
 from ganray.metrics.intervals import Estimate, replicate_interval
 from ganray.sweeps.analysis import HIGHER, RESIDUAL, Effect
 from ganray.sweeps.axes import Axis, Level
@@ -29,8 +30,6 @@ DPI = 200
 _SAMPLES_DPI = 140
 _MAX_WIDTH = 11.5
 """Width of a figure in inches, unless a single panel is wider."""
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222")
-"""The palette of Okabe and Ito 2008, which color-blind readers can tell apart."""
 _TEXT, _MUTED, _BLANK = "0.15", "0.45", "0.92"
 _TITLES = {
     "kl_corrected": "corrected KL (nats)",
@@ -237,7 +236,7 @@ def effects_chart(effects: Sequence[Effect], title: str, path: Path) -> None:
     for y, (effect, high) in enumerate(zip(effects, ends, strict=True)):
         share = max(0.0, effect.share.value)
         interaction = len(effect.factors) > 1 or effect.factors == HIGHER
-        color = "0.7" if effect.factors == RESIDUAL else _COLORS[4 if interaction else 0]
+        color = "0.7" if effect.factors == RESIDUAL else COLORS[4 if interaction else 0]
         ax.barh(y, share, 0.66, color=color)
         low = min(share, max(0.0, effect.share.low))
         ax.plot([low, high], [y, y], color=_TEXT, linewidth=1.2, marker="|", markersize=5)
@@ -352,8 +351,8 @@ def _save(figure: Figure, path: Path, title: str, note: str, dpi: int = DPI) -> 
 
 def _column_colors(labels: Sequence[str]) -> list[Any]:
     """Return a sequential palette for numbers, a categorical one for names."""
-    if len(labels) <= len(_COLORS) and not all(map(_is_number, labels)):
-        return list(_COLORS[: len(labels)])
+    if len(labels) <= len(COLORS) and not all(map(_is_number, labels)):
+        return list(COLORS[: len(labels)])
     return [colormaps["viridis"](x) for x in np.linspace(0, 0.88, len(labels))]
 
 

@@ -131,7 +131,7 @@ def _last_metrics(folder: Path, status: Status, num_classes: int) -> dict[str, f
         if event["name"] == "collapse":
             last = event["values"]
         elif event["name"] == "metrics":
-            speeds.append(event["values"]["data/images_per_s"])
+            speeds.append(event["values"]["speed/images_per_s"])
     values = {name: last.get(f"collapse/{name}") for name in (*RANKED, *SHOWN)}
     if status == "diverged":
         # The KL of all samples in one mode, if the classes are about equally frequent.

@@ -190,14 +190,15 @@ def progress_line(event: Event, total_images: int) -> str:
     The loss of G is missing in a discriminator check.
     """
     values, images = event["values"], event["images"]
-    rate = values["data/images_per_s"]
+    rate = values["speed/images_per_s"]
     remaining = int((total_images - images) / max(rate, 1e-9))
     clock = f"{remaining // 3600}:{remaining % 3600 // 60:02d}:{remaining % 60:02d}"
-    G = f"  G {values['G/loss']:.3f}" if "G/loss" in values else ""
+    G = f"  G {values['loss/G']:.3f}" if "loss/G" in values else ""
     return (
         f"{images / 1000:8.1f} / {total_images / 1000:g} kimg ({images / total_images:4.0%})"
-        f"  {rate:7,.0f} images/s  D {values['D/loss']:.3f}{G}"
-        f"  D(real) {values['D/real_prob']:.2f}  D(fake) {values['D/fake_prob']:.2f}  left {clock}"
+        f"  {rate:7,.0f} images/s  D {values['loss/D']:.3f}{G}"
+        f"  D(real) {values['discriminator/real_prob']:.2f}"
+        f"  D(fake) {values['discriminator/fake_prob']:.2f}  left {clock}"
     )
 
 
@@ -211,7 +212,7 @@ def collapse_line(event: Event) -> str:
     parts.append(f"recall {log.two_digits(values['collapse/recall'])}")
     parts.append(f"coverage {log.two_digits(values['collapse/coverage'])}")
     parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of reals")
-    parts.append(f"({values['time/evaluation_share']:.1%} of the time)")
+    parts.append(f"({values['speed/evaluation_share']:.1%} of the time)")
     lines = ["  ".join(parts)]
     if event["warning"]:
         lines.append(log.wrap(event["warning"], f"{'WARNING':>13}    ", 17))

@@ -313,9 +313,9 @@ class ThroughputMeter:
         now, images = time.perf_counter(), images_seen - self._images
         seconds, self._images, self._time = now - self._time, images_seen, now
         return {
-            "data/images_per_s": images / seconds,
-            "time/step_ms": 1000 * seconds * batch_size / images,
-            "memory/peak_gib": _peak_bytes(device) / 2**30,
+            "speed/images_per_s": images / seconds,
+            "speed/step_ms": 1000 * seconds * batch_size / images,
+            "system/peak_memory_gib": _peak_bytes(device) / 2**30,
         } | _machine_load(device)
 
 

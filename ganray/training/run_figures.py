@@ -22,9 +22,9 @@ _MAX_EPOCHS = 8
 
 def draw_losses(folder: Path, loss: str) -> Path:
     """Draw the losses of D and G and their ideal; return the PNG file in the run folder."""
-    curves = {name: journal.history(folder, name) for name in ("D/loss", "G/loss")}
+    curves = {f"loss of {name}": journal.history(folder, f"loss/{name}") for name in ("D", "G")}
     path = folder / "losses.png"
-    loss_chart(curves, LOSSES[loss].ideal, path)
+    loss_chart(curves, LOSSES[loss].ideal, path, f"{folder.name}: losses ({loss})")
     return path
 
 

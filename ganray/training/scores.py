@@ -27,7 +27,7 @@ def record_scores(
             [*images[earlier], images_seen],
             [*values[earlier], scores[name]],
         )
-    saturation = journal.history(folder, "D/saturation")[1][-1:]
+    saturation = journal.history(folder, "discriminator/saturation")[1][-1:]
     warning = collapse_warning(
         {name: values for name, (_, values) in curves.items()},
         float(saturation[0]) if len(saturation) else math.nan,

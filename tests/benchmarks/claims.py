@@ -134,16 +134,16 @@ def evaluate(folder: Path, classifier: classifier.Classifier) -> RunResult:
         return RunResult(**json.loads(cached.read_text()))
     probs = classifier.predict(samples(folder, SAMPLES)).softmax(1).numpy()
     counts = modes.count(probs.argmax(1), 10)
-    losses = {name: journal.history(folder, name)[1] for name in ("D/loss", "G/loss")}
-    seen, rates = journal.history(folder, "data/images_per_s")
+    losses = {name: journal.history(folder, name)[1] for name in ("loss/D", "loss/G")}
+    seen, rates = journal.history(folder, "speed/images_per_s")
     tenth = max(1, len(rates) // 10)
     result = RunResult(
         digits=modes.count_captured(counts, share=SHARE),
         counts=counts.tolist(),
         kl=modes.kl(counts),
         confident=float((probs.max(1) > 0.9).mean()),
-        D_loss=float(losses["D/loss"][-tenth:].mean()),
-        G_loss=float(losses["G/loss"][-tenth:].mean()),
+        D_loss=float(losses["loss/D"][-tenth:].mean()),
+        G_loss=float(losses["loss/G"][-tenth:].mean()),
         seconds=float((np.diff(seen, prepend=0) / rates).sum()),
     )
     cached.write_text(json.dumps(vars(result)))

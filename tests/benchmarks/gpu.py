@@ -377,7 +377,7 @@ def loops(home: Path, seconds: float) -> Iterator[Row]:
         elapsed = time.perf_counter() - start
         longer = quiet(config, kimg=4 + max(4, 4 * seconds / elapsed))
         launch(longer, str(shards), NO_ASSETS)
-        _, rates = journal.history(longer.run_folder(), "data/images_per_s")
+        _, rates = journal.history(longer.run_folder(), "speed/images_per_s")
         yield {"residence": residence, "images_per_s": float(rates[-1])}
 
 
@@ -422,7 +422,7 @@ def parity(home: Path, _: float) -> Iterator[Row]:
         on_cpu = json.loads(output.splitlines()[-1])
         with mock.patch.object(latents, "sample", partial(sample_on_cpu, latents.sample)):
             config = run("as-on-cpu", kimg, matmul_precision="highest")
-        losses = journal.history(config.run_folder(), "D/loss")[1].tolist()
+        losses = journal.history(config.run_folder(), "loss/D")[1].tolist()
         differences = [abs(a - b) for a, b in zip(losses, on_cpu, strict=True)]
         yield {"difference_of_D_loss_from_cpu": " ".join(f"{d:.2g}" for d in differences)}
 
@@ -444,7 +444,7 @@ def print_cpu_losses(shards: str, kimg: str) -> None:
     with tempfile.TemporaryDirectory() as home:
         config = parity_config(Path(home), "cpu", float(kimg))
         launch(config, shards)
-        print(json.dumps(journal.history(config.run_folder(), "D/loss")[1].tolist()))
+        print(json.dumps(journal.history(config.run_folder(), "loss/D")[1].tolist()))
 
 
 def same(a: Any, b: Any) -> bool:

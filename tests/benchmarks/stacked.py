@@ -217,7 +217,7 @@ def evaluate(folder: Path, samples: int, classifier: classifier.Classifier) -> R
         content = json.loads(cached.read_text())
         scores = (ModeScores(**content[weights]) for weights in ("G", "G_ema"))
         return RunResult(*scores, content["images_per_s"])
-    seen, rates = journal.history(folder, "data/images_per_s")
+    seen, rates = journal.history(folder, "speed/images_per_s")
     generator = generator_from_checkpoint(checkpoint)
     G_ema = score(generate(checkpoint, generator, samples), classifier)
     generator.load_state_dict(read_state(checkpoint)["G"])

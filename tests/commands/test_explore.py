@@ -120,7 +120,7 @@ def test_pictures_are_kept_if_mlflow_is_unreachable(trained_run, tmp_path, capsy
 
 def test_lerp_leaves_the_shell_and_slerp_stays_on_it(draw):
     pairs = draw(explore.interpolation, NORMS, pairs=20, steps=13)
-    assert [caption for _, caption, _ in pairs[0]] == ["lerp", "slerp"]
+    assert [caption for _, caption, _ in pairs[0]] == ["straight\n(lerp)", "great circle\n(slerp)"]
     lerp, slerp = np.array([[grey for grey, *_ in pair] for pair in pairs]).swapaxes(0, 1) * 20
     assert lerp[:, 6].mean() == pytest.approx(7.07, abs=0.2)
     assert slerp[:, 6].mean() == pytest.approx(10, abs=0.2)
@@ -129,17 +129,17 @@ def test_lerp_leaves_the_shell_and_slerp_stays_on_it(draw):
         assert float(note) == pytest.approx(norm, abs=0.1)
 
 
-def test_sums_differences_and_products_raw_and_on_the_shell(draw):
+def test_sums_differences_and_products_as_computed_and_on_the_shell(draw):
     first = grey_generator(lambda x: (x[:, 0] / 16 + 0.5).clamp(0, 1))
     for (raw, caption, notes), _ in draw(explore.arithmetic, first, pairs=3):
         z1, z2, *results = (raw - 0.5) * 16
         assert results == pytest.approx([z1 + z2, z1 - z2, z1 * z2], abs=0.3)
-        assert caption == "raw"
+        assert caption == "as computed"
         assert [note.split("  ")[0] for note in notes] == NAMES
     for (raw, *_), (scaled, caption, _) in draw(explore.arithmetic, NORMS, pairs=3):
         assert raw[2:4] * 20 == pytest.approx([14.1, 14.1], abs=2)
         assert scaled * 20 == pytest.approx([10] * 5, abs=0.1)
-        assert caption == "on the shell"
+        assert caption == "scaled to\n|z| = 10.0"
 
 
 def test_neighbors_start_at_one_latent_and_keep_its_norm(draw):

@@ -43,7 +43,7 @@ def test_digits_replace_mnist_without_a_network_and_with_a_warning(mnist, home, 
     assert "MNIST was neither found nor downloaded" in out
     assert "1,500 images of scikit-learn's digits" in out
     folder = home / "runs" / "one"
-    assert journal.history(folder, "G/loss")[0].tolist() == [100, 200]
+    assert journal.history(folder, "loss/G")[0].tolist() == [100, 200]
     for name in ("samples", "losses", "epochs"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"{folder}/{name}.png" in out

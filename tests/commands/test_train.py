@@ -75,7 +75,7 @@ def test_training_and_report_use_the_configured_threads_but_no_more_than_there_a
 def test_a_run_without_ray_writes_metrics_figures_and_a_model(celeba, home, capsys):
     celeba.main([*TINY, "--name", "one"])
     folder = home / "runs" / "one"
-    assert journal.history(folder, "D/loss")[0].tolist() == [60, 120]
+    assert journal.history(folder, "loss/D")[0].tolist() == [60, 120]
     for name in ("samples.png", "losses.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
@@ -90,7 +90,7 @@ def test_a_run_without_ray_writes_metrics_figures_and_a_model(celeba, home, caps
         [*TINY, "--name", "one"]
     )  # the run is finished: ends immediately, in the same MLflow run
     assert len(client.search_runs([run.info.experiment_id])) == 1
-    history = client.get_metric_history(run.info.run_id, "D/loss")
+    history = client.get_metric_history(run.info.run_id, "loss/D")
     assert [metric.step for metric in history] == [60, 120]
 
 
@@ -151,7 +151,7 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
     assert run.info.status == "FINISHED"
     assert "report/recall" in run.data.metrics
-    assert "D/loss" in run.data.metrics
+    assert "loss/D" in run.data.metrics
     files = client.list_artifacts(run.info.run_id) + client.list_artifacts(
         run.info.run_id, "evaluation"
     )

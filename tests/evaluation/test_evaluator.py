@@ -57,7 +57,7 @@ def test_evaluation_writes_metrics_keeps_the_best_state_and_leaves_training_unch
     assert [event["images"] for event in events] == [120, 240]
     values = events[-1]["values"]
     assert {"collapse/recall", "collapse/coverage", "collapse/vendi_share"} < set(values)
-    assert 0 < values["time/evaluation_share"] < 1
+    assert 0 < values["speed/evaluation_share"] < 1
     assert "coverage" in journal.collapse_line(events[-1])
     highest = max(event["values"]["collapse/coverage"] for event in events)
     assert checkpoints.best_coverage(folder) == highest
@@ -222,7 +222,7 @@ def test_job_reports_on_a_run_and_compares_two(trained_run, tmp_path, capsys):
     assert content["samples"] == 100
     assert content["results"]["coverage"]["ideal"] == pytest.approx(0.969, abs=0.01)
     assert (out / "report.png").stat().st_size > 10_000
-    _, saturation = journal.history(trained_run.config.run_folder(), "D/saturation")
+    _, saturation = journal.history(trained_run.config.run_folder(), "discriminator/saturation")
     value = content["results"]["D_saturation"]["estimate"]["value"]
     assert value == pytest.approx(saturation[-1])
     # The same weights, but this run used Inception, whose weights are not on this machine.

@@ -147,7 +147,7 @@ def test_unrolling_works_with_all_regularizers_and_leaves_D_unchanged():
     optimizer = torch.optim.SGD(G.parameters(), 0.1)
     bf16 = torch.autocast("cpu", torch.bfloat16)
     stats = generator_step(objective, D, optimizer, images(4), torch.randn(4, 4), autocast=bf16)
-    assert stats["G/loss"].shape == (2,)
+    assert stats["loss/G"].shape == (2,)
     assert all(p.grad.isfinite().all() for p in G.parameters())
     assert all(map(torch.equal, before, D.parameters()))
     assert all(p.grad is None and p.requires_grad for p in D.parameters())

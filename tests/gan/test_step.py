@@ -42,9 +42,9 @@ def test_the_discriminator_step_changes_D_only(name):
     assert is_unchanged(before[0], G)
     assert not is_unchanged(before[1], D)
     assert all(p.grad is None for p in G.parameters())
-    assert {name: value.shape for name, value in stats.items()} == dict.fromkeys(
-        ["D/loss", "D/real_prob", "D/fake_prob", "D/saturation", "D/r1", "D/r2"], (4,)
-    )
+    names = ["loss/D", "loss/r1", "loss/r2"]
+    names += [f"discriminator/{name}" for name in ("real_prob", "fake_prob", "saturation")]
+    assert {name: value.shape for name, value in stats.items()} == dict.fromkeys(names, (4,))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -60,7 +60,7 @@ def test_the_generator_step_changes_G_only_and_leaves_D_trainable(name):
     assert all(p.grad is None for p in D.parameters())
     assert real.grad is None
     assert all(p.requires_grad for p in D.parameters())
-    assert set(stats) == {"G/loss"}
+    assert set(stats) == {"loss/G"}
 
 
 def test_one_discriminator_step_in_closed_form():
@@ -99,7 +99,7 @@ def test_saturation_is_the_share_of_confidently_correct_images():
     D = nn.Sequential(nn.Flatten(0))
     objective = DiscriminatorObjective(D, LossConfig())
     _, stats = objective(torch.tensor([[5.0], [4.5], [-9]]), torch.tensor([[-5.0], [5], [-9]]))
-    assert stats["D/saturation"].tolist() == [1, 0, 0.5]
+    assert stats["discriminator/saturation"].tolist() == [1, 0, 0.5]
 
 
 def test_wgan_gp_adds_10_times_the_penalty_at_mixed_images():
@@ -112,7 +112,7 @@ def test_wgan_gp_adds_10_times_the_penalty_at_mixed_images():
     objective = DiscriminatorObjective(Square(), LossConfig(name="wgan", gp_weight=10))
     real, fake, alpha = torch.tensor([[8.0]]), torch.tensor([[0.0]]), torch.tensor([0.25])
     loss, stats = objective(real, fake, alpha=alpha)
-    assert stats["D/gp"].tolist() == [(2 - 1) ** 2]
+    assert stats["loss/gp"].tolist() == [(2 - 1) ** 2]
     assert loss.item() == (0 - 32) + 10 * 1
 
 
@@ -125,10 +125,10 @@ def test_lazy_penalties_are_multiplied_at_every_kth_step_and_left_out_at_others(
         real, fake = torch.tensor([[3.0]]), torch.tensor([[1.0]])
         total, stats = objective(real, fake, penalty_scale=loss.penalty_scale(step))
         totals.append(total.item())
-        names.append({"D/r1", "D/r2"} & set(stats))
+        names.append({"loss/r1", "loss/r2"} & set(stats))
         assert real.requires_grad == (step in (0, 4))  # no second derivative is prepared
     assert totals == [-2 + 4 * (0.25 + 0.125), -2, -2, -2, -2 + 4 * (0.25 + 0.125)]
-    assert names == [{"D/r1", "D/r2"}, set(), set(), set(), {"D/r1", "D/r2"}]
+    assert names == [{"loss/r1", "loss/r2"}, set(), set(), set(), {"loss/r1", "loss/r2"}]
 
 
 def test_weighted_gradients_of_unequal_slices_average_to_that_of_the_batch():
@@ -160,7 +160,7 @@ def test_bf16_applies_to_the_networks_and_not_to_the_loss():
         autocast=torch.autocast("cpu", torch.bfloat16),
     )
     assert set(dtypes) == {torch.bfloat16}
-    assert stats["D/loss"].dtype == torch.float32
+    assert stats["loss/D"].dtype == torch.float32
 
 
 def test_G_ema_has_the_stated_half_life():

@@ -39,9 +39,9 @@ def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, samples: int =
     journal = Journal(folder)
     for tick in range(1, ticks + 1):
         images, growth = tick * IMAGES_PER_TICK, 1 - math.exp(-tick / 6)
-        losses = {"D/loss": 1.3 - 0.4 * growth, "G/loss": 0.7 + 0.8 * growth}
+        losses = {"loss/D": 1.3 - 0.4 * growth, "loss/G": 0.7 + 0.8 * growth}
         noisy = {key: value + rng.normal(0, 0.03) for key, value in losses.items()}
-        journal.metrics(images, noisy | {"data/images_per_s": 900.0, "time/step_ms": 14.0})
+        journal.metrics(images, noisy | {"speed/images_per_s": 900.0, "speed/step_ms": 14.0})
         if tick % 2 == 0:
             variety = end * growth + rng.normal(0, 0.015)
             journal.collapse(

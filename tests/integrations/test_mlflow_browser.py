@@ -145,7 +145,7 @@ def test_averages_are_drawn_for_each_level_and_each_setting(sweep, open_page, ti
     page = open_page(sweep.urls[title], "Variety while training")
     for legend in legends:
         page.get_by_text(f"Group: {legend}", exact=True).first.wait_for()
-    for metric in ("collapse/coverage", "collapse/recall", "D/loss", "final/coverage"):
+    for metric in ("collapse/coverage", "collapse/recall", "loss/D", "final/coverage"):
         card(page, metric).locator("svg.main-svg").first.wait_for()
     card(page, "collapse/coverage").get_by_text(f"{legends[0]} (").first.wait_for()
     assert_no_chart_is_missing(page)
@@ -157,7 +157,7 @@ def test_every_run_is_drawn_with_its_settings_and_its_samples(sweep, open_page):
         page.get_by_text(label, exact=True).first.wait_for()
     assert page.get_by_text("latents", exact=True).count() == 0  # the parent
     page.get_by_text("12 matching runs").wait_for()
-    for metric in ("collapse/kl_corrected", "G/loss", "final/recall vs. final/coverage"):
+    for metric in ("collapse/kl_corrected", "loss/G", "final/recall vs. final/coverage"):
         card(page, metric).locator("svg.main-svg").first.wait_for()
     settings = card(page, "Parallel Coordinates")
     settings.locator("canvas").first.wait_for()

@@ -67,7 +67,7 @@ def parent_of(runs):
 
 
 def points(runs, run):
-    history = runs.parent.client().get_metric_history(run.info.run_id, "D/loss")
+    history = runs.parent.client().get_metric_history(run.info.run_id, "loss/D")
     return [metric.step for metric in history]
 
 
@@ -138,11 +138,11 @@ def test_the_status_of_a_trial_is_logged_and_only_scored_ones_have_final_metrics
     write_journal(config.run_folder(), trial, ticks=2, samples=1)
     with started(plan, home) as runs:
         runs.begin(trial, config)
-        runs.end(trial, results.record(config.run_folder(), status, "D/loss is nan"))
+        runs.end(trial, results.record(config.run_folder(), status, "loss/D is nan"))
     child = children_of(runs)[trial.name]
     assert child.info.status == mlflow_status
     assert child.data.tags["ganray.status"] == status
-    assert child.data.tags["ganray.reason"] == "D/loss is nan"
+    assert child.data.tags["ganray.reason"] == "loss/D is nan"
     assert child.data.metrics.get("final/diverged") == diverged
     assert child.data.metrics.get("final/coverage") == (0.0 if diverged else None)
 

@@ -57,12 +57,12 @@ def started_sync(run, poll_s=60.0):
 def write(config, *steps):
     journal = Journal(config.run_folder())
     for step in steps:
-        journal.metrics(step, {"D/loss": float(step), "G/loss": 1.0})
+        journal.metrics(step, {"loss/D": float(step), "loss/G": 1.0})
         journal.image("samples", step, np.full((4, 4, 3), step, np.uint8))
     journal.close()
 
 
-def points(run, name="D/loss"):
+def points(run, name="loss/D"):
     history = run.client().get_metric_history(run.run_id, name)
     return sorted((metric.step, metric.value) for metric in history)
 

@@ -102,7 +102,7 @@ def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(
     assert mlflow_run(home, "killed")[1].info.status == "KILLED"
     output = run(home, "killed", *length)
 
-    for metric in ("D/loss", "G/loss", "D/r1"):
+    for metric in ("loss/D", "loss/G", "loss/r1"):
         killed, expected = (
             journal.history(home / "runs" / name, metric) for name in ("killed", "torchrun")
         )
@@ -122,7 +122,7 @@ def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(
     assert mlflow.data.tags["world_size"] == "2"
     assert mlflow.data.tags["ray.job_id"]
     assert len(mlflow.data.tags["mlflow.source.git.commit"]) == 40
-    history = client.get_metric_history(mlflow.info.run_id, "D/loss")
+    history = client.get_metric_history(mlflow.info.run_id, "loss/D")
     assert sorted(metric.step for metric in history) == [300 * i for i in range(1, 15)]
     artifacts = {file.path for file in client.list_artifacts(mlflow.info.run_id)}
     assert artifacts >= {"config.json", "losses.png", "samples.png", "images"}

@@ -102,7 +102,7 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
         diverges = trial.levels[1] == "1e30"
         assert collected.get(trial).status == ("diverged" if diverges else "finished")
         if not diverges:
-            images, _ = journal.history(home / "runs" / trial.name, "D/loss")
+            images, _ = journal.history(home / "runs" / trial.name, "loss/D")
             assert images.tolist() == [600, 1200, 1800, 2400]
     report = json.loads((home / "sweeps" / "killed" / "report.json").read_text())
     assert [row["diverged"] for row in report["ranking"]] == [0, 0, 2, 2]
@@ -123,7 +123,7 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         diverged = child.data.params["axis.rate"] == "1e30"
         assert child.info.status == ("FAILED" if diverged else "FINISHED")
-        steps = [m.step for m in client.get_metric_history(child.info.run_id, "D/loss")]
+        steps = [m.step for m in client.get_metric_history(child.info.run_id, "loss/D")]
         assert sorted(steps) == ([] if diverged else [600, 1200, 1800, 2400])
 
 

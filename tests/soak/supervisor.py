@@ -337,7 +337,7 @@ def compare(job: Job, reference: Job, proxy: Proxy) -> None:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.`ganray.name` = 'soak'")
     assert run.info.status == "FINISHED", run.info.status
-    for name in ("D/loss", "G/loss"):
+    for name in ("loss/D", "loss/G"):
         points = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
         assert sorted(points) == [(event["images"], event["values"][name]) for event in events]
     leftovers = [path for path in job.folder.rglob("*.part")]

@@ -18,7 +18,7 @@ KINDS = Axis("optimizer.name", tuple(Level(n, {"optimizer.name": n}) for n in ("
 def write_journal(folder, *recalls):
     log = Journal(folder)
     for i, recall in enumerate(recalls):
-        log.metrics(10 * i, {"data/images_per_s": 100.0 * (i + 1), "D/loss": 0.5})
+        log.metrics(10 * i, {"speed/images_per_s": 100.0 * (i + 1), "loss/D": 0.5})
         log.collapse(10 * i, {"collapse/recall": recall, "collapse/kl_corrected": 0.4}, "")
     log.close()
 
@@ -32,7 +32,7 @@ def test_result_has_the_last_evaluation_and_the_median_speed(tmp_path):
 
 def test_diverged_run_has_the_worst_metrics(tmp_path):
     write_journal(tmp_path, 0.5)
-    result = record(tmp_path, "diverged", "D/loss is nan", num_classes=10)
+    result = record(tmp_path, "diverged", "loss/D is nan", num_classes=10)
     assert result.values["recall"] == result.values["coverage"] == 0
     assert result.values["kl_corrected"] == pytest.approx(math.log(10))
     assert result.scored

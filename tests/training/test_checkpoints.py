@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     output = capsys.readouterr().out
     assert f"WARNING: {newest}/" in output
     assert "resuming from the earlier checkpoint" in output
-    steps, _ = journal.history(config.run_folder(), "D/loss")
+    steps, _ = journal.history(config.run_folder(), "loss/D")
     assert steps.tolist() == [60, 120, 180, 240, 300, 360]
 
 
@@ -122,14 +122,14 @@ def test_a_full_disk_leaves_no_half_of_a_line(mount_disk):
     log, step = journal.Journal(disk), 0
     with suppress(UserError):
         for step in range(1000):
-            log.metrics(step, {"D/loss": float(step)})
+            log.metrics(step, {"loss/D": float(step)})
     assert step < 999
     for _ in range(100):
         journal.add_status(disk, "rank 0 failed", is_training=False)
     log.close()
     content = (disk / "journal.jsonl").read_bytes()
     assert content.endswith(b"}\n")
-    steps, _ = journal.history(disk, "D/loss")
+    steps, _ = journal.history(disk, "loss/D")
     assert steps.tolist() == list(range(len(steps)))
     assert len(list(journal.read(disk))) == len(content.splitlines())
 
@@ -137,14 +137,14 @@ def test_a_full_disk_leaves_no_half_of_a_line(mount_disk):
 def test_damaged_lines_of_a_journal_are_skipped_with_one_warning(tmp_path, ganray_log):
     log = journal.Journal(tmp_path)
     for step in (10, 20, 30):
-        log.metrics(step, {"D/loss": float(step)})
+        log.metrics(step, {"loss/D": float(step)})
     log.close()
     path = tmp_path / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     garbage = [b"\x00\xff\n", b"[]\n", b'{"name": 1}\n', b"[" * 10_000 + b"\n", b"{}\n"]
     path.write_bytes(b"".join([lines[0], *garbage, lines[2]]))
     for _ in range(2):
-        steps, values = journal.history(tmp_path, "D/loss")
+        steps, values = journal.history(tmp_path, "loss/D")
         assert steps.tolist() == [10, 30]
         assert values.tolist() == [10.0, 30.0]
     assert ganray_log.text.count("is damaged and skipped") == len(garbage)

@@ -99,5 +99,5 @@ def test_too_few_images_to_hold_out_are_rejected(tmp_path):
 def test_an_overfitted_D_fails_on_held_out_images(squares, tmp_path):
     result = check(mlp_config(tmp_path, kimg=12), squares)  # 150 epochs of 80 images
     assert not result.separates
-    _, training_probs = journal.history(tmp_path / "runs" / "tiny", "D/real_prob")
+    _, training_probs = journal.history(tmp_path / "runs" / "tiny", "discriminator/real_prob")
     assert training_probs[-1] > 0.99 > result.real_prob

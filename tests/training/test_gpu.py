@@ -77,7 +77,7 @@ def train_without_waits(config, shards, monkeypatch):
     finally:
         if HAS_GPU:
             torch.cuda.set_sync_debug_mode("default")
-    assert len(journal.history(config.run_folder(), "D/loss")[0]) == 1  # no log line before the end
+    assert len(journal.history(config.run_folder(), "loss/D")[0]) == 1  # no log line before the end
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -139,7 +139,7 @@ def test_twenty_steps_agree_with_the_cpu(squares, tmp_path, monkeypatch):
         full = {"train": {"matmul_precision": "highest", "deterministic": True}}
         config = with_options(tiny_config(tmp_path / device), full)
         launch(config, str(squares))
-        names = ("D/loss", "G/loss", "D/r1")
+        names = ("loss/D", "loss/G", "loss/r1")
         losses.append([journal.history(config.run_folder(), name)[1] for name in names])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 

@@ -17,14 +17,14 @@ def events(folder, offset=0):
 
 def test_events_are_read_in_order_and_images_are_files(tmp_path):
     log = Journal(tmp_path)
-    log.metrics(10, {"D/loss": 0.5})
+    log.metrics(10, {"loss/D": 0.5})
     log.image("samples", 10, np.full((2, 3, 3), 7, np.uint8))
     log.close()
     metrics, image = events(tmp_path)
     assert (metrics["name"], metrics["images"], metrics["values"]) == (
         "metrics",
         10,
-        {"D/loss": 0.5},
+        {"loss/D": 0.5},
     )
     assert image["path"] == "samples/000000000010.png"
     assert np.asarray(Image.open(tmp_path / image["path"])).tolist() == [[[7] * 3] * 3] * 2
@@ -72,8 +72,8 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 
 
 def test_the_progress_line_has_progress_speed_and_remaining_time():
-    values = {"data/images_per_s": 500.0, "D/loss": 0.6931, "G/loss": 0.7}
-    values |= {"D/real_prob": 0.5, "D/fake_prob": 0.25}
+    values = {"speed/images_per_s": 500.0, "loss/D": 0.6931, "loss/G": 0.7}
+    values |= {"discriminator/real_prob": 0.5, "discriminator/fake_prob": 0.25}
     text = journal.progress_line({"images": 25_000, "values": values}, 100_000)
     assert "25.0 / 100 kimg ( 25%)" in text
     assert "500 images/s" in text
@@ -82,7 +82,12 @@ def test_the_progress_line_has_progress_speed_and_remaining_time():
 
 
 def metrics(kimg: float) -> dict[str, float]:
-    return {"data/images_per_s": 500.0, "D/loss": kimg, "D/real_prob": 0.5, "D/fake_prob": 0.5}
+    return {
+        "speed/images_per_s": 500.0,
+        "loss/D": kimg,
+        "discriminator/real_prob": 0.5,
+        "discriminator/fake_prob": 0.5,
+    }
 
 
 def test_progress_lines_come_once_a_second_and_the_last_one_always(tmp_path, ganray_log):

@@ -33,10 +33,10 @@ def test_a_resumed_run_has_no_old_traceback(config):
 
 def test_a_user_error_leaves_no_traceback(config, squares, monkeypatch):
     def diverge(*args, **kwargs):
-        raise Diverged("D/loss is nan")
+        raise Diverged("loss/D is nan")
 
     monkeypatch.setattr(loop, "check_finite", diverge)
-    with pytest.raises(UserError, match="D/loss is nan"):
+    with pytest.raises(UserError, match="loss/D is nan"):
         launch(config, str(squares))
     assert not (config.run_folder() / ERROR_FILE).exists()
 

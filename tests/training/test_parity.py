@@ -48,8 +48,8 @@ def facts(home, rank=0):
 
 @pytest.mark.parametrize("name", ["two", "odd", "labels", "regularized"])
 def test_two_ranks_train_like_one(one_rank, two_ranks, name):
-    penalties = ["D/gp"] if name == "regularized" else []
-    for metric in ("D/loss", "G/loss", "D/r1", "D/real_prob", *penalties):
+    penalties = ["loss/gp"] if name == "regularized" else []
+    for metric in ("loss/D", "loss/G", "loss/r1", "discriminator/real_prob", *penalties):
         one, two = (journal.history(home / "runs" / name, metric) for home in (one_rank, two_ranks))
         np.testing.assert_array_equal(one[0], two[0])
         np.testing.assert_allclose(one[1], two[1], rtol=2e-5)

@@ -56,7 +56,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch
     assert [p.name for p in config.run_folder().glob("checkpoint_*")] == ["checkpoint_0000000010"]
     resumed = launch(config, squares)
     assert states_equal(read_state(uninterrupted), read_state(resumed))
-    for metric in ("D/loss", "G/loss"):
+    for metric in ("loss/D", "loss/G"):
         a, b = (journal.history(tmp_path / home / "runs" / config.name, metric) for home in "ab")
         points = [60, 120, 180, 240][: config.train.steps() // 5]
         assert a[0].tolist() == b[0].tolist() == points  # without duplicates
@@ -147,7 +147,7 @@ def test_a_rollback_continues_from_the_last_checkpoint_with_other_batches(
     output = capsys.readouterr().out
     assert "at step 20: training diverged" in output
     assert "back to the last checkpoint, with other batches and latents (1 of at most 3" in output
-    steps, _ = journal.history(config.run_folder(), "D/loss")
+    steps, _ = journal.history(config.run_folder(), "loss/D")
     assert steps.tolist() == [60, 120, 180, 240]
 
 
