@@ -123,7 +123,8 @@ def _run_locked(
             except (KeyboardInterrupt, SystemExit):
                 request_stop(folder / name for name in training)
                 raise
-        logger.info(observer.progress.table())
+        if observer.has_runs_left():
+            logger.info(observer.progress.table())
         _report(observer.plan, config, options, runs)
     if runs.has_given_up:
         sys.exit(train.NOT_SENT)
@@ -388,5 +389,6 @@ def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str) -> None:
     if command := serve_command(uri):
         logger.info("look        %s", command)
     logger.info("at          %s", run_url(runs.parent))
-    for title, url in urls.items():
-        logger.info("            %s: %s", title, url)
+    title, url = next(iter(urls.items()))
+    logger.info("charts      %s", url)
+    logger.info("            the view %r; %s more are under Views there", title, len(urls) - 1)

@@ -217,6 +217,8 @@ def _train_and_report(
             logger.info(f"look        {command}")
         if sent:
             logger.info(f"at          {sent[1]}")
+        if config.launcher == "ray" and (url := ray_cluster.job_url()):
+            logger.info(f"ray         {url}")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ _PAGE_RUNS = 100
 """Runs that the page loads; averages are over these until *Load more* is pressed."""
 _COMPARED_RUNS = 20
 """Maximum number of runs in a comparison URL, which grows by 38 characters with each."""
-_OTHER_METRICS = ("collapse", "D", "data", "time", "memory", "system", "final")
+_OTHER_METRICS = ("collapse", "discriminator", "loss", "speed", "system", "final")
 """Prefixes of metrics without a chart here. MLflow adds a section for each; they stay closed."""
 _DESCRIPTION = """\
 Each run trains one GAN; the runs are compared by mode collapse.

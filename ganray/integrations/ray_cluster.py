@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _ends_with_driver = False
 """Whether this process has started Ray for itself alone."""
 _starting: Future[None] | None = None
+_dashboard: str | None = None
+"""Host and port of the dashboard of the cluster that this process has joined."""
 
 
 def start(config: RayConfig, has_trials: bool = False) -> None:
@@ -162,6 +164,14 @@ def job_tags() -> dict[str, str]:
     return tags
 
 
+def job_url() -> str | None:
+    """Return the page of this job in the cluster's dashboard; None if Ray was started for it."""
+    if not _dashboard:
+        return None
+    tags = job_tags()
+    return f"http://{_dashboard}/#/jobs/{tags.get('ray.submission_id', tags['ray.job_id'])}"
+
+
 def _runtime_env(joins_cluster: bool) -> dict[str, Any]:
     """Return a runtime environment in which workers can import ganray and have Ray's settings.
 
@@ -200,7 +210,9 @@ def _init(address: str, has_trials: bool) -> None:
             options["include_dashboard"] = False
     global _ends_with_driver
     _ends_with_driver = address == "local" and not has_trials
-    ray.init(address, runtime_env=env, **options)
+    context = ray.init(address, runtime_env=env, **options)
+    global _dashboard
+    _dashboard = getattr(context, "dashboard_url", None) if address != "local" else None
 
 
 def _resources() -> Cluster:

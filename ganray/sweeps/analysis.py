@@ -243,19 +243,19 @@ def anova(results: Results, metric: str) -> list[Effect]:
     intervals covered the true share of an effect, and 86 % to 100 % that of the seeds; without the
     shift as few as 74 %. Of effects that do not exist, 2 % or fewer had an interval above 0.
 
-    With fewer than 3 seeds a share is plain eta squared with the interval [0, 1].
+    With fewer than `MIN_SEEDS` seeds nothing can be said, and the result is empty.
     """
     values, axes = results.array(metric), results.plan.axes
     known = np.isfinite(values)
-    if not known.any() or np.ptp(values[known]) <= _ROUNDING:
+    runs = known.sum(tuple(range(len(axes))))
+    seeds = np.flatnonzero(runs)
+    if len(seeds) < MIN_SEEDS or np.ptp(values[known]) <= _ROUNDING:
         return []
     levels = np.argwhere(known)[:, :-1]
     used = [i for i in range(len(axes)) if len(np.unique(levels[:, i])) > 1]
     terms = [(i,) for i in used] + list(combinations(used, 2))
     names = [tuple(axes[i].name for i in term) for term in terms] + [HIGHER, RESIDUAL]
     eta2 = _shares(values, terms)
-    runs = known.sum(tuple(range(len(axes))))
-    seeds = np.flatnonzero(runs)
     without = np.array([_shares(np.delete(values, seed, -1), terms) for seed in seeds])
     shares = _jackknife(eta2, without, runs[seeds])
     effects = [Effect(*effect) for effect in zip(names, eta2.tolist(), shares, strict=True)]
@@ -310,7 +310,7 @@ def _jackknife(values: Array, without: Array, sizes: NDArray[np.int64]) -> list[
         sizes: Runs of each seed, (seeds,).
     """
     n = len(sizes)
-    if n < MIN_SEEDS or not np.isfinite(without).all():
+    if not np.isfinite(without).all():
         return [Estimate(value, 0.0, 1.0, n) for value in values.tolist()]
     times = (sizes.sum() / sizes)[:, None]
     pseudo = times * values - (times - 1) * without

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
+from ganray import log
 from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.figures import COLORS
 from ganray.metrics.intervals import Estimate, replicate_interval
@@ -60,8 +61,15 @@ def decimals(values: Sequence[float]) -> int:
 def format_estimate(estimate: Estimate, digits: int) -> tuple[str, str]:
     """Return a mean and half its interval, e.g. ("0.61", "±0.05"); ("0.61", "") for one run."""
     half = (estimate.high - estimate.low) / 2
-    value = f"{round(estimate.value, digits) + 0.0:,.{digits}f}"  # + 0.0 turns -0.00 into 0.00
-    return value, f"±{half:,.{digits}f}" if math.isfinite(half) else ""
+    end = f"±{_format(half, digits)}" if math.isfinite(half) else ""
+    return _format(estimate.value, digits), end
+
+
+def _format(value: float, digits: int) -> str:
+    """Return a number with these decimals, but with two significant digits if it is small."""
+    if digits == 2 and 1e-4 <= abs(value) < 0.1:
+        return log.two_digits(value)
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0 turns -0.00 into 0.00
 
 
 @dataclass(frozen=True)

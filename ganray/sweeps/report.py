@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +15,21 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from ganray import log
 from ganray.config.schema import Config
 from ganray.config.serialization import flatten, without_secrets
 from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.files import write_atomic
 from ganray.sweeps import charts
-from ganray.sweeps.analysis import Difference, Effect, RankedSetting, anova, compare, ranking
+from ganray.sweeps.analysis import (
+    MIN_SEEDS,
+    Difference,
+    Effect,
+    RankedSetting,
+    anova,
+    compare,
+    ranking,
+)
 from ganray.sweeps.axes import Axis
 from ganray.sweeps.charts import decimals, direction, format_estimate, title_of
 from ganray.sweeps.results import RANKED, Results
@@ -149,10 +157,9 @@ def write(
         "runs": {trial.name: asdict(results.get(trial)) for trial in results.plan.trials},
     }
     write_atomic(folder / JSON, json.dumps(_finite(data), indent=1))
-    width = shutil.get_terminal_size((140, 0)).columns  # the log of a submitted job has no width
     markdown = [summary, table.markdown(), *([pairs.markdown()] if pairs.rows else [])]
     return Report(
-        text=f"{table.text(width)}\n\n{summary}",
+        text=f"{table.text(log.columns())}\n\n{log.wrap(summary)}",
         markdown="\n\n".join(markdown),
         metrics=_metrics(results, settings, effects),
         html=folder / HTML,
@@ -194,7 +201,8 @@ def ranking_table(settings: Sequence[RankedSetting], axes: Sequence[Axis]) -> Ta
         digits = 1 if name == "modes_held" else decimals([mean.value for mean in means if mean])
         entries = [" ".join(format_estimate(mean, digits)) if mean else "" for mean in means]
         rows = [[*row, entry.rstrip()] for row, entry in zip(rows, entries, strict=True)]
-    return Table(columns, rows, [setting.ties_best for setting in settings])
+    has_ties = any(setting.n >= MIN_SEEDS for setting in settings)
+    return Table(columns, rows, [setting.ties_best for setting in settings] if has_ties else ())
 
 
 def difference_table(differences: Sequence[Difference], axes: Sequence[Axis]) -> Table:
@@ -284,6 +292,8 @@ def render_html(
         ranked=[title_of(name) for name in RANKED],
         table=table,
         pairs=pairs,
+        min_seeds=MIN_SEEDS,
+        has_seeds=seeds >= MIN_SEEDS,
         figures={k: [(title, *_embed(p)) for title, p in paths] for k, paths in figures.items()},
         metrics=[(title_of(m), direction(m), _describe(m)) for m in metrics],
         details=details,

@@ -66,6 +66,7 @@ def test_a_submitted_run_has_a_worker_on_each_node(home, env):
     assert "kimg (100%)" in output
     assert "succeeded" in output
     assert "faces-1" in ray_job(env, "list")
+    assert "/#/jobs/faces-1" in output
     (run,) = mlflow_runs(home, "tags.`ganray.name` = 'one'")
     assert run.data.tags["ray.submission_id"] == "faces-1"
     assert run.data.tags["world_size"] == "2"

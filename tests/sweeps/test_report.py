@@ -75,7 +75,8 @@ def test_text_json_html_and_mlflow_metrics_agree(base, tmp_path):
     html = written.html.read_text()
     for text in (data["summary"].split(".")[0], "abc123"):
         assert text in html
-    assert data["summary"] in written.text
+    assert data["summary"] in " ".join(written.text.split())
+    assert max(map(len, written.text.splitlines())) <= 100
     assert data["summary"] in written.markdown
     assert written.html in written.files
     assert all(file.exists() for file in written.files)
@@ -190,3 +191,13 @@ def test_differences_are_shown_from_the_level_of_higher_coverage():
     assert row[3].startswith("0.1")
     assert row[3].endswith("] *")
     assert row[4].startswith("0.05")
+
+
+def test_two_seeds_show_what_was_seen_and_what_is_missing(base, tmp_path):
+    written = report.write(results(KINDS, SIZES, seeds=2), base, tmp_path, censored=False)
+    html = written.html.read_text()
+    assert '<section class="pale">\n<h2>Pairwise differences, none of them significant' in html
+    assert "--sweep.seeds 3" in html
+    assert 'class="tied"' not in html
+    assert "=" not in written.text
+    assert not [name for name in written.metrics if "share_of" in name]
