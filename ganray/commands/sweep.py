@@ -376,6 +376,7 @@ def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRu
     )
     logger.info(written.text)
     runs.log_report(written.files, written.markdown, written.metrics)
+    runs.log_means(written.ranking)
     logger.info("report      %s", written.html)
     _log_mlflow_urls(plan, runs, store_uri(config))
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+from mlflow.entities import Metric
 
 from ganray.config.schema import Config
 from ganray.config.serialization import flatten
@@ -21,6 +25,7 @@ from ganray.integrations.mlflow_runs import (
     RunContent,
     StoreError,
     end_run,
+    find_run_id,
     log_config,
     log_files,
     log_summary,
@@ -30,9 +35,11 @@ from ganray.integrations.mlflow_runs import (
 )
 from ganray.integrations.mlflow_sync import JournalSync, sync_journals
 from ganray.sweeps import results
+from ganray.sweeps.analysis import RankedSetting
 from ganray.sweeps.axes import RATE, SEED, Axis
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.results import RunResult
+from ganray.training import journal
 from ganray.training.state import read_config
 
 logger = logging.getLogger(__name__)
@@ -40,10 +47,16 @@ T = TypeVar("T")
 
 SWEEP_TAG = "ganray.sweep"
 """Tag with the sweep's name. Only trials have it, so that a filter on it leaves out the parent."""
+MEAN_TAG = "ganray.sweep_means"
+"""Tag with the sweep's name of the runs that hold the means of a setting."""
 SETTING_TAG = "ganray.setting"
 STATUS_TAG = "ganray.status"
-_REASON_TAG = "ganray.reason"
 """Tag with "running", or with the trial's result status once MLflow has all of its data."""
+_REASON_TAG = "ganray.reason"
+VARIETY_CURVES = ("collapse/coverage", "collapse/recall", "collapse/kl_corrected")
+LOSS_CURVES = ("loss/D", "loss/G")
+"""Metrics over the training that views draw."""
+_BATCH = 1000  # MLflow's limit for the metrics of one request
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_LIMIT = 8000  # characters of a tag
 _MAX_CHILDREN = 50_000  # MLflow's limit for one search
@@ -119,7 +132,7 @@ class SweepRuns:
         self._plan, self._base, self._dataset_of, self._tags = plan, base, dataset_of, tags
         self._parent: Run | None = None
         self._opening = threading.Lock()
-        self._statuses: dict[str, str] = {}
+        self._statuses: dict[str, str | None] = {}
         self._sync: JournalSync
 
     def open(self) -> None:
@@ -161,7 +174,8 @@ class SweepRuns:
                 f"tags.`{_PARENT_TAG}` = '{run_id}'",
                 max_results=_MAX_CHILDREN,
             )
-        self._statuses = {run.data.tags[NAME_TAG]: run.data.tags[STATUS_TAG] for run in children}
+        tags = [run.data.tags for run in children]
+        self._statuses = {tag[NAME_TAG]: tag.get(STATUS_TAG) for tag in tags}
         return Run(store_uri(base), run_id, experiment_id, base.run_folder())
 
     def start(self, sync: JournalSync) -> None:
@@ -199,27 +213,77 @@ class SweepRuns:
 
         self.flush_and_call(send)
 
+    def log_means(self, ranking: Sequence[RankedSetting]) -> None:
+        """Add a run for each setting with its means over seeds, in place of those of before.
+
+        MLflow's pages draw dozens of runs in a second, but hundreds in a minute.
+        """
+        if has_means(self._plan):
+            self.flush_and_call(lambda: [self._log_mean(setting) for setting in ranking])
+
     def flush_and_call(self, function: Callable[[], T]) -> T | None:
         """Call a function that writes to MLflow; see `JournalSync.flush_and_call`."""
         return self._sync.flush_and_call(function)
 
-    def _open(self, trial: Trial, config: Config) -> Run:
+    def _content(self, trial: Trial, config: Config, tags: Mapping[str, str]) -> RunContent:
+        """Return the content of a run of this trial's setting."""
         levels = list(zip(self._plan.axes, trial.levels, strict=True))
         tags = dict(self._tags) | {
             _PARENT_TAG: self.parent.run_id,
-            SWEEP_TAG: self._plan.name,
-            STATUS_TAG: "running",
             SETTING_TAG: setting_name(trial.levels),
             **{axis_tag(axis): label for axis, label in levels},
+            **tags,
         }
         params = {axis_key(axis): label for axis, label in levels} | flatten(config)
         del params["name"]  # it always differs, so every comparison would contain it
         dataset = self._dataset_of(trial.config(self._base))  # config's root may lack its secrets
-        content = RunContent(trial.name, trial.label, params, tags, dataset)
+        return RunContent(trial.name, trial.label, params, tags, dataset)
+
+    def _open(self, trial: Trial, config: Config) -> Run:
+        tags = {SWEEP_TAG: self._plan.name, STATUS_TAG: "running"}
+        content = self._content(trial, config, tags)
         client, experiment_id = self.parent.client(), self.parent.experiment_id
         run_id = write_run(client, experiment_id, content)
         log_config(client, run_id, config)
         return Run(self.parent.uri, run_id, experiment_id, config.run_folder())
+
+    def _log_mean(self, setting: RankedSetting) -> None:
+        trials = [trial for trial in self._plan.trials if trial.levels == setting.levels]
+        config = trials[0].config(self._base)
+        content = self._content(trials[0], config, {MEAN_TAG: self._plan.name})
+        name, label = f"{trials[0].name}-mean", setting_name(setting.levels)
+        params = {name: value for name, value in content.params.items() if name != SEED}
+        content = replace(content, name=name, label=f"{label}, mean of {setting.n}", params=params)
+        client, experiment_id = self.parent.client(), self.parent.experiment_id
+        if run_id := find_run_id(client, experiment_id, name):
+            client.delete_run(run_id)  # points of a metric cannot be replaced
+        run_id = write_run(client, experiment_id, content)
+        run = Run(self.parent.uri, run_id, experiment_id, config.run_folder())
+        folders = [self._base.home / "runs" / trial.name for trial in trials]
+        points = [
+            Metric(curve, value, 0, step)
+            for curve in (*VARIETY_CURVES, *LOSS_CURVES)
+            for step, value in _mean_curve(folders, curve)
+        ]
+        for start in range(0, len(points), _BATCH):
+            client.log_batch(run_id, metrics=points[start : start + _BATCH])
+        means = {f"final/{name}": mean.value for name, mean in setting.means.items()}
+        log_summary(run, _finite(means), {})
+        end_run(run, "FINISHED")
+
+
+def has_means(plan: SweepPlan) -> bool:
+    """Return whether settings have several seeds, so that their means are runs of their own."""
+    return len({trial.rng_seed for trial in plan.trials}) > 1
+
+
+def _mean_curve(folders: Iterable[Path], name: str) -> list[tuple[int, float]]:
+    """Return the steps of a metric and its mean over the runs that reached each step."""
+    values: defaultdict[int, list[float]] = defaultdict(list)
+    for folder in folders:
+        for step, value in zip(*(x.tolist() for x in journal.history(folder, name)), strict=True):
+            values[step].append(value)
+    return [(step, statistics.fmean(values[step])) for step in sorted(values)]
 
 
 def _log_result(run: Run, result: RunResult) -> None:

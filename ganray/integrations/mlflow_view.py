@@ -18,7 +18,16 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ganray.integrations.mlflow_runs import NOTE_TAG, Run
-from ganray.integrations.mlflow_sweep import SETTING_TAG, SWEEP_TAG, axis_key, setting_name
+from ganray.integrations.mlflow_sweep import (
+    LOSS_CURVES,
+    MEAN_TAG,
+    SETTING_TAG,
+    SWEEP_TAG,
+    VARIETY_CURVES,
+    axis_key,
+    has_means,
+    setting_name,
+)
 from ganray.sweeps.axes import SEED, Axis
 from ganray.sweeps.design import SweepPlan
 from ganray.sweeps.results import RANKED
@@ -41,9 +50,10 @@ have a sample close by, and `collapse/vendi_share`, the variety as a share of th
 The x-axis counts images seen by D. `final/...` are the values at the end of a run; a run that \
 diverged has the worst ones, a run that crashed or was stopped early has none.
 
-A *sweep* is a parent run with a child run for each trial. **Views** (above the charts) lists its \
-comparisons. The page averages over the runs that it has loaded: press **Load more** below the \
-runs. The parent's artifacts contain the report, with intervals over the seeds.
+A *sweep* is a parent run with a child run for each trial and, for several seeds, one for the \
+means of each setting. **Views** (above the charts) lists its comparisons. A page shows the runs \
+that it has loaded: press **Load more** below the runs. The parent's artifacts contain the report, \
+with intervals over the seeds.
 """
 
 
@@ -51,8 +61,10 @@ def save_views(run: Run, plan: SweepPlan, base_url: str) -> dict[str, str]:
     """Save views of a sweep and return their URLs by title, the one to open first leading.
 
     There are views of averages over each axis's levels and, for several axes, over settings, one of
-    all runs, and one of a run of each setting, for its samples. Saving again replaces them. The
-    last URL is MLflow's own comparison of these latter runs, which needs no saved view.
+    all runs, and one of a run of each setting, for its samples. With several seeds, averages are of
+    the runs of `SweepRuns.log_means`, as the page draws hundreds of runs slowly. Saving again
+    replaces the views. The last URL is MLflow's own comparison of the runs of one seed, which needs
+    no saved view.
 
     Args:
         run: The parent run. The trials' folders are beside its folder.
@@ -100,13 +112,14 @@ def _views(plan: SweepPlan, step: int) -> dict[str, dict[str, Any]]:
     """Return the states of all views by title."""
     varied = [axis for axis in plan.axes if len(axis.levels) > 1]
     averages = ("training", "end", "losses")
+    means = has_means(plan)
     views = {
-        f"by {axis.title}": _state(plan, step, averages, groups=_axis_groups(axis))
+        f"by {axis.title}": _state(plan, step, averages, groups=_axis_groups(axis), means=means)
         for axis in varied
     }
     if len(varied) > 1 and len(plan.settings) <= _MAX_GROUPS:
         groups = ("tag", SETTING_TAG, [setting_name(setting) for setting in plan.settings])
-        views["by setting"] = _state(plan, step, averages, groups=groups)
+        views["by setting"] = _state(plan, step, averages, groups=groups, means=means)
     all_sections = ("training", "end", "settings", "samples", "losses", "differences")
     views["every run"] = _state(plan, step, all_sections)
     seed, sections = _first_seed(plan), ("samples", "training", "end", "differences")
@@ -149,14 +162,16 @@ def _state(
     *,
     groups: Groups | None = None,
     rng_seed: int | None = None,
+    means: bool = False,
 ) -> dict[str, Any]:
     """Return a view: of averages over groups, or of single runs, of one seed or all."""
     keys = [axis_key(axis) for axis in plan.axes]
-    runs_filter = f"tags.`{SWEEP_TAG}` = '{plan.name}'"
+    runs_filter = f"tags.`{MEAN_TAG if means else SWEEP_TAG}` = '{plan.name}'"
     if rng_seed is not None:
         runs_filter += f" AND params.`{SEED}` = '{rng_seed}'"
     sections = _sections(keys, step)
     runs = sum(rng_seed in (None, trial.rng_seed) for trial in plan.trials)
+    runs = len(plan.settings) if means else runs
     is_partial = runs > _PAGE_RUNS
     titles = {name: sections[name][0] for name in section_names}
     if is_partial:
@@ -256,13 +271,12 @@ def _sections(keys: list[str], step: int) -> dict[str, tuple[str, int, int, list
         "showDifferencesOnly": True,
         "baselineColumnUuid": "",
     }
-    curves = [f"collapse/{name}" for name in ("coverage", "recall", "kl_corrected")]
     return {
         "training": (
             "Variety while training (of KL, lower is better)",
             3,
             360,
-            lines("training", *curves),
+            lines("training", *VARIETY_CURVES),
         ),
         "end": ("Variety at the end", 3, 360, end),
         "settings": (
@@ -272,7 +286,12 @@ def _sections(keys: list[str], step: int) -> dict[str, tuple[str, int, int, list
             [chart("settings", "PARALLEL", **parallel)],
         ),
         "samples": ("Samples", 1, 640, [chart("samples", "IMAGE", **samples)]),
-        "losses": ("Losses", 2, 320, lines("losses", "loss/D", "loss/G")),
+        "losses": (
+            "Losses",
+            2,
+            320,
+            lines("losses", *LOSS_CURVES),
+        ),
         "differences": (
             "Differences",
             1,

@@ -61,6 +61,8 @@ class Report:
     """Summary, ranking and pairwise differences for the note in MLflow."""
     metrics: Mapping[str, float]
     """Metrics of the sweep as a whole, for MLflow."""
+    ranking: Sequence[RankedSetting]
+    """Settings, the best first."""
     html: Path
     files: tuple[Path, ...]
     """All files, the HTML page among them."""
@@ -162,6 +164,7 @@ def write(
         text=f"{table.text(log.columns())}\n\n{log.wrap(summary)}",
         markdown="\n\n".join(markdown),
         metrics=_metrics(results, settings, effects),
+        ranking=settings,
         html=folder / HTML,
         files=(folder / HTML, folder / JSON, *sorted((folder / "figures").glob("*.png"))),
     )

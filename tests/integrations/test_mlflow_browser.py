@@ -15,6 +15,8 @@ import pytest
 
 from ganray.integrations.mlflow_sweep import sync_sweep
 from ganray.integrations.mlflow_view import save_views
+from ganray.sweeps import results
+from ganray.sweeps.analysis import ranking
 from tests.integrations.small_sweep import DATASET, base_config, run_trial, small_sweep
 
 pytestmark = pytest.mark.browser
@@ -57,6 +59,7 @@ def sweep(tmp_path_factory, empty_store):
                 config = trial.config(base)
                 runs.begin(trial, config)
                 runs.end(trial, run_trial(config, trial))
+            runs.log_means(ranking(results.collect(plan, home / "runs")))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

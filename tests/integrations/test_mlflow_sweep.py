@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from ganray.config.serialization import to_dict
 from ganray.integrations.mlflow_sweep import axis_key, sync_sweep
 from ganray.sweeps import results
+from ganray.sweeps.analysis import ranking
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.design import make_plan
 from tests.integrations.small_sweep import (
@@ -104,6 +105,29 @@ def test_a_sweep_is_a_parent_run_with_a_child_run_per_trial(home):
     expected = {f"final/{k}": v for k, v in result.values.items()} | {"final/diverged": 0.0}
     assert final == pytest.approx(expected)
     assert points(runs, child) == [5000, 10000, 15000, 20000]
+
+
+def test_the_means_of_a_setting_are_a_run_that_a_later_report_replaces(home):
+    plan = small_sweep("means", seeds=2)
+    ran = [trial for trial in plan.trials if trial.levels == plan.settings[0]]
+    for _ in range(2):
+        with started(plan, home) as runs:
+            for trial in ran:
+                config = trial.config(base_config(home))
+                runs.begin(trial, config)
+                runs.end(trial, run_trial(config, trial, ticks=4))
+            runs.log_means(ranking(results.collect(plan, home / "runs")))
+    children = children_of(runs)
+    (mean,) = [child for child in children.values() if "ganray.sweep_means" in child.data.tags]
+    assert mean.info.run_name == f"{' / '.join(plan.settings[0])}, mean of 2"
+    assert mean.info.status == "FINISHED"
+    assert "ganray.sweep" not in mean.data.tags  # views of all runs leave it out
+    assert mean.data.params["latent.size"] == plan.settings[0][1]
+    assert "train.rng_seed" not in mean.data.params
+    assert points(runs, mean) == [5000, 10000, 15000, 20000]
+    for name in ("final/coverage", "loss/D"):
+        values = [children[trial.name].data.metrics[name] for trial in ran]
+        assert mean.data.metrics[name] == pytest.approx(sum(values) / 2)
 
 
 def test_a_resumed_sweep_continues_the_same_runs(home):

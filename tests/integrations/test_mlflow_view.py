@@ -68,10 +68,13 @@ def test_sweeps_of_one_experiment_have_views_of_their_own_and_a_description_is_k
 
 def test_a_view_of_more_runs_than_the_page_loads_does_not_begin_with_the_best(home):
     run, _ = saved(home, small_sweep("large", seeds=26))
-    averages, samples = (states(run)[f"large {name}"] for name in ("by size", "samples of seed 0"))
-    assert (averages["orderByKey"], averages["orderByAsc"]) == ("params.`train.rng_seed`", True)
-    assert "100 of 104 runs" in averages["compareRunSections"][0]["name"]
-    assert samples["orderByKey"] == "metrics.`final/coverage`"  # of four runs, which all load
+    names = ("every run", "by size", "samples of seed 0")
+    every, averages, samples = (states(run)[f"large {name}"] for name in names)
+    assert (every["orderByKey"], every["orderByAsc"]) == ("params.`train.rng_seed`", True)
+    assert "100 of 104 runs" in every["compareRunSections"][0]["name"]
+    for view in (averages, samples):  # of four runs, which all load
+        assert view["orderByKey"] == "metrics.`final/coverage`"
+    assert averages["searchFilter"] == "tags.`ganray.sweep_means` = 'large'"
 
 
 def test_the_installed_mlflow_knows_every_name_of_the_format(home):
