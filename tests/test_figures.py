@@ -13,6 +13,7 @@ from ganray.figures import (
     enlarge,
     labelled_rows,
     loss_chart,
+    mode_chart,
     sample_grid,
     write_gif,
     write_mp4,
@@ -134,3 +135,12 @@ def test_a_missing_encoder_is_reported_with_a_way_out(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pip install -e "\.\[video\]", or use --animation gif'):
         write_mp4(moving_bar(), tmp_path / "a.mp4", fps=10)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_chart_of_modes_has_a_bar_for_each_share():
+    chart = mode_chart(["zero", "one"], np.array([30, 10]), np.array([0, 40])).astype(int)
+    blue = (chart == [0, 0x72, 0xB2]).all(2)
+    grey = (chart == 110).all(2)
+    # 100 % is the full width; the real images have 75 % and 25 %.
+    assert blue.sum(1).max() == 361
+    assert grey.sum(1).max() == 271

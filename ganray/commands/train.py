@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ganray.config.presets import changed_options
 from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.data.prepare import DatasetPlan
@@ -264,8 +265,10 @@ def _evaluate(
 
 
 def run_tags(config: Config, workers: Workers) -> dict[str, str]:
-    """Return MLflow tags for what the config does not contain: hardware, versions, commit, job."""
-    tags = {
+    """Return MLflow tags: what differs from the preset, hardware, versions, commit, job."""
+    changed = changed_options(config)
+    tags = {"changed": ", ".join(f"{k} {v}" for k, v in changed.items())[:1000]} if changed else {}
+    tags |= {
         "world_size": str(workers.count),
         "device": _device_name(workers),
         "torch": torch.__version__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ganray.config.schema import (
     Config,
@@ -17,6 +18,7 @@ from ganray.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from ganray.config.serialization import flatten
 
 
 def cpu32() -> Config:
@@ -196,3 +198,16 @@ STACKED = _by_name(stacked_t3_quarter, stacked_t3_half, stacked_t2)
 
 SWEEPS = _by_name(latents)
 """Presets of jobs/sweep.py, beside all others."""
+
+
+def changed_options(config: Config) -> dict[str, Any]:
+    """Return the options that differ from the config's preset, with their values.
+
+    Empty for a preset that is not known here.
+    """
+    preset = (CELEBA | MNIST | STACKED | SWEEPS).get(config.preset)
+    if preset is None:
+        return {}
+    values, defaults = flatten(config), flatten(preset)
+    ignored = ("name", "home", "dry_run")
+    return {k: v for k, v in values.items() if k not in ignored and v != defaults.get(k)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ganray.config.schema import EvaluationConfig
@@ -14,6 +15,8 @@ from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, resize_samples
 from ganray.evaluation.suite import measure
+from ganray.figures import MAX_BARS, mode_chart
+from ganray.metrics.modes import Counts
 
 Generate = Callable[[slice], torch.Tensor]
 """Returns samples at a slice of the fixed evaluation latents, uint8 (n, H, W, C)."""
@@ -48,6 +51,16 @@ class Evaluator:
         # An estimate for the first evaluation, which extracts features of as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()
+        self._counts: Counts | None = None
+
+    def mode_chart(self) -> np.ndarray | None:
+        """Draw the modes of the last evaluation's samples, uint8 (h, w, 3); None without modes.
+
+        On rank 0, after an evaluation.
+        """
+        if self._counts is None or len(self._counts) > MAX_BARS:
+            return None
+        return mode_chart(self._reference.mode_names, self._reference.counts, self._counts)
 
     def __call__(self, generate: Generate, *, final: bool) -> dict[str, float] | None:
         """Evaluate the generator unless that would exceed the share of time that may be spent.
@@ -72,6 +85,7 @@ class Evaluator:
         if rank() == 0:
             samples = ImageStatistics.of(self._extractor, features)
             scores = measure(self._reference, samples, quick=True)
+            self._counts = samples.counts if samples.has_modes else None
         self._last_s = time.perf_counter() - start
         self._spent_s += self._last_s
         if scores is not None:

@@ -11,12 +11,10 @@ import numpy as np
 
 from ganray.evaluation.diagnosis import Diagnosis
 from ganray.evaluation.suite import MetricsReport
-from ganray.figures import COLORS, new_figure, sample_grid
+from ganray.figures import COLORS, MAX_BARS, new_figure, sample_grid
 from ganray.metrics.intervals import share_interval
 
 _FAKE, _COLLAPSED, _REAL = COLORS[0], COLORS[1], "0.55"
-_BARS = 32
-"""Maximum number of modes that are drawn as bars; more are drawn as curves."""
 _ROWS, _COLUMNS = 8, 10
 """Size of the grid of samples, with one column per mode if there are so few."""
 _NEIGHBOURS = 10
@@ -73,7 +71,7 @@ def _modes(axes: Any, report: MetricsReport) -> None:
         return
     fake, real = (np.array(x) for x in (report.sample_counts, report.reference_counts))
     at = np.arange(len(fake))
-    if len(fake) > _BARS:
+    if len(fake) > MAX_BARS:
         for counts, color, name in ((real, _REAL, "real images"), (fake, _FAKE, "samples")):
             axes.plot(at, np.sort(counts / counts.sum())[::-1], color=color, label=name)
         axes.set_xlabel(f"the {len(fake)} modes, largest first")

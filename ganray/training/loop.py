@@ -156,6 +156,8 @@ def _train(
                 scores = evaluator(generate, final=state.step == config.train.steps())
                 if scores is not None:
                     last_scores = record_scores(state, journal, scores)
+                    if (chart := evaluator.mode_chart()) is not None:
+                        journal.image("modes", state.images_seen, chart)
 
             # Save a checkpoint, from which training resumes, and the state of best coverage.
             latest = is_late or state.is_checkpoint_due()

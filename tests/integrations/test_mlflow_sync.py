@@ -329,7 +329,7 @@ def test_a_full_disk_under_the_store_stops_nothing_and_loses_nothing(
     steps = range(10, 20_010, 10)
     lines = [
         {"name": "metrics", "images": step, "time": 1.0}
-        | {"values": {f"D/{name}": float(step) for name in ("loss", "real_prob", "fake_prob")}}
+        | {"values": {f"loss/{name}": float(step) for name in ("D", "G", "r1")}}
         for step in steps
     ]
     with (config.run_folder() / "journal.jsonl").open("w") as file:
