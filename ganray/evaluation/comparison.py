@@ -84,7 +84,7 @@ class ImageStatistics:
     @cached_property
     def duplicate_threshold(self) -> float:
         """Distance of directions up to which two samples count as the same image."""
-        return diversity.duplicate_threshold(Manifold.fit(self.directions))
+        return diversity.duplicate_threshold(Manifold.fit(self.directions, k=1))
 
     @cached_property
     def counts(self) -> Counts:
