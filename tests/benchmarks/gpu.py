@@ -60,6 +60,8 @@ class Case:
     shape: Shape
     layout: torch.memory_format = torch.preserve_format
     """Memory format of the networks; by default the one that ganray chooses."""
+    is_compiled: bool = False
+    """Whether torch compiles the networks, which cannot have penalties then."""
 
     @property
     def batch(self) -> int:
@@ -82,6 +84,7 @@ def cases() -> list[Case]:
     lazy = replace(dcgan, loss=replace(dcgan.loss, penalty_every=16))
     full = replace(dcgan, train=replace(dcgan.train, matmul_precision="highest"))
     exact = replace(dcgan, train=replace(dcgan.train, deterministic=True))
+    plain = replace(dcgan, loss=replace(dcgan.loss, r1_gamma=0.0))
     return [
         Case("dcgan64", dcgan, (64, 64, 3)),
         Case("dcgan64 lazy", lazy, (64, 64, 3)),
@@ -93,6 +96,8 @@ def cases() -> list[Case]:
         Case("normal-100", MNIST["normal-100"], (28, 28, 1)),
         Case("cpu32", cpu32, (32, 32, 3)),
         Case("mlp", CELEBA["mlp"], (218, 178, 3)),
+        Case("dcgan64 without penalty", plain, (64, 64, 3)),
+        Case("dcgan64 without penalty, compiled", plain, (64, 64, 3), is_compiled=True),
     ]
 
 
@@ -101,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--seconds", type=float, default=8, help="time of each measurement")
-    kinds = {measure.__name__: measure for measure in (steps, scaling, loops, parity, jobs)}
+    kinds = {measure.__name__: measure for measure in KINDS}
     parser.add_argument("--rows", nargs="+", choices=kinds, default=list(kinds))
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if HAS_GPU else "CPU"
@@ -240,6 +245,8 @@ def build_state(case: Case) -> TrainState:
     state = TrainState(case.config, case.shape, DEVICE)
     for network in (state.G, state.D):
         network.to(memory_format=case.layout)  # pyright: ignore[reportCallIssue]
+        if case.is_compiled:
+            network.compile()
     return state
 
 
@@ -328,6 +335,29 @@ LINKS = (
 )
 
 
+def kernels(_: Path, seconds: float) -> Iterator[Row]:
+    """List the kernels of an eager step that take the most time; on the CPU, the operators."""
+    case = cases()[0]
+    step, on_device = ganray_step(case, cuda_graphs=False), "device" if HAS_GPU else "cpu"
+    for _ in range(case.warm_up):
+        step()
+    synchronize()
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if HAS_GPU else activity.CPU]) as profile:
+        for _ in range(5):
+            step()
+        synchronize()
+    times = {e: getattr(e, f"self_{on_device}_time_total") for e in profile.key_averages()}
+    for event in sorted(times, key=lambda event: -times[event])[:20]:
+        yield {
+            "case": case.name,
+            "share": times[event] / sum(times.values()),
+            "us_per_step": times[event] / 5,
+            "calls_per_step": event.count / 5,
+            "kernel": event.key[:120],
+        }
+
+
 def scaling(_: Path, seconds: float) -> Iterator[Row]:
     """Estimate DDP's efficiency at a fixed batch per worker, from the step of one worker.
 
@@ -389,10 +419,10 @@ def quiet(config: Config, kimg: float) -> Config:
 
 
 def parity(home: Path, _: float) -> Iterator[Row]:
-    """Compare 200 steps on the device with themselves, with a resumed run, and with the CPU."""
+    """Compare 200 steps, on the CPU 40, with themselves, with a resumed run, and with the CPU."""
     shards = home / "parity"
     write_shards(Squares(512), shards, size=32)
-    kimg = 200 * CELEBA["cpu32"].train.batch_size / 1000
+    kimg = (200 if HAS_GPU else 40) * CELEBA["cpu32"].train.batch_size / 1000
 
     def run(name: str, *lengths: float, **options: Any) -> Config:
         for length in lengths:
@@ -480,6 +510,8 @@ def os_environment(more: dict[str, str]) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path} | more
 
+
+KINDS = (steps, kernels, scaling, loops, parity, jobs)
 
 if __name__ == "__main__":
     main()

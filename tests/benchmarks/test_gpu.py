@@ -15,8 +15,15 @@ def test_rows_of_steps_and_parity(tmp_path: Path):
         assert row["kernels"] > 100
         assert all(row[f"{name}_ms"] > 0 for name in ("ganray", "lean", "example"))
     assert list(gpu.parity(tmp_path, 0.1)) == [
-        {"twice_bit_for_bit": True, "resumed_bit_for_bit": True}
+        {"deterministic": value, "twice_bit_for_bit": True, "resumed_bit_for_bit": True}
+        for value in (False, True)
     ]
+
+
+def test_the_kernels_that_take_the_most_time_come_first(tmp_path: Path):
+    shares = [row["share"] for row in gpu.kernels(tmp_path, 0.1)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.5 < sum(shares) <= 1
 
 
 def test_a_ring_needs_the_time_of_its_messages_and_of_its_bytes():
