@@ -392,4 +392,4 @@ def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str) -> None:
     logger.info("at          %s", run_url(runs.parent))
     title, url = next(iter(urls.items()))
     logger.info("charts      %s", url)
-    logger.info("            the view %r; %s more are under Views there", title, len(urls) - 1)
+    logger.info("            which is the view %r; others are under Views there", title)
