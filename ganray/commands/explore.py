@@ -126,7 +126,7 @@ def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarra
             ]
         )
     title = f"arithmetic with latents; in brackets |z|, {_describe_shell(generator)}"
-    if generator.config.network.kind != "mlp":
+    if generator.config.network.kind == "dcgan" and not generator.classes:
         title += "\nThis G normalises its first layer, which removes |z|: both rows look alike"
     return labelled_rows(groups, f"{generator.config.name}: {title}")
 

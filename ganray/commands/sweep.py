@@ -30,7 +30,7 @@ from ganray.integrations.mlflow_runs import (
     serve_command,
     store_uri,
 )
-from ganray.integrations.mlflow_sweep import SweepRuns, sync_sweep
+from ganray.integrations.mlflow_sweep import SweepRuns, has_means, sync_sweep
 from ganray.sweeps import design, report, results
 from ganray.sweeps.axes import Axis, Level, parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
@@ -376,15 +376,22 @@ def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRu
     )
     logger.info(written.text)
     runs.log_report(written.files, written.markdown, written.metrics)
-    runs.log_means(written.ranking)
     logger.info("report      %s", written.html)
-    _log_mlflow_urls(plan, runs, store_uri(config))
+    # A search chooses its runs by their results, so their means would mislead.
+    means = not options.is_search and has_means(plan)
+    _log_mlflow_urls(plan, runs, store_uri(config), means)
+    if means:
+        runs.log_means(written.ranking)
+    if url := ray_cluster.job_url():
+        logger.info("ray         %s", url)
 
 
-def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str) -> None:
-    """Log the URLs of the sweep's views, and the command that serves a local store."""
+def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str, means: bool) -> None:
+    """Save the views of the sweep, and log where to look."""
     server = uri if uri.startswith("http") else LOCAL_SERVER
-    urls = runs.flush_and_call(lambda: mlflow_view.save_views(runs.parent, plan, server))
+    urls = runs.flush_and_call(
+        lambda: mlflow_view.save_views(runs.parent, plan, server, has_means=means)
+    )
     if urls is None:  # MLflow is unreachable, which has been logged
         return
     if command := serve_command(uri):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,9 +67,10 @@ def diagnose(report: MetricsReport) -> Diagnosis:
         return Diagnosis("one image", f"{text} (real images {vendi[1]:.1f}).")
 
     fidelity, is_confident = _fidelity(report, reference)
+    lost = _lost_modes(report, reference)
     coverage = (
         f"samples lie near {report['coverage']:.0%} of them (other real images:"
-        f" {reference['coverage']:.0%}){_modes(report, reference)}"
+        f" {reference['coverage']:.0%}){_modes(report, reference, is_lost=lost is not None)}"
     )
     variety = f"Vendi score {vendi[0]:.1f} (real images: {vendi[1]:.1f})"
     support = report.results["support"].estimate
@@ -77,10 +79,9 @@ def diagnose(report: MetricsReport) -> Diagnosis:
     if repeats:
         variety = f"about {support.value:,.0f} different images among {report.samples:,} samples"
     ratios = {
-        "Coverage": report["coverage"] / reference["coverage"],
+        "Coverage": report["coverage"] / max(reference["coverage"], _TINY),
         "Variety": 0.0 if repeats else vendi[0] / vendi[1],
     }
-    lost = _lost_modes(report, reference)
     kinds: list[Kind] = []
     if not is_confident:
         kinds.append("noise" if report["coverage"] < _NO_COVERAGE else "blends")
@@ -91,9 +92,10 @@ def diagnose(report: MetricsReport) -> Diagnosis:
     if min(ratios.values()) < _HALF:
         kinds.append("narrow")
     kind = kinds[0] if kinds else "none"
+    most = {"few modes": 0.0, "lost modes": _HALF, None: math.inf}[lost]
     sentences = [
         fidelity,
-        f"Coverage is {_grade(ratios['Coverage'])}: {coverage}.",
+        f"Coverage is {_grade(min(most, ratios['Coverage']))}: {coverage}.",
         f"Variety is {_grade(ratios['Variety'])}: {variety}.",
     ]
     if kind == "none":
@@ -126,20 +128,22 @@ def _fidelity(report: MetricsReport, reference: Mapping[str, float]) -> tuple[st
     return f"Fidelity is {_grade(ratio)}: {text}.", ratio >= _UNCONFIDENT
 
 
-def _modes(report: MetricsReport, reference: Mapping[str, float]) -> str:
-    """Return the number of modes and the names of those that are missing, to end a sentence."""
+def _modes(report: MetricsReport, reference: Mapping[str, float], is_lost: bool) -> str:
+    """Return the number of modes and, if any are lost, their names, to end a sentence."""
     if "modes_held" not in reference:
         return ""
     text = f"; {report['modes_held']:.0f} of {reference['modes_held']:.0f} modes"
     missing = report.missing()
-    if not missing:
+    if not is_lost:
         return text
     separator = " / " if any("," in name for name in missing) else ", "
     more = f" and {len(missing) - 10} more" if missing[10:] else ""
     return f"{text}, without {separator.join(missing[:10])}{more}"
 
 
-def _lost_modes(report: MetricsReport, reference: Mapping[str, float]) -> Kind | None:
+def _lost_modes(
+    report: MetricsReport, reference: Mapping[str, float]
+) -> Literal["few modes", "lost modes"] | None:
     if "modes_held" not in reference or report["modes_held"] >= reference["modes_held"]:
         return None
     few = report["modes_held"] <= _HALF * reference["modes_held"]

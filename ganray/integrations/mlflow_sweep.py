@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import xxhash
 from mlflow.entities import Metric
 
 from ganray.config.schema import Config
@@ -56,6 +58,9 @@ _REASON_TAG = "ganray.reason"
 VARIETY_CURVES = ("collapse/coverage", "collapse/recall", "collapse/kl_corrected")
 LOSS_CURVES = ("loss/D", "loss/G")
 """Metrics over the training that views draw."""
+PAGE_RUNS = 100
+"""Runs that a page of MLflow loads, until *Load more* is pressed."""
+_DIGEST_TAG = "ganray.digest"
 _BATCH = 1000  # MLflow's limit for the metrics of one request
 _PARENT_TAG = "mlflow.parentRunId"
 _NOTE_LIMIT = 8000  # characters of a tag
@@ -218,8 +223,8 @@ class SweepRuns:
 
         MLflow's pages draw dozens of runs in a second, but hundreds in a minute.
         """
-        if has_means(self._plan):
-            self.flush_and_call(lambda: [self._log_mean(setting) for setting in ranking])
+        for setting in ranking:
+            self.flush_and_call(partial(self._log_mean, setting))
 
     def flush_and_call(self, function: Callable[[], T]) -> T | None:
         """Call a function that writes to MLflow; see `JournalSync.flush_and_call`."""
@@ -249,32 +254,45 @@ class SweepRuns:
 
     def _log_mean(self, setting: RankedSetting) -> None:
         trials = [trial for trial in self._plan.trials if trial.levels == setting.levels]
+        folders = [self._base.home / "runs" / trial.name for trial in trials]
+        # The metrics of a crashed or stopped run do not describe its setting.
+        scored = [f for f in folders if (result := results.read(f)) is not None and result.scored]
+        points = [
+            (curve, value, step)
+            for curve in (*VARIETY_CURVES, *LOSS_CURVES)
+            for step, value in _mean_curve(scored, curve)
+        ]
+        means = {f"final/{name}": mean.value for name, mean in setting.means.items()}
+        means = _finite(means) | {"final/diverged": setting.diverged / setting.n}
+        digest = xxhash.xxh3_128_hexdigest(repr((points, means)).encode())
+
         config = trials[0].config(self._base)
-        content = self._content(trials[0], config, {MEAN_TAG: self._plan.name})
+        tags = {MEAN_TAG: self._plan.name, _DIGEST_TAG: digest}
+        content = self._content(trials[0], config, tags)
         name, label = f"{trials[0].name}-mean", setting_name(setting.levels)
         params = {name: value for name, value in content.params.items() if name != SEED}
         content = replace(content, name=name, label=f"{label}, mean of {setting.n}", params=params)
         client, experiment_id = self.parent.client(), self.parent.experiment_id
         if run_id := find_run_id(client, experiment_id, name):
+            known = client.get_run(run_id)
+            if (known.info.status, known.data.tags[_DIGEST_TAG]) == ("FINISHED", digest):
+                return
             client.delete_run(run_id)  # points of a metric cannot be replaced
         run_id = write_run(client, experiment_id, content)
         run = Run(self.parent.uri, run_id, experiment_id, config.run_folder())
-        folders = [self._base.home / "runs" / trial.name for trial in trials]
-        points = [
-            Metric(curve, value, 0, step)
-            for curve in (*VARIETY_CURVES, *LOSS_CURVES)
-            for step, value in _mean_curve(folders, curve)
-        ]
-        for start in range(0, len(points), _BATCH):
-            client.log_batch(run_id, metrics=points[start : start + _BATCH])
-        means = {f"final/{name}": mean.value for name, mean in setting.means.items()}
-        log_summary(run, _finite(means), {})
+        metrics = [Metric(curve, value, 0, step) for curve, value, step in points]
+        for start in range(0, len(metrics), _BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        log_summary(run, means, {})
         end_run(run, "FINISHED")
 
 
 def has_means(plan: SweepPlan) -> bool:
-    """Return whether settings have several seeds, so that their means are runs of their own."""
-    return len({trial.rng_seed for trial in plan.trials}) > 1
+    """Return whether the means of settings are runs of their own: of several seeds each.
+
+    Not of more settings than a page loads, as it would begin with the worst ones.
+    """
+    return len(plan.settings) < len(plan.trials) and len(plan.settings) <= PAGE_RUNS
 
 
 def _mean_curve(folders: Iterable[Path], name: str) -> list[tuple[int, float]]:

@@ -21,11 +21,11 @@ from ganray.integrations.mlflow_runs import NOTE_TAG, Run
 from ganray.integrations.mlflow_sweep import (
     LOSS_CURVES,
     MEAN_TAG,
+    PAGE_RUNS,
     SETTING_TAG,
     SWEEP_TAG,
     VARIETY_CURVES,
     axis_key,
-    has_means,
     setting_name,
 )
 from ganray.sweeps.axes import SEED, Axis
@@ -35,8 +35,6 @@ from ganray.sweeps.results import RANKED
 _VIEW_TAG = "mlflow.sharedViewState."
 _MAX_GROUPS = 24
 """Maximum number of lines in a chart."""
-_PAGE_RUNS = 100
-"""Runs that the page loads; averages are over these until *Load more* is pressed."""
 _COMPARED_RUNS = 20
 """Maximum number of runs in a comparison URL, which grows by 38 characters with each."""
 _OTHER_METRICS = ("collapse", "discriminator", "loss", "speed", "system", "final")
@@ -57,19 +55,21 @@ with intervals over the seeds.
 """
 
 
-def save_views(run: Run, plan: SweepPlan, base_url: str) -> dict[str, str]:
+def save_views(
+    run: Run, plan: SweepPlan, base_url: str, *, has_means: bool = False
+) -> dict[str, str]:
     """Save views of a sweep and return their URLs by title, the one to open first leading.
 
     There are views of averages over each axis's levels and, for several axes, over settings, one of
-    all runs, and one of a run of each setting, for its samples. With several seeds, averages are of
-    the runs of `SweepRuns.log_means`, as the page draws hundreds of runs slowly. Saving again
-    replaces the views. The last URL is MLflow's own comparison of the runs of one seed, which needs
-    no saved view.
+    all runs, and one of a run of each setting, for its samples. Saving again replaces them. The
+    last URL is MLflow's own comparison of the runs of one seed, which needs no saved view.
 
     Args:
         run: The parent run. The trials' folders are beside its folder.
         plan: The sweep.
         base_url: The MLflow server's URL.
+        has_means: Whether averages are of the runs of `SweepRuns.log_means`, as the page draws
+            hundreds of runs slowly.
 
     Raises:
         MlflowException, OSError: The store cannot be reached.
@@ -77,7 +77,7 @@ def save_views(run: Run, plan: SweepPlan, base_url: str) -> dict[str, str]:
     client = run.client()
     if NOTE_TAG not in client.get_experiment(run.experiment_id).tags:  # keep a user's description
         client.set_experiment_tag(run.experiment_id, NOTE_TAG, _DESCRIPTION)
-    views = _views(plan, _latest_samples(run, plan))
+    views = _views(plan, _latest_samples(run, plan), has_means)
     for title, state in reversed(views.items()):  # MLflow lists the newest first
         now = int(time.time() * 1000)
         packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
@@ -108,11 +108,10 @@ def compare_url(base_url: str, experiment_id: str, run_ids: Sequence[str]) -> st
     return f"{base_url.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
-def _views(plan: SweepPlan, step: int) -> dict[str, dict[str, Any]]:
+def _views(plan: SweepPlan, step: int, means: bool) -> dict[str, dict[str, Any]]:
     """Return the states of all views by title."""
     varied = [axis for axis in plan.axes if len(axis.levels) > 1]
     averages = ("training", "end", "losses")
-    means = has_means(plan)
     views = {
         f"by {axis.title}": _state(plan, step, averages, groups=_axis_groups(axis), means=means)
         for axis in varied
@@ -172,11 +171,11 @@ def _state(
     sections = _sections(keys, step)
     runs = sum(rng_seed in (None, trial.rng_seed) for trial in plan.trials)
     runs = len(plan.settings) if means else runs
-    is_partial = runs > _PAGE_RUNS
+    is_partial = runs > PAGE_RUNS
     titles = {name: sections[name][0] for name in section_names}
     if is_partial:
         first = titles[section_names[0]].partition(" (")[0]
-        titles[section_names[0]] = f"{first}: {_PAGE_RUNS} of {runs} runs (press Load more)"
+        titles[section_names[0]] = f"{first}: {PAGE_RUNS} of {runs} runs (press Load more)"
     charts = [chart for name in section_names for chart in sections[name][3]]
     if "samples" not in section_names:  # MLflow would add a chart of images
         charts += [chart | {"deleted": True} for chart in sections["samples"][3]]
@@ -240,7 +239,7 @@ def _sections(keys: list[str], step: int) -> dict[str, tuple[str, int, int, list
     def chart(section: str, kind: str, **content: Any) -> dict[str, Any]:
         uuid = f"{section} {kind} {content.get('metricKey', '')}"
         base = {"uuid": uuid, "type": kind, "metricSectionId": section, "deleted": False}
-        return base | {"isGenerated": False, "runsCountToCompare": _PAGE_RUNS} | content
+        return base | {"isGenerated": False, "runsCountToCompare": PAGE_RUNS} | content
 
     def lines(section: str, *metrics: str) -> list[dict[str, Any]]:
         style = {

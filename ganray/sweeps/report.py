@@ -146,7 +146,8 @@ def write(
     )
     table, pairs = ranking_table(settings, axes), difference_table(differences, axes)
     figures = draw_charts(results, effects, base.home / "runs", folder / "figures")
-    page = render_html(results, (table, pairs), figures, summary, _details(base, commit))
+    details = _details(base, commit)
+    page = render_html(results, (table, pairs), figures, summary, details, censored=censored)
     write_atomic(folder / HTML, page)
     data = {
         "sweep": results.plan.name,
@@ -265,6 +266,8 @@ def render_html(
     figures: Mapping[str, Sequence[tuple[str, Path]]],
     summary: str,
     details: Mapping[str, Any],
+    *,
+    censored: bool,
 ) -> str:
     """Return the HTML page, which embeds all charts.
 
@@ -274,6 +277,7 @@ def render_html(
         figures: (title, PNG) by section.
         summary: Summary in sentences.
         details: How the sweep was made, by topic: a text or a mapping.
+        censored: Whether runs were chosen or stopped by their results.
     """
     plan, (table, pairs) = results.plan, tables
     seeds = len({trial.rng_seed for trial in plan.trials})
@@ -296,7 +300,7 @@ def render_html(
         table=table,
         pairs=pairs,
         min_seeds=MIN_SEEDS,
-        has_seeds=seeds >= MIN_SEEDS,
+        too_few_seeds=seeds < MIN_SEEDS and not censored,
         figures={k: [(title, *_embed(p)) for title, p in paths] for k, paths in figures.items()},
         metrics=[(title_of(m), direction(m), _describe(m)) for m in metrics],
         details=details,

@@ -42,8 +42,8 @@ class CheckpointWriter:
     """Writes a run's checkpoints from a thread, one at a time. Does nothing on ranks other than 0.
 
     A step starts while the state is still being copied: weights and moments do not change before
-    an optimizer's step, which waits for the end of the copy. The copy takes as much host memory as
-    the state.
+    an optimizer's step, which waits for the end of the copy. A CUDA graph contains that step, so
+    whoever runs one calls `wait_for_copy` before. The copy takes as much host memory as the state.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -57,7 +57,7 @@ class CheckpointWriter:
         self._written: Future[None] = Future()
         self._written.set_result(None)
         self._hooks = [
-            optimizer.register_step_pre_hook(self._wait_for_copy)
+            optimizer.register_step_pre_hook(lambda *_: self.wait_for_copy())
             for optimizer in (state.D_optimizer, state.G_optimizer)
         ]
 
@@ -65,7 +65,7 @@ class CheckpointWriter:
         """Reserve memory for the copy, in the thread, so that the first one is no slower."""
         if not self._buffers and rank() == 0:
             # Taken here, as the first update of G adds to its optimizer's state.
-            self._written = self._thread.submit(self._reserve, self._state.content())
+            self._copied = self._thread.submit(self._copy, self._state.content())
 
     def save(self, *, latest: bool, coverage: float = 0.0) -> Path | None:
         """Save the current state after the previous one is written; return the latest's folder.
@@ -103,6 +103,10 @@ class CheckpointWriter:
         """Return whether nothing is being copied or written."""
         return self._written.done()
 
+    def wait_for_copy(self) -> None:
+        """Wait until the state may change and a CUDA graph may be captured."""
+        self._copied.result()
+
     def wait(self) -> None:
         """Wait until the last checkpoint is written; raises as `check` does."""
         self._written.result()
@@ -113,18 +117,13 @@ class CheckpointWriter:
         for hook in self._hooks:
             hook.remove()
 
-    def _reserve(self, content: dict[str, Any]) -> None:
-        self._copy(content)
-
-    def _wait_for_copy(self, *_: Any) -> None:
-        self._copied.result()
-
     def _copy(self, content: dict[str, Any]) -> dict[str, Any]:
         """Copy all tensors to host memory, which is that of the previous copy where they fit."""
         previous, self._buffers = self._buffers, {}
         copy = self._copy_tensors(content, previous)
         if self._state.device.type == "cuda":
-            torch.cuda.synchronize(self._state.device)
+            # Not of the whole device, which CUDA forbids while a graph is captured.
+            torch.cuda.current_stream(self._state.device).synchronize()
         return copy
 
     def _copy_tensors(self, value: Any, previous: _Buffers) -> Any:

@@ -107,7 +107,7 @@ def _held_out_batch(state: TrainState, images: ImageDataset, indices: np.ndarray
     if state.classes:
         classes = torch.from_numpy(images.annotations(indices).labels).to(state.device)
         labels = [networks.one_hot_labels(classes, state.classes)]
-    real = to_float(real, state.config.pixel_min())
+    real = to_float(real, state.config.pixel_min(), state.layout)
     return real, _noise_like(real, state.config, "held noise", 0), labels
 
 
@@ -129,7 +129,8 @@ def _train_until_separated(
     next_log = 1
     with closing(build_loader(config, images, sampler, state.device, 0)) as batches:
         for step in range(1, steps + 1):
-            real = to_float(augment_rows(state, next(batches), rows), config.pixel_min())
+            real = augment_rows(state, next(batches), rows)
+            real = to_float(real, config.pixel_min(), state.layout)
             labels = rank_labels(state, images, sampler)
             noise = _noise_like(real, config, "noise", state.step)
             state.step = step

@@ -95,7 +95,7 @@ def _train(
     sampler = build_sampler(config.data, images, state.rng_seed)
     rows = rank_slice(batch_size, rank(), world_size())
     weight = (rows.stop - rows.start) * world_size() / batch_size
-    update, means, throughput = Updates(state, weight), Means(), ThroughputMeter(state.images_seen)
+    means, throughput = Means(), ThroughputMeter(state.images_seen)
     last_scores: dict[str, float] = {}
     last_checkpoint, is_late = time.monotonic(), False
 
@@ -104,6 +104,7 @@ def _train(
         contextlib.closing(CheckpointWriter(state)) as writer,
         context.stop_requests() as stop_requested,
     ):
+        update = Updates(state, weight, writer.wait_for_copy)
         if rank() == 0:
             context.announce(
                 f"training on {world_size()} worker{'s' * (world_size() > 1)} from"

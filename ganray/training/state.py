@@ -66,6 +66,11 @@ class TrainState:
         self.G_optimizer = build_optimizer(config.optimizer, self.G, config.optimizer.lr_G)
 
     @property
+    def layout(self) -> torch.memory_format:
+        """Memory format of the networks and their images."""
+        return networks.memory_format(self.config.network, self.device)
+
+    @property
     def rng_seed(self) -> int:
         """Seed of the batches and latents: `train.rng_seed`, or after a rollback another one."""
         seed = self.config.train.rng_seed
@@ -162,6 +167,8 @@ class TrainState:
             for group, values in zip(groups, _optimizer_options(module), strict=True):
                 group.update(values)
             module.load_state_dict(state[name])
+            if isinstance(module, Optimizer):
+                _match_layouts(module)
         self.step, self.rollbacks = state["step"], state["rollbacks"]
 
     def _modules(self) -> dict[str, nn.Module | Optimizer]:
@@ -185,6 +192,18 @@ def _optimizer_options(module: nn.Module | Optimizer) -> list[dict[str, Any]]:
     """Return the options of an optimizer's parameter groups; [] for a network."""
     groups = module.param_groups if isinstance(module, Optimizer) else []
     return [{name: value for name, value in g.items() if name != "params"} for g in groups]
+
+
+@torch.no_grad()
+def _match_layouts(optimizer: Optimizer) -> None:
+    """Give moments the memory layout of their weights, which fused optimizers rely on.
+
+    They keep that of the checkpoint otherwise, which differs if it was written on another device.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(value)
 
 
 def build_networks(

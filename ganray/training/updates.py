@@ -6,7 +6,6 @@ one takes the host longer than the GPU takes to run them; a CUDA graph is submit
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,11 +14,9 @@ import torch
 
 from ganray.data.transforms import to_float
 from ganray.distributed import Sums, sum_values, world_size
-from ganray.gan import networks
+from ganray.errors import UserError
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.state import TrainState
-
-logger = logging.getLogger(__name__)
 
 _EAGER_STEPS = 3
 """Steps of each kind before it is captured, in which libraries choose kernels and optimizers
@@ -71,10 +68,12 @@ class Updates:
     Args:
         state: State whose networks and optimizers are updated. Its step is not advanced.
         weight: This rank's share of the global batch, times the world size.
+        wait_for_copy: Returns when no checkpoint is being copied from the state any more. Called
+            before a graph is run; without one the optimizers call it themselves.
     """
 
-    def __init__(self, state: TrainState, weight: float) -> None:
-        self._state, self._weight = state, weight
+    def __init__(self, state: TrainState, weight: float, wait_for_copy: Callable[[], None]) -> None:
+        self._state, self._weight, self._wait_for_copy = state, weight, wait_for_copy
         train = state.config.train
         self._autocast = torch.autocast(
             state.device.type, torch.bfloat16, train.precision == "bf16"
@@ -84,30 +83,30 @@ class Updates:
         self._graphs: dict[tuple[int, float], CudaGraph] = {}
 
     def __call__(self, batch: Batch) -> Sums:
-        """Return the sums of the step's statistics, valid until the next call."""
+        """Return the sums of the step's statistics, valid until the next call.
+
+        Raises:
+            UserError: The updates cannot be captured as a CUDA graph.
+        """
         kind = batch.kind
         self._calls[kind] += 1
-        if self._has_graphs and self._calls[kind] > _EAGER_STEPS and kind not in self._graphs:
-            self._capture(batch)
-        graph = self._graphs.get(kind)
-        return graph(batch) if graph else self._update(batch)
-
-    def _capture(self, batch: Batch) -> None:
-        """Capture the updates of this kind of batch, or give up if torch cannot."""
-        try:
-            self._graphs[batch.kind] = CudaGraph(self._update, batch)
-        except RuntimeError as error:  # of an operation that has to wait for the GPU, for example
-            logger.warning(
-                "the steps cannot be captured as a CUDA graph, and are slower without: %s",
-                str(error).partition("\n")[0],
-            )
-            self._has_graphs = False
-            self._state.D.requires_grad_(True)  # the update of G froze it and did not end
+        if not self._has_graphs or self._calls[kind] <= _EAGER_STEPS:
+            return self._update(batch)
+        self._wait_for_copy()
+        if kind not in self._graphs:
+            try:
+                self._graphs[kind] = CudaGraph(self._update, batch)
+            except RuntimeError as error:
+                cause = str(error.__context__ or error).partition("\n")[0]
+                raise UserError(
+                    f"train.cuda_graphs=True: a step cannot be captured as a CUDA graph ({cause});"
+                    " the same command with --train.cuda_graphs false resumes without"
+                ) from error
+        return self._graphs[kind](batch)
 
     def _update(self, batch: Batch) -> Sums:
         state = self._state
-        layout = networks.memory_format(state.config.network, state.device)
-        real = to_float(batch.images, state.config.pixel_min(), layout)
+        real = to_float(batch.images, state.config.pixel_min(), state.layout)
         stats = [
             discriminator_step(
                 state.D_objective,
@@ -148,12 +147,8 @@ class CudaGraph:
 
     def __init__(self, update: Callable[[Batch], Sums], batch: Batch) -> None:
         self._batch, self._graph = batch.clone(), torch.cuda.CUDAGraph()
-        # The outer context restores the stream if the capture fails, which the inner one does not.
         # thread_local: the loader's thread meanwhile allocates memory and copies to the device.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
-        ):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._sums = update(self._batch)
 
     def __call__(self, batch: Batch) -> Sums:

@@ -1,4 +1,4 @@
-"""Measure ganray on a GPU: the step and its limit, parity, memory, whole jobs; estimate DDP.
+"""Measure ganray on a GPU: step, kernels, tests, parity, whole jobs, data; estimate DDP.
 
     python -m tests.benchmarks.gpu [--out FOLDER] [--seconds 8] [--rows steps parity]
 
@@ -219,7 +219,7 @@ def ganray_step(case: Case, cuda_graphs: bool = True) -> Callable[[], object]:
     train = replace(case.config.train, cuda_graphs=cuda_graphs)
     case = replace(case, config=replace(case.config, train=train))
     state = build_state(case)
-    update, loss = Updates(state, 1.0), case.config.loss
+    update, loss = Updates(state, 1.0, lambda: None), case.config.loss
     real = torch.randint(0, 256, (case.batch, *case.shape), dtype=torch.uint8, device=DEVICE)
 
     def draw(stream: str) -> torch.Tensor:
@@ -234,7 +234,8 @@ def ganray_step(case: Case, cuda_graphs: bool = True) -> Callable[[], object]:
 
     def step() -> None:
         scale = loss.penalty_scale(state.step)
-        update(Batch(real, [], draw("D"), [draw("G")], None, scale))
+        with torch.autograd.set_multithreading_enabled(False):  # as in training
+            update(Batch(real, [], draw("D"), [draw("G")], None, scale))
         state.advance()
 
     return step
@@ -359,14 +360,14 @@ def kernels(_: Path, seconds: float) -> Iterator[Row]:
 
 
 def scaling(_: Path, seconds: float) -> Iterator[Row]:
-    """Estimate DDP's efficiency at a fixed batch per worker, from the step of one worker.
+    """Estimate DDP's efficiency at a fixed batch per worker, from the eager step of one worker.
 
     A ring of n workers reduces B bytes in 2 (n - 1) latencies and the time of 2 (n - 1) / n * B
     bytes, per bucket. It may hide behind the backward pass, which is taken as half of the step, but
     for the last bucket.
     """
     case = cases()[0]
-    step_s = time_steps(ganray_step(case), seconds, case.warm_up).total
+    step_s = time_steps(ganray_step(case, cuda_graphs=False), seconds, case.warm_up).total
     state = build_state(case)
     for precision, scale in (("fp32", 1.0), ("bf16", 0.5)):
         for link in LINKS:
@@ -482,6 +483,19 @@ def same(a: Any, b: Any) -> bool:
     return all(torch.equal(a[net][key], b[net][key]) for net in ("G", "D") for key in a[net])
 
 
+def tests(_: Path, __: float) -> Iterator[Row]:
+    """Run the tests that check a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    command += ["tests/training/test_gpu.py", "tests/data"]  # others need more packages
+    environment = os_environment({})
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(done.stdout[-6000:], flush=True)
+    yield {"exit_code": done.returncode, "result": done.stdout.splitlines()[-1]}
+
+
 def jobs(home: Path, _: float) -> Iterator[Row]:
     """Run the jobs as users do: Ray Train, a sweep with shared GPUs, a report."""
     faces = ["--data.faces", "2000", "--train.kimg", "20"]
@@ -511,7 +525,7 @@ def os_environment(more: dict[str, str]) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path} | more
 
 
-KINDS = (steps, kernels, scaling, loops, parity, jobs)
+KINDS = (steps, kernels, tests, parity, jobs, loops, scaling)
 
 if __name__ == "__main__":
     main()

@@ -86,6 +86,8 @@ def test_diagnosis_names_the_failure(kind):
         assert "2 of 5 modes" in diagnosis.text
     if kind == "lost modes":
         assert report.missing() == ["d"]
+        assert "Coverage is below that of real images" in diagnosis.text
+        assert "4 of 5 modes, without d." in diagnosis.text
     if kind == "repeats":
         assert "about 2" in diagnosis.text
 
@@ -209,6 +211,7 @@ def test_repeating_reference_images_are_measured(distinct):
     reference = statistics_of(images)
     report = suite.report(reference, reference, reference, resamples=4)
     assert report["frechet"] == pytest.approx(0, abs=1e-9)
+    assert diagnose(report).text  # no coverage: balls of equal images are empty
     json.dumps(report.to_dict(), allow_nan=False)
 
 

@@ -70,7 +70,7 @@ def sweep(tmp_path_factory, empty_store):
         server = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=home)
     try:
         _wait_for(server, f"http://127.0.0.1:{port}/health")
-        urls = save_views(runs.parent, plan, f"http://127.0.0.1:{port}")
+        urls = save_views(runs.parent, plan, f"http://127.0.0.1:{port}", has_means=True)
         urls = {title.removeprefix("latents "): url for title, url in urls.items()}
         yield Sweep(urls, [trial.label for trial in plan.trials])
     finally:

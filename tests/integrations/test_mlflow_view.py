@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from ganray.integrations.mlflow_sweep import sync_sweep
+from ganray.integrations.mlflow_sweep import has_means, sync_sweep
 from ganray.integrations.mlflow_view import compare_url, save_views, view_url
 from tests.integrations.small_sweep import DATASET, base_config, small_sweep
 
@@ -33,7 +33,7 @@ def saved(home, plan):
     with sync_sweep(plan, base_config(home), lambda _: DATASET, {}) as runs:
         for trial in plan.trials[:3]:
             runs.begin(trial, trial.config(base_config(home)))
-    return runs.parent, save_views(runs.parent, plan, SERVER)
+    return runs.parent, save_views(runs.parent, plan, SERVER, has_means=has_means(plan))
 
 
 def tags_of(run):

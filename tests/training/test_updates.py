@@ -1,11 +1,18 @@
-"""Updates as CUDA graphs, as far as a CPU can run them: batches, kinds of steps, giving up."""
+"""Updates as CUDA graphs, as far as a CPU can run them; checkpoints between devices."""
 
+import time
+from collections import OrderedDict
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from ganray.config.schema import OptimizerConfig
+from ganray.errors import UserError
+from ganray.gan import networks
 from ganray.training import updates
+from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.launch import launch
 from ganray.training.state import read_state
 from ganray.training.updates import CudaGraph
@@ -21,7 +28,10 @@ OPTIONS = {
 
 
 class ReplayedOnCpu(CudaGraph):
-    """A graph that instead of replaying kernels calls the updates again, on its own batch."""
+    """A graph that instead of replaying kernels calls the updates again, on its own batch.
+
+    Like a graph, it does not call the hooks of optimizers.
+    """
 
     replays = 0
 
@@ -31,7 +41,11 @@ class ReplayedOnCpu(CudaGraph):
 
     def _replay(self):
         ReplayedOnCpu.replays += 1
-        self._sums = self._update(self._batch)
+        state = self._update.__self__._state
+        with pytest.MonkeyPatch.context() as patch:
+            for optimizer in (state.D_optimizer, state.G_optimizer):
+                patch.setattr(optimizer, "_optimizer_step_pre_hooks", OrderedDict())
+            self._sums = self._update(self._batch)
 
 
 def train(home, squares, options, monkeypatch, graph=None):
@@ -55,16 +69,52 @@ def test_replayed_steps_are_those_of_their_batch(options, squares, tmp_path, mon
     assert ReplayedOnCpu.replays == replayed["step"] - 3 * kinds
 
 
-def test_training_goes_on_without_a_graph_that_cannot_be_captured(
-    squares, tmp_path, monkeypatch, capsys
-):
-    def fail_in_the_update_of_G(update, batch):
-        update.__self__._state.D.requires_grad_(False)
-        raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+def test_no_step_is_replayed_while_a_checkpoint_is_copied(squares, tmp_path, monkeypatch):
+    copy_tensors = CheckpointWriter._copy_tensors
 
-    graph = train(tmp_path / "graph", squares, {}, monkeypatch, fail_in_the_update_of_G)
-    output = capsys.readouterr().out
-    assert output.count("cannot be captured as a CUDA graph") == 1
-    assert "stream is capturing" in output
-    assert "Compile with" not in output
-    assert states_equal(graph, train(tmp_path / "eager", squares, {}, monkeypatch))
+    def copy_slowly(self, value, previous):
+        if isinstance(value, dict):
+            time.sleep(0.02)  # several steps, in all
+        return copy_tensors(self, value, previous)
+
+    monkeypatch.setattr(CheckpointWriter, "_copy_tensors", copy_slowly)
+    for home, graph in ((tmp_path / "replayed", ReplayedOnCpu), (tmp_path / "eager", None)):
+        train(home, squares, {}, monkeypatch, graph)
+    replayed, eager = (
+        read_state(tiny_config(tmp_path / name).run_folder() / "checkpoint_0000000010")
+        for name in ("replayed", "eager")
+    )
+    assert states_equal(replayed, eager)
+
+
+def test_steps_that_cannot_be_captured_are_one_line_with_the_way_out(
+    squares, tmp_path, monkeypatch
+):
+    def fail(update, batch):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+        except RuntimeError:
+            raise RuntimeError("capture failed due to a previous error")  # noqa: B904, as torch
+
+    with pytest.raises(UserError, match=r"\(operation not .* capturing\); .*cuda_graphs false"):
+        train(tmp_path, squares, {}, monkeypatch, fail)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_checkpoint_resumes_in_another_memory_layout(name, squares, tmp_path, monkeypatch):
+    """As on another device: fused optimizers pair weights and moments by their place in memory."""
+
+    def train_with(layout, home):
+        with monkeypatch.context() as patch:
+            patch.setattr(networks, "memory_format", lambda *_: layout)
+            config = replace(tiny_config(home), optimizer=OptimizerConfig(name, 1e-3, 1e-3))
+            half = replace(config, train=replace(config.train, kimg=0.12))
+            launch(half, squares)
+            patch.undo()
+            return read_state(launch(config, squares))
+
+    other = train_with(torch.contiguous_format, tmp_path / "other")
+    same = train_with(torch.channels_last, tmp_path / "same")
+    for net in ("G", "D"):
+        for key, weight in same[net].items():
+            torch.testing.assert_close(other[net][key], weight, rtol=1e-4, atol=1e-6)
