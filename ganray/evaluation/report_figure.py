@@ -29,6 +29,7 @@ _RATIOS = {
 }
 """Words for the scores that are drawn relative to the reference, by what they measure."""
 _MAX_RATIO = 2.0
+"""Length at which bars are cut; the number beside them is not."""
 
 
 @dataclass(frozen=True)
