@@ -275,7 +275,7 @@ class SweepRuns:
         client, experiment_id = self.parent.client(), self.parent.experiment_id
         if run_id := find_run_id(client, experiment_id, name):
             known = client.get_run(run_id)
-            if (known.info.status, known.data.tags[_DIGEST_TAG]) == ("FINISHED", digest):
+            if (known.info.status, known.data.tags.get(_DIGEST_TAG)) == ("FINISHED", digest):
                 return
             client.delete_run(run_id)  # points of a metric cannot be replaced
         run_id = write_run(client, experiment_id, content)

@@ -25,7 +25,7 @@ allocate their state."""
 
 @dataclass(frozen=True)
 class Batch:
-    """What the updates of a step depend on besides the state: this rank's part of the batch."""
+    """Inputs of the updates of one step, besides the state: this rank's part of the batch."""
 
     images: torch.Tensor
     """Real images, uint8 (n, H, W, C)."""
@@ -34,7 +34,7 @@ class Batch:
     z_D: torch.Tensor
     """Latents of the update of D, float32 (n, latent.size [+ classes])."""
     z_G: list[torch.Tensor]
-    """Those of each update of G; [] in most steps if `train.G_every` is above 1."""
+    """Latents of each update of G; [] in most steps if `train.G_every` is above 1."""
     alpha: torch.Tensor | None
     """Mixing weights of WGAN-GP, float32 (n,) in [0, 1)."""
     penalty_scale: float
@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def kind(self) -> tuple[int, float]:
-        """What decides which kernels the step runs."""
+        """Number of updates of G and factor of the penalties, on which the kernels depend."""
         return len(self.z_G), self.penalty_scale
 
     def tensors(self) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What differs between a config and its preset."""
+"""`changed_options` compares a config with its preset."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -94,7 +94,7 @@ def test_steps_that_cannot_be_captured_are_one_line_with_the_way_out(
         try:
             raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
         except RuntimeError:
-            raise RuntimeError("capture failed due to a previous error")  # noqa: B904, as torch
+            raise RuntimeError("capture failed due to a previous error") from None
 
     with pytest.raises(UserError, match=r"\(operation not .* capturing\); .*cuda_graphs false"):
         train(tmp_path, squares, {}, monkeypatch, fail)
@@ -102,7 +102,7 @@ def test_steps_that_cannot_be_captured_are_one_line_with_the_way_out(
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_a_checkpoint_resumes_in_another_memory_layout(name, squares, tmp_path, monkeypatch):
-    """As on another device: fused optimizers pair weights and moments by their place in memory."""
+    """Fused optimizers pair weights and moments by their place in memory."""
 
     def train_with(layout, home):
         with monkeypatch.context() as patch:
