@@ -265,14 +265,22 @@ class LatentConfig:
 class NetworkConfig:
     """Architecture of the generator and the discriminator."""
 
-    kind: Literal["mlp", "dcgan", "metz"] = option("dcgan", resume="fixed", sweep="axis")
+    kind: Literal["mlp", "dcgan", "metz", "resnet"] = option("dcgan", resume="fixed", sweep="axis")
     """Architecture of G and D. mlp: the source text's, for any image shape. dcgan: convolutional,
     for squares from 16 pixels on. metz: the small networks of Metz et al. for stacked MNIST, for
-    squares from 16 pixels on."""
+    squares from 16 pixels on. resnet: the residual networks of R3GAN (Huang et al. 2024), for
+    squares of 16, 32, 64, 128 or 256 pixels."""
     width_G: int = option(64, resume="fixed", sweep="axis")
     """Channels of G's last hidden layer, doubled per halving of the side (mlp: hidden units)."""
     width_D: int = option(64, resume="fixed", sweep="axis")
     """Channels of D's first layer, doubled per halving of the side (mlp: hidden units)."""
+    max_width: int = option(512, resume="fixed", sweep="axis")
+    """Maximum number of channels of a resnet's stage; R3GAN has 768 and, for ImageNet, 1536."""
+    blocks: int = option(1, resume="fixed", sweep="axis")
+    """Residual blocks of a resnet per size of the image; R3GAN has 2."""
+    group_width: int = option(16, resume="fixed", sweep="axis")
+    """Channels per group of a resnet's 3x3 convolutions, which have twice the channels of their
+    stage; R3GAN has 16. 0: one group, which some GPUs compute faster than many."""
     activation: Literal["leaky-relu", "sigmoid"] = option(
         "leaky-relu", resume="fixed", sweep="axis"
     )
@@ -292,15 +300,28 @@ class NetworkConfig:
     """Apply spectral normalization (Miyato et al. 2018) to every weight matrix of D."""
 
     def __post_init__(self) -> None:
-        groups = 1 if self.kind == "metz" else 4  # of GroupNorm
-        rule = "be positive" if groups == 1 else f"be positive and divisible by {groups}"
-        for name in ("width_G", "width_D"):
+        require_positive(self, "network.", "width_G", "width_D", "max_width", "blocks")
+        # GroupNorm has 4 groups but in metz; a resnet's 3x3 convolution has 2 channels per width.
+        multiple = 1 if self.kind == "metz" else 4
+        widths = ("width_G", "width_D")
+        if self.kind == "resnet":
+            require(
+                "network.group_width", self.group_width, "not be negative", self.group_width >= 0
+            )
+            multiple = max(1, self.group_width // math.gcd(2, self.group_width))
+            widths = (*widths, "max_width")
+        for name in widths:
             value = getattr(self, name)
-            require(f"network.{name}", value, rule, value > 0 == value % groups)
+            require(f"network.{name}", value, f"be divisible by {multiple}", value % multiple == 0)
         require("network.leak", self.leak, "lie in [0, 1)", 0 <= self.leak < 1)
         require("network.pack", self.pack, "lie in 1 .. 8", 1 <= self.pack <= 8)
         group = self.minibatch_stddev
         require("network.minibatch_stddev", group, "be 0 or at least 2", group == 0 or group >= 2)
+        if self.kind == "resnet" and self.spectral_norm:
+            raise UserError(
+                "network.spectral_norm=True and network.kind=resnet exclude each other, as weights"
+                " that start at zero have no norm; bound D by loss.r1_gamma and loss.r2_gamma"
+            )
         if self.conditional and self.pack > 1:
             raise UserError(
                 f"network.pack={self.pack} and network.conditional=True exclude each other, as the"
@@ -575,8 +596,13 @@ class Config:
         if bad or self.name.startswith("."):
             raise UserError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")
         size = self.data.crop or self.data.size
+        name = "data.crop" if self.data.crop else "data.size"
+        if self.network.kind == "resnet" and size not in (16, 32, 64, 128, 256):
+            raise UserError(
+                f"network.kind=resnet needs {name} to be 16, 32, 64, 128 or 256, not {size}; try"
+                f" --{name} 64, or --network.kind dcgan, which takes any size from 16 on"
+            )
         if self.network.kind != "mlp" and size < 16:
-            name = "data.crop" if self.data.crop else "data.size"
             raise UserError(
                 f"network.kind={self.network.kind} needs {name} to be 16 or more, not {size};"
                 f" try --{name} 64, or --network.kind mlp, which takes any size"

@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 
 from ganray.config.schema import LatentConfig, NetworkConfig
 from ganray.gan.regularization import apply_regularizers
+from ganray.gan.resnet import ResnetDiscriminator, ResnetGenerator
 
 Shape = tuple[int, int, int]
 
@@ -35,13 +36,16 @@ def build(
     if network.kind == "mlp":
         G = MlpGenerator(network, inputs, shape)
         D = MlpDiscriminator(network, channels_D * height * width + classes)
+    elif network.kind == "resnet":
+        G = ResnetGenerator(network, inputs, shape, classes)
+        D = ResnetDiscriminator(network, (channels_D, height, width), classes)
     elif network.kind == "metz":
         D = MetzDiscriminator(network.width_D, (channels_D + classes, height, width))
         G = MetzGenerator(inputs, network.width_G, shape)
     else:
         D = DcganDiscriminator(network.width_D, (channels_D + classes, height, width))
         G = DcganGenerator(inputs, network.width_G, shape)
-    if classes:
+    if classes and network.kind != "resnet":
         D = ConditionalDiscriminator(D, channels=network.kind != "mlp")
     return G, apply_regularizers(D, network)
 

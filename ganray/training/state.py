@@ -49,7 +49,7 @@ class TrainState:
         # Without averaging a copy would only cost memory and time.
         has_ema = config.train.ema_kimg > 0
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False) if has_ema else self.G
-        # Generators have no buffers (tested), so only parameters are averaged.
+        # Generators have no buffers but constants (tested), so only parameters are averaged.
         self._averaged, self._latest = (
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
         )

@@ -76,7 +76,7 @@ def test_flat_names_and_values():
         (lambda: NetworkConfig(pack=9), "network.pack=9 must lie in 1 .. 8"),
         (lambda: NetworkConfig(minibatch_stddev=1), "network.minibatch_stddev=1 must be 0 or at"),
         (lambda: NetworkConfig(pack=2, conditional=True), "exclude each other"),
-        (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be positive and divisible by 4"),
+        (lambda: NetworkConfig(width_G=6), "network.width_G=6 must be divisible by 4"),
         (
             lambda: Config(data=DataConfig(size=12)),
             "data.size to be 16 or more, not 12; try --data",

@@ -53,7 +53,7 @@ def test_the_stddev_of_a_group_is_appended_as_a_feature():
     torch.testing.assert_close(output[:, 5], torch.full((4, 2, 3), 1.25**0.5))  # 0 1 2 3
 
 
-@pytest.mark.parametrize("kind", ["mlp", "dcgan"])
+@pytest.mark.parametrize("kind", ["mlp", "dcgan", "resnet"])
 def test_minibatch_stddev_is_initially_unused_and_has_a_gradient(kind):
     (_, D), (_, plain) = build(kind=kind, minibatch_stddev=4), build(kind=kind)
     equal = images(1).expand(4, -1, -1, -1).clone().requires_grad_()
