@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ganray import log
 from ganray.config.schema import (
+    AugmentConfig,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -27,6 +28,7 @@ from ganray.config.schema import (
     LossConfig,
     NetworkConfig,
     OptimizerConfig,
+    ScheduleConfig,
     TrainConfig,
 )
 from ganray.data.writer import write_shards
@@ -132,6 +134,14 @@ def regularized_config(home: Path, **train: object) -> Config:
     network = replace(config.network, pack=2, minibatch_stddev=2, spectral_norm=True)
     loss = replace(config.loss, gp_weight=1.0, penalty_every=3)
     return replace(config, network=network, loss=loss)
+
+
+def augmented_config(home: Path) -> Config:
+    """Tiny config with an adaptive augmentation, schedules, and gradients of parts of the batch."""
+    config = tiny_config(home, name="augmented", microbatch=5)
+    augment = AugmentConfig("ada", target=0.6, adapt_kimg=0.5)
+    schedule = ScheduleConfig(lr_factor=0.1, beta2=0.9, gamma_factor=0.5, ema_kimg=0.02)
+    return replace(config, augment=augment, schedule=schedule)
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,10 @@ def _readable(message: str, parser: ArgumentParser) -> str:
         option = unknown[1].partition("=")[0]
         names = [name for action in parser._actions for name in action.option_strings]
         names = [name for name in names if name[2:] not in SECTIONS]
-        similar = " or ".join(difflib.get_close_matches(option, names, n=3, cutoff=0.6))
+        near = difflib.get_close_matches(option, names, n=3, cutoff=0.6)
+        # An abbreviation first.
+        near.sort(key=lambda name: not name.startswith(option))
+        similar = " or ".join(near)
         return f"{option} is not an option" + (f"; did you mean {similar}?" if similar else "")
     if group := re.match(r'Parser key "(\w+)": Unable to load config', message):
         return f"--{group[1]} is a group of options; see --help {group[1]}"

@@ -62,6 +62,11 @@ def require_positive(config: object, prefix: str, *names: str) -> None:
         require(prefix + name, value, "be positive", value is None or 0 < value < math.inf)
 
 
+def require_share(name: str, value: float | None) -> None:
+    """Raise ``UserError`` unless the value lies in [0, 1] or is None."""
+    require(name, value, "lie in [0, 1]", value is None or 0 <= value <= 1)
+
+
 def absolute(name: str, path: Path) -> Path:
     """Return the absolute path with ``~`` expanded; `name` is the option that it was given by."""
     try:
@@ -404,6 +409,9 @@ class TrainConfig:
     """Length of the run in kimg."""
     batch_size: int = option(128, resume="fixed", sweep="axis")
     """Images per optimizer step, summed over ranks. Ranks may get unequal slices."""
+    microbatch: int | None = option(None, resume="free", sweep="axis")
+    """Images per worker that pass through the networks at once; gradients are accumulated over the
+    batch, so that one that does not fit into memory gives the same updates. None: all."""
     G_every: int = option(1, resume="fixed", sweep="axis")
     """Steps of D per update of G; WGAN-GP uses 5."""
     G_steps: int = option(1, resume="fixed", sweep="axis")
@@ -453,7 +461,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         lengths = ("kimg", "batch_size", "log_every", "sample_every", "checkpoint_every")
         lengths += ("checkpoint_minutes", "keep_every", "hang_timeout")
-        require_positive(self, "train.", *lengths, "keep_checkpoints", "G_every", "G_steps")
+        counts = ("keep_checkpoints", "G_every", "G_steps", "microbatch")
+        require_positive(self, "train.", *lengths, *counts)
         require("train.ema_kimg", self.ema_kimg, "not be negative", self.ema_kimg >= 0)
         require("train.rng_seed", self.rng_seed, "lie in [0, 2**63)", 0 <= self.rng_seed < 2**63)
 
@@ -473,6 +482,62 @@ class TrainConfig:
     def kimg_to_steps(self, kimg: float) -> int:
         """Return a duration in kimg as a number of whole steps, at least one."""
         return max(1, math.ceil(kimg * 1000 / self.batch_size))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Values at the end of training, towards which options move along half a cosine.
+
+    R3GAN (Huang et al. 2024) moves all of these. They change in a hundred equal intervals of images
+    seen, whatever the batch size and the number of workers, and then stay.
+    """
+
+    kimg: float | None = option(None, resume="fixed", sweep="axis")
+    """kimg until the end. None: train.kimg."""
+    lr_factor: float = option(1.0, resume="fixed", sweep="axis")
+    """Factor of optimizer.lr_G and optimizer.lr_D at the end; R3GAN has 0.25."""
+    beta2: float | None = option(None, resume="fixed", sweep="axis")
+    """optimizer.beta2 at the end. None: constant. R3GAN moves it from 0.9 to 0.99."""
+    gamma_factor: float = option(1.0, resume="fixed", sweep="axis")
+    """Factor of loss.r1_gamma and loss.r2_gamma at the end; R3GAN has 0.1."""
+    ema_kimg: float | None = option(None, resume="fixed", sweep="axis")
+    """train.ema_kimg at the end. None: constant. R3GAN moves it from 0 to 500 for FFHQ-64."""
+    augment_p: float | None = option(None, resume="fixed", sweep="axis")
+    """augment.p at the end. None: constant. R3GAN moves it from 0 to 0.3 for FFHQ-64."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "schedule.", "kimg", "lr_factor")
+        factor, beta2, ema_kimg = self.gamma_factor, self.beta2, self.ema_kimg
+        require("schedule.gamma_factor", factor, "not be negative", 0 <= factor < math.inf)
+        require("schedule.beta2", beta2, "lie in [0, 1)", beta2 is None or 0 <= beta2 < 1)
+        require("schedule.ema_kimg", ema_kimg, "not be negative", ema_kimg is None or ema_kimg >= 0)
+        require_share("schedule.augment_p", self.augment_p)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of all images that D sees, real and fake: against memorizing few images."""
+
+    policy: Literal["none", "ada", "diffaugment", "diffaugment-geometry"] = option(
+        "none", resume="fixed", sweep="axis"
+    )
+    """Random changes of the images before D, through which G's gradients pass. ada: mirroring,
+    rotation, shift, scale, colors and cutout, each with probability `p` (Karras et al. 2020).
+    diffaugment: brightness, saturation, contrast, shift and cutout of every image (Zhao et al.
+    2020). diffaugment-geometry: shift and cutout only."""
+    p: float = option(0.0, resume="fixed", sweep="axis")
+    """Probability of each change of ada; at 0.8 and above, G starts to produce changed images."""
+    target: float | None = option(None, resume="fixed", sweep="axis")
+    """Adapt `p` so that the mean sign of D's logits for real images, a measure of its overfitting,
+    is this; published as 0.6. None: `p` follows the schedule."""
+    adapt_kimg: float = option(500, resume="fixed", sweep="axis")
+    """kimg in which an adaptive `p` can move from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        require_share("augment.p", self.p)
+        require_positive(self, "augment.", "adapt_kimg")
+        target = self.target
+        require("augment.target", target, "lie in (0, 1)", target is None or 0 < target < 1)
 
 
 @dataclass(frozen=True)
@@ -586,12 +651,15 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         self.reference_data()
+        self._check_schedule()
         bad = [c for c in self.name if not (c.isalnum() or c in "._-")]
         if bad or self.name.startswith("."):
             raise UserError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")
@@ -606,6 +674,35 @@ class Config:
             raise UserError(
                 f"network.kind={self.network.kind} needs {name} to be 16 or more, not {size};"
                 f" try --{name} 64, or --network.kind mlp, which takes any size"
+            )
+
+    def _check_schedule(self) -> None:
+        """Raise UserError for schedules that would change nothing."""
+        schedule, augment, optimizer = self.schedule, self.augment, self.optimizer.name
+        if schedule.beta2 is not None and optimizer in ("sgd", "rmsprop"):
+            raise UserError(
+                f"schedule.beta2={schedule.beta2} needs optimizer.name adam, adamw or lion, as"
+                f" {optimizer} has no beta2; leave it out"
+            )
+        if schedule.augment_p is not None and (augment.policy != "ada" or augment.target):
+            raise UserError(
+                f"schedule.augment_p={schedule.augment_p} needs augment.policy=ada without"
+                " augment.target; add --augment.policy ada, or leave it out"
+            )
+        if augment.policy == "ada" and not (augment.p or augment.target or schedule.augment_p):
+            raise UserError(
+                "augment.policy=ada changes no image with augment.p=0; try --augment.p 0.2, or"
+                " --augment.target 0.6 to adapt it"
+            )
+        if augment.target and self.loss.name in ("relativistic", "wgan"):
+            raise UserError(
+                f"augment.target={augment.target} needs a loss.name whose logits have a sign, not"
+                f" {self.loss.name}, which compares them; use --augment.p or --schedule.augment_p"
+            )
+        if augment.policy != "ada" and (augment.p or augment.target):
+            raise UserError(
+                f"augment.p={augment.p} and augment.target={augment.target} need"
+                f" augment.policy=ada, not {augment.policy}; leave them out"
             )
 
     def reference_data(self) -> DataConfig:
@@ -647,6 +744,8 @@ SECTIONS: dict[str, type] = {
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
+    "schedule": ScheduleConfig,
+    "augment": AugmentConfig,
     "evaluation": EvaluationConfig,
     "ray": RayConfig,
     "tracking": TrackingConfig,

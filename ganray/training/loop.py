@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import resource
 import sys
@@ -24,9 +25,11 @@ from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.figures import sample_grid
 from ganray.gan import latents, networks
+from ganray.gan.augmentation import DRAWS
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
+from ganray.training.schedules import scheduled_values
 from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
 from ganray.training.updates import Batch, Updates
@@ -117,6 +120,7 @@ def _train(
             real = augment_rows(state, next(batches), rows)
             labels = rank_labels(state, images, sampler)
             streams = config.train.generator_updates(state.step)
+            draws = rank_draws(state, ["D", *streams], rows)
             batch = Batch(
                 real,
                 labels,
@@ -124,6 +128,8 @@ def _train(
                 z_G=[rank_latents(state, stream, rows, labels) for stream in streams],
                 alpha=rank_alphas(state, rows),
                 penalty_scale=config.loss.penalty_scale(state.step),
+                draws_D=draws[0] if draws else None,
+                draws_G=draws[1:],
             )
 
             # Update D and G.
@@ -136,6 +142,7 @@ def _train(
             # Log metrics. The host waits for the device here only.
             if state.is_due(config.train.log_every):
                 metrics = means.sync() | throughput.update(state.images_seen, batch_size, device)
+                metrics |= scheduled_metrics(state)
                 check_finite(metrics, state.step, D=state.D, G=state.G)
                 journal.metrics(state.images_seen, metrics)
                 writer.check()
@@ -267,10 +274,32 @@ def rank_alphas(state: TrainState, rows: slice) -> torch.Tensor | None:
     return alphas.flatten().repeat_interleave(pack)[rows]
 
 
+def rank_draws(state: TrainState, streams: Sequence[str], rows: slice) -> list[torch.Tensor]:
+    """Return `rows` of the augmentations' random numbers for each update; [] if there are none.
+
+    Each is uniform in [0, 1), float32 (n_rank, 2 * DRAWS).
+    """
+    if state.config.augment.policy == "none":
+        return []
+    uniform, batch_size = LatentConfig("uniform", 2 * DRAWS), state.config.train.batch_size
+    return [_sample(state, uniform, batch_size, f"augment/{name}")[rows] for name in streams]
+
+
 def _sample(state: TrainState, latent: LatentConfig, count: int, stream: str) -> torch.Tensor:
     return latents.sample(
         latent, count, rng_seed=state.rng_seed, stream=stream, step=state.step, device=state.device
     )
+
+
+def scheduled_metrics(state: TrainState) -> dict[str, float]:
+    """Return the values of options that change during the run, of the last step."""
+    start, values = scheduled_values(state.config, 0), state.values
+    end = scheduled_values(state.config, sys.maxsize)
+    names = (field.name for field in dataclasses.fields(values))
+    changing = {n: getattr(values, n) for n in names if getattr(start, n) != getattr(end, n)}
+    if state.config.augment.policy == "ada":
+        changing["augment_p"] = state.augment_p.item()
+    return {f"schedule/{name}": value for name, value in changing.items()}
 
 
 def check_finite(metrics: Mapping[str, float], step: int, **networks: nn.Module) -> None:

@@ -94,6 +94,18 @@ def check_workers(config: Config, count: int) -> None:
             f" (network.pack={network.pack}, network.minibatch_stddev={network.minibatch_stddev});"
             f" try {max(1, round(batch_size / multiple)) * multiple}"
         )
+    microbatch = config.train.microbatch
+    if microbatch and microbatch % network.group_size():
+        raise UserError(
+            f"train.microbatch={microbatch} must be a multiple of {network.group_size()}, because D"
+            f" processes images in groups (network.pack={network.pack},"
+            f" network.minibatch_stddev={network.minibatch_stddev})"
+        )
+    if microbatch and config.loss.unroll:
+        raise UserError(
+            f"train.microbatch={microbatch} and loss.unroll={config.loss.unroll} exclude each"
+            " other, as D would be unrolled on a part of the batch; leave one out"
+        )
     if config.loss.unroll and count > 1:
         raise UserError(
             f"loss.unroll={config.loss.unroll} must be 0 with {count} workers, because each would"
@@ -192,6 +204,8 @@ def _describe_loss(config: Config) -> str:
         "spectral norm": network.spectral_norm,
         f"G every {train.G_every} steps": train.G_every > 1,
         f"{train.G_steps} G steps": train.G_steps > 1,
+        f"{config.augment.policy}": config.augment.policy != "none",
+        f"parts of {train.microbatch}": train.microbatch,
     }
     return " + ".join([loss.name, *(term for term, is_used in terms.items() if is_used)])
 

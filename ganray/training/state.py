@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from ganray.config.schema import Config, OptimizerConfig
 from ganray.config.serialization import check_resumes, from_dict, to_dict
 from ganray.data.format import Shape
 from ganray.data.transforms import to_uint8
-from ganray.distributed import wrap_ddp
+from ganray.distributed import Sums, world_size, wrap_ddp
 from ganray.errors import UserError
 from ganray.files import read_json
 from ganray.gan import ema, latents, networks
-from ganray.gan.step import DiscriminatorObjective, GeneratorObjective
+from ganray.gan.augmentation import Augmentation
+from ganray.gan.step import OVERFITTING, DiscriminatorObjective, GeneratorObjective
+from ganray.training.schedules import scheduled_values
 
 STATE_FILE = "state.pt"
 CONFIG_FILE = "config.json"
@@ -47,23 +50,31 @@ class TrainState:
         """Times that training went back to a checkpoint because it diverged."""
         self.G, self.D = build_networks(config, image_shape, device, classes)
         # Without averaging a copy would only cost memory and time.
-        has_ema = config.train.ema_kimg > 0
+        has_ema = config.train.ema_kimg > 0 or bool(config.schedule.ema_kimg)
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False) if has_ema else self.G
         # Generators have no buffers but constants (tested), so only parameters are averaged.
         self._averaged, self._latest = (
             [p.detach() for p in network.parameters()] for network in (self.G_ema, self.G)
         )
+        augmentation = None
+        if config.augment.policy != "none":
+            augmentation = Augmentation(config.augment, config.pixel_min())
         # D is frozen while the G objective is wrapped, so that its DDP reduces G's gradients only.
         D_objective, G_objective = (
-            DiscriminatorObjective(self.D, config.loss),
-            GeneratorObjective(self.G, self.D, config.loss),
+            DiscriminatorObjective(self.D, config.loss, augmentation),
+            GeneratorObjective(self.G, self.D, config.loss, augmentation),
         )
+        self._unwrapped_D_objective = D_objective
         self.D_objective = wrap_ddp(D_objective, device, config.train.reduce_precision)
         self.D.requires_grad_(False)
         self.G_objective = wrap_ddp(G_objective, device, config.train.reduce_precision)
         self.D.requires_grad_(True)
         self.D_optimizer = build_optimizer(config.optimizer, self.D, config.optimizer.lr_D)
         self.G_optimizer = build_optimizer(config.optimizer, self.G, config.optimizer.lr_G)
+        self.augment_p = torch.full((), config.augment.p, device=device)
+        """Probability of augmentations, float32 () on the device, where an adaptive one stays."""
+        self.values = scheduled_values(config, 0)
+        """Values of the scheduled options that the optimizers and objectives have."""
 
     @property
     def layout(self) -> torch.memory_format:
@@ -93,17 +104,48 @@ class TrainState:
             train.keep_every and self.is_due(train.keep_every)
         )
 
+    def apply_schedules(self) -> None:
+        """Set the optimizers and objectives to the scheduled values of this step."""
+        values = scheduled_values(self.config, self.images_seen)
+        if values == self.values:
+            return
+        self.values, loss, beta1 = values, self.config.loss, self.config.optimizer.beta1
+        rates = ((self.D_optimizer, values.lr_D), (self.G_optimizer, values.lr_G))
+        for optimizer, lr in rates:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+                if "betas" in group:
+                    group["betas"] = (beta1, values.beta2)
+        gammas = {"r1_gamma": values.r1_gamma, "r2_gamma": values.r2_gamma}
+        self._unwrapped_D_objective.loss = replace(loss, **gammas)
+        if not self.config.augment.target:
+            self.augment_p.fill_(values.augment_p)
+
+    def adapt_augmentation(self, sums: Sums) -> None:
+        """Move an adaptive probability of augmentations after a step with these statistics.
+
+        Karras et al. 2020 do so every fourth step. Collective.
+        """
+        augment = self.config.augment
+        if not augment.target:
+            return
+        index = sums.names.index(OVERFITTING)
+        total = sums.totals[index] - augment.target * sums.counts[index]
+        if world_size() > 1:
+            torch.distributed.all_reduce(total)
+        change = self.config.train.batch_size / (augment.adapt_kimg * 1000)
+        self.augment_p.add_(total.sign().float(), alpha=change).clamp_(0, 1)
+
     def advance(self) -> None:
         """Increment the step and update G_ema."""
         self.step += 1
         if self.G_ema is self.G:
             return
-        train = self.config.train
         ema.update(
             self._averaged,
             self._latest,
-            batch_size=train.batch_size,
-            half_life=train.ema_kimg * 1000,
+            batch_size=self.config.train.batch_size,
+            half_life=self.values.ema_kimg * 1000,
             images_seen=self.images_seen,
         )
 
@@ -146,6 +188,7 @@ class TrainState:
             "rollbacks": self.rollbacks,
             "image_shape": list(self.image_shape),
             "classes": self.classes,
+            "augment_p": self.augment_p.clone(),
         } | {name: _live_state(module) for name, module in self._modules().items()}
 
     def load(self, folder: Path) -> None:
@@ -170,6 +213,7 @@ class TrainState:
             if isinstance(module, Optimizer):
                 _match_layouts(module)
         self.step, self.rollbacks = state["step"], state["rollbacks"]
+        self.augment_p.copy_(state["augment_p"])
 
     def _modules(self) -> dict[str, nn.Module | Optimizer]:
         return {

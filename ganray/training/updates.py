@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -39,6 +39,10 @@ class Batch:
     """Mixing weights of WGAN-GP, float32 (n,) in [0, 1)."""
     penalty_scale: float
     """Factor of R1 and R2."""
+    draws_D: torch.Tensor | None = None
+    """Random numbers of the augmentation in the update of D, float32 (n, 2 * DRAWS)."""
+    draws_G: list[torch.Tensor] = field(default_factory=list)
+    """The same for each update of G; [] without augmentation."""
 
     @property
     def kind(self) -> tuple[int, float]:
@@ -47,8 +51,8 @@ class Batch:
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all tensors, in the same order for batches of one kind."""
-        alpha = [] if self.alpha is None else [self.alpha]
-        return [self.images, *self.labels, self.z_D, *self.z_G, *alpha]
+        optional = [tensor for tensor in (self.alpha, self.draws_D) if tensor is not None]
+        return [self.images, *self.labels, self.z_D, *self.z_G, *optional, *self.draws_G]
 
     def clone(self) -> Batch:
         """Return a copy with memory of its own."""
@@ -59,6 +63,8 @@ class Batch:
             z_D=self.z_D.clone(),
             z_G=[z.clone() for z in self.z_G],
             alpha=None if self.alpha is None else self.alpha.clone(),
+            draws_D=None if self.draws_D is None else self.draws_D.clone(),
+            draws_G=[draws.clone() for draws in self.draws_G],
         )
 
 
@@ -81,6 +87,7 @@ class Updates:
         self._has_graphs = uses_cuda_graphs(state)
         self._calls: Counter[tuple[int, float]] = Counter()
         self._graphs: dict[tuple[int, float], CudaGraph] = {}
+        self._values = state.values
 
     def __call__(self, batch: Batch) -> Sums:
         """Return the sums of the step's statistics, valid until the next call.
@@ -88,6 +95,15 @@ class Updates:
         Raises:
             UserError: The updates cannot be captured as a CUDA graph.
         """
+        self._state.apply_schedules()
+        if self._values != self._state.values:  # which graphs contain
+            self._graphs.clear()
+            self._values = self._state.values
+        sums = self._run(batch)
+        self._state.adapt_augmentation(sums)
+        return sums
+
+    def _run(self, batch: Batch) -> Sums:
         kind = batch.kind
         self._calls[kind] += 1
         if not self._has_graphs or self._calls[kind] <= _EAGER_STEPS:
@@ -119,8 +135,12 @@ class Updates:
                 self._autocast,
                 alpha=batch.alpha,
                 penalty_scale=batch.penalty_scale,
+                draws=batch.draws_D,
+                p=state.augment_p,
+                microbatch=state.config.train.microbatch,
             )
         ]
+        draws_G = batch.draws_G or [None] * len(batch.z_G)
         stats += [
             generator_step(
                 state.G_objective,
@@ -131,8 +151,11 @@ class Updates:
                 batch.labels,
                 self._weight,
                 self._autocast,
+                draws=draws,
+                p=state.augment_p,
+                microbatch=state.config.train.microbatch,
             )
-            for z in batch.z_G
+            for z, draws in zip(batch.z_G, draws_G, strict=True)
         ]
         return sum_values(stats)
 

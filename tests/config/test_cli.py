@@ -147,7 +147,9 @@ def test_help_has_a_line_for_each_option_that_fits_the_terminal(monkeypatch, cap
     for name in CELEBA:
         assert re.search(rf"^  {name} +\S", texts["--help"], re.MULTILINE)
     assert re.search(r"^  --train.kimg +Length of the run in kimg. \[75\]$", texts["--help"], re.M)
-    assert re.search(r"^  --network.kind +.*: mlp, dcgan, metz, resnet \[mlp\]$", texts["mlp -h"], re.M)
+    assert re.search(
+        r"^  --network.kind +.*: mlp, dcgan, metz, resnet \[mlp\]$", texts["mlp -h"], re.M
+    )
     every = {f.name for f in dataclasses.fields(TrainConfig)}
     assert {f"--train.{name}" for name in every} <= set(texts["--help-all"].split())
     assert {f"--train.{name}" for name in every} <= set(texts["--help train"].split())

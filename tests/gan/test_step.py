@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ganray.config.schema import LossConfig
+from ganray.config.schema import AugmentConfig, LossConfig
+from ganray.gan.augmentation import DRAWS, Augmentation
 from ganray.gan.losses import LOSSES
 from ganray.gan.step import (
     DiscriminatorObjective,
@@ -91,7 +92,7 @@ def test_D_gets_the_labels_with_real_and_with_fake_images():
     optimizer = torch.optim.SGD(G.parameters(), 0.1)
     generator_step(GeneratorObjective(G, D, loss), D, optimizer, real, z, labels)
     assert len(D.labels) == 4
-    assert all(recorded is labels[0] for recorded in D.labels)
+    assert all(torch.equal(recorded, labels[0]) for recorded in D.labels)
 
 
 def test_saturation_is_the_share_of_confidently_correct_images():
@@ -144,6 +145,42 @@ def test_weighted_gradients_of_unequal_slices_average_to_that_of_the_batch():
 
     one, three = gradient(slice(0, 1), 1 * 2 / 4), gradient(slice(1, 4), 3 * 2 / 4)
     torch.testing.assert_close((one + three) / 2, gradient(slice(0, 4), 1.0))
+
+
+@pytest.mark.parametrize("name", ["bce", "relativistic"])
+def test_gradients_of_parts_of_a_batch_add_up_to_that_of_the_batch(name):
+    """10 images in parts of 4, 4 and 2, with labels, WGAN-GP and augmentation of their own."""
+    loss = LossConfig(name=name, r1_gamma=1.0, r2_gamma=1.0, gp_weight=1.0)
+    real, z, alpha = torch.rand(10, 3, 8, 8), torch.randn(10, 2), torch.rand(10)
+    augmentation = Augmentation(AugmentConfig("ada"), -1.0)
+    draws, p = torch.rand(10, 2 * DRAWS), torch.tensor(0.5)
+    results = []
+    for microbatch in (None, 4):
+        torch.manual_seed(0)
+        G = nn.Sequential(nn.Linear(2, 192), nn.Tanh(), nn.Unflatten(1, (3, 8, 8)))
+        D = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(1))
+        D(real)
+        D = nn.Sequential(D, nn.Flatten(0))
+        options = {"draws": draws, "p": p, "microbatch": microbatch}
+        D_stats = discriminator_step(
+            DiscriminatorObjective(D, loss, augmentation),
+            G,
+            torch.optim.SGD(D.parameters(), 0.1),
+            real,
+            z,
+            alpha=alpha,
+            **options,
+        )
+        G_objective = GeneratorObjective(G, D, loss, augmentation)
+        G_optimizer = torch.optim.SGD(G.parameters(), 0.1)
+        G_stats = generator_step(G_objective, D, G_optimizer, real, z, **options)
+        results.append((D_stats | G_stats, weights(D) + weights(G)))
+    (whole, whole_weights), (parts, part_weights) = results
+    assert whole.keys() == parts.keys()
+    for statistic, value in whole.items():
+        torch.testing.assert_close(parts[statistic], value, rtol=1e-4, atol=1e-5)
+    for a, b in zip(whole_weights, part_weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_bf16_applies_to_the_networks_and_not_to_the_loss():

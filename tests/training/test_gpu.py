@@ -44,6 +44,11 @@ OPTIONS: dict[str, dict[str, dict[str, object]]] = {
     "two G steps": {"train": {"G_steps": 2}},
     "bf16": {"train": {"precision": "bf16"}},
     "deterministic": {"train": {"deterministic": True, "matmul_precision": "highest"}},
+    "resnet": {"network": {"kind": "resnet", "width_G": 16, "width_D": 16}},
+    "ada": {"augment": {"policy": "ada", "p": 0.5}},
+    "adaptive ada": {"augment": {"policy": "ada", "target": 0.6}},
+    "diffaugment": {"augment": {"policy": "diffaugment"}},
+    "microbatch": {"train": {"microbatch": 5}},
     "G without averaging": {"train": {"ema_kimg": 0}},
 }
 for hints, section, field in (

@@ -13,19 +13,20 @@ import torch
 from ganray.training import journal
 from ganray.training.launch import launch
 from ganray.training.state import read_state
-from tests.conftest import regularized_config, tiny_config
+from tests.conftest import augmented_config, regularized_config, tiny_config
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def one_rank(squares, tmp_path_factory):
-    """Runs on one process: even batch, odd batch, conditional and regularized."""
+    """Runs on one process: even batch, odd batch, conditional, regularized and augmented."""
     home = tmp_path_factory.mktemp("one")
     torch.set_num_threads(1)
     launch(tiny_config(home, name="two"), squares)
     launch(tiny_config(home, name="odd", batch_size=13), squares)
     launch(regularized_config(home), squares)
+    launch(augmented_config(home), squares)
     labelled = tiny_config(home, name="labels")
     launch(replace(labelled, network=replace(labelled.network, conditional=True)), squares)
     return home
@@ -46,7 +47,7 @@ def facts(home, rank=0):
     return json.loads((home / f"facts-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["two", "odd", "labels", "regularized"])
+@pytest.mark.parametrize("name", ["two", "odd", "labels", "regularized", "augmented"])
 def test_two_ranks_train_like_one(one_rank, two_ranks, name):
     penalties = ["loss/gp"] if name == "regularized" else []
     for metric in ("loss/D", "loss/G", "loss/r1", "discriminator/real_prob", *penalties):

@@ -11,7 +11,7 @@ from ganray.training import journal, loop
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.launch import launch
 from ganray.training.state import read_state
-from tests.conftest import regularized_config, tiny_config
+from tests.conftest import augmented_config, regularized_config, tiny_config
 
 
 def states_equal(a, b):
@@ -45,7 +45,7 @@ def unrolled_config(home):
     return replace(config, loss=replace(config.loss, unroll=2))
 
 
-@pytest.mark.parametrize("make", [tiny_config, unrolled_config])
+@pytest.mark.parametrize("make", [tiny_config, unrolled_config, augmented_config])
 def test_resumed_equals_uninterrupted_bit_for_bit(squares, tmp_path, monkeypatch, make):
     uninterrupted = launch(make(tmp_path / "a"), squares)
     config = make(tmp_path / "b")
@@ -109,7 +109,7 @@ def test_every_nth_kimg_is_kept_forever(squares, tmp_path):
 def test_a_checkpoint_with_code_is_rejected(squares, tmp_path):
     folder = launch(tiny_config(tmp_path), squares)
     assert set(read_state(folder)) == {
-        *("step", "rollbacks", "image_shape", "classes"),
+        *("step", "rollbacks", "image_shape", "classes", "augment_p"),
         *("G", "D", "G_ema", "G_optimizer", "D_optimizer"),
     }  # fmt: skip
     torch.save({"step": Killed()}, folder / "state.pt")

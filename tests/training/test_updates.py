@@ -24,6 +24,8 @@ OPTIONS = {
     "conditional, two G steps": {"network": {"conditional": True}, "train": {"G_steps": 2}},
     "WGAN-GP": {"loss": {"name": "wgan", "gp_weight": 10.0}, "train": {"G_every": 3}},
     "lazy penalties": {"loss": {"r1_gamma": 1.0, "penalty_every": 4}},
+    "augmentation": {"augment": {"policy": "ada", "target": 0.6, "adapt_kimg": 0.5}},
+    "parts of the batch": {"train": {"microbatch": 5}, "augment": {"policy": "diffaugment"}},
 }
 
 
@@ -67,6 +69,21 @@ def test_replayed_steps_are_those_of_their_batch(options, squares, tmp_path, mon
     # Three steps of each kind come before: with and without an update of G, or a penalty.
     kinds = 2 if {"G_every", "penalty_every"} & {k for o in options.values() for k in o} else 1
     assert ReplayedOnCpu.replays == replayed["step"] - 3 * kinds
+
+
+def test_a_graph_is_captured_anew_when_scheduled_values_change(squares, tmp_path, monkeypatch):
+    """10 steps of 12 images are 10 intervals; the graph of the 4th is the first."""
+    captured = []
+
+    class Recorded(ReplayedOnCpu):
+        def __init__(self, update, batch):
+            super().__init__(update, batch)
+            captured.append(update.__self__._state.step)
+
+    options = {"schedule": {"kimg": 0.12, "lr_factor": 0.1, "gamma_factor": 0.1}}
+    replayed = train(tmp_path / "replayed", squares, options, monkeypatch, Recorded)
+    assert states_equal(replayed, train(tmp_path / "eager", squares, options, monkeypatch))
+    assert captured == [3, 4, 5, 6, 7, 8, 9, 10]
 
 
 def test_no_step_is_replayed_while_a_checkpoint_is_copied(squares, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from ganray.training.context import LocalContext
 from ganray.training.launch import launch, run_worker
 from ganray.training.loop import rank_latents
 from ganray.training.state import TrainState
-from tests.conftest import regularized_config, tiny_config
+from tests.conftest import augmented_config, regularized_config, tiny_config
 
 
 def count_reduced_bytes(shards: str, home: Path) -> dict[str, int]:
@@ -128,6 +128,7 @@ def main() -> None:
         labelled = tiny_config(home, name="labels")
         launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
         launch(regularized_config(home), shards)
+        launch(augmented_config(home), shards)
         launch(tiny_config(home, name="bf16", reduce_precision="bf16"), shards)
         # Unequal slices of 6 and 7 images must be weighted by their size.
         launch(tiny_config(home, name="odd", batch_size=13), shards)
