@@ -14,12 +14,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ganray.commands.generate_images import generate_images
 from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
 from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
 from ganray.gan import latents
-from ganray.gan.latents import closed_walk, lerp, neighbours, project_to_shell, shell_radius, slerp
+from ganray.gan.latents import (
+    closed_walk,
+    lerp,
+    neighbours,
+    project_to_shell,
+    shell_radius,
+    slerp,
+    truncate,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +60,34 @@ def explore(options: ExploreConfig) -> None:
     inputs = f"{latent.distribution} latents of size {latent.size}"
     inputs += f" and one of {classes} labels" if classes else ""
     logger.info(f"generator   {generator.source}; takes {inputs}")
+    if options.psi != 1:
+        _log_truncation(generator, options.psi)
     folder = generator.output_folder("explore", options.out, home)
+    if options.count:
+        generate_images(generator, options, options.count, folder / "images")
+        return
     folder.mkdir(parents=True, exist_ok=True)
     files = [*write_pictures(generator, options, folder), *write_walk(generator, options, folder)]
     logger.info(f"pictures    {folder}: {', '.join(file.name for file in files)}")
     generator.log(files, "explore", "pictures")
+
+
+def _log_truncation(generator: TrainedGenerator, psi: float) -> None:
+    """Log how much the truncation changes samples, which is nothing if G ignores |z|."""
+    latent = generator.config.latent
+    z = latents.sample(
+        latent, 64, rng_seed=0, stream="explore/psi", step=0, device=torch.device("cpu")
+    )
+    before, after = (generator.images(truncate(latent, z, x)).astype(float) for x in (1, psi))
+    change = abs(after - before).mean()
+    logger.info(
+        f"truncation  psi = {psi:g} changes pixels by {change:.1f} of 255 levels on average"
+    )
+    if change < 0.1:
+        logger.warning(
+            f"--psi={psi:g} has no visible effect: this G hardly depends on |z|, for example"
+            " because it normalises its first layer, as dcgan does"
+        )
 
 
 def _check_label(generator: TrainedGenerator, label: int | None) -> None:
@@ -93,7 +125,7 @@ def samples(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
         Row(generator.images(z, label), caption)
         for z, label, caption in _rows(generator, options, "samples", count, _COLUMNS)
     ]
-    return labelled_rows([rows], f"{generator.config.name}: random samples")
+    return labelled_rows([rows], _title(generator, options, "random samples"))
 
 
 def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
@@ -107,12 +139,12 @@ def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.nda
             group.append(Row(generator.images(z, label), f"{name}\n{caption}".strip(), notes))
         groups.append(group)
     title = f"from z1 to z2; above each image |z|, {_describe_shell(generator)}"
-    return labelled_rows(groups, f"{generator.config.name}: {title}")
+    return labelled_rows(groups, _title(generator, options, title))
 
 
 def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Draw z1, z2, their sum, difference and product, raw and projected to the shell."""
-    radius, groups = shell_radius(generator.config.latent), []
+    radius, groups = shell_radius(generator.config.latent, options.psi), []
     names = ("z1", "z2", "z1 + z2", "z1 - z2", "z1 * z2")
     for (z1, z2), label, caption in _rows(generator, options, "pairs", options.pairs, 2):
         raw = torch.stack([z1, z2, z1 + z2, z1 - z2, z1 * z2])
@@ -126,9 +158,10 @@ def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarra
             ]
         )
     title = f"arithmetic with latents; in brackets |z|, {_describe_shell(generator)}"
+    title = _title(generator, options, title)
     if generator.config.network.kind == "dcgan" and not generator.classes:
         title += "\nThis G normalises its first layer, which removes |z|: both rows look alike"
-    return labelled_rows(groups, f"{generator.config.name}: {title}")
+    return labelled_rows(groups, title)
 
 
 def neighbourhood(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
@@ -139,8 +172,8 @@ def neighbourhood(generator: TrainedGenerator, options: ExploreConfig) -> np.nda
         images = generator.images(neighbours(start, towards, degrees.deg2rad()), label)
         notes = [] if rows else [f"{angle:.0f}°" for angle in degrees]
         rows.append(Row(images, caption, notes))
-    title = f"{generator.config.name}: one z rotated towards others; above each image the angle"
-    return labelled_rows([rows], title)
+    title = "one z rotated towards others; above each image the angle"
+    return labelled_rows([rows], _title(generator, options, title))
 
 
 def write_walk(generator: TrainedGenerator, options: ExploreConfig, folder: Path) -> Iterator[Path]:
@@ -170,7 +203,8 @@ def _rows(
 ) -> Iterator[tuple[torch.Tensor, int, str]]:
     """Yield latents (width, size), label and caption of each row.
 
-    The latents have the trained distribution and depend on seed, stream and row only.
+    The latents have the trained distribution, truncated by psi, and depend on seed, stream and row
+    only.
     """
     for row in range(count):
         z = latents.sample(
@@ -181,11 +215,18 @@ def _rows(
             step=row,
             device=torch.device("cpu"),
         )
+        z = truncate(generator.config.latent, z, options.psi)
         if generator.classes:
             label = row % generator.classes if options.label is None else options.label
             yield z, label, f"label {label}"
         else:
             yield z, 0, ""
+
+
+def _title(generator: TrainedGenerator, options: ExploreConfig, text: str) -> str:
+    """Return the title of a picture, with the truncation if there is one."""
+    truncation = f"; truncated with psi = {options.psi:g}" if options.psi != 1 else ""
+    return f"{generator.config.name}: {text}{truncation}"
 
 
 def _describe_shell(generator: TrainedGenerator) -> str:

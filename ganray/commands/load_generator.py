@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ganray import log
 from ganray.config.schema import Config, TrackingConfig
@@ -35,10 +36,12 @@ _LISTED = 20
 _BATCH_SIZE = 64
 """Images generated at once; full-size ones take about 1 MB each."""
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A generator on the CPU, with its run."""
+    """A generator, with its run."""
 
     G: Callable[[torch.Tensor], torch.Tensor]
     """float32 (n, latent.size + classes) -> float (n, C, H, W) in [config.pixel_min(), 1]."""
@@ -55,25 +58,37 @@ class TrainedGenerator:
     checkpoint: str = ""
     """Name of the checkpoint, unless it is the run's newest. Results of an older checkpoint are
     kept apart from those of the run."""
+    device: torch.device = _CPU
+    """Device of G."""
 
     @property
     def label(self) -> str:
         """RUN or RUN/CHECKPOINT."""
         return str(Path(self.config.name, self.checkpoint))
 
-    def images(self, z: torch.Tensor, label: int = 0) -> np.ndarray:
-        """Return the images for latents z, float32 (n, latent.size), as uint8 (n, H, W, C).
+    def to(self, device: torch.device) -> TrainedGenerator:
+        """Return the generator on another device; G is moved, not copied."""
+        G = self.G.to(device) if isinstance(self.G, nn.Module) else self.G
+        return replace(self, G=G, device=device)
+
+    def generate(self, z: torch.Tensor, label: int | torch.Tensor = 0) -> torch.Tensor:
+        """Return G's images for latents, float (n, C, H, W) in [config.pixel_min(), 1].
 
         Args:
-            z: Latents.
-            label: Class of all images; ignored if unconditional.
+            z: float32 (n, latent.size).
+            label: Class of all images, or of each, int64 (n,); ignored if unconditional.
         """
         if self.classes:
-            labels = torch.full((len(z),), label)
+            labels = torch.as_tensor(label, device=z.device).expand(len(z))
             z = torch.cat([z, one_hot_labels(labels, self.classes)], 1)
+        return self.G(z.to(self.device))
+
+    def images(self, z: torch.Tensor, label: int = 0) -> np.ndarray:
+        """Return the images for latents as uint8 (n, H, W, C); `z` and `label` as in `generate`."""
         with torch.no_grad():
             batches = [
-                to_uint8(self.G(batch), self.config.pixel_min()) for batch in z.split(_BATCH_SIZE)
+                to_uint8(self.generate(batch, label), self.config.pixel_min()).cpu()
+                for batch in z.split(_BATCH_SIZE)
             ]
         return torch.cat(batches).numpy()
 

@@ -93,6 +93,13 @@ class ExploreConfig:
     normal, 41 if uniform."""
     label: int | None = None
     """Conditional generators: class of all images. None: one class per row."""
+    count: int | None = None
+    """Number of images to write to `images` in the output folder as PNG files, instead of pictures,
+    for other tools. They depend on rng_seed, psi and label only. Conditional generators: classes
+    cycle unless --label names one, and dataset.json has the labels. None: draw pictures."""
+    psi: float = 1
+    """Truncation in [0, 1]: the factor by which latents are moved towards the mean latent, for
+    fewer but more typical images. 1: none."""
     animation: Literal["gif", "mp4", "none"] = "gif"
     """Format of the closed walk; mp4 needs `pip install -e ".[video]"`."""
     fps: int = 10
@@ -104,8 +111,9 @@ class ExploreConfig:
 
     def __post_init__(self) -> None:
         require("--rng_seed", self.rng_seed, "not be negative", self.rng_seed >= 0)
-        require_positive(self, "--", "pairs")
+        require_positive(self, "--", "pairs", "count")
         require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
+        require("--psi", self.psi, "lie in [0, 1]", 0 <= self.psi <= 1)
         require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
         require("--fps", self.fps, "lie in [1, 50]", 1 <= self.fps <= 50)
         rule = f"lie in (0, {600 / self.fps:g}] at {self.fps} fps, as all frames are kept in memory"

@@ -164,14 +164,38 @@ def moments(latent: LatentConfig) -> tuple[Moment, Moment]:
             return 0.0, 1.0
 
 
-def shell_radius(latent: LatentConfig) -> float:
-    """Return sqrt(E|z|^2), near which the norms of this distribution's latents concentrate."""
+def scaled_moments(latent: LatentConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of the coordinates of z after scaling and offset.
+
+    Both float32 (latent.size,) on the CPU.
+    """
     mean, std = (torch.as_tensor(moment).expand(latent.size) for moment in moments(latent))
     if latent.scaling != "raw":
         mean = torch.zeros(latent.size)
     if latent.scaling == "standardised":
         std = torch.ones(latent.size)
-    return math.sqrt(float(((mean + latent.offset).square() + std.square()).double().sum()))
+    return mean + latent.offset, std
+
+
+def shell_radius(latent: LatentConfig, psi: float = 1.0) -> float:
+    """Return sqrt(E|z|^2), near which the norms of this distribution's latents concentrate.
+
+    `psi` is that of `truncate`.
+    """
+    mean, std = scaled_moments(latent)
+    return math.sqrt(float((mean.square() + (psi * std).square()).double().sum()))
+
+
+def truncate(latent: LatentConfig, z: torch.Tensor, psi: float) -> torch.Tensor:
+    """Move latents (n, size) towards the mean of their distribution: mean + psi (z - mean).
+
+    This is the interpolation towards the mean latent of Karras et al. 2019 (appendix B), applied to
+    z, because these generators have no mapping network. Brock et al. 2019 (section 3.1) also
+    truncate z, but draw large coordinates again. Both trade variety for fidelity. A psi of 1
+    changes nothing; a psi of 0 maps every latent to the mean.
+    """
+    mean, _ = scaled_moments(latent)
+    return torch.lerp(mean.to(z.device).expand_as(z), z, psi)
 
 
 def project_to_shell(z: torch.Tensor, radius: float) -> torch.Tensor:

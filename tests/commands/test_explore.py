@@ -207,6 +207,35 @@ def test_more_pairs_do_not_change_the_first_ones(draw):
     assert (other != few).any()
 
 
+def test_pictures_of_truncated_latents(draw, monkeypatch):
+    for picture in (explore.samples, explore.interpolation, explore.neighbourhood):
+        for full, half in zip(draw(picture, NORMS), draw(picture, NORMS, psi=0.5), strict=True):
+            for (grey, *_), (truncated, *_) in zip(full, half, strict=True):
+                assert truncated == pytest.approx(grey / 2, abs=0.005)
+    (raw, *_), (scaled, caption, _) = draw(explore.arithmetic, NORMS, psi=0.5)[0]
+    assert raw[0] * 20 == pytest.approx(5, abs=1)
+    assert scaled * 20 == pytest.approx([5] * 5, abs=0.1)
+    assert caption == "scaled to\n|z| = 5.00"
+    titles = []
+    monkeypatch.setattr(explore, "labelled_rows", lambda groups, title: titles.append(title))
+    for psi in (1, 0.5):
+        explore.samples(NORMS, ExploreConfig(psi=psi))
+    assert titles == ["grey: random samples", "grey: random samples; truncated with psi = 0.5"]
+
+
+def test_the_animation_of_truncated_latents():
+    frame = explore.walk(NORMS, ExploreConfig(psi=0.5, fps=1, seconds=2))[0]
+    assert (greys(frame) * 20).mean() == pytest.approx(5, abs=0.5)
+
+
+def test_a_truncation_without_effect_is_said(trained_run, tmp_path, capsys):
+    argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path), *QUICK]
+    main([*argv, "--animation", "none", "--psi", "0.5"])
+    out = capsys.readouterr().out
+    assert "truncation  psi = 0.5 changes pixels by 0.0 of 255 levels on average" in out
+    assert "--psi=0.5 has no visible effect" in out  # a dcgan
+
+
 def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_path):
     with pytest.raises(ValueError, match=r"--label=1: .* without labels .*; leave out --label"):
         main(["tiny", "--home", str(trained_run.config.home), "--label", "1"])
@@ -228,6 +257,8 @@ def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_p
         (["x", "--fps", "0"], "--fps=0 must lie in [1, 50]"),
         (["x", "--seconds", "61"], "--seconds=61.0 must lie in (0, 60] at 10 fps"),
         (["x", "--label", "-1"], "--label=-1 must not be negative"),
+        (["x", "--psi", "1.5"], "--psi=1.5 must lie in [0, 1]"),
+        (["x", "--count", "0"], "--count=0 must be positive"),
         (["x", "--rng_seed", "-1"], "--rng_seed=-1 must not be negative"),
         (["x", "--animation", "avi"], "animation"),
         (["x", "--stebs", "3"], "--stebs is not an option; did you mean --steps"),

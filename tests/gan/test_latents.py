@@ -18,6 +18,7 @@ from ganray.gan.latents import (
     project_to_shell,
     shell_radius,
     slerp,
+    truncate,
 )
 
 CPU = torch.device("cpu")
@@ -223,6 +224,21 @@ def test_the_shell_radius_depends_on_scaling_and_offset():
     assert shell_radius(LatentConfig("uniform", 48, "centred")) == pytest.approx(2)  # 1/12
     assert shell_radius(LatentConfig("uniform", 49, "standardised")) == pytest.approx(7)
     assert shell_radius(LatentConfig("normal", 20, offset=2.0)) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_truncation_scales_the_deviation_from_the_mean(distribution):
+    latent = LatentConfig(distribution, 5, offset=0.25)
+    z = draw(distribution, size=5, offset=0.25, n=100_000)
+    mean = z.mean(dim=0)
+    for psi in (0.0, 0.5, 0.9):
+        truncated = truncate(latent, z, psi)
+        torch.testing.assert_close(truncated, mean + psi * (z - mean), atol=0.05, rtol=0)
+        assert truncated.square().sum(1).mean().sqrt() == pytest.approx(
+            shell_radius(latent, psi), rel=0.05
+        )
+    assert torch.equal(truncate(latent, z, 1), z)
+    assert (truncate(latent, z, 0).std(dim=0) == 0).all()
 
 
 def test_the_zero_latent_is_not_moved_to_the_shell():
