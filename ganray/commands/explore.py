@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ganray.commands.export_generator import export_generator, require_exporter
 from ganray.commands.generate_images import generate_images
 from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
+from ganray.commands.project_image import project_image
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
 from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
@@ -54,8 +56,10 @@ def explore(options: ExploreConfig) -> None:
         return
     if options.animation == "mp4":
         require_encoder()
+    if options.export:
+        require_exporter(options.export)
     generator = load_generator(options.run, home, options.tracking_uri)
-    _check_label(generator, options.label)
+    _check_label(generator, options)
     latent, classes = generator.config.latent, generator.classes
     inputs = f"{latent.distribution} latents of size {latent.size}"
     inputs += f" and one of {classes} labels" if classes else ""
@@ -67,9 +71,18 @@ def explore(options: ExploreConfig) -> None:
         generate_images(generator, options, options.count, folder / "images")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    files = [*write_pictures(generator, options, folder), *write_walk(generator, options, folder)]
-    logger.info(f"pictures    {folder}: {', '.join(file.name for file in files)}")
-    generator.log(files, "explore", "pictures")
+    if options.project:
+        files = project_image(generator, options, options.project, folder)
+    elif options.export:
+        files = [export_generator(generator, options.export, folder)]
+    else:
+        files = [
+            *write_pictures(generator, options, folder),
+            *write_walk(generator, options, folder),
+        ]
+    what = "files" if options.project or options.export else "pictures"
+    logger.info(f"{what:11s} {folder}: {', '.join(file.name for file in files)}")
+    generator.log(files, "explore", what)
 
 
 def _log_truncation(generator: TrainedGenerator, psi: float) -> None:
@@ -90,8 +103,13 @@ def _log_truncation(generator: TrainedGenerator, psi: float) -> None:
         )
 
 
-def _check_label(generator: TrainedGenerator, label: int | None) -> None:
+def _check_label(generator: TrainedGenerator, options: ExploreConfig) -> None:
     """Raise UserError unless the generator has this class."""
+    label = options.label
+    if options.project and generator.classes and label is None:
+        raise UserError(
+            f"--project needs the class of the image; add --label, in [0, {generator.classes})"
+        )
     if label is not None and not generator.classes:
         raise UserError(
             f"--label={label}: this generator was trained without labels"

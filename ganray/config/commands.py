@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ganray.config.schema import absolute, require, require_positive
+from ganray.errors import UserError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -97,6 +98,13 @@ class ExploreConfig:
     """Number of images to write to `images` in the output folder as PNG files, instead of pictures,
     for other tools. They depend on rng_seed, psi and label only. Conditional generators: classes
     cycle unless --label names one, and dataset.json has the labels. None: draw pictures."""
+    project: Path | None = None
+    """Image to project to the latent of its most similar sample, instead of pictures: writes
+    projection.png and the latent as projection.npy. Conditional generators need --label. None: draw
+    pictures."""
+    export: Literal["onnx", "safetensors"] | None = None
+    """Format in which the averaged generator is exported as G.onnx or G.safetensors, instead of
+    pictures; needs `pip install -e ".[export]"`. None: draw pictures."""
     psi: float = 1
     """Truncation in [0, 1]: the factor by which latents are moved towards the mean latent, for
     fewer but more typical images. 1: none."""
@@ -114,6 +122,11 @@ class ExploreConfig:
         require_positive(self, "--", "pairs", "count")
         require("--steps", self.steps, "be at least 2, for both ends", self.steps >= 2)
         require("--psi", self.psi, "lie in [0, 1]", 0 <= self.psi <= 1)
+        given = [x for x in ("count", "project", "export") if getattr(self, x) is not None]
+        if len(given) > 1:
+            raise UserError(f"--{' and --'.join(given)} cannot be combined; use one at a time")
+        if self.psi != 1 and given not in ([], ["count"]):
+            raise UserError(f"--psi={self.psi} has no effect on --{given[0]}; leave out one")
         require("--degrees", self.degrees, "lie in (0, 180]", 0 < self.degrees <= 180)
         require("--fps", self.fps, "lie in [1, 50]", 1 <= self.fps <= 50)
         rule = f"lie in (0, {600 / self.fps:g}] at {self.fps} fps, as all frames are kept in memory"

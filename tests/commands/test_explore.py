@@ -259,6 +259,8 @@ def test_a_label_that_the_generator_does_not_have_is_rejected(trained_run, tmp_p
         (["x", "--label", "-1"], "--label=-1 must not be negative"),
         (["x", "--psi", "1.5"], "--psi=1.5 must lie in [0, 1]"),
         (["x", "--count", "0"], "--count=0 must be positive"),
+        (["x", "--count", "9", "--export", "onnx"], "--count and --export cannot be combined"),
+        (["x", "--psi", "0.5", "--project", "y"], "--psi=0.5 has no effect on --project"),
         (["x", "--rng_seed", "-1"], "--rng_seed=-1 must not be negative"),
         (["x", "--animation", "avi"], "animation"),
         (["x", "--stebs", "3"], "--stebs is not an option; did you mean --steps"),

@@ -182,16 +182,7 @@ class ImageFolder:
             _named_errors(self.tree, name),
             Image.open(io.BytesIO(self.tree.read(name)), formats=list(FORMATS)) as file,
         ):
-            _check_depth(file)
-            is_upright = _orientation(file) == 1  # before loading, as in `_header`
-            if file.has_transparency_data:
-                color = file.convert("RGBA")
-                below = Image.new("RGBA", color.size, self.background)
-                opaque = Image.alpha_composite(below, color)
-                opaque.info = file.info
-            else:
-                opaque = file
-            image = (opaque if is_upright else ImageOps.exif_transpose(opaque)).convert("RGB")
+            image = to_rgb(file, self.background)
         height, width, _ = self.image_shape
         if height and image.size != (width, height):
             raise UserError(
@@ -207,6 +198,24 @@ class ImageFolder:
         for name, label in zip(self.files, self.labels.tolist(), strict=True):
             digest.update(os.fsencode(name) + f"\0{self.tree.stamp(name)}\0{label}\0".encode())
         return digest.hexdigest()
+
+
+def to_rgb(file: Image.Image, background: str) -> Image.Image:
+    """Return an opened image as 8-bit RGB, upright, with a background behind what is transparent.
+
+    Raises:
+        UserError: It has more than 8 bits a channel. Pillow raises anything if it is damaged.
+    """
+    _check_depth(file)
+    is_upright = _orientation(file) == 1  # before loading, as in `_header`
+    if file.has_transparency_data:
+        color = file.convert("RGBA")
+        below = Image.new("RGBA", color.size, background)
+        opaque = Image.alpha_composite(below, color)
+        opaque.info = file.info
+    else:
+        opaque = file
+    return (opaque if is_upright else ImageOps.exif_transpose(opaque)).convert("RGB")
 
 
 class JpegFolder(ImageFolder):
