@@ -1,7 +1,8 @@
 """Latent space experiments: draw images of chosen latents and add them to the MLflow run.
 
 Each row of a picture is one walk or one calculation. Rows of a conditional generator cycle through
-the classes.
+the classes. What is written on demand instead of pictures is in `generate_images`, `project_image`
+and `export_generator`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _WALK_PIXELS = 480
 
 
 def explore(options: ExploreConfig) -> None:
-    """Draw all pictures of a generator and add them to its MLflow run.
+    """Draw all pictures of a generator, or write what is asked for, and add it to its MLflow run.
 
     Without a run, list the runs there are.
 

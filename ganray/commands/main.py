@@ -112,6 +112,9 @@ def explore(argv: Sequence[str]) -> None:
     that the generator was trained on), sums, differences and products of latents, walks in the
     neighbourhood of a latent, and an animated closed walk, as PNGs and as artifacts of the run.
 
+    With --count, --project or --export it draws none of these, but writes many images for other
+    tools, projects an image to its latent, or exports the generator.
+
     RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI;
     without one, the runs are listed.
 
@@ -120,6 +123,9 @@ def explore(argv: Sequence[str]) -> None:
         python jobs/explore.py 9a4b6726c96d46158af271b9a0512236 --tracking_uri http://server:5000
         python jobs/explore.py models:/generator/1 --animation mp4 --seconds 20
         python jobs/explore.py digits --label 7 --rng_seed 3 --pairs 6
+        python jobs/explore.py faces --count 50000 --out samples
+        python jobs/explore.py faces --project me.jpg
+        python jobs/explore.py faces --export onnx
     """
     options = cli.parse_command(argv, ExploreConfig, ("run",), None, _help(explore))
     log.configure(options.log_level)

@@ -88,9 +88,10 @@ def project_image(
     for number, end in enumerate(ends, 1):
         images, distances = draw(slerp(z, end, t))
         groups[1].append(Row(images, f"to random\nlatent {number}", distances))
+    given = f" with label {label}" if generator.classes else ""
     title = (
-        f"{config.name}: projection of {path.name} to its latent z, and great circles from there to"
-        " random latents\nAbove each sample: distance to the image, the root mean squared"
+        f"{config.name}: projection of {path.name} to its latent z{given}, and great circles from"
+        " there to random latents\nAbove each sample: distance to the image, the root mean squared"
         " difference of pixels at 3 resolutions, in levels of 255\n"
         f"random: the nearest of {found.random_count:,} random samples"
     )

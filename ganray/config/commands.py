@@ -78,7 +78,7 @@ class ExploreConfig:
     run: str = ""
     """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
     out: Path | None = None
-    """Folder for the pictures. None: `explore` in the run folder, or explore/NAME in the home."""
+    """Folder for the files. None: `explore` in the run folder, or explore/NAME in the home."""
     home: Path | None = None
     """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
     tracking_uri: str | None = None
@@ -94,20 +94,21 @@ class ExploreConfig:
     normal, 41 if uniform."""
     label: int | None = None
     """Conditional generators: class of all images. None: one class per row."""
+    psi: float = 1
+    """Truncation: factor in [0, 1] on the distance of latents from their mean, for more typical but
+    less varied images. 1: none. It has no effect on an unconditional dcgan, which ignores |z|,
+    unless the mean is not 0."""
     count: int | None = None
-    """Number of images to write to `images` in the output folder as PNG files, instead of pictures,
-    for other tools. They depend on rng_seed, psi and label only. Conditional generators: classes
+    """Number of images to write to `images` in the output folder, each as a PNG file, for other
+    tools to measure. They follow from rng_seed, psi and label. Conditional generators: the classes
     cycle unless --label names one, and dataset.json has the labels. None: draw pictures."""
     project: Path | None = None
-    """Image to project to the latent of its most similar sample, instead of pictures: writes
-    projection.png and the latent as projection.npy. Conditional generators need --label. None: draw
+    """Image file whose latent is searched, so that its sample is as similar as possible: writes
+    projection.png and the latent, projection.npy. Conditional generators need --label. None: draw
     pictures."""
     export: Literal["onnx", "safetensors"] | None = None
-    """Format in which the averaged generator is exported as G.onnx or G.safetensors, instead of
-    pictures; needs `pip install -e ".[export]"`. None: draw pictures."""
-    psi: float = 1
-    """Truncation in [0, 1]: the factor by which latents are moved towards the mean latent, for
-    fewer but more typical images. 1: none."""
+    """Format in which the averaged generator is written, as G.onnx or G.safetensors, for other
+    programs; needs `pip install -e ".[export]"`. None: draw pictures."""
     animation: Literal["gif", "mp4", "none"] = "gif"
     """Format of the closed walk; mp4 needs `pip install -e ".[video]"`."""
     fps: int = 10
