@@ -75,7 +75,8 @@ def project(
     As many random samples are drawn as the optimization generates. Their nearest ones are where it
     starts, and the nearest one is the distance to compare the result with. Each step keeps z where
     latents of the distribution are: no coordinate, and no distance from the mean latent, leaves the
-    range that the random latents span.
+    range that the random latents span. Still, a small distance does not mean that the generator
+    draws such images: there may be no random latent near z.
 
     Args:
         generate: The generator; its weights need no gradients.

@@ -86,7 +86,7 @@ def test_pictures_of_a_run_are_on_disk_and_in_mlflow(trained_run, capsys):
         assert 1 <= gif.n_frames <= 4  # a GIF shows equal frames as one, for longer
     client = MlflowClient(tracking_uri=f"sqlite:///{config.home}/mlflow.db")
     logged = [file.path for file in client.list_artifacts(trained_run.run_id, "explore")]
-    assert sorted(logged) == [f"explore/{name}" for name in [*PNGS, "walk.gif"]]
+    assert {f"explore/{name}" for name in [*PNGS, "walk.gif"]} <= set(logged)
     out = capsys.readouterr().out
     assert f"generator   checkpoint {trained_run.checkpoint}; takes normal latents of size 8" in out
     assert f"pictures    {folder}: samples.png," in out
