@@ -39,6 +39,7 @@ from ganray.sweeps.progress import SweepProgress
 from ganray.sweeps.results import RunResult
 from ganray.sweeps.summary import reference_notes
 from ganray.training import launch
+from ganray.training.checkpoints import locate_initial_weights
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import CONFIG_FILE, read_config
@@ -80,6 +81,7 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     if options.resume:
         config, options = load_resumed(config, options)
     check_store(config)
+    config = locate_initial_weights(config)
     axes = [parse_axis(text, config, read) for text in options.axis or DEFAULT_AXES]
     config, axes = share_reference(base_config(config, options, axes), axes)
     plan = plan_sweep(config, options, axes)

@@ -37,7 +37,7 @@ from ganray.evaluation.report import (
 from ganray.integrations import mlflow_models, mlflow_runs, ray_cluster, ray_train
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training import launch, run_figures
-from ganray.training.checkpoints import resume_kimg
+from ganray.training.checkpoints import locate_initial_weights, resume_kimg
 from ganray.training.discriminator_check import MAX_NOISE_PROB, MIN_REAL_PROB, check_discriminator
 from ganray.training.journal import Journal, history, print_progress
 from ganray.training.plan import (
@@ -68,6 +68,7 @@ def run(config: Config) -> None:
     with torchrun_group(ALLOWANCE * config.train.hang_timeout):
         config = broadcast_from_rank0(config)  # the default name contains the time of one process
         mlflow_runs.check_store(config)
+        config = locate_initial_weights(config)
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(

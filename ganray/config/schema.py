@@ -634,6 +634,9 @@ class Config:
     """Run name. The same name resumes the run. Empty: preset and time."""
     home: Path = option(Path("~/.ganray"), resume="free", sweep="no")
     """Folder for shards, runs and the MLflow store; on a cluster, storage that all nodes share."""
+    init_from: str = option("", resume="free", sweep="no")
+    """Run, or folder of a run or checkpoint, whose networks a new run starts from: fine-tuning on
+    other images. Its optimizers start anew. Empty: random weights."""
     launcher: Literal["ray", "torch"] = option("ray", resume="free", sweep="no")
     """How training is started. ray: a TorchTrainer. torch: this process, or the processes of
     torchrun, without Ray."""

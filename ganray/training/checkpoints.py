@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,28 @@ def find_checkpoint(run_folder: Path, strict: bool) -> Path | None:
     if problem is not None:
         raise UserError(f"all {len(checkpoints)} checkpoints are damaged; the newest: {problem}")
     return None
+
+
+def locate_initial_weights(config: Config) -> Config:
+    """Return the config with `init_from` as the absolute path of a checkpoint.
+
+    A run that has a checkpoint of its own does not need it any more.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    if not config.init_from or list_checkpoints(config.run_folder()):
+        return config
+    for folder in (Path(config.init_from).expanduser(), config.home / "runs" / config.init_from):
+        if (folder / STATE_FILE).is_file():
+            verify_checkpoint(folder)
+            return replace(config, init_from=str(folder.resolve()))
+        if checkpoint := find_checkpoint(folder, strict=False):
+            return replace(config, init_from=str(checkpoint.resolve()))
+    raise UserError(
+        f"init_from={config.init_from} must be a run in {config.home}, or the folder of a run or"
+        " checkpoint; `python jobs/evaluate.py` lists the runs"
+    )
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:

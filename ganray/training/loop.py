@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import psutil
 import torch
@@ -93,6 +94,8 @@ def _train(
     state = build_state(config, images, device)
     if checkpoint := broadcast_from_rank0(context.checkpoint()):
         state.load(checkpoint)
+    elif config.init_from:
+        state.load_weights(Path(config.init_from))
     state.rollbacks = max(state.rollbacks, rollbacks)
     first_step = state.step
     sampler = build_sampler(config.data, images, state.rng_seed)

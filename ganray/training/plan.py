@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from ganray.errors import UserError
 from ganray.evaluation.reference import RunDatasets, usable_count
 from ganray.gan import networks
 from ganray.training.checkpoints import resume_kimg
+from ganray.training.state import check_weights_fit, read_state
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     classes = num_classes(config, images)
     with torch.device("meta"):
         G, D = networks.build(config.network, config.latent, images.image_shape, classes)
+    if config.init_from and resume_kimg(config) is None:
+        folder = Path(config.init_from)
+        check_weights_fit(folder, read_state(folder), {"G": G, "D": D})
     height, width, channels = images.stored_shape
     label = f" and one of {classes} labels" if classes else ""
     return {
@@ -147,7 +152,8 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
         f" {images.bytes / 2**20:,.0f} MiB,"
         f" {'ready' if images.ready else 'to be written'}: {images.location}",
         "networks": f"{config.network.kind}: G {_parameters(G):,} and D {_parameters(D):,}"
-        f" parameters, z {config.latent}{label}",
+        f" parameters, z {config.latent}{label}"
+        + (f", from {config.init_from}" if config.init_from else ""),
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
         f" {_describe_loss(config)}, {config.optimizer.name},"
         f" {_describe_kernels(train, workers)}",

@@ -215,6 +215,18 @@ class TrainState:
         self.step, self.rollbacks = state["step"], state["rollbacks"]
         self.augment_p.copy_(state["augment_p"])
 
+    def load_weights(self, folder: Path) -> None:
+        """Load the networks of a checkpoint folder, but not its optimizers and its step.
+
+        Raises:
+            UserError: Its networks are not of this size.
+        """
+        state = read_state(folder)
+        networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        check_weights_fit(folder, state, networks)
+        for name, network in networks.items():
+            network.load_state_dict(state[name])
+
     def _modules(self) -> dict[str, nn.Module | Optimizer]:
         return {
             "G": self.G,
@@ -223,6 +235,26 @@ class TrainState:
             "G_optimizer": self.G_optimizer,
             "D_optimizer": self.D_optimizer,
         }
+
+
+def check_weights_fit(
+    folder: Path, state: Mapping[str, Any], networks: Mapping[str, nn.Module]
+) -> None:
+    """Compare the names and shapes of a checkpoint's weights with those of networks.
+
+    Raises:
+        UserError: They differ; the first difference is named.
+    """
+    for name, network in networks.items():
+        expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in state[name].items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise UserError(
+                    f"init_from={folder}: the weight {name}.{key} is"
+                    f" {found.get(key, 'missing')} there and {expected.get(key, 'missing')} here;"
+                    " use its options of network, latent.size and data.size"
+                )
 
 
 def _live_state(module: nn.Module | Optimizer) -> dict[str, Any]:

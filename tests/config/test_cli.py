@@ -104,8 +104,11 @@ def test_the_default_name_consists_of_preset_and_time():
         (["--data.flip", "perhaps"], "data.flip=perhaps must be true or false"),
         (["--train", "3"], "--train is a group of options; see --help train"),
         (["--data.size", "3"], "data.size=3 must be 0 or at least 8"),
-        (["huge"], "preset=huge is not one of cpu32, dcgan64, mlp"),
-        (["cpu23"], "is not one of cpu32, dcgan64, mlp; did you mean cpu32?"),
+        (["huge"], "preset=huge is not one of cpu32, dcgan64, r3-64,"),
+        (
+            ["cpu23"],
+            "is not one of cpu32, dcgan64, r3-64, r3-32-small, r3gan-ffhq64, mlp; did you mean cpu32?",
+        ),
         (["--loss.name", "wgn"], "loss.name=wgn is not one of bce, mse, lsgan, hinge, wgan,"),
         (["--loss.name", "wgn"], "did you mean wgan?"),
         (["--config", "/nowhere.yaml"], "config=/nowhere.yaml: no such file"),

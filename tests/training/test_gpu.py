@@ -97,8 +97,9 @@ def test_no_option_makes_the_host_wait_for_the_gpu(options, squares, tmp_path, m
 def test_no_preset_makes_the_host_wait_for_the_gpu(name, tmp_path, monkeypatch):
     config = replace((CELEBA | MNIST | STACKED)[name], name="run", home=tmp_path)
     if not HAS_GPU:  # small, so that this takes seconds
-        small = {"network": {"width_G": 4, "width_D": 4}, "train": {"batch_size": 16}}
-        config = with_options(config, small)
+        width = 8 if config.network.kind == "resnet" else 4
+        network = {"width_G": width, "width_D": width, "max_width": 16}
+        config = with_options(config, {"network": network, "train": {"batch_size": 16}})
     write_shards(Squares(256), tmp_path / "shards", size=config.data.size or 28)
     train_without_waits(config, tmp_path / "shards", monkeypatch)
 
