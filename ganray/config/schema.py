@@ -99,6 +99,7 @@ class DataConfig:
         "mnist",
         "fashion-mnist",
         "stacked-mnist",
+        "cifar10",
         "digits",
         "folder",
         "hdf5",

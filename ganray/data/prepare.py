@@ -39,12 +39,14 @@ _JPEG_BYTES = 7_500
 """Estimated size of a JPEG image of 218x178 pixels."""
 _MNIST = {"all": 70_000, "train": 60_000, "valid": 0, "test": 10_000}
 _STACKED = {"all": 154_000, "train": 128_000, "valid": 0, "test": 26_000}
+_CIFAR10 = {"all": 60_000, "train": 50_000, "valid": 0, "test": 10_000}
 _CELEBA = {"all": 202_599, "train": 162_770, "valid": 19_867, "test": 19_962}
 _PUBLISHED: dict[str, tuple[dict[str, int], Shape, int]] = {
     "celeba": (_CELEBA, (218, 178, 3), 0),
     "mnist": (_MNIST, (28, 28, 1), 10),
     "fashion-mnist": (_MNIST, (28, 28, 1), 10),
     "stacked-mnist": (_STACKED, (28, 28, 3), 1000),
+    "cifar10": (_CIFAR10, (32, 32, 3), 10),
 }
 """Contents of a download: images by split, their shape, and the number of classes."""
 

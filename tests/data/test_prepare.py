@@ -78,6 +78,9 @@ def test_splits_and_limits_have_folders_of_their_own(tmp_path, celeba_folder):
 def test_a_download_is_planned_without_being_made(tmp_path):
     plan = prepare.plan_dataset(DataConfig(download=True, size=16), tmp_path)
     assert plan.count == 202_599
+    data = DataConfig("cifar10", download=True, size=0, split="test")
+    plan = prepare.plan_dataset(data, tmp_path)
+    assert (plan.count, plan.image_shape, plan.classes) == (10_000, (32, 32, 3), 10)
     assert not list(tmp_path.iterdir())
 
 

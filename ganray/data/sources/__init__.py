@@ -21,6 +21,7 @@ NAMES = {
     "mnist": "70,000 handwritten digits, 28x28: PATH holds MNIST/raw/, as torchvision lays it out",
     "fashion-mnist": "70,000 pictures of clothes, 28x28: PATH holds FashionMNIST/raw/",
     "stacked-mnist": "1,000 classes of three digits in red, green, blue: PATH as for mnist",
+    "cifar10": "60,000 photographs of ten classes, 32x32: PATH holds cifar-10-*, unpacked or not",
     "digits": "1,797 handwritten digits, 8x8, that come with scikit-learn: needs no PATH",
     "folder": "any images: PATH is a folder or zip of them, perhaps with a folder for each class",
     "hdf5": "all images in one dataset: PATH is an HDF5 file, as BigGAN and StudioGAN write it",
@@ -28,7 +29,7 @@ NAMES = {
 }
 """Sources by their names on the command line, with a line of help each."""
 
-_DOWNLOADABLE = ("celeba", "mnist", "fashion-mnist", "stacked-mnist")
+_DOWNLOADABLE = ("celeba", "mnist", "fashion-mnist", "stacked-mnist", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,10 @@ def open_source(
         from ganray.data.sources.source_text import SourceTextHDF5
 
         return SourceTextHDF5.open(path)
+    if name == "cifar10":
+        from ganray.data.sources.cifar10 import CIFAR10
+
+        return CIFAR10.open(path, download=download)
     from ganray.data.sources import mnist
 
     if name == "stacked-mnist":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.data.sources import labelled_images
+from ganray.data.sources.labelled_images import LabelledImages
 from ganray.errors import UserError
 
 # The parts in order, with their index in SPLITS. An idx file consists of a magic number and the
@@ -28,45 +29,28 @@ FIRST_HELD_OUT = 10**9
 NUM_HELD_OUT = 26_000
 
 
-class MNIST:
+class MNIST(LabelledImages):
     """MNIST: 60,000 handwritten digits of 28x28 pixels for training, then 10,000 for testing.
 
-    Created by ``MNIST.open``. Its 55 MB are kept in memory. It is pickled by its path: the other
-    process reads the files itself.
+    Created by ``MNIST.open``. Its 55 MB are kept in memory.
     """
 
     name: str = "mnist"
-    """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (SIDE, SIDE, 1)
-    """Height, width and channels of every image."""
     class_names: tuple[str, ...] = tuple("0123456789")
-    """Names of the values of ``labels``."""
-    attribute_names: tuple[str, ...] = ()
-    """None: there are classes and no attributes."""
     dataset: str = "MNIST"
     """Name of torchvision's class and folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
         folder = root / self.dataset / "raw"
         _check_files(root, folder, self.dataset)
-        parts = [
-            (_read_idx(folder / IMAGES.format(part)), _read_idx(folder / LABELS.format(part)))
-            for part in PARTS
-        ]
-        for part, (images, labels) in zip(PARTS, parts, strict=True):
-            _check_labels(folder / LABELS.format(part), images, labels)
-        self.images = np.concatenate([images for images, _ in parts])
-        """uint8 (N, 28, 28), white on black."""
-        self.labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
-        """int64 (N,) in 0..9."""
-        counts = [len(labels) for _, labels in parts]
-        self.split = np.repeat(np.array(list(PARTS.values()), np.uint8), counts)
-        """uint8 (N,) 0 train, then 2 test."""
-        self.ids = np.arange(len(self.labels))
-        """int64 (N,) index in the concatenation of both parts."""
-        self.attributes = np.zeros((len(self.labels), 0), np.uint8)
-        """uint8 (N, 0): there are none."""
+        parts = {}
+        for part, split in PARTS.items():
+            labels_file = folder / LABELS.format(part)
+            images, labels = _read_idx(folder / IMAGES.format(part)), _read_idx(labels_file)
+            _check_labels(labels_file, images, labels)
+            parts[split] = images, labels
+        super().__init__(root, parts)
 
     @classmethod
     def open(cls, root: Path, *, download: bool = False) -> Self:
@@ -84,25 +68,6 @@ class MNIST:
         if download and _missing_files(root / cls.dataset / "raw"):
             _download(cls.dataset, root)
         return cls(root)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Pickle the path, because reading the files is faster than a pipe."""
-        return type(self).open, (self.root,)
-
-    def read(self, index: int) -> Image.Image:
-        """Return one image: grey, 28x28, white on black."""
-        return Image.fromarray(self.images[index])
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 in hex of all pixels and labels."""
-        digest = hashlib.sha256(self.images.data)
-        for array in (self.labels, self.split):
-            digest.update(array.data)
-        return digest.hexdigest()
 
 
 class FashionMNIST(MNIST):
@@ -232,22 +197,16 @@ def _check_files(root: Path, folder: Path, dataset: str) -> None:
 
 
 def _download(dataset: str, root: Path) -> None:
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torchvision sets none, and would hang on a silent network
-    try:
+    def fetch() -> None:
         import torchvision
 
         getattr(torchvision.datasets, dataset)(root=str(root), download=True)
-    # torchvision and urllib each raise exceptions of their own without a network.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{root}: {dataset} could not be downloaded ({type(error).__name__}: {reason}); fetch "
-            f"it on a machine that can and copy its folder {dataset} here, or use the source "
-            "digits, which needs no files"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+
+    advice = (
+        f"fetch it on a machine that can and copy its folder {dataset} here, or use the source"
+        " digits, which needs no files"
+    )
+    labelled_images.download(dataset, root, fetch, advice)
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:

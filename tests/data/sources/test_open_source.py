@@ -10,6 +10,7 @@ from PIL import Image
 from ganray.data import sources
 from ganray.data.sources import NAMES, open_source
 from ganray.data.sources.celeba import CelebA
+from tests.data.sources.test_cifar10 import BINARY, write_layout
 from tests.data.sources.test_mnist import write_set
 
 
@@ -18,6 +19,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
     """Return the path of a small set for each source."""
     root = tmp_path_factory.mktemp("places")
     write_set(write_set(root, "MNIST"), "FashionMNIST")
+    write_layout(root, BINARY)
     (root / "images").mkdir()
     Image.new("RGB", (4, 4)).save(root / "images" / "1.png")
     with h5py.File(root / "faces.h5py", "w") as file:
@@ -29,6 +31,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
         "mnist": root,
         "fashion-mnist": root,
         "stacked-mnist": root,
+        "cifar10": root,
         "digits": None,
         "folder": root / "images",
         "hdf5": root / "array.h5",
@@ -91,6 +94,7 @@ def test_the_table_imports_no_source_and_a_source_no_torch():
         "import ganray.data.sources.mnist, ganray.data.sources.digits;"
         "import ganray.data.sources.image_folder, ganray.data.sources.source_text;"
         "import ganray.data.sources.celeba, ganray.data.sources.hdf5_array;"
+        "import ganray.data.sources.cifar10;"
         "assert not {'torch', 'torchvision', 'sklearn'} & sys.modules.keys()"
     )
     root = Path(sources.__file__).parents[3]
