@@ -7,6 +7,7 @@ bug.
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import struct
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from PIL import Image
 from ganray.config.serialization import to_dict
 from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
+from ganray.data.sources.cifar10 import BATCHES, CIFAR10
+from ganray.data.sources.numpy_array import NumpyArray
 from ganray.data.writer import write_shards
 from ganray.errors import UserError
 from ganray.sweeps import design, results
@@ -141,6 +144,23 @@ def _make_celeba(folder: Path) -> None:
     (folder / "list_eval_partition.txt").write_text(partition)
 
 
+def _make_array(folder: Path) -> None:
+    np.savez_compressed(folder / "images.npz", np.zeros((5, 4, 4, 3), np.uint8), np.arange(5))
+
+
+def _read_array(folder: Path) -> None:
+    source = NumpyArray.open(folder / "images.npz")
+    for index in range(min(len(source), 10)):
+        source.read(index)
+
+
+def _make_cifar10(folder: Path) -> None:
+    (folder / "cifar-10-batches-py").mkdir()
+    batch = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [3, 7]})
+    for name in BATCHES:
+        (folder / "cifar-10-batches-py" / name).write_bytes(batch)
+
+
 def _make_journal(folder: Path) -> None:
     log = journal.Journal(folder)
     for step in (10, 20, 30):
@@ -198,6 +218,8 @@ TARGETS: Mapping[str, Target] = {
     "manifest": Target("manifest.json", _make_shards, _read_shards),
     "attributes": Target("list_attr_celeba.txt", _make_celeba, CelebA.open),
     "partition": Target("list_eval_partition.txt", _make_celeba, CelebA.open),
+    "array": Target("images.npz", _make_array, _read_array),
+    "cifar10": Target("cifar-10-batches-py/test_batch", _make_cifar10, CIFAR10.open),
     "journal": Target("journal.jsonl", _make_journal, _read_journal),
     "config": Target("config.json", _make_config, read_config),
     "result": Target("result.json", _make_result, results.read),

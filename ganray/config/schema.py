@@ -103,6 +103,7 @@ class DataConfig:
         "digits",
         "folder",
         "hdf5",
+        "numpy",
         "source-text",
     ] = option("celeba", identity="content", resume="fixed", sweep="axis")
     """Format of the images in `root`. `python jobs/shard.py --help` describes each."""

@@ -25,6 +25,7 @@ NAMES = {
     "digits": "1,797 handwritten digits, 8x8, that come with scikit-learn: needs no PATH",
     "folder": "any images: PATH is a folder or zip of them, perhaps with a folder for each class",
     "hdf5": "all images in one dataset: PATH is an HDF5 file, as BigGAN and StudioGAN write it",
+    "numpy": "all images in one array: PATH is a .npz or .npy file, as guided-diffusion writes it",
     "source-text": "faces as the source text stores them: PATH is its HDF5 file",
 }
 """Sources by their names on the command line, with a line of help each."""
@@ -39,7 +40,7 @@ class SourceOptions:
     missing: Literal["skip", "error"] = "skip"
     """celeba: whether images and lists may be missing."""
     labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
-    """folder, hdf5: where the classes come from."""
+    """folder, hdf5, numpy: where the classes come from."""
     bad_images: Literal["error", "skip"] = "error"
     """Whether images that cannot be read are left out."""
     background: str = "white"
@@ -189,6 +190,10 @@ def open_source(
         from ganray.data.sources.hdf5_array import HDF5Array
 
         return HDF5Array.open(path, options.dataset, "none" if options.labels == "none" else "auto")
+    if name == "numpy":
+        from ganray.data.sources.numpy_array import NumpyArray
+
+        return NumpyArray.open(path, "none" if options.labels == "none" else "auto")
     if name == "source-text":
         from ganray.data.sources.source_text import SourceTextHDF5
 

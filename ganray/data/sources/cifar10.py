@@ -220,7 +220,7 @@ class _Unpickler(pickle._Unpickler):
 
     _KNOWN = ("_reconstruct", "ndarray", "dtype")
 
-    def find_class(self, module: str, name: str, /) -> type[_Record]:
+    def find_class(self, module: str, name: str) -> type[_Record]:
         if module.split(".")[0] == "numpy" and name in self._KNOWN:
             return _Record
         raise pickle.UnpicklingError(

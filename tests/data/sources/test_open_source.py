@@ -26,6 +26,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
         file["img_align_celeba/0.jpg"] = np.zeros((4, 4, 3), np.uint8)
     with h5py.File(root / "array.h5", "w") as file:
         file["imgs"] = np.zeros((5, 4, 4, 3), np.uint8)
+    np.savez(root / "array.npz", np.zeros((5, 4, 4, 3), np.uint8), np.arange(5))
     return {
         "celeba": celeba_zip,
         "mnist": root,
@@ -35,6 +36,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, celeba_zip: Path) -> dict[s
         "digits": None,
         "folder": root / "images",
         "hdf5": root / "array.h5",
+        "numpy": root / "array.npz",
         "source-text": root / "faces.h5py",
     }
 
@@ -94,7 +96,7 @@ def test_the_table_imports_no_source_and_a_source_no_torch():
         "import ganray.data.sources.mnist, ganray.data.sources.digits;"
         "import ganray.data.sources.image_folder, ganray.data.sources.source_text;"
         "import ganray.data.sources.celeba, ganray.data.sources.hdf5_array;"
-        "import ganray.data.sources.cifar10;"
+        "import ganray.data.sources.cifar10, ganray.data.sources.numpy_array;"
         "assert not {'torch', 'torchvision', 'sklearn'} & sys.modules.keys()"
     )
     root = Path(sources.__file__).parents[3]
