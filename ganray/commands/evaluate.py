@@ -1,28 +1,41 @@
-"""Evaluate a trained generator, or compare two."""
+"""Evaluate a trained generator, compare two, or evaluate any images as samples."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
 
+from ganray import log
 from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
 from ganray.config.commands import EvaluateConfig, home_folder
-from ganray.config.schema import Config
+from ganray.config.schema import Config, DataConfig, EvaluationConfig, NetworkConfig
 from ganray.data import prepare
 from ganray.data.format import Shape
+from ganray.data.prepare import DatasetPlan
 from ganray.distributed import local_device
 from ganray.errors import UserError
-from ganray.evaluation.reference import ReferenceSet, check_comparable, prepare_classifier
+from ganray.evaluation.reference import (
+    ReferenceSet,
+    check_comparable,
+    prepare_classifier,
+    read,
+    shuffled_ids,
+)
 from ganray.evaluation.report import (
     EvaluationReport,
     conclusion,
     differences,
     evaluate_generator,
+    evaluate_samples,
     table,
 )
+from ganray.evaluation.suite import MIN_IMAGES
 from ganray.training.journal import history
 
 logger = logging.getLogger(__name__)
@@ -31,12 +44,15 @@ logger = logging.getLogger(__name__)
 def evaluate(options: EvaluateConfig) -> None:
     """Evaluate one generator, or two with their differences, and add the reports to MLflow.
 
-    Without a run, list the runs there are.
+    Without a run or images, list the runs there are.
 
     Raises:
         UserError: The input is invalid; raised before anything is measured.
     """
     home = home_folder(options.home)
+    if options.images and options.against:
+        _evaluate_images(options, options.images, options.against, home)
+        return
     if not options.run:
         logger.info(list_runs(home))
         return
@@ -56,18 +72,91 @@ def evaluate(options: EvaluateConfig) -> None:
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
     for generator, label, report in zip(generators, labels, reports, strict=True):
-        is_full = options.report == "full"
-        logger.info(f"\n{generator.source}\n{table(report.metrics, is_full)}\n{conclusion(report)}")
         out = options.out / label if options.out and options.against else options.out
         source = {"run": generator.config.name, "source": generator.source, "reference": digest}
-        files = report.write(generator.output_folder("evaluation", out, home), source)
-        logger.info(f"report      {files[0]}\npage        {files[1]}")
+        files = _write(report, source, generator.output_folder("evaluation", out, home), options)
         generator.log(files, "evaluation")
     if options.against:
         logger.info(f"\n{labels[0]} minus {labels[1]}, with 95 % intervals")
         for name, difference in differences(reports[0].metrics, reports[1].metrics).items():
             differs = "differ" if difference.low > 0 or difference.high < 0 else ""
             logger.info(f"{name:20s} {difference.brief():>30s}  {differs}".rstrip())
+
+
+def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Path) -> None:
+    """Evaluate images as samples; no run has a place for the report, so it stays on disk."""
+    evaluation = EvaluationConfig(
+        report_samples=options.samples, features=options.features, weights=options.weights
+    )
+    data = _image_data(against, options.size)
+    samples = replace(_image_data(path, options.size), labels="none")
+    # No network is built, and of all kinds an MLP takes images of any size.
+    config = Config(home=home, data=data, network=NetworkConfig("mlp"), evaluation=evaluation)
+    home.mkdir(parents=True, exist_ok=True)
+    # A folder of samples is often filled again, which shards that are kept would hide.
+    with TemporaryDirectory(prefix="samples-", dir=home) as temporary, ExitStack() as stack:
+        reference_plan = _plan("--against", data, home)
+        plan = _plan("--images", samples, Path(temporary))
+        if plan.count < MIN_IMAGES:
+            raise UserError(f"--images: {plan} are too few; use at least {MIN_IMAGES}")
+        check_comparable(plan.image_shape, reference_plan.image_shape, "--size")
+        digest = prepare.prepare_dataset(data, reference_plan)
+        prepare.prepare_dataset(samples, plan)
+        reference_images, images = (
+            stack.enter_context(closing(prepare.open_dataset(each, location)))
+            for each, location in ((data, reference_plan.location), (samples, plan.location))
+        )
+        if not reference_plan.has_classifier:
+            logger.warning(
+                "the reference images have no classes, so samples are compared by their pixels, and"
+                " no modes are counted; a folder for each class, or labels, would mend that"
+            )
+        classifier = prepare_classifier(config, reference_images, digest, local_device())
+        reference = ReferenceSet(reference_images, data, classifier, evaluation)
+        count = reference.usable_count(min(options.samples, len(images)), parts=2)
+        if not count:
+            raise _too_few(reference)
+        ids = shuffled_ids(images)
+        file = Path(path).expanduser().absolute()
+        name = file.stem if file.is_file() else file.name
+        report = evaluate_samples(
+            lambda rows: read(samples, images, ids[rows]),
+            count,
+            reference,
+            resamples=options.resamples,
+            title=name,
+        )
+    about = {"source": log.redact(path), "against": log.redact(against), "reference": digest}
+    _write(report, about, (options.out or home / "evaluation" / name).expanduser(), options)
+
+
+def _image_data(path: str, size: int) -> DataConfig:
+    sources = {".npz": "numpy", ".npy": "numpy", ".h5": "hdf5", ".hdf5": "hdf5"}
+    source = sources.get(Path(path).suffix.lower(), "folder")
+    return DataConfig(cast(Any, source), path, size=size)
+
+
+def _plan(option: str, data: DataConfig, home: Path) -> DatasetPlan:
+    """Locate and print the images that an option names."""
+    try:
+        plan = prepare.plan_dataset(data, home)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+    if 0 in plan.image_shape:
+        raise UserError(f"{option}: {plan} of several sizes; give one for all, such as --size 64")
+    logger.info(f"{option.removeprefix('--'):12s}{plan}")
+    return plan
+
+
+def _write(
+    report: EvaluationReport, source: dict[str, str], folder: Path, options: EvaluateConfig
+) -> list[Path]:
+    """Print a report, write it to a folder, and return the files."""
+    rows = table(report.metrics, options.report == "full")
+    logger.info(f"\n{source['source']}\n{rows}\n{conclusion(report)}")
+    files = report.write(folder, source)
+    logger.info(f"report      {files[0]}\npage        {files[1]}")
+    return files
 
 
 def _reference_config(generator: TrainedGenerator, options: EvaluateConfig) -> Config:
@@ -104,8 +193,12 @@ def _evaluate(
         saturation=history(generator.config.run_folder(), "discriminator/saturation")[1],
     )
     if report is None:
-        raise UserError(
-            f"{len(reference.images)} reference images are too few; use at least 320, as the"
-            " classifier is trained on half of them and a quarter is the control"
-        )
+        raise _too_few(reference)
     return report
+
+
+def _too_few(reference: ReferenceSet) -> UserError:
+    return UserError(
+        f"{len(reference.images)} reference images are too few; use at least 320, as the"
+        " classifier is trained on half of them and a quarter is the control"
+    )

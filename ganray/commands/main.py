@@ -82,7 +82,7 @@ def sweep(argv: Sequence[str]) -> None:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Report how much of the data a trained generator covers, alone or beside another run.
+    """Report how much of the data a trained generator, or any set of samples, covers.
 
     Compares samples with reference images by the features of a classifier that is trained on the
     data's own labels (once, then kept in the home): modes, recall, coverage, Vendi score,
@@ -91,12 +91,14 @@ def evaluate(argv: Sequence[str]) -> None:
     both to the artifacts of the MLflow run.
 
     RUN is the name of a run, a run or checkpoint folder, an MLflow run id, or a models:/ URI;
-    without one, the runs are listed.
+    without one, the runs are listed. Samples of other generators are given by --images, and the
+    real images by --against.
 
         python jobs/evaluate.py faces
         python jobs/evaluate.py faces --samples 10000
         python jobs/evaluate.py normal --against uniform
         python jobs/evaluate.py ~/.ganray/runs/faces/best_coverage --out report
+        python jobs/evaluate.py --images samples.npz --against ~/pictures --size 64
     """
     options = cli.parse_command(argv, EvaluateConfig, ("run",), None, _help(evaluate))
     log.configure(options.log_level)

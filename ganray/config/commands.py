@@ -148,7 +148,18 @@ class EvaluateConfig:
     """Checkpoint or run folder, run name, MLflow run id, or models:/ URI."""
     against: str | None = None
     """Another run to compare with. Both are compared with the reference images of the first, by its
-    `evaluation.features`."""
+    `evaluation.features`. With --images: the reference images, in the same forms."""
+    images: str | None = None
+    """Samples of any generator, instead of RUN: a folder or zip of images, a .npz, .npy or HDF5
+    file with one array of them, or a folder or URL of shards."""
+    size: int = 0
+    """With --images: side in pixels to which samples and references are resized and cropped. 0:
+    their original size; samples of another size are resized to the references, if these are square."""
+    features: Literal["classifier", "inception"] = "classifier"
+    """With --images: network that computes the features. classifier: trained on the references, if
+    they have a folder for each class, or labels. inception: needs `weights`."""
+    weights: str | None = None
+    """With --images: file of Inception's weights, as --evaluation.weights of training."""
     samples: int = 5_000
     """Number of samples, and of reference images; fewer if there are fewer reference images."""
     report: Literal["short", "full"] = "short"
@@ -157,7 +168,8 @@ class EvaluateConfig:
     """Number of replicates per confidence interval."""
     out: Path | None = None
     """Folder for the report. None: `evaluation` in the run folder, or evaluation/NAME in the home,
-    and in it a folder named after the checkpoint unless that is the newest."""
+    and in it a folder named after the checkpoint unless that is the newest. NAME is the name of the
+    run, or that of the file or folder of samples."""
     home: Path | None = None
     """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
     tracking_uri: str | None = None
@@ -170,6 +182,20 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require("--samples", self.samples, "be at least 80", self.samples >= 80)
         require("--resamples", self.resamples, "be at least 20", self.resamples >= 20)
+        require("--size", self.size, "be 0 or at least 8", self.size == 0 or self.size >= 8)
+        if self.images and self.run:
+            raise UserError(f"--images={self.images} takes the place of RUN={self.run}; give one")
+        if self.images and not self.against:
+            raise UserError(
+                f"--images={self.images} needs the real images to compare with: --against FOLDER"
+            )
+        if self.features == "inception" and not self.weights:
+            raise UserError("--features=inception needs a file of its weights; give --weights FILE")
+        others = ("data_root", "tracking_uri") if self.images else ("size", "features", "weights")
+        for name in others:
+            if getattr(self, name) != getattr(type(self), name):
+                kind = "RUN, and cannot be given with --images" if self.images else "--images"
+                raise UserError(f"--{name}={getattr(self, name)} is an option of {kind}")
 
 
 @dataclass(frozen=True)

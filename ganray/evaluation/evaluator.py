@@ -19,7 +19,7 @@ from ganray.figures import MAX_BARS, mode_chart
 from ganray.metrics.modes import Counts
 
 Generate = Callable[[slice], torch.Tensor]
-"""Returns samples at a slice of the fixed evaluation latents, uint8 (n, H, W, C)."""
+"""Returns the samples at a slice, such as of the fixed evaluation latents, uint8 (n, H, W, C)."""
 
 
 class Evaluator:

@@ -103,7 +103,7 @@ class ReferenceSet:
         Returns:
             uint8 (n, H, W, C), n being `samples`, or fewer if there are too few images.
         """
-        ids = _shuffled_ids(self.images)[part * samples : (part + 1) * samples]
+        ids = shuffled_ids(self.images)[part * samples : (part + 1) * samples]
         return read(self.data, self.images, ids)
 
     def extractor(self, device: torch.device) -> FeatureExtractor:
@@ -152,7 +152,7 @@ def prepare_classifier(
         return ""
     count = _MAX_TRAINING_TRIPLES if _is_stacked_mnist(images) else _MAX_TRAINING_IMAGES
     count = min(count, _MAX_TRAINING_BYTES // math.prod(images.image_shape))
-    ids, held = _shuffled_ids(images), _held_out(len(images))
+    ids, held = shuffled_ids(images), _held_out(len(images))
     cache = config.home / "classifiers"
     data = config.reference_data()
     try:
@@ -206,7 +206,7 @@ def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> Fea
             )
             return ClassExtractor(classifier)
         return ClassExtractor(classifier, images.class_names)
-    attributes = images.annotations(_shuffled_ids(images)[:_MAX_TRAINING_IMAGES]).attributes
+    attributes = images.annotations(shuffled_ids(images)[:_MAX_TRAINING_IMAGES]).attributes
     try:
         return AttributeExtractor(classifier, images.attribute_names, attributes)
     except UserError as error:  # no attribute is suitable for modes; the features still are
@@ -214,8 +214,12 @@ def _own_extractor(file: str, images: ImageDataset, device: torch.device) -> Fea
         return ClassExtractor(classifier)
 
 
-def check_comparable(samples: Shape, references: Shape) -> None:
+def check_comparable(
+    samples: Shape, references: Shape, option: str = "--evaluation.reference.size"
+) -> None:
     """Check that samples can be resized to the shape of the reference images, both (H, W, C).
+
+    The option, for the message, crops the reference images to squares.
 
     Raises:
         UserError: The numbers of channels differ, or the reference images are not square and may
@@ -226,9 +230,7 @@ def check_comparable(samples: Shape, references: Shape) -> None:
     if samples[2] != references[2]:
         raise UserError(f"{message}: the channels differ")
     if samples != references and references[0] != references[1]:
-        raise UserError(
-            f"{message}: crop the references to squares with --evaluation.reference.size 64"
-        )
+        raise UserError(f"{message}: crop the references to squares with {option} 64")
 
 
 def resize_samples(samples: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -245,10 +247,12 @@ def resize_samples(samples: torch.Tensor, shape: Shape) -> torch.Tensor:
 
 def _is_stacked_mnist(images: ImageDataset) -> bool:
     """Return whether these are images of stacked MNIST, with a digit in each channel."""
-    return len(images.class_names) == 1000 and images.image_shape[2] == 3
+    names = images.class_names  # ImageNet also has 1,000 classes
+    return len(names) == 1000 and names[1] == "001" and images.image_shape[2] == 3
 
 
-def _shuffled_ids(images: ImageDataset) -> np.ndarray:
+def shuffled_ids(images: ImageDataset) -> np.ndarray:
+    """Return the ids of all images, int64 (n,), in an order that depends on their number only."""
     return np.random.default_rng(_SEED).permutation(len(images))
 
 

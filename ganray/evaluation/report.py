@@ -20,6 +20,7 @@ from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
+from ganray.evaluation.evaluator import Generate
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.reference import ReferenceSet, check_comparable, resize_samples
 from ganray.evaluation.report_figure import Page, draw
@@ -30,9 +31,6 @@ from ganray.metrics.intervals import Estimate, bootstrap
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-Generate = Callable[[torch.Tensor], torch.Tensor]
-"""float32 (n, latent.size + classes) -> uint8 (n, H, W, C)."""
 
 _CPU = torch.device("cpu")
 _BATCH_SIZE = 250
@@ -132,26 +130,53 @@ def evaluate_generator(
     count = reference_set.usable_count(samples, parts=2)
     if not count:
         return None
+    z = fixed_latents(config.latent, config.train.rng_seed, "report", count, classes, _CPU)
 
-    def generate_raw(z: torch.Tensor) -> torch.Tensor:
+    def generate(rows: slice) -> torch.Tensor:
         with torch.no_grad():
-            return to_uint8(G(z.to(device)), config.pixel_min())
+            return to_uint8(G(z[rows].to(device)), config.pixel_min())
 
-    generate = _resizing(generate_raw, config.latent.size + classes, reference_set.shape)
+    return evaluate_samples(
+        generate, count, reference_set, resamples=resamples, title=title, saturation=saturation
+    )
+
+
+def evaluate_samples(
+    read_samples: Generate,
+    count: int,
+    reference_set: ReferenceSet,
+    *,
+    resamples: int = 200,
+    title: str,
+    saturation: np.ndarray | None = None,
+) -> EvaluationReport:
+    """Compare any samples with reference images.
+
+    Args:
+        read_samples: Returns the samples at a slice of them, uint8 (n, H, W, C).
+        count: Number of samples, see `ReferenceSet.usable_count`.
+        reference_set: Images to compare with, at least twice as many.
+        resamples: Number of replicates per interval.
+        title: Title of the figure.
+        saturation: See `evaluate_generator`.
+
+    Raises:
+        UserError: Samples cannot be resized to the reference images.
+    """
+    generate = _resizing(read_samples, reference_set.shape)
     extractor = reference_set.extractor(local_device())
     reference_images, other_images = (reference_set.read(count, part) for part in (0, 1))
-    z = fixed_latents(config.latent, config.train.rng_seed, "report", count, classes, _CPU)
     batches, shown = [], []
     with Progress(3 * count, "comparing samples with reference images", "images") as progress:
         reference = ImageStatistics.of(extractor, extractor.extract(reference_images))
         progress.add(count)
         control = ImageStatistics.of(extractor, extractor.extract(other_images))
         progress.add(count)
-        for part in z.split(_BATCH_SIZE):
-            images = generate(part)
+        for start in range(0, count, _BATCH_SIZE):
+            images = generate(slice(start, min(start + _BATCH_SIZE, count)))
             batches.append(extractor.extract(images))
             shown.append(images[: max(0, _NUM_SHOWN - sum(map(len, shown)))].cpu())
-            progress.add(len(part))
+            progress.add(len(images))
     features, shown = _concatenate(batches), torch.cat(shown)
     statistics = ImageStatistics.of(extractor, features)
     metrics = report(reference, statistics, control, resamples=resamples)
@@ -165,14 +190,14 @@ def evaluate_generator(
     return EvaluationReport(metrics, diagnosis, page)
 
 
-def _resizing(generate: Generate, inputs: int, shape: Shape) -> Generate:
-    """Return the generator with its samples resized to the reference shape, (H, W, C)."""
-    height, width, channels = generate(torch.zeros(1, inputs)).shape[1:]
+def _resizing(generate: Generate, shape: Shape) -> Generate:
+    """Return the function with its samples resized to the reference shape, (H, W, C)."""
+    height, width, channels = generate(slice(0, 1)).shape[1:]
     check_comparable((height, width, channels), shape)
     if (height, width) == shape[:2]:
         return generate
     logger.info(f"samples of {height}x{width} are resized to {shape[0]}x{shape[1]}")
-    return lambda z: resize_samples(generate(z), shape)
+    return lambda rows: resize_samples(generate(rows), shape)
 
 
 def _concatenate(batches: list[Features]) -> Features:
