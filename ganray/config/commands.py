@@ -154,7 +154,8 @@ class EvaluateConfig:
     file with one array of them, or a folder or URL of shards."""
     size: int = 0
     """With --images: side in pixels to which samples and references are resized and cropped. 0:
-    their original size; samples of another size are resized to the references, if these are square."""
+    their original size; samples of another size are resized to the references, if these are
+    square."""
     features: Literal["classifier", "inception"] = "classifier"
     """With --images: network that computes the features. classifier: trained on the references, if
     they have a folder for each class, or labels. inception: needs `weights`."""
