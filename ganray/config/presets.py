@@ -106,6 +106,23 @@ def r3gan_ffhq64() -> Config:
     )
 
 
+def r3gan_cifar10() -> Config:
+    """CIFAR-10 by R3GAN as published: 20.7 million parameters, conditional; 768 hours of an L40.
+
+    Published: FID 1.96 after 250,000 kimg, against the training images.
+    """
+    base = r3gan_ffhq64()
+    return replace(
+        base,
+        data=DataConfig("cifar10", download=True, size=32, split="train", flip=True),
+        network=replace(base.network, width_G=768, width_D=768, conditional=True),
+        loss=replace(base.loss, r1_gamma=0.05, r2_gamma=0.05),
+        train=replace(base.train, kimg=250_000, batch_size=512),
+        schedule=replace(base.schedule, kimg=20_000, ema_kimg=5_000, augment_p=0.55),
+        tracking=TrackingConfig(experiment="cifar10"),
+    )
+
+
 def mlp() -> Config:
     """The source text's MLP GAN on 20,000 full 218x178x3 faces: 5 minutes on 2 CPU cores."""
     return Config(
@@ -269,7 +286,7 @@ def _by_name(*makers: Callable[[], Config]) -> dict[str, Config]:
     return {name: replace(make(), preset=name) for name, make in named.items()}
 
 
-CELEBA = _by_name(cpu32, dcgan64, r3_64, r3_32_small, r3gan_ffhq64, mlp)
+CELEBA = _by_name(cpu32, dcgan64, r3_64, r3_32_small, r3gan_ffhq64, r3gan_cifar10, mlp)
 """Presets of jobs/celeba.py."""
 
 MNIST = _by_name(first, refined, latent_100, normal_100, long, conditional)

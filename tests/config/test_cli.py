@@ -105,10 +105,8 @@ def test_the_default_name_consists_of_preset_and_time():
         (["--train", "3"], "--train is a group of options; see --help train"),
         (["--data.size", "3"], "data.size=3 must be 0 or at least 8"),
         (["huge"], "preset=huge is not one of cpu32, dcgan64, r3-64,"),
-        (
-            ["cpu23"],
-            "is not one of cpu32, dcgan64, r3-64, r3-32-small, r3gan-ffhq64, mlp; did you mean cpu32?",
-        ),
+        (["cpu23"], "is not one of cpu32, dcgan64, r3-64,"),
+        (["cpu23"], "did you mean cpu32?"),
         (["--loss.name", "wgn"], "loss.name=wgn is not one of bce, mse, lsgan, hinge, wgan,"),
         (["--loss.name", "wgn"], "did you mean wgan?"),
         (["--config", "/nowhere.yaml"], "config=/nowhere.yaml: no such file"),
