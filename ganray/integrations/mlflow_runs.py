@@ -42,6 +42,8 @@ MLFLOW_ERRORS = (MlflowException, OSError, SQLAlchemyError, sqlite3.Error)
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Address of `mlflow ui`."""
 _SQLITE = "sqlite:///"
+_HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|[\w.-]+:[0-9]+)(/.*)?")
+"""Address of a server without its scheme."""
 _TAG_LIMIT = 5000  # characters that every store accepts
 
 
@@ -93,7 +95,7 @@ def check_store(config: Config) -> None:
         UserError: MLflow cannot use the address, or the experiment.
     """
     uri, name = store_uri(config), config.tracking.experiment
-    _check_address(uri, "tracking.uri" if config.tracking.uri else "$MLFLOW_TRACKING_URI")
+    _check_address(uri, _source_of(uri, "tracking.uri"))
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
         return
     with suppress(*MLFLOW_ERRORS):
@@ -106,21 +108,27 @@ def check_store(config: Config) -> None:
             )
 
 
+def _source_of(uri: str, option: str) -> str:
+    """Return what an address was given by: the environment, or the option."""
+    return "$MLFLOW_TRACKING_URI" if uri == os.environ.get("MLFLOW_TRACKING_URI") else option
+
+
 def _check_address(uri: str, source: str) -> None:
     """Raise UserError if MLflow cannot use an address; `source` is the option that has it."""
     scheme, separator, _ = uri.partition("://")
     if scheme in ("http", "https") or uri.startswith(("databricks", _SQLITE)):
         return
     if uri.startswith("sqlite:"):
-        path = Path(uri.removeprefix("sqlite:").lstrip("/") or "mlflow.db").absolute()
-        raise UserError(f"{source}={uri}: write it with the full path, {_SQLITE}{path}")
-    if not separator and re.fullmatch(r"[\w.-]+:[0-9]+(/.*)?", uri):
+        path = Path(uri.removeprefix("sqlite:").removeprefix("//") or "mlflow.db").absolute()
+        address = shlex.quote(f"{_SQLITE}{path}")
+        raise UserError(f"{source}={uri}: write it with the full path, {address}")
+    if not separator and _HOST.fullmatch(uri) and not Path(uri).exists():
         raise UserError(f"{source}={uri}: has no scheme; use http://{uri}")
     if not separator or scheme == "file":
         path = Path(uri.removeprefix("file:").removeprefix("//")).absolute()
+        address = shlex.quote(f"{_SQLITE}{path}/mlflow.db")
         raise UserError(
-            f"{source}={uri}: is a folder, in which MLflow no longer stores runs; use"
-            f" {_SQLITE}{path}/mlflow.db"
+            f"{source}={uri}: is a folder, in which MLflow no longer stores runs; use {address}"
         )
     try:
         make_url(uri).get_dialect().import_dbapi()
@@ -174,8 +182,8 @@ def open_store(config: Config) -> Iterator[tuple[MlflowClient, str]]:
         yield client, experiment_id
     except MLFLOW_ERRORS as error:
         raise StoreError(
-            f"tracking.uri={uri}: {first_line(error)}; start the server, or give another"
-            " --tracking.uri (or MLFLOW_TRACKING_URI)"
+            f"{_source_of(uri, 'tracking.uri')}={uri}: {first_line(error)}; start the server, or"
+            " give another --tracking.uri (or MLFLOW_TRACKING_URI)"
         ) from error
 
 
@@ -286,7 +294,7 @@ def end_run(run: Run, status: str) -> None:
 @contextmanager
 def existing_store(uri: str) -> Iterator[MlflowClient]:
     """Yield a client of an existing store; raise errors of MLflow as UserError."""
-    _check_address(uri, "--tracking_uri")
+    _check_address(uri, _source_of(uri, "--tracking_uri"))
     if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
         raise UserError(f"MLflow at {uri}: no such file; give --home or --tracking_uri")
     try:

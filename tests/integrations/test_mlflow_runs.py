@@ -141,9 +141,12 @@ def test_two_drivers_that_start_at_once_create_one_store(tmp_path, monkeypatch):
     [
         ("localhost:5000", "has no scheme; use http://localhost:5000"),
         ("127.0.0.1:5000/mlflow", "use http://127.0.0.1:5000/mlflow"),
+        ("mlflow.example.org/x", "has no scheme; use http://mlflow.example.org/x"),
+        ("sqlite:/tmp/x y.db", "write it with the full path, 'sqlite:////tmp/x y.db'"),
         ("sqlite:x.db", "write it with the full path, sqlite:////"),
         ("sqlite://x.db", "write it with the full path, sqlite:////"),
         ("./mlruns", "is a folder, in which MLflow no longer stores runs; use sqlite:////"),
+        ("file:/tmp/a b", "use 'sqlite:////tmp/a b/mlflow.db'"),
         ("file:///tmp/mlruns", "use sqlite:////tmp/mlruns/mlflow.db"),
         ("mysql://user@host/db", "needs the Python package MySQLdb; pip install 'mysqlclient'"),
         ("mysql+pymysql://host/db", "needs the Python package pymysql; pip install 'pymysql'"),
@@ -160,7 +163,10 @@ def test_addresses_that_mlflow_cannot_use_get_one_right_line(config, monkeypatch
     with pytest.raises(UserError) as error:
         mlflow_runs.check_store(config)
     assert str(error.value).startswith(f"$MLFLOW_TRACKING_URI={uri}: ")
-    with pytest.raises(UserError, match=r"--tracking_uri="):
+    with pytest.raises(UserError, match=r"^\$MLFLOW_TRACKING_URI="):
+        mlflow_runs.get_run(uri, "0" * 32)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match=r"^--tracking_uri="):
         mlflow_runs.get_run(uri, "0" * 32)
 
 
