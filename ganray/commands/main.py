@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ganray import log
 from ganray.config import cli
@@ -64,14 +64,18 @@ def sweep(argv: Sequence[str]) -> None:
     their own) or `rate` (a factor on the learning rates).
 
         python jobs/sweep.py
-        python jobs/sweep.py --sweep.axis latent.size=1,10,100 --sweep.axis optimizer=sgd,adam
-        python jobs/sweep.py cpu32 --sweep.axis loss.name=bce,hinge,relativistic --sweep.seeds 3
+        python jobs/sweep.py --sweep.axis latent.size=1,10,100 \
+            --sweep.axis optimizer=sgd,adam
+        python jobs/sweep.py cpu32 --sweep.seeds 3 \
+            --sweep.axis loss.name=bce,hinge,relativistic
         python jobs/sweep.py --sweep.axis \
             latent.distribution+latent.scaling=uniform+raw,uniform+centred
         python jobs/sweep.py --sweep.axis data.images=500,5000,null
-        python jobs/sweep.py --sweep.design tpe --sweep.axis rate=0.1..10 --sweep.settings 30
+        python jobs/sweep.py --sweep.design tpe --sweep.settings 30 \
+            --sweep.axis rate=0.1..10
         python jobs/sweep.py --resume
-        ray job submit --working-dir . -- python jobs/sweep.py --name latents --home /mnt/ganray
+        ray job submit --working-dir . -- python jobs/sweep.py --name latents \
+            --home /mnt/ganray
     """
     presets = SWEEPS | CELEBA | MNIST | STACKED
     config, options = cli.parse_sweep(argv, presets, "latents", _help(sweep))
@@ -108,7 +112,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def explore(argv: Sequence[str]) -> None:
-    """Explore the latent space of a trained generator.
+    r"""Explore the latent space of a trained generator.
 
     Draws random samples, interpolations between pairs of latents (straight, and along the shell
     that the generator was trained on), sums, differences and products of latents, walks in the
@@ -121,8 +125,9 @@ def explore(argv: Sequence[str]) -> None:
     without one, the runs are listed.
 
         python jobs/explore.py faces
-        python jobs/explore.py ~/.ganray/runs/faces/checkpoint_0000004000 --out pictures
-        python jobs/explore.py 9a4b6726c96d46158af271b9a0512236 --tracking_uri http://server:5000
+        python jobs/explore.py ~/.ganray/runs/faces/best_coverage --out pictures
+        python jobs/explore.py 9a4b6726c96d46158af271b9a0512236 \
+            --tracking_uri http://server:5000
         python jobs/explore.py models:/generator/1 --animation mp4 --seconds 20
         python jobs/explore.py digits --label 7 --rng_seed 3 --pairs 6
         python jobs/explore.py faces --count 50000 --out samples
@@ -153,8 +158,7 @@ def shard(argv: Sequence[str]) -> None:
         "faces": "procedural faces in CelebA's layout: draws --faces of them into PATH",
         "verify": "convert nothing, but read all shards in PATH and compare every digest",
     }
-    table = "\n".join(f"  {name:14s} {about}" for name, about in sources.items())
-    description = f"{_help(shard)}\nSOURCE is one of:\n{table}"
+    description = f"{_help(shard)}\n\nSOURCE is one of:\n\n{_table(sources)}"
     options = cli.parse_command(argv, ShardConfig, ("source", "path"), sources, description)
     log.configure(options.log_level)
     from ganray.commands.shard import shard as run_shard
@@ -174,9 +178,8 @@ def main() -> None:
 
 def _dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("--help", "-h"):
-        width = max(map(len, JOBS))
-        jobs = [f"  {name:{width}s}  {_help(job).splitlines()[0]}" for name, job in JOBS.items()]
-        print("usage: ganray JOB [...]; ganray JOB --help describes a job\n\n" + "\n".join(jobs))
+        jobs = _table({name: _help(job).splitlines()[0] for name, job in JOBS.items()})
+        print(f"usage: ganray JOB [...]; ganray JOB --help describes a job\n\n{jobs}")
         return
     name, *rest = argv
     if name not in JOBS:
@@ -201,6 +204,14 @@ def _preset_for_hardware(config: Config) -> str:
     from ganray.integrations import ray_cluster
 
     return "dcgan64" if ray_cluster.cluster_resources(config.ray).gpus else "cpu32"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    """Return names and their texts, wrapped at the width of the terminal."""
+    width = max(map(len, rows))
+    return "\n".join(
+        log.wrap(text, f"  {name:{width}s}  ", width + 4) for name, text in rows.items()
+    )
 
 
 def _help(job: Callable[[Sequence[str]], None]) -> str:

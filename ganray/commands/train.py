@@ -231,7 +231,10 @@ def _log_stop(config: Config) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as error:
         kimg = resume_kimg(config)
         if kimg and getattr(error, "code", None) != NOT_SENT:
-            logger.info(f"checkpoint  at {kimg:g} kimg, from which --name {config.name} goes on")
+            logger.info(
+                f"checkpoint  at {kimg:g} kimg, from which the same command with"
+                f" --name {config.name} goes on"
+            )
         raise
 
 

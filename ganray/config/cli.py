@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import signal
 import sys
@@ -15,7 +16,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -55,7 +56,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not received:
             raise
-        print("stopped; the same command with --name resumes", file=sys.stderr, flush=True)
+        print("stopped", file=sys.stderr, flush=True)
         sys.exit(128 + (received or [signal.SIGINT])[0])
     except UserError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr, flush=True)
@@ -147,9 +148,8 @@ def parse_command(
     words = [word.replace("_", "-") for word in argv]
     if "--help" in words or "-h" in words or "--help-all" in words:
         shown = [option for option in help.options(kind, kind()) if option.name not in positional]
-        usage = f"{_program()} {' '.join(map(str.upper, positional))} [--option VALUE ...]"
-        print(f"usage: {usage}\n\n{description}\n\n{help.in_full(shown)}")
-        sys.exit(0)
+        usage = f"{_program()} {' '.join(map(str.upper, positional))} [--OPTION VALUE ...]"
+        _print_help(f"usage: {usage}\n\n{help.reflow(description)}\n\n{help.in_full(shown)}")
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(cast(Any, kind)):
@@ -232,9 +232,8 @@ def _show_help(
     topic = words[words.index(asked) + 1 :][:1]
     if asked == "--help" and topic and topic[0] in topics:
         chosen = [option for option in given if option.name.startswith(f"{topic[0]}.")]
-        print(f"Options of {topic[0]}, with the values of the preset {name}:\n")
-        print(help.in_full(chosen))
-        sys.exit(0)
+        heading = f"Options of {topic[0]}, with the values of the preset {name}:"
+        _print_help(f"{heading}\n\n{help.in_full(chosen)}")
     common = (*help.COMMON, *(f"{section}.{word}" for section in sections for word in _SWEEP))
     chosen = given if asked == "--help_all" else [o for o in given if o.name in common]
     about = help.table({preset: ABOUT[preset] for preset in presets})
@@ -243,11 +242,19 @@ def _show_help(
         " file may hold any of them (--config FILE; --print_config prints one), and so may the"
         " environment: GANRAY_TRAIN__KIMG=100 is --train.kimg 100."
     )
-    print(
+    _print_help(
         f"usage: {_program()} [PRESET] [--OPTION VALUE ...]\n\n{help.reflow(description)}\n\n"
         f"Presets:\n{about}\n\nOptions, with the values of the preset {name}:\n"
         f"{help.one_line_each(chosen)}\n\n{log.wrap(more)}"
     )
+
+
+def _print_help(text: str) -> NoReturn:
+    """Print a text and exit, silently also if the reader, such as `head`, has closed the pipe."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
     sys.exit(0)
 
 

@@ -84,8 +84,9 @@ def one_line_each(given: Sequence[Option]) -> str:
         room = log.columns() - width - 6
         if room - len(default) < _SHORT and not option.default:
             default = ""
-        text = textwrap.shorten(meaning, max(20, room - len(default)), placeholder=" ...")
-        lines.append(f"  --{option.name:{width}s}  {text}{default}")
+        lines.append(
+            f"  --{option.name:{width}s}  {_shorten(meaning, room - len(default))}{default}"
+        )
     return "\n".join(lines)
 
 
@@ -111,13 +112,20 @@ def table(rows: Mapping[str, str]) -> str:
     width = max(map(len, rows))
     room = log.columns() - width - 4
     return "\n".join(
-        f"  {name:{width}s}  {textwrap.shorten(_first_sentence(text), room, placeholder=' ...')}"
-        for name, text in rows.items()
+        f"  {name:{width}s}  {_shorten(_first_sentence(text), room)}" for name, text in rows.items()
     )
 
 
 def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).partition(". ")[0].removesuffix(".") + "."
+    sentence = re.split(r"(?<!et al)\. ", " ".join(text.split()))[0]
+    return sentence.removesuffix(".") + "."
+
+
+def _shorten(text: str, width: int) -> str:
+    """Return a text that fits: without what is in parentheses, then cut at a word."""
+    if len(text) > width:
+        text = re.sub(r" \([^)]*\)", "", text)
+    return textwrap.shorten(text, max(20, width), placeholder=" ...")
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def test_help_lists_the_jobs(capsys):
     main._dispatch(["--help"])
     output = capsys.readouterr().out
     assert all(f"  {name} " in output for name in main.JOBS)
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("name", [*main.JOBS, ""])
+def test_help_fits_the_terminal(name, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "argv", ["ganray", name, "--help"])
+    with suppress(SystemExit):
+        main._dispatch([name, "--help"] if name else ["--help"])
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: ganray {name}".rstrip())
+    assert max(map(len, output.splitlines())) <= columns
 
 
 def test_an_unknown_job_is_rejected(monkeypatch, capsys):

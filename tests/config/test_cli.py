@@ -166,6 +166,20 @@ def test_each_option_says_in_its_first_sentence_what_it_is():
         assert not re.match(r"[a-z0-9-]+: ", option.text), option.name
 
 
+def test_help_ends_silently_if_its_reader_does():
+    command = f"{sys.executable} {ROOT / 'jobs/celeba.py'} --help-all"
+    script = f"({command}; echo code $? >&2) | true"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr == "code 0\n"
+
+
+def test_a_line_that_is_too_long_loses_what_is_in_parentheses_first():
+    text = "Images per logit of D (PacGAN, Lin et al. 2018), together. And details."
+    option = help.Option("network.pack", text, (), "1", "")
+    assert help.one_line_each([option]).endswith("Lin et al. 2018), together. [1]")
+    assert help._shorten(help._first_sentence(text), 40) == "Images per logit of D, together."
+
+
 def test_print_config_prints_a_file_that_gives_the_same_config(tmp_path):
     command = [sys.executable, str(ROOT / "jobs/celeba.py"), "mlp", "--name", "n"]
     result = subprocess.run(
