@@ -226,5 +226,6 @@ def require_encoder() -> None:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise UserError(
-            '--animation=mp4 needs an encoder: pip install -e ".[video]", or use --animation gif'
+            "--animation=mp4 needs an encoder: pip install 'imageio[ffmpeg]', or use"
+            " --animation gif"
         ) from error

@@ -132,7 +132,7 @@ def test_an_mp4_has_all_frames_and_even_sides(tmp_path):
 
 def test_a_missing_encoder_is_reported_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(UserError, match=r'pip install -e "\.\[video\]", or use --animation gif'):
+    with pytest.raises(UserError, match=r"pip install 'imageio\[ffmpeg\]', or use --animation gif"):
         write_mp4(moving_bar(), tmp_path / "a.mp4", fps=10)
     assert not list(tmp_path.iterdir())
 

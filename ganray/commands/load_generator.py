@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ganray import log
+from ganray.config.commands import command_line
 from ganray.config.schema import Config, TrackingConfig
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
@@ -118,7 +119,7 @@ def list_runs(home: Path) -> str:
     """Return a table of the trained runs in a home, newest first, with their last scores."""
     runs = [folder for folder in (home / "runs").glob("*") if _find_checkpoint(folder)]
     if not runs:
-        return f"{home} has no trained runs; train one: python jobs/celeba.py"
+        return f"{home} has no trained runs; train one: {command_line('celeba', home=home)}"
     rows: list[Sequence[str]] = [
         ("run", "preset", "kimg", "coverage", "recall", "Vendi", "trained")
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 
 from ganray.config.commands import ShardConfig
+from ganray.config.schema import absolute
 from ganray.data.format import Manifest
 from ganray.data.integrity import verify_shards
 from ganray.data.sources import ImageSource, faces, notes_of, open_source, source_options
@@ -28,9 +30,10 @@ def shard(options: ShardConfig) -> None:
         return
     if options.out is None:
         raise UserError("--out is missing: name the folder for the shards")
+    out = absolute("--out", options.out)
     manifest = write_shards(
         _open_source(options),
-        options.out.expanduser(),
+        out,
         size=options.size,
         images=options.images,
         split=options.split,
@@ -38,8 +41,9 @@ def shard(options: ShardConfig) -> None:
         encoding=options.encoding,
         bad_images=options.bad_images,
     )
-    logger.info(f"{options.out}: {_describe(manifest)}")
-    logger.info(f"train on them with --data.root {options.out} --data.size {options.size}")
+    logger.info(f"{out}: {_describe(manifest)}")
+    options_of_run = shlex.join(["--data.root", str(out), "--data.size", str(options.size)])
+    logger.info(f"train on them with {options_of_run}")
 
 
 def _open_source(options: ShardConfig) -> ImageSource:
@@ -68,8 +72,9 @@ def _describe(manifest: Manifest) -> str:
     size = sum(shard.bytes for shard in manifest.shards)
     classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""
     attributes = f", {len(manifest.attribute_names)} attributes" if manifest.attribute_names else ""
+    shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     return (
         f"{manifest.num_images:,} images of {height}x{width}x{channels} "
-        f"({manifest.recipe.encoding}){classes}{attributes} in {len(manifest.shards)} shards, "
-        f"{size / 1e9:.2f} GB, digest {manifest.digest()}"
+        f"({manifest.recipe.encoding}){classes}{attributes} in {shards}, "
+        f"{size / 1e6:,.0f} MB, digest {manifest.digest()}"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ganray.commands import train
-from ganray.config.commands import SweepConfig
+from ganray.config.commands import SweepConfig, command_line
 from ganray.config.schema import Config, fields_where
 from ganray.config.serialization import check_resumes, to_dict
 from ganray.data import prepare
@@ -124,6 +124,7 @@ def _run_locked(
                 ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
             except (KeyboardInterrupt, SystemExit):
                 request_stop(folder / name for name in training)
+                logger.info("to resume   %s", resume_command(config))
                 raise
         if observer.has_runs_left():
             logger.info(observer.progress.table())
@@ -135,6 +136,11 @@ def _run_locked(
 def sweep_folder(config: Config) -> Path:
     """Return the folder of the sweep's plan, Tune state and report; runs have folders elsewhere."""
     return config.home / "sweeps" / config.name
+
+
+def resume_command(config: Config) -> str:
+    """Return the command line that resumes the sweep."""
+    return command_line("sweep", "--resume", "--name", config.name, home=config.home)
 
 
 def load_resumed(config: Config, options: SweepConfig) -> tuple[Config, SweepConfig]:
@@ -206,8 +212,8 @@ def plan_sweep(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> Sw
         plan.trials and plan != saved
     ):
         raise UserError(
-            f"sweep {config.name!r} exists with other axes or runs; use another --name, or"
-            f" --resume --name {config.name} to resume it unchanged"
+            f"sweep {config.name!r} exists with other axes or runs; use another --name, or resume"
+            f" it unchanged: {resume_command(config)}"
         )
     return saved
 
@@ -222,7 +228,7 @@ def _check_comparable(config: Config, options: SweepConfig) -> None:
         if old != new:
             raise UserError(
                 f"sweep.{name}={new}: sweep {config.name!r} was started with {old}, which cannot"
-                f" change; use another --name, or only --resume --name {config.name}"
+                f" change; use another --name, or resume it: {resume_command(config)}"
             )
     # A single run may train longer or be evaluated otherwise; the runs of a sweep must not differ.
     check_resumes(saved, config, fixed=_FIXED)
@@ -242,9 +248,7 @@ def validate_runs(
 ) -> list[Config]:
     """Return the configs of all runs, for adaptive designs of the extreme settings, or raise."""
     if options.design == "tpe" and importlib.util.find_spec("optuna") is None:
-        raise UserError(
-            'sweep.design=tpe needs Optuna: pip install -e ".[search]", or use another design'
-        )
+        raise UserError("sweep.design=tpe needs Optuna: pip install optuna, or use another design")
     if options.trials_per_gpu > 1 and workers.gpu and workers.count > 1:
         raise UserError(
             f"sweep.trials_per_gpu={options.trials_per_gpu} needs runs of one worker, but"
@@ -292,7 +296,7 @@ def log_plan(
         seeds = len({trial.rng_seed for trial in plan.trials})
         runs = f"{len(plan.settings)} settings x {seeds} seeds = {len(plan.trials)} runs"
     rows = {
-        "sweep": f"{config.name} (to resume: --resume --name {config.name})",
+        "sweep": f"{config.name} (to resume: {resume_command(config)})",
         "runs": f"{runs}, {options.design}, {concurrent} at a time",
     }
     for axis in plan.axes:

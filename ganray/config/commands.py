@@ -6,6 +6,8 @@ Uses the standard library only. The options of a training run are in ``ganray.co
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,20 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 def home_folder(home: Path | None) -> Path:
     """Return the absolute home folder: `home`, else $GANRAY_HOME, else ~/.ganray."""
     return absolute("--home", home or Path(os.environ.get("GANRAY_HOME", "~/.ganray")))
+
+
+def command_line(job: str, *words: object, home: Path) -> str:
+    """Return the command line of a job, quoted for a shell, with the home unless it is the default.
+
+    The job is named by the path, or by the installed command, that started this one.
+    """
+    script = Path(sys.argv[0]).with_name(f"{job}.py")
+    if sys.argv[0].startswith("ganray "):
+        program: list[object] = ["ganray", job]
+    else:
+        program = ["python", script if script.is_file() else f"jobs/{job}.py"]
+    options = [] if home == home_folder(None) else ["--home", home]
+    return shlex.join(map(str, [*program, *words, *options]))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class InceptionExtractor:
         except ImportError as error:
             raise UserError(
                 "evaluation.features=inception needs torch-fidelity, which is not installed; "
-                "pip install 'ganray[pretrained]'"
+                "pip install torch-fidelity"
             ) from error
         if not weights.is_file():
             raise UserError(

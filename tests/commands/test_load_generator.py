@@ -186,9 +186,9 @@ def test_an_unfinished_checkpoint_is_ignored(trained_run, tmp_path):
 
 
 def test_the_runs_of_a_home_are_listed_with_their_scores(trained_run, tmp_path, capsys):
-    assert "has no trained runs; train one: python jobs/celeba.py" in load_generator.list_runs(
-        tmp_path
-    )
+    empty = tmp_path / "a home"
+    command = f"python jobs/celeba.py --home '{empty}'"
+    assert load_generator.list_runs(empty) == f"{empty} has no trained runs; train one: {command}"
     shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / "older")
     shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / "newer")
     os.utime(tmp_path / "runs" / "older", (0, 0))

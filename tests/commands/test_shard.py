@@ -1,6 +1,7 @@
 """jobs/shard.py as a user calls it."""
 
 import runpy
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ main = runpy.run_path(str(ROOT / "jobs" / "shard.py"))["main"]
 def test_digits_are_converted_and_verified_and_damage_is_reported(tmp_path: Path, capsys):
     out = tmp_path / "digits"
     main(["digits", "--out", str(out), "--size", "16", "--split", "test", "--processes", "1"])
-    assert "297 images of 16x16x1 (raw), 10 classes in 1 shards" in capsys.readouterr().out
+    assert "297 images of 16x16x1 (raw), 10 classes in 1 shard" in capsys.readouterr().out
     assert set(ShardedDataset(out).annotations(np.arange(297)).labels) == set(range(10))
     main(["verify", str(out)])
     assert "undamaged: 297 images" in capsys.readouterr().out
@@ -27,10 +28,18 @@ def test_digits_are_converted_and_verified_and_damage_is_reported(tmp_path: Path
         main(["verify", str(out)])
 
 
+def test_the_options_that_train_on_the_shards_are_quoted(tmp_path: Path, capsys):
+    out = tmp_path / "a set"
+    main(["digits", "--out", str(out), "--images", "20", "--processes", "1"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    options = ["--data.root", str(out), "--data.size", "0"]
+    assert shlex.split(line.removeprefix("train on them with ")) == options
+
+
 def test_faces_are_drawn_and_stored_as_jpegs(tmp_path: Path, capsys):
     argv = ["faces", str(tmp_path / "faces"), "--out", str(tmp_path / "set"), "--faces", "5"]
     main([*argv, "--encoding", "jpeg", "--processes", "1"])
-    assert "5 images of 218x178x3 (jpeg), 40 attributes in 1 shards" in capsys.readouterr().out
+    assert "5 images of 218x178x3 (jpeg), 40 attributes in 1 shard" in capsys.readouterr().out
     main([*argv, "--encoding=jpeg"])  # done already
     with pytest.raises(ValueError, match="another recipe"):
         main([*argv, "--size", "32"])

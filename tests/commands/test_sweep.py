@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from dataclasses import asdict
 
 import pytest
@@ -240,6 +241,19 @@ def test_resume_loads_the_newest_sweep(job, home, capsys):
     folder = sweep.sweep_folder(config)
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == 2
     assert len(design.load_plan(folder).trials) == 4
+
+
+def test_the_printed_command_resumes_the_sweep(job, tmp_path, capsys, monkeypatch):
+    home = tmp_path / "a home"
+    axis = ["--sweep.axis", "latent.size=1,2", "--sweep.seeds", "2"]
+    start_sweep(home, "--home", str(home), *axis)
+    monkeypatch.setenv("COLUMNS", "500")
+    job.main(["--dry_run", "--resume", "--home", str(home)])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "to resume" in line]
+    words = shlex.split(line.partition("(to resume: ")[2].removesuffix(")"))
+    assert words == ["python", "jobs/sweep.py", "--resume", "--name", "old", "--home", str(home)]
+    job.main([*words[2:], "--dry_run"])
+    assert "2 settings x 2 seeds = 4 runs" in printed(capsys)
 
 
 def test_resume_keeps_the_concurrency_of_adaptive_searches(job, home, capsys):

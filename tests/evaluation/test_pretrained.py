@@ -81,5 +81,5 @@ def test_a_missing_file_is_rejected_and_not_downloaded(tmp_path):
 
 def test_the_error_names_the_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(UserError, match=r"not installed; pip install 'ganray\[pretrained\]'"):
+    with pytest.raises(UserError, match=r"not installed; pip install torch-fidelity"):
         InceptionExtractor(tmp_path / "none.pth", CPU)
