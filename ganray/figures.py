@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _MIN_SIDE = 96
 """Pixels that images are enlarged to."""
 _GAP, _MARGIN = 4, 16
 """Pixels between images, and around the figure and its groups of rows."""
-_FONT_SIZE, _LINE_HEIGHT = 14, 20
+_FONT_SIZE, _LINE_HEIGHT = 12, 20
 _TEXT_COLOR, _NOTE_COLOR = (30, 30, 30), (110, 110, 110)
 _GIF_COLORS = 64
 """Size of the palette, at most 256; more colors make a larger file."""
@@ -72,7 +73,7 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
     """Draw groups of rows on white, all images of one shape: uint8 (h, w, 3)."""
     rows = [row for group in groups for row in group]
     height, width = enlarge(rows[0].images[:1]).shape[1:3]
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = _font()
     captions = max(font.getlength(line) for row in rows for line in row.caption.split("\n"))
     left = _MARGIN + (math.ceil(captions) + _MARGIN if captions else 0)
     right = left + max(len(row.images) for row in rows) * (width + _GAP) - _GAP
@@ -101,6 +102,14 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
     return np.asarray(figure)
 
 
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """Return the font of the charts. Pillow's own swallows the space behind a digit."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)
+
+
 def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path, title: str) -> None:
     """Draw losses by name against images seen: raw points, smoothed line and `Loss.ideal`."""
     figure = new_figure(8, 5.5)
@@ -127,7 +136,7 @@ def mode_chart(names: Sequence[str], real: np.ndarray, samples: np.ndarray) -> n
 
     With Pillow, because it is drawn during training: matplotlib would take 50 times as long.
     """
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = ImageFont.load_default(14)
     shares, row, width = np.array([real / real.sum(), samples / samples.sum()]), 28, 360
     left = 2 * _MARGIN + math.ceil(max(font.getlength(name) for name in names))
     top = _MARGIN + _LINE_HEIGHT + _GAP

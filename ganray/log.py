@@ -15,6 +15,7 @@ from typing import Literal
 
 HIDDEN = "***"
 """Replaces the secrets of a URL."""
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -60,6 +61,16 @@ def columns() -> int:
     return max(40, shutil.get_terminal_size((100, 24)).columns)
 
 
+def first_that_fits(*lines: str) -> str:
+    """Return the first line that fits the terminal, else the last."""
+    return next((line for line in lines if len(line) <= columns()), lines[-1])
+
+
+def unbroken(text: object) -> str:
+    """Return a text, such as a path or a command, that `wrap` does not break at its spaces."""
+    return str(text).replace(" ", _NO_BREAK)
+
+
 def wrap(text: str, prefix: str = "", indent: int = 0) -> str:
     """Return the prefix and the text in lines of the terminal's width; 100 columns in a job log.
 
@@ -72,7 +83,7 @@ def wrap(text: str, prefix: str = "", indent: int = 0) -> str:
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
-    )
+    ).replace(_NO_BREAK, " ")
 
 
 class _StdoutHandler(logging.Handler):

@@ -12,3 +12,10 @@ def test_messages_of_libraries_are_printed_without_passwords(capsys):
     assert capsys.readouterr().out == (
         "WARNING: no answer from http://***@host:5000/api, s3://bucket/a@b, http://host/#/x?a=1\n"
     )
+
+
+def test_paths_and_commands_are_wrapped_but_not_broken(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "/a folder with spaces/and a long name"
+    text = log.wrap(f"shards are to be written: {log.unbroken(path)}", "shards  ", 8)
+    assert text.splitlines() == ["shards  shards are to be written:", f"        {path}"]

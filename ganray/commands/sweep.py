@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ganray import log
 from ganray.commands import train
 from ganray.config.commands import SweepConfig, command_line
 from ganray.config.schema import Config, fields_where
@@ -296,7 +297,7 @@ def log_plan(
         seeds = len({trial.rng_seed for trial in plan.trials})
         runs = f"{len(plan.settings)} settings x {seeds} seeds = {len(plan.trials)} runs"
     rows = {
-        "sweep": f"{config.name} (to resume: {resume_command(config)})",
+        "sweep": f"{config.name} (to resume: {log.unbroken(resume_command(config))})",
         "runs": f"{runs}, {options.design}, {concurrent} at a time",
     }
     for axis in plan.axes:
@@ -306,7 +307,7 @@ def log_plan(
     rows |= plan_rows(datasets.shown, workers)
     if notes := " ".join(reference_notes(plan.axes)):
         rows["reference"] = notes
-    rows["results"] = f"{sweep_folder(config)} and {store_uri(config)}"
+    rows["results"] = f"{log.unbroken(sweep_folder(config))} and {log.unbroken(store_uri(config))}"
     logger.info(format_rows(rows))
     if options.is_search:
         logger.info(

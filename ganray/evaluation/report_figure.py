@@ -28,6 +28,8 @@ _RATIOS = {
     "Variety": {"vendi": "Vendi score", "effective_rank": "effective rank"},
 }
 """Words for the scores that are drawn relative to the reference, by what they measure."""
+_SHORT_NAME = 3
+"""Characters of a name that fits below a bar or a column of images."""
 _MAX_RATIO = 2.0
 """Length at which bars are cut; the number beside them is not."""
 
@@ -92,7 +94,7 @@ def _bars(axes: Any, names: tuple[str, ...], real: np.ndarray, fake: np.ndarray)
     ends = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
     shares, at = [e.value for e in estimates], np.arange(len(fake))
     style, labels = {"elinewidth": 1}, ("real images", "samples")
-    if max(map(len, names)) <= 3:
+    if max(map(len, names)) <= _SHORT_NAME:
         axes.bar(at - 0.2, real, 0.4, color=_REAL, label=labels[0])
         axes.bar(at + 0.2, shares, 0.4, yerr=ends, color=_FAKE, error_kw=style, label=labels[1])
         axes.set_xticks(at, names)
@@ -144,8 +146,14 @@ def _by_mode(axes: Any, page: Page, names: tuple[str, ...]) -> None:
     for mode in range(len(names)):
         images = page.samples[page.modes == mode][:_ROWS]
         grid[: len(images), mode] = images
-    title = "samples, one column per mode: " + ", ".join(names)
-    _show(axes, grid.reshape(-1, *page.samples.shape[1:]), len(names), title)
+    title, images = "samples, one column per mode", grid.reshape(-1, *page.samples.shape[1:])
+    if max(map(len, names)) > _SHORT_NAME:
+        _show(axes, images, len(names), f"{title}: {', '.join(names)}")
+        return
+    _show(axes, images, len(names), f"{title}; grey: no sample")
+    for mode, name in enumerate(names):
+        axes.text((mode + 0.5) / len(names), -0.01, name, ha="center", va="top",
+                  transform=axes.transAxes)  # fmt: skip
 
 
 def _neighbours(axes: Any, page: Page) -> None:

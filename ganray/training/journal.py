@@ -187,35 +187,40 @@ def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def progress_line(event: Event, total_images: int) -> str:
     """Format a metrics event: progress, speed, losses, D's probabilities and remaining time.
 
-    The loss of G is missing in a discriminator check.
+    The loss of G is missing in a discriminator check. A narrow terminal shows less.
     """
     values, images = event["values"], event["images"]
     rate = values["speed/images_per_s"]
     remaining = int((total_images - images) / max(rate, 1e-9))
     clock = f"{remaining // 3600}:{remaining % 3600 // 60:02d}:{remaining % 60:02d}"
-    G = f"  G {values['loss/G']:.3f}" if "loss/G" in values else ""
-    return (
-        f"{images / 1000:8.1f} / {total_images / 1000:g} kimg ({images / total_images:4.0%})"
-        f"  {rate:7,.0f} images/s  D {values['loss/D']:.3f}{G}"
-        f"  D(real) {values['discriminator/real_prob']:.2f}"
-        f"  D(fake) {values['discriminator/fake_prob']:.2f}  left {clock}"
+    G = f" G {values['loss/G']:.3f}" if "loss/G" in values else ""
+    position = f"{images / 1000:7.1f} / {total_images / 1000:g} kimg"
+    share = f"({images / total_images:4.0%})"
+    losses = f"{rate:6,.0f} images/s  D {values['loss/D']:.3f}{G}"
+    real, fake = values["discriminator/real_prob"], values["discriminator/fake_prob"]
+    probabilities = f"D(real) {real:.2f} D(fake) {fake:.2f}"
+    return log.first_that_fits(
+        f"{position} {share}  {losses}  {probabilities}  left {clock}",
+        f"{position}  {losses}  {probabilities}  left {clock}",
+        f"{position}  {losses}  left {clock}",
     )
 
 
 def collapse_line(event: Event) -> str:
     """Format an evaluation, with its collapse warning on a second line."""
     values = event["values"]
-    parts = [f"{event['images'] / 1000:8.1f} kimg    "]
+    parts = [f"{event['images'] / 1000:7.1f} kimg"]
     if "collapse/modes_held" in values:
         parts.append(f"modes {values['collapse/modes_held']:g}")
         parts.append(f"KL {log.two_digits(values['collapse/kl'])}")
     parts.append(f"recall {log.two_digits(values['collapse/recall'])}")
     parts.append(f"coverage {log.two_digits(values['collapse/coverage'])}")
-    parts.append(f"Vendi {values['collapse/vendi_share']:.0%} of reals")
-    parts.append(f"({values['speed/evaluation_share']:.1%} of the time)")
-    lines = ["  ".join(parts)]
+    parts.append(f"Vendi {values['collapse/vendi_share']:.0%}")
+    line, share = "  ".join(parts), values["speed/evaluation_share"]
+    full = f"{line} of reals"
+    lines = [log.first_that_fits(f"{full}  ({share:.1%} of the time)", full, line)]
     if event["warning"]:
-        lines.append(log.wrap(event["warning"], f"{'WARNING':>13}    ", 17))
+        lines.append(log.wrap(event["warning"], f"{'WARNING':>12}  ", 14))
     return "\n".join(lines)
 
 

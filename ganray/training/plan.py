@@ -123,7 +123,7 @@ def describe_plan(datasets: RunDatasets, workers: Workers, store: str) -> str:
         resumes = f"goes on from {kimg:g} kimg"
     rows = {"run": f"{config.name} ({resumes})"}
     rows |= plan_rows(datasets, workers)
-    rows |= {"results": f"{config.run_folder()} and {store}"}
+    rows |= {"results": f"{log.unbroken(config.run_folder())} and {log.unbroken(store)}"}
     return format_rows(rows)
 
 
@@ -145,12 +145,13 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
         folder = Path(config.init_from)
         check_weights_fit(folder, read_state(folder), {"G": G, "D": D})
     height, width, channels = images.stored_shape
+    root = config.data.root or ""
     label = f" and one of {classes} labels" if classes else ""
     return {
-        "data": "; ".join([str(images), *images.notes]),
+        "data": "; ".join([str(images).replace(root, log.unbroken(root)), *images.notes]),
         "shards": f"{height}x{width}x{channels} {config.data.encoding},"
         f" {images.bytes / 2**20:,.0f} MiB,"
-        f" {'ready' if images.ready else 'to be written'}: {images.location}",
+        f" {'ready' if images.ready else 'to be written'}: {log.unbroken(images.location)}",
         "networks": f"{config.network.kind}: G {_parameters(G):,} and D {_parameters(D):,}"
         f" parameters, z {config.latent}{label}"
         + (f", from {config.init_from}" if config.init_from else ""),

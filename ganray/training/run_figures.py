@@ -43,9 +43,10 @@ def draw_epochs(folder: Path, image_shape: tuple[int, int, int]) -> Path | None:
         height = len(grid) // GRID_ROWS
         width = height * image_shape[1] // image_shape[0]
         images = grid[:height].reshape(height, -1, width, 3).swapaxes(0, 1)
-        rows.append(Row(images, f"{int(path.stem) / 1000:g} kimg"))
+        rows.append(Row(images, f"{int(path.stem) / 1000:.1f} kimg"))
     path = folder / "epochs.png"
-    Image.fromarray(labelled_rows([rows])).save(path)
+    title = f"{folder.name}: samples of the same latents, by real images seen"
+    Image.fromarray(labelled_rows([rows], title)).save(path)
     return path
 
 

@@ -4,6 +4,7 @@ import time
 from contextlib import closing
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from ganray.training import journal
@@ -79,6 +80,22 @@ def test_the_progress_line_has_progress_speed_and_remaining_time():
     assert "500 images/s" in text
     assert "D 0.693" in text
     assert text.endswith("left 0:02:30")
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_lines_of_progress_and_evaluations_fit_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    values = metrics(0.5) | {"loss/G": 12.345, "speed/images_per_s": 12_345.0}
+    lines = [journal.progress_line({"images": 1_234_500, "values": values}, 2_400_064)]
+    values = {"collapse/modes_held": 16, "collapse/kl": 0.0123, "collapse/recall": 0.0123}
+    values |= {"collapse/coverage": 0.0123, "collapse/vendi_share": 1.16}
+    values |= {"speed/evaluation_share": 0.123}
+    event = {"images": 1_234_500, "values": values, "warning": ""}
+    lines.append(journal.collapse_line(event))
+    assert max(map(len, lines)) <= columns
+    assert "left 0:01:34" in lines[0]
+    assert "(12.3% of the time)" not in lines[1] or columns == 100
+    assert "Vendi 116%" in lines[1]
 
 
 def metrics(kimg: float) -> dict[str, float]:
