@@ -105,4 +105,7 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         rank = f"[rank {self._rank}] " if self._rank else ""
-        return redact(rank + level + super().format(record))
+        text = super().format(record)
+        if level and "\n" not in text:
+            return redact(wrap(text, rank + level, len(level)))
+        return redact(rank + level + text)

@@ -14,6 +14,16 @@ def test_messages_of_libraries_are_printed_without_passwords(capsys):
     )
 
 
+def test_a_warning_fits_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    log.configure()
+    logging.getLogger("ganray.test").warning("no CelebA was given, so this run trains on faces")
+    assert capsys.readouterr().out.splitlines() == [
+        "WARNING: no CelebA was given, so this",
+        "         run trains on faces",
+    ]
+
+
 def test_paths_and_commands_are_wrapped_but_not_broken(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     path = "/a folder with spaces/and a long name"

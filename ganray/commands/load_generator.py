@@ -110,7 +110,8 @@ class TrainedGenerator:
                 logger.info(f"MLflow      has no run {self.config.name!r}; the {what} stay on disk")
                 return
             mlflow_runs.log_files(run, files, folder)
-            logger.info(f"artifacts   {folder}/ of MLflow run {run.run_id} at {run.uri}")
+            logger.info(f"artifacts   {folder}/ of MLflow run {run.run_id}")
+            mlflow_runs.log_addresses(run.uri, mlflow_runs.run_url(run))
         except (UserError, *MLFLOW_ERRORS) as error:
             logger.warning(f"the {what} are on disk but not in MLflow: {error}")
 

@@ -27,8 +27,8 @@ from ganray.integrations import mlflow_view, ray_cluster, ray_tune
 from ganray.integrations.mlflow_runs import (
     LOCAL_SERVER,
     check_store,
+    log_addresses,
     run_url,
-    serve_command,
     store_uri,
 )
 from ganray.integrations.mlflow_sweep import SweepRuns, has_means, sync_sweep
@@ -127,8 +127,6 @@ def _run_locked(
                 request_stop(folder / name for name in training)
                 logger.info("to resume   %s", resume_command(config))
                 raise
-        if observer.has_runs_left():
-            logger.info(observer.progress.table())
         _report(observer.plan, config, options, runs)
     if runs.has_given_up:
         sys.exit(train.NOT_SENT)
@@ -401,9 +399,7 @@ def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str, means: bool) ->
     )
     if urls is None:  # MLflow is unreachable, which has been logged
         return
-    if command := serve_command(uri):
-        logger.info("look        %s", command)
-    logger.info("at          %s", run_url(runs.parent))
+    log_addresses(uri, run_url(runs.parent))
     title, url = next(iter(urls.items()))
     logger.info("charts      %s", url)
     logger.info("            which is the view %r; others are under Views there", title)

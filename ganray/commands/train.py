@@ -168,7 +168,13 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
             result = check_discriminator(config, dataset, journal)
         logger.info(f"check       {result}")
         logger.info(f"picture     {result.figure}")
-        sync.flush_and_call(lambda: mlflow_runs.log_files(sync.unfinished()[0], [result.figure]))
+
+        def send_figure() -> str:
+            (run,) = sync.unfinished()
+            mlflow_runs.log_files(run, [result.figure])
+            return mlflow_runs.run_url(run)
+
+        mlflow_runs.log_addresses(mlflow_runs.store_uri(config), sync.flush_and_call(send_figure))
     if not result.separates:
         raise UserError(
             f"check_discriminator=True: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
@@ -215,10 +221,7 @@ def _train_and_report(
         sent = sync.flush_and_call(send_results)  # last: MLflow may be unreachable by now
         if sent:
             logger.info(f"generator   {sent[0]}  (mlflow.pytorch.load_model)")
-        if command := mlflow_runs.serve_command(mlflow_runs.store_uri(config)):
-            logger.info(f"look        {command}")
-        if sent:
-            logger.info(f"at          {sent[1]}")
+        mlflow_runs.log_addresses(mlflow_runs.store_uri(config), sent[1] if sent else None)
         if config.launcher == "ray" and (url := ray_cluster.job_url()):
             logger.info(f"ray         {url}")
 

@@ -7,6 +7,7 @@ killed worker leaves nothing incomplete in it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -32,6 +33,8 @@ from ganray.config.serialization import flatten, to_dict
 from ganray.errors import UserError
 from ganray.files import publish
 from ganray.training.state import read_config
+
+logger = logging.getLogger(__name__)
 
 NAME_TAG = "ganray.name"
 """Tag by which a run is found again."""
@@ -163,6 +166,14 @@ def serve_command(uri: str) -> str | None:
     if uri.startswith("http"):
         return None
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+def log_addresses(uri: str, url: str | None) -> None:
+    """Log how to serve a store, unless it is a server, and the page of a run; None: not there."""
+    if command := serve_command(uri):
+        logger.info(f"look        {command}")
+    if url:
+        logger.info(f"at          {url}")
 
 
 @contextmanager

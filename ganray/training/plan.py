@@ -121,8 +121,12 @@ def describe_plan(datasets: RunDatasets, workers: Workers, store: str) -> str:
     resumes = f"to resume: the same command with --name {config.name}"
     if kimg := resume_kimg(config):
         resumes = f"goes on from {kimg:g} kimg"
+    if config.check_discriminator:
+        resumes = "trains D alone, until it separates held-out real images from noise"
     rows = {"run": f"{config.name} ({resumes})"}
     rows |= plan_rows(datasets, workers)
+    if config.check_discriminator:
+        del rows["evaluation"]
     rows |= {"results": f"{log.unbroken(config.run_folder())} and {log.unbroken(store)}"}
     return format_rows(rows)
 

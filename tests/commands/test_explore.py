@@ -91,6 +91,7 @@ def test_pictures_of_a_run_are_on_disk_and_in_mlflow(trained_run, capsys):
     assert f"generator   checkpoint {trained_run.checkpoint}; takes normal latents of size 8" in out
     assert f"pictures    {folder}: samples.png," in out
     assert f"artifacts   explore/ of MLflow run {trained_run.run_id}" in out
+    assert f"runs/{trained_run.run_id}?workflowType=machine_learning" in out
 
 
 def test_logged_model_and_another_output_folder(trained_run, tmp_path, capsys):
