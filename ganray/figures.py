@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -171,24 +171,33 @@ class ClassifiedImages:
     """Mean probability to reach."""
 
 
-def separation_chart(kinds: Sequence[ClassifiedImages], path: Path, examples: int = 6) -> None:
+def separation_chart(
+    kinds: Sequence[ClassifiedImages], path: Path, title: str, examples: int = 6
+) -> None:
     """Draw D's mean probabilities during training next to one row of examples of each kind."""
     figure = new_figure(11, 4)
-    grid = figure.add_gridspec(len(kinds), examples + 5)
-    axes = figure.add_subplot(grid[:, :5])
+    figure.suptitle(title, fontsize=11)
+    left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(5, examples)))
+    axes = left.subplots()
     for color, kind in zip(COLORS, kinds, strict=False):
-        axes.plot(*kind.curve, ".-", color=color, label=kind.name)
-        axes.axhline(kind.target, color=color, linestyle="--", linewidth=1)
-    axes.set(xlabel="real images seen", ylabel="D's probability of real", ylim=(-0.03, 1.03))
+        images, probs = kind.curve
+        axes.plot(images / 1000, probs, ".-", color=color, label=kind.name)
+        label = f"to reach: {kind.target:g}"
+        axes.axhline(kind.target, color=color, linestyle="--", linewidth=1, label=label)
+    axes.set(xlabel="real images seen (kimg)", ylabel="D's mean probability of real")
+    axes.set_ylim(-0.03, 1.03)
     axes.set_xscale("log")  # some networks need a thousand times as many images as others
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
-    axes.legend()
-    for row, kind in enumerate(kinds):
-        for i, (image, prob) in enumerate(zip(kind.images[:examples], kind.probs, strict=False)):
-            panel = figure.add_subplot(grid[row, 5 + i])
+    axes.legend(fontsize=9)
+    for rows, kind in zip(right.subfigures(len(kinds), 1), kinds, strict=True):
+        rows.suptitle(f"{kind.name}, each with D's probability", fontsize=10)
+        panels = rows.subplots(1, examples, squeeze=False)[0]
+        for panel in panels:
+            panel.set_axis_off()
+        for panel, image, prob in zip(panels, kind.images, kind.probs, strict=False):
             panel.imshow(image.repeat(3 // image.shape[2], axis=2), interpolation="nearest")
             panel.set_title(f"{prob:.3f}", fontsize=9)
-            panel.set_axis_off()
     figure.savefig(path, dpi=120)
 
 

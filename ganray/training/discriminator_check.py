@@ -178,6 +178,6 @@ def _result(state: TrainState, held_out: Batch, images_seen: int) -> Discriminat
         examples = to_uint8(images[::pack], state.config.pixel_min()).cpu().numpy()
         curve = journal.history(folder, metric)
         kinds.append(ClassifiedImages(name, examples, probs.cpu().numpy(), curve, target))
-    separation_chart(kinds, folder / FIGURE_FILE)
+    separation_chart(kinds, folder / FIGURE_FILE, f"{folder.name}: D alone, on held-out images")
     real_prob, noise_prob = (float(kind.probs.mean()) for kind in kinds)
     return DiscriminatorCheck(real_prob, noise_prob, images_seen, folder / FIGURE_FILE)
