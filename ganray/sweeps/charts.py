@@ -59,8 +59,11 @@ def decimals(values: Sequence[float]) -> int:
 
 
 def format_estimate(estimate: Estimate, digits: int) -> tuple[str, str]:
-    """Return a mean and half its interval, e.g. ("0.61", "±0.05"); ("0.61", "") for one run."""
-    half = (estimate.high - estimate.low) / 2
+    """Return a mean and half its interval, e.g. ("0.61", "±0.05"); ("0.61", "") for one run.
+
+    Of an interval that is cut at the end of the metric's range, the longer side counts.
+    """
+    half = max(estimate.high - estimate.value, estimate.value - estimate.low)
     end = f"±{_format(half, digits)}" if math.isfinite(half) else ""
     return _format(estimate.value, digits), end
 

@@ -50,12 +50,14 @@ class SweepProgress:
         """Log the result of a run."""
         self._running.discard(trial.name)
         self._results[trial.name] = result
-        scores = "  ".join(
-            f"{m} {log.two_digits(result.values[m])}" for m in RANKED if m in result.values
-        )
-        if result.status != "finished":
-            scores = f"{result.status} {result.reason if result.status != 'stopped' else scores}"
-        logger.info("%s  %s: %s", self._position(), trial.label, scores.rstrip())
+        scores = [f"{m} {log.two_digits(result.values[m])}" for m in RANKED if m in result.values]
+        if result.status in ("failed", "diverged"):
+            scores = [result.reason]
+        status = "" if result.status == "finished" else f"{result.status} "
+        start = f"{self._position()}  {trial.label}: {status}"
+        counts = range(len(scores), 0, -1)
+        lines = [start + "  ".join(scores[:count]) for count in counts] or [start]
+        logger.info(log.first_that_fits(*lines).rstrip())
         if time.monotonic() - self._table_at > _TABLE_EVERY_S:
             self._table_at = time.monotonic()
             logger.info(self.table())

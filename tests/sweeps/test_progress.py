@@ -18,5 +18,6 @@ def test_resumed_sweep_counts_failed_runs_as_left(capsys):
     assert "normal-1-s0: crashed, retrying: out of memory" in output
     assert "5 / 6 runs, left 0:00:0" in output
     assert "normal-1-s0: coverage 0.90" in output
+    assert max(map(len, output.splitlines())) <= 100
     best = progress.table().splitlines()[1]
     assert best.startswith("  coverage 0.900 (n=1)  distribution normal")
