@@ -242,8 +242,12 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         classes = len(source.class_names)
         key = f"{data.source}-{source.fingerprint()[:8]}-{data.split}"
         key += "-skip" * (data.bad_images == "skip")
-        digits = data.source == "digits"
-        description = "scikit-learn's digits" if digits else f"{data.source} in {root}"
+        description = {
+            "digits": "scikit-learn's digits",
+            "folder": f"the {'folder' if root.is_dir() else 'file'} {root}",
+            "hdf5": f"the file {root}",
+            "source-text": f"the source text's file {root}",
+        }.get(data.source, f"{data.source} in {root}")
     count = min(data.images or total, total)
     if count == 0:
         raise UserError(f"data.split={data.split} has no images in {root}; try all")

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ganray.data.sources.listing import (
     BadImagesError,
@@ -374,6 +374,8 @@ def _named_errors(tree: Tree, name: str) -> Iterator[None]:
     # PIL raises OSError, SyntaxError, ValueError and others for a bad file.
     except Exception as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its content is of no known format"
         raise UserError(
             f"{tree.locate(name)}: cannot be read as an 8-bit image ({reason})"
         ) from error

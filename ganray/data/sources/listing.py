@@ -33,7 +33,10 @@ class BadImagesError(UserError):
         self.problems = dict(problems)
         first, count = next(iter(self.problems.values())), len(self.problems)
         more = f" and {count - 1:,} more images cannot be read" if count > 1 else ""
-        super().__init__(f"{first}{more}; replace or remove them, or set bad_images to skip")
+        super().__init__(
+            f"{first}{more}; replace or remove them, or leave them out: --data.bad_images skip"
+            " (jobs/shard.py: --bad_images skip)"
+        )
 
     def log(self) -> None:
         """Log each reason."""
