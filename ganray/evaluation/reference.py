@@ -141,13 +141,15 @@ def prepare_classifier(
         device: Where to train.
 
     Returns:
-        Its file in the home; '' for images without labels, or too few of a class to learn it, or
-        if evaluation is disabled.
+        Its file in the home; '' for images without labels, or too few of a class to learn it or
+        to be compared with, or if evaluation is disabled.
     """
     evaluation = config.evaluation
     if evaluation.features != "classifier":
         InceptionExtractor(Path(evaluation.weights or ""), device)  # fails before workers start
     has_classes = len(images.class_names) > 1  # a single one says nothing
+    if len(images) < MIN_IMAGES:
+        return ""
     if not evaluation.is_enabled() or not (has_classes or images.attribute_names):
         return ""
     count = _MAX_TRAINING_TRIPLES if _is_stacked_mnist(images) else _MAX_TRAINING_IMAGES
