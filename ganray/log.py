@@ -106,6 +106,6 @@ class _Formatter(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         rank = f"[rank {self._rank}] " if self._rank else ""
         text = super().format(record)
-        if level and "\n" not in text:
+        if level and "\n" not in text and sys.stdout.isatty():  # a job log keeps one line to search
             return redact(wrap(text, rank + level, len(level)))
         return redact(rank + level + text)

@@ -14,10 +14,14 @@ def test_messages_of_libraries_are_printed_without_passwords(capsys):
     )
 
 
-def test_a_warning_fits_the_terminal(monkeypatch, capsys):
+def test_a_warning_fits_the_terminal_but_is_one_line_of_a_job_log(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
+    text = "no CelebA was given, so this run trains on faces"
     log.configure()
-    logging.getLogger("ganray.test").warning("no CelebA was given, so this run trains on faces")
+    logging.getLogger("ganray.test").warning(text)
+    assert capsys.readouterr().out == f"WARNING: {text}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    logging.getLogger("ganray.test").warning(text)
     assert capsys.readouterr().out.splitlines() == [
         "WARNING: no CelebA was given, so this",
         "         run trains on faces",

@@ -194,7 +194,7 @@ def progress_line(event: Event, total_images: int) -> str:
     remaining = int((total_images - images) / max(rate, 1e-9))
     clock = f"{remaining // 3600}:{remaining % 3600 // 60:02d}:{remaining % 60:02d}"
     G = f" G {values['loss/G']:.3f}" if "loss/G" in values else ""
-    position = f"{images / 1000:7.1f} / {total_images / 1000:g} kimg"
+    position = f"{images / 1000:6.1f} / {round(total_images / 1000, 1):g} kimg"
     share = f"({images / total_images:4.0%})"
     losses = f"{rate:6,.0f} images/s  D {values['loss/D']:.3f}{G}"
     real, fake = values["discriminator/real_prob"], values["discriminator/fake_prob"]
@@ -209,7 +209,7 @@ def progress_line(event: Event, total_images: int) -> str:
 def collapse_line(event: Event) -> str:
     """Format an evaluation, with its collapse warning on a second line."""
     values = event["values"]
-    parts = [f"{event['images'] / 1000:7.1f} kimg"]
+    parts = [f"{event['images'] / 1000:6.1f} kimg"]
     if "collapse/modes_held" in values:
         parts.append(f"modes {values['collapse/modes_held']:g}")
         parts.append(f"KL {log.two_digits(values['collapse/kl'])}")
@@ -220,7 +220,7 @@ def collapse_line(event: Event) -> str:
     full = f"{line} of reals"
     lines = [log.first_that_fits(f"{full}  ({share:.1%} of the time)", full, line)]
     if event["warning"]:
-        lines.append(log.wrap(event["warning"], f"{'WARNING':>12}  ", 14))
+        lines.append(log.wrap(event["warning"], f"{'WARNING':>11}  ", 13))
     return "\n".join(lines)
 
 

@@ -94,6 +94,10 @@ def test_lines_of_progress_and_evaluations_fit_the_terminal(columns, monkeypatch
     lines.append(journal.collapse_line(event))
     assert max(map(len, lines)) <= columns
     assert "left 0:01:34" in lines[0]
+    usual = metrics(0.5) | {"loss/G": 2.055, "speed/images_per_s": 1_699.0}
+    lines.append(journal.progress_line({"images": 50_200, "values": usual}, 75_008))
+    assert ("50.2 / 75 kimg ( 67%)" in lines[-1]) == (columns == 100)
+    assert len(lines[-1]) <= columns
     assert "(12.3% of the time)" not in lines[1] or columns == 100
     assert "Vendi 116%" in lines[1]
 
