@@ -64,7 +64,7 @@ def format_estimate(estimate: Estimate, digits: int) -> tuple[str, str]:
     Of an interval that is cut at the end of the metric's range, the longer side counts.
     """
     half = max(estimate.high - estimate.value, estimate.value - estimate.low)
-    end = f"±{_format(half, digits)}" if math.isfinite(half) else ""
+    end = f"±{_format(half, digits)}" if math.isfinite(half) and estimate.n > 1 else ""
     return _format(estimate.value, digits), end
 
 

@@ -144,9 +144,10 @@ def _best_sentence(axes: Sequence[Axis], ranking: Sequence[RankedSetting], censo
     if not others:
         return f"{text}."
     worse = sum(not row.ties_best for row in others) or "none"
-    return (
-        f"{text}; {worse} of {_count(len(others), 'other setting')} differ significantly from it."
-    )
+    if len(others) == 1:
+        differs = "does not differ" if others[0].ties_best else "differs"
+        return f"{text}; the other setting {differs} significantly from it."
+    return f"{text}; {worse} of {len(others)} other settings differ significantly from it."
 
 
 def _count(n: int, noun: str) -> str:

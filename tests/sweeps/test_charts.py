@@ -70,6 +70,10 @@ def test_setting_without_scored_runs_has_a_status_but_no_mean():
 def test_numbers_are_shown_with_two_decimals_or_two_significant_digits():
     assert format_estimate(Estimate(0.6149, 0.555, 0.6748, 5), 2) == ("0.61", "±0.06")
     assert format_estimate(replicate_interval([-0.00001]), 2) == ("0.00", "")
+    assert format_estimate(Estimate(0.23, 0.0, 1.0, 1), 2) == (
+        "0.23",
+        "",
+    )  # one run, cut at 0 and 1
     assert format_estimate(Estimate(0.0049, 0.0, 0.02, 5), 2) == ("0.0049", "±0.015")
     assert [decimals([x]) for x in (0.1, 12.0, 940.0)] == [2, 1, 0]
     assert decimals([]) == 2
