@@ -77,8 +77,19 @@ class Case:
 def cases() -> list[Case]:
     """Return the presets to measure; on the CPU, small ones."""
     dcgan, cpu32 = CELEBA["dcgan64"], CELEBA["cpu32"]
+    r3 = CELEBA["r3-64"]
     if not HAS_GPU:
-        return [Case("cpu32", cpu32, (32, 32, 3)), Case("mnist", MNIST["normal-100"], (28, 28, 1))]
+        small = replace(r3.network, width_G=8, width_D=8, max_width=16)
+        r3 = replace(r3, network=small, train=replace(r3.train, batch_size=8))
+        return [
+            Case("cpu32", cpu32, (32, 32, 3)),
+            Case("mnist", MNIST["normal-100"], (28, 28, 1)),
+            Case("r3", r3, (16, 16, 3)),
+        ]
+
+    def groups(width: int) -> Config:
+        return replace(r3, network=replace(r3.network, group_width=width))
+
     large = replace(dcgan, train=replace(dcgan.train, batch_size=256))
     bf16 = replace(dcgan, train=replace(dcgan.train, precision="bf16"))
     lazy = replace(dcgan, loss=replace(dcgan.loss, penalty_every=16))
@@ -87,6 +98,11 @@ def cases() -> list[Case]:
     plain = replace(dcgan, loss=replace(dcgan.loss, r1_gamma=0.0))
     return [
         Case("dcgan64", dcgan, (64, 64, 3)),
+        Case("r3-64", r3, (64, 64, 3)),
+        Case("r3-64 channels_last", r3, (64, 64, 3), torch.channels_last),
+        Case("r3-64 groups of 32", groups(32), (64, 64, 3)),
+        Case("r3-64 groups of 64", groups(64), (64, 64, 3)),
+        Case("r3-64 one group", groups(0), (64, 64, 3)),
         Case("dcgan64 lazy", lazy, (64, 64, 3)),
         Case("dcgan64 channels_last", dcgan, (64, 64, 3), torch.channels_last),
         Case("dcgan64 bf16", bf16, (64, 64, 3)),
@@ -257,24 +273,36 @@ def lean_step(case: Case) -> Callable[[], object]:
     real, z = random_images(case), torch.randn(case.batch, case.config.latent.size, device=DEVICE)
     amp = torch.autocast(DEVICE.type, torch.bfloat16, case.config.train.precision == "bf16")
     loss_config, softplus, steps = case.config.loss, nn.functional.softplus, itertools.count()
+    is_relativistic = loss_config.name == "relativistic"
+
+    def penalty(gamma: float, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return gamma / 2 * slope.square().sum([1, 2, 3]).mean()
 
     def step() -> None:
-        gamma = loss_config.r1_gamma * loss_config.penalty_scale(next(steps))
-        images = real.detach().requires_grad_(gamma > 0)
+        scale = loss_config.penalty_scale(next(steps))
+        r1, r2 = loss_config.r1_gamma * scale, loss_config.r2_gamma * scale
+        images = real.detach().requires_grad_(r1 > 0)
         with amp, torch.no_grad():
             fake = state.G(z)
+        fake.requires_grad_(r2 > 0)
         with amp:
             real_logits, fake_logits = state.D(images), state.D(fake)
-        loss = (softplus(-real_logits) + softplus(fake_logits)).mean()
-        if gamma:
-            (slope,) = torch.autograd.grad(real_logits.sum(), images, create_graph=True)
-            loss = loss + gamma / 2 * slope.square().sum([1, 2, 3]).mean()
+        if is_relativistic:
+            loss = softplus(fake_logits - real_logits).mean()
+        else:
+            loss = (softplus(-real_logits) + softplus(fake_logits)).mean()
+        if r1:
+            loss = loss + penalty(r1, images, real_logits)
+        if r2:
+            loss = loss + penalty(r2, fake, fake_logits)
         state.D_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.D_optimizer.step()
         state.D.requires_grad_(False)
         with amp:
-            loss = softplus(-state.D(state.G(z))).mean()
+            fake_logits = state.D(state.G(z))
+            loss = softplus(state.D(real) - fake_logits if is_relativistic else -fake_logits).mean()
         state.G_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.G_optimizer.step()
@@ -285,7 +313,7 @@ def lean_step(case: Case) -> Callable[[], object]:
 
 def example_step(case: Case) -> Callable[[], object]:
     """Return the updates of PyTorch's DCGAN example: no penalty, `.item()` in every step."""
-    loss_config = dataclasses.replace(case.config.loss, r1_gamma=0.0)
+    loss_config = dataclasses.replace(case.config.loss, r1_gamma=0.0, r2_gamma=0.0)
     state = build_state(replace(case, config=replace(case.config, loss=loss_config)))
     real, loss = random_images(case), nn.BCEWithLogitsLoss()
 

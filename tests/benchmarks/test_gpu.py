@@ -10,7 +10,7 @@ from tests.benchmarks import gpu
 @pytest.mark.skipif(gpu.HAS_GPU, reason="for the CPU")
 def test_rows_of_steps_and_parity(tmp_path: Path):
     rows = list(gpu.steps(tmp_path, 0.1))
-    assert [row["case"] for row in rows] == ["cpu32", "mnist"]
+    assert [row["case"] for row in rows] == ["cpu32", "mnist", "r3"]
     for row in rows:
         assert row["kernels"] > 100
         assert all(row[f"{name}_ms"] > 0 for name in ("ganray", "lean", "example"))
