@@ -40,7 +40,6 @@ from ganray.sweeps.progress import SweepProgress
 from ganray.sweeps.results import RunResult
 from ganray.sweeps.summary import reference_notes
 from ganray.training import launch
-from ganray.training.checkpoints import locate_initial_weights
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import CONFIG_FILE, read_config
@@ -82,7 +81,6 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     if options.resume:
         config, options = load_resumed(config, options)
     check_store(config)
-    config = locate_initial_weights(config)
     axes = [parse_axis(text, config, read) for text in options.axis or DEFAULT_AXES]
     config, axes = share_reference(base_config(config, options, axes), axes)
     plan = plan_sweep(config, options, axes)
@@ -167,6 +165,11 @@ def base_config(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> C
     """
     if not config.evaluation.samples:
         raise UserError("evaluation.samples=0: a sweep compares metrics; use 80 or more")
+    if config.init_from:
+        raise UserError(
+            f"init_from={config.init_from}: the runs of a sweep start from random weights, which"
+            " their seeds decide; leave it out"
+        )
     if config.launcher != "ray" or config.check_discriminator:
         raise UserError(
             "a sweep runs on Ray and trains both networks; remove --launcher torch and"

@@ -68,7 +68,8 @@ def run(config: Config) -> None:
     with torchrun_group(ALLOWANCE * config.train.hang_timeout):
         config = broadcast_from_rank0(config)  # the default name contains the time of one process
         mlflow_runs.check_store(config)
-        config = locate_initial_weights(config)
+        if resume_kimg(config) is None:  # a run with a checkpoint of its own does not need it
+            config = locate_initial_weights(config)
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(

@@ -24,7 +24,6 @@ COMMON = (
     "data.source",
     "data.root",
     "data.download",
-    "data.images",
     "data.size",
     "latent.distribution",
     "latent.size",
@@ -36,7 +35,6 @@ COMMON = (
     "optimizer.lr_D",
     "train.kimg",
     "train.batch_size",
-    "train.precision",
     "ray.workers",
     "tracking.uri",
 )

@@ -282,12 +282,13 @@ class NetworkConfig:
     width_D: int = option(64, resume="fixed", sweep="axis")
     """Channels of D's first layer, doubled per halving of the side (mlp: hidden units)."""
     max_width: int = option(512, resume="fixed", sweep="axis")
-    """Maximum number of channels of a resnet's stage; R3GAN has 768 and, for ImageNet, 1536."""
+    """Maximum number of channels of a resnet's stage, at least width_G and width_D; R3GAN has 768
+    and, for ImageNet, 1536."""
     blocks: int = option(1, resume="fixed", sweep="axis")
     """Residual blocks of a resnet per size of the image; R3GAN has 2."""
     group_width: int = option(16, resume="fixed", sweep="axis")
     """Channels per group of a resnet's 3x3 convolutions, which have twice the channels of their
-    stage; R3GAN has 16. 0: one group, which some GPUs compute faster than many."""
+    stage; R3GAN has 16, for ImageNet 32. 0: one group, which some GPUs compute faster than many."""
     activation: Literal["leaky-relu", "sigmoid"] = option(
         "leaky-relu", resume="fixed", sweep="axis"
     )
@@ -317,6 +318,9 @@ class NetworkConfig:
             )
             multiple = max(1, self.group_width // math.gcd(2, self.group_width))
             widths = (*widths, "max_width")
+            smallest = max(self.width_G, self.width_D)
+            rule = f"be at least {smallest}, the width of the networks"
+            require("network.max_width", self.max_width, rule, self.max_width >= smallest)
         for name in widths:
             value = getattr(self, name)
             require(f"network.{name}", value, f"be divisible by {multiple}", value % multiple == 0)
@@ -512,7 +516,8 @@ class ScheduleConfig:
         factor, beta2, ema_kimg = self.gamma_factor, self.beta2, self.ema_kimg
         require("schedule.gamma_factor", factor, "not be negative", 0 <= factor < math.inf)
         require("schedule.beta2", beta2, "lie in [0, 1)", beta2 is None or 0 <= beta2 < 1)
-        require("schedule.ema_kimg", ema_kimg, "not be negative", ema_kimg is None or ema_kimg >= 0)
+        rule = "be finite and not negative"
+        require("schedule.ema_kimg", ema_kimg, rule, ema_kimg is None or 0 <= ema_kimg < math.inf)
         require_share("schedule.augment_p", self.augment_p)
 
 
@@ -528,7 +533,8 @@ class AugmentConfig:
     diffaugment: brightness, saturation, contrast, shift and cutout of every image (Zhao et al.
     2020). diffaugment-geometry: shift and cutout only."""
     p: float = option(0.0, resume="fixed", sweep="axis")
-    """Probability of each change of ada; at 0.8 and above, G starts to produce changed images."""
+    """Probability of each change of ada, half of it for changes of color. From 0.8 on, G starts to
+    produce changed images."""
     target: float | None = option(None, resume="fixed", sweep="axis")
     """Adapt `p` so that the mean sign of D's logits for real images, a measure of its overfitting,
     is this; published as 0.6. None: `p` follows the schedule."""
@@ -638,7 +644,8 @@ class Config:
     """Folder for shards, runs and the MLflow store; on a cluster, storage that all nodes share."""
     init_from: str = option("", resume="free", sweep="no")
     """Run, or folder of a run or checkpoint, whose networks a new run starts from: fine-tuning on
-    other images. Its optimizers start anew. Empty: random weights."""
+    other images. It must have ended, as running ones delete checkpoints. Optimizers start anew.
+    Empty: random weights."""
     launcher: Literal["ray", "torch"] = option("ray", resume="free", sweep="no")
     """How training is started. ray: a TorchTrainer. torch: this process, or the processes of
     torchrun, without Ray."""
@@ -682,27 +689,27 @@ class Config:
             )
 
     def _check_schedule(self) -> None:
-        """Raise UserError for schedules that would change nothing."""
+        """Raise UserError if options of schedules and augmentation contradict each other."""
         schedule, augment, optimizer = self.schedule, self.augment, self.optimizer.name
         if schedule.beta2 is not None and optimizer in ("sgd", "rmsprop"):
             raise UserError(
                 f"schedule.beta2={schedule.beta2} needs optimizer.name adam, adamw or lion, as"
-                f" {optimizer} has no beta2; leave it out"
+                f" {optimizer} has no beta2; --schedule.beta2 null leaves it constant"
             )
         if schedule.augment_p is not None and (augment.policy != "ada" or augment.target):
             raise UserError(
                 f"schedule.augment_p={schedule.augment_p} needs augment.policy=ada without"
-                " augment.target; add --augment.policy ada, or leave it out"
+                " augment.target; --schedule.augment_p null leaves it constant"
             )
         if augment.policy == "ada" and not (augment.p or augment.target or schedule.augment_p):
             raise UserError(
                 "augment.policy=ada changes no image with augment.p=0; try --augment.p 0.2, or"
                 " --augment.target 0.6 to adapt it"
             )
-        if augment.target and self.loss.name in ("relativistic", "wgan"):
+        if augment.target and self.loss.name in ("relativistic", "wgan", "lsgan"):
             raise UserError(
-                f"augment.target={augment.target} needs a loss.name whose logits have a sign, not"
-                f" {self.loss.name}, which compares them; use --augment.p or --schedule.augment_p"
+                f"augment.target={augment.target} needs a loss.name whose D is undecided at logit"
+                f" 0, not {self.loss.name}; use --augment.p or --schedule.augment_p"
             )
         if augment.policy != "ada" and (augment.p or augment.target):
             raise UserError(

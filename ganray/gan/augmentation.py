@@ -1,8 +1,9 @@
 """Differentiable augmentation of the images that D sees, for small data sets.
 
 ADA (Karras et al. 2020, "Training GANs with limited data", appendix B) makes each change with
-probability p. DiffAugment (Zhao et al. 2020) makes all of its changes to every image. All changes
-are linear in the image, so that G's gradients and gradient penalties pass through them.
+probability p, here those of color with half of it. DiffAugment (Zhao et al. 2020) makes all of its
+changes to every image. All changes are affine in the image, so that G's gradients and gradient
+penalties pass through them.
 
 Unlike in ADA, geometric changes are one bilinear interpolation without a low-pass filter, and there
 are no image filters and no noise, which R3GAN does not use either.

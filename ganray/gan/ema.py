@@ -12,7 +12,7 @@ def update(
     *,
     batch_size: int,
     half_life: float,
-    images_seen: int,
+    images_seen: int | None = None,
 ) -> None:
     """Move the average towards the latest weights after a step of `batch_size` images.
 
@@ -24,8 +24,10 @@ def update(
         half_life: Number of images after which a weight's influence is halved; 0 copies G.
             Counted in images so that it does not depend on the batch size.
         images_seen: Images shown so far. The half-life is at most 5 % of it (as in StyleGAN2-ADA
-            and EDM); otherwise early samples would still depend on the initial weights.
+            and EDM); otherwise early samples would still depend on the initial weights. None: no
+            such limit, for a half-life that grows from 0 by itself.
     """
-    half_life = min(half_life, 0.05 * images_seen)
+    if images_seen is not None:
+        half_life = min(half_life, 0.05 * images_seen)
     decay = 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
     torch._foreach_lerp_(averaged, latest, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]

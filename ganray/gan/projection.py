@@ -74,9 +74,9 @@ def project(
 
     As many random samples are drawn as the optimization generates. Their nearest ones are where it
     starts, and the nearest one is the distance to compare the result with. Each step keeps z where
-    latents of the distribution are: no coordinate, and no distance from the mean latent, leaves the
-    range that the random latents span. Still, a small distance does not mean that the generator
-    draws such images: there may be no random latent near z.
+    latents of the distribution are: coordinates, and the distance from the mean latent, stay about
+    in the range that the random latents span. Still, a small distance does not mean that the
+    generator draws such images: there may be no random latent near z.
 
     Args:
         generate: The generator; its weights need no gradients.
@@ -112,7 +112,8 @@ def project(
             z.copy_(mean + offset * (norm.clamp(norms.min(), norms.max()) / norm))
         on_step()
     with torch.no_grad():
-        final, best = distance(generate(z), target).min(dim=0)
+        candidates = torch.cat([z.detach(), randoms[nearest[:1]]])
+        final, best = distance(generate(candidates), target).min(dim=0)
     return Projection(
-        z[best].detach(), float(final), randoms[nearest[0]], float(distances[nearest[0]]), count
+        candidates[best], float(final), randoms[nearest[0]], float(distances[nearest[0]]), count
     )

@@ -62,7 +62,9 @@ class ResnetGenerator(nn.Module):
 
 
 class ResnetDiscriminator(nn.Module):
-    """Mirror of `ResnetGenerator`, with a depthwise 4x4 convolution and a linear layer at its end.
+    """Mirror of `ResnetGenerator`: 4x4 features are weighted and added up, then a linear layer.
+
+    The paper calls the former a depthwise 4x4 convolution.
 
     A conditional one returns the dot product of its features with an embedding of the label
     (Miyato and Koyama 2018).
@@ -77,10 +79,8 @@ class ResnetDiscriminator(nn.Module):
             larger += [*_blocks(network, width, len(widths) + 1), Downsample()]
             larger += [_conv1x1(width, following)] if width != following else []
         self.larger = nn.Sequential(*larger)
-        pool = nn.Conv2d(last, last, _SMALLEST, groups=last, bias=False)
-        self.smallest = nn.Sequential(
-            *_blocks(network, last, len(widths) + 1), _initialize(pool), nn.Flatten()
-        )
+        self.smallest = nn.Sequential(*_blocks(network, last, len(widths) + 1))
+        self.pool = nn.Parameter(torch.randn(last, _SMALLEST, _SMALLEST) / _SMALLEST)
         gain = 1 / math.sqrt(last)
         self.embedding = _initialize(nn.Linear(classes, last, False), gain) if classes else None
         # Defined last, as `apply_regularizers` appends a feature to the input of the last layer.
@@ -90,7 +90,8 @@ class ResnetDiscriminator(nn.Module):
         """Return logits (n,) for images (n, C, H, W) and, if conditional, labels (n, classes)."""
         features = self.larger(images)
         with torch.autocast(images.device.type, enabled=False):
-            outputs = self.head(self.smallest(features.float()))
+            pooled = (self.smallest(features.float()) * self.pool).sum((2, 3))
+            outputs = self.head(pooled)
             if self.embedding is not None:
                 outputs = (outputs * self.embedding(*labels)).sum(1, keepdim=True)
         return outputs.flatten()

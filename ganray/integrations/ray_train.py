@@ -65,6 +65,8 @@ def launch(
     ray_cluster.connect(config.ray)
     folder = config.run_folder()
     ray_cluster.check_shared(folder)
+    if config.init_from:
+        ray_cluster.check_shared(Path(config.init_from))
     if not config.data.is_remote():
         for location in filter(None, (images, assets.reference)):
             ray_cluster.check_shared(Path(location))

@@ -280,16 +280,13 @@ def find_checkpoint(run_folder: Path, strict: bool) -> Path | None:
 def locate_initial_weights(config: Config) -> Config:
     """Return the config with `init_from` as the absolute path of a checkpoint.
 
-    A run that has a checkpoint of its own does not need it any more.
-
     Raises:
         UserError: There is none, or it is damaged.
     """
-    if not config.init_from or list_checkpoints(config.run_folder()):
+    if not config.init_from:
         return config
     for folder in (Path(config.init_from).expanduser(), config.home / "runs" / config.init_from):
         if (folder / STATE_FILE).is_file():
-            verify_checkpoint(folder)
             return replace(config, init_from=str(folder.resolve()))
         if checkpoint := find_checkpoint(folder, strict=False):
             return replace(config, init_from=str(checkpoint.resolve()))

@@ -103,6 +103,11 @@ def check_workers(config: Config, count: int) -> None:
             f" processes images in groups (network.pack={network.pack},"
             f" network.minibatch_stddev={network.minibatch_stddev})"
         )
+    if microbatch and network.spectral_norm:
+        raise UserError(
+            f"train.microbatch={microbatch} and network.spectral_norm=True exclude each other, as"
+            " each part of the batch would improve D's estimate of its norms; leave one out"
+        )
     if microbatch and config.loss.unroll:
         raise UserError(
             f"train.microbatch={microbatch} and loss.unroll={config.loss.unroll} exclude each"
@@ -145,7 +150,8 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     classes = num_classes(config, images)
     with torch.device("meta"):
         G, D = networks.build(config.network, config.latent, images.image_shape, classes)
-    if config.init_from and resume_kimg(config) is None:
+    starts = config.init_from and resume_kimg(config) is None
+    if starts:
         folder = Path(config.init_from)
         check_weights_fit(folder, read_state(folder), {"G": G, "D": D})
     height, width, channels = images.stored_shape
@@ -157,8 +163,7 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
         f" {images.bytes / 2**20:,.0f} MiB,"
         f" {'ready' if images.ready else 'to be written'}: {log.unbroken(images.location)}",
         "networks": f"{config.network.kind}: G {_parameters(G):,} and D {_parameters(D):,}"
-        f" parameters, z {config.latent}{label}"
-        + (f", from {config.init_from}" if config.init_from else ""),
+        f" parameters, z {config.latent}{label}" + (f", from {config.init_from}" if starts else ""),
         "training": f"{train.kimg:g} kimg = {train.steps():,} steps of {train.batch_size} images,"
         f" {_describe_loss(config)}, {config.optimizer.name},"
         f" {_describe_kernels(train, workers)}",
@@ -215,7 +220,7 @@ def _describe_loss(config: Config) -> str:
         "spectral norm": network.spectral_norm,
         f"G every {train.G_every} steps": train.G_every > 1,
         f"{train.G_steps} G steps": train.G_steps > 1,
-        f"{config.augment.policy}": config.augment.policy != "none",
+        config.augment.policy: config.augment.policy != "none",
         f"parts of {train.microbatch}": train.microbatch,
     }
     return " + ".join([loss.name, *(term for term, is_used in terms.items() if is_used)])

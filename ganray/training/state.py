@@ -146,7 +146,7 @@ class TrainState:
             self._latest,
             batch_size=self.config.train.batch_size,
             half_life=self.values.ema_kimg * 1000,
-            images_seen=self.images_seen,
+            images_seen=self.images_seen if self.config.schedule.ema_kimg is None else None,
         )
 
     @property
@@ -213,7 +213,8 @@ class TrainState:
             if isinstance(module, Optimizer):
                 _match_layouts(module)
         self.step, self.rollbacks = state["step"], state["rollbacks"]
-        self.augment_p.copy_(state["augment_p"])
+        if self.config.augment.target:
+            self.augment_p.copy_(state["augment_p"])
 
     def load_weights(self, folder: Path) -> None:
         """Load the networks of a checkpoint folder, but not its optimizers and its step.
@@ -222,10 +223,12 @@ class TrainState:
             UserError: Its networks are not of this size.
         """
         state = read_state(folder)
-        networks = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        networks = {"G": self.G, "D": self.D}
         check_weights_fit(folder, state, networks)
         for name, network in networks.items():
             network.load_state_dict(state[name])
+        if self.G_ema is not self.G:
+            self.G_ema.load_state_dict(state["G_ema"])
 
     def _modules(self) -> dict[str, nn.Module | Optimizer]:
         return {
@@ -245,6 +248,8 @@ def check_weights_fit(
     Raises:
         UserError: They differ; the first difference is named.
     """
+    if "D" not in state:
+        raise UserError(f"init_from={folder} holds a generator only; name a run's checkpoint")
     for name, network in networks.items():
         expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in state[name].items()}
@@ -253,7 +258,7 @@ def check_weights_fit(
                 raise UserError(
                     f"init_from={folder}: the weight {name}.{key} is"
                     f" {found.get(key, 'missing')} there and {expected.get(key, 'missing')} here;"
-                    " use its options of network, latent.size and data.size"
+                    " use its options of network, latent.size and data.size, and its classes"
                 )
 
 

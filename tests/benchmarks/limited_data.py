@@ -3,9 +3,9 @@
     python -m tests.benchmarks.limited_data --images 500 2000 --seeds 1
 
 Trains the preset cpu32 on the first of 8,000 procedural faces with each policy. Coverage is that of
-the report, against all faces. Memorization is the share of samples that are nearer to a training
-image than to the nearest of as many other faces: 0.5 for unseen faces, 1 for copies. Distances are
-those of the classifier's features at unit length.
+the last evaluation, against all faces. Memorization is the share of samples that are nearer to a
+training image than to the nearest of as many other faces: 0.5 for unseen faces, 1 for copies.
+Distances are those of the classifier's features at unit length.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from ganray.errors import UserError
 from ganray.training import loop
 from ganray.training.checkpoints import locate_initial_weights
 from ganray.training.launch import launch
-from ganray.training.state import TrainState, read_state
+from ganray.training.state import TrainState, export_generator, read_state
 from tests.conftest import tiny_config
+from tests.training.test_resume import states_equal
 
 
 def fine_tuned(home, init_from="tiny", **train):
@@ -48,10 +49,31 @@ def test_a_run_starts_from_the_networks_of_another(squares, tmp_path, monkeypatc
 
 def test_a_resumed_run_does_not_need_the_other_one_any_more(squares, tmp_path):
     source = launch(tiny_config(tmp_path), squares)
-    launch(locate_initial_weights(fine_tuned(tmp_path, kimg=0.12)), squares)
+    config = locate_initial_weights(fine_tuned(tmp_path, kimg=0.12))
+    launch(config, squares)
     shutil.rmtree(source.parent)
-    last = launch(locate_initial_weights(fine_tuned(tmp_path)), squares)
+    last = launch(replace(config, train=replace(config.train, kimg=0.24)), squares)
     assert read_state(last)["step"] == 20
+
+
+@pytest.mark.parametrize("ema_kimg", [(0, 0.05), (0.05, 0)])
+def test_runs_may_differ_in_whether_they_average(squares, tmp_path, ema_kimg):
+    checkpoint = launch(tiny_config(tmp_path, ema_kimg=ema_kimg[0]), squares)
+    config = fine_tuned(tmp_path, checkpoint, ema_kimg=ema_kimg[1])
+    state = TrainState(config, (16, 16, 3), torch.device("cpu"))
+    state.load_weights(checkpoint)
+    saved = read_state(checkpoint)
+    assert states_equal(dict(state.G.state_dict()), dict(saved["G"]))
+    assert states_equal(dict(state.D.state_dict()), dict(saved["D"]))
+
+
+def test_a_generator_alone_is_refused(squares, tmp_path):
+    checkpoint = launch(tiny_config(tmp_path), squares)
+    (tmp_path / "exported").mkdir()
+    folder = export_generator(checkpoint, tmp_path / "exported")
+    state = TrainState(fine_tuned(tmp_path), (16, 16, 3), torch.device("cpu"))
+    with pytest.raises(UserError, match="holds a generator only"):
+        state.load_weights(folder)
 
 
 def test_networks_of_another_size_are_refused_with_the_first_difference(squares, tmp_path):

@@ -91,6 +91,37 @@ def test_G_ema_follows_its_schedule(squares, tmp_path):
         assert all(torch.equal(a, b) for a, b in pairs) == is_copy
 
 
+def test_the_half_life_is_that_of_the_schedule(tmp_path, monkeypatch):
+    """Without a schedule it is at most 5 % of the images seen."""
+    half_lives = {}
+    for name, schedule in {"scheduled": R3GAN, "constant": ScheduleConfig()}.items():
+        schedule = replace(schedule, kimg=0.12, augment_p=None)
+        config = replace(tiny_config(tmp_path, ema_kimg=1), schedule=schedule)
+        state = TrainState(config, (16, 16, 3), torch.device("cpu"))
+        state.step = 10
+        state.apply_schedules()
+        before = state._averaged[0].clone()
+        state._latest[0].add_(1.0)
+        state.advance()
+        moved = (state._averaged[0] - before).mean().item()
+        half_lives[name] = 12 / -math.log2(1 - moved)
+    assert half_lives["scheduled"] == pytest.approx(500_000, rel=0.05)
+    assert half_lives["constant"] == pytest.approx(0.05 * 132, rel=0.01)
+
+
+def test_the_probability_is_that_of_the_schedule_after_resuming(squares, tmp_path):
+    """Of a longer run, whose schedule has hardly begun, and not that of the checkpoint."""
+    config = scheduled_config(tmp_path, kimg=0.12)
+    config = replace(config, schedule=replace(config.schedule, kimg=None))
+    checkpoint = launch(config, squares)
+    assert read_state(checkpoint)["augment_p"].item() > 0.25
+    longer = replace(config, train=replace(config.train, kimg=100))
+    state = TrainState(longer, (16, 16, 3), torch.device("cpu"))
+    state.load(checkpoint)
+    state.apply_schedules()
+    assert state.augment_p.item() == 0
+
+
 def test_values_that_change_are_logged(squares, tmp_path):
     config = scheduled_config(tmp_path)
     launch(config, squares)
@@ -138,7 +169,7 @@ def test_an_adaptive_augmentation_follows_the_sign_of_D(squares, tmp_path):
         ({"augment": AugmentConfig(p=0.2)}, r"need augment.policy=ada, not none"),
         (
             {"augment": AugmentConfig("ada", target=0.6), "loss": LossConfig("relativistic")},
-            r"augment.target=0.6 needs a loss.name whose logits have a sign, not relativistic",
+            r"needs a loss.name whose D is undecided at logit 0, not relativistic",
         ),
     ],
 )
