@@ -1,6 +1,5 @@
 """MLflow runs: one per name, complete from the start, and found again."""
 
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -117,17 +116,16 @@ def test_an_experiment_that_another_driver_created_meanwhile_is_used(config, mon
 
 
 def open_at_barrier(config, barrier, ids):
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     barrier.wait(60)
     with mlflow_runs.open_store(config) as (_, experiment_id):
         ids.put(experiment_id)
 
 
-def test_two_drivers_that_start_at_once_create_one_store(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    spawn = multiprocessing.get_context("spawn")
-    barrier, ids = spawn.Barrier(2), spawn.Queue()
-    arguments = (tiny_config(tmp_path / "new"), barrier, ids)
-    drivers = [spawn.Process(target=open_at_barrier, args=arguments, daemon=True) for _ in range(2)]
+def test_two_drivers_that_start_at_once_create_one_store(tmp_path, forkserver):
+    barrier, ids = forkserver.Barrier(2), forkserver.Queue()
+    work = {"target": open_at_barrier, "args": (tiny_config(tmp_path / "new"), barrier, ids)}
+    drivers = [forkserver.Process(**work, daemon=True) for _ in range(2)]
     for driver in drivers:
         driver.start()
     for driver in drivers:
