@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+# One thread: sums in another order differ in their last bits, and the launchers that
+# test_parity compares give their workers one thread each. NumPy reads it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image
-
-# One thread: sums in another order differ in their last bits, and the launchers that
-# test_parity compares give their workers one thread each.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from ganray import log
 from ganray.config.schema import (
