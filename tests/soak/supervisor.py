@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 
 BATCH, LOG_EVERY = 12, 1_200
 HANG_TIMEOUT_S, OUTAGE_S, DISK_S = 5, 15, 20
-LONGEST_PAUSE_S = 20.0
-"""Longest time between the start of training and the next fault."""
+LONGEST_PAUSE_S, LEAST_FAULTS = 20.0, 3
 OPTIONS = {
     "data.size": 16,
     "data.faces": 200,
@@ -220,9 +219,16 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, *, required: boo
 
 
 def soak(
-    folder: Path, minutes: float, launcher: str, seed: int = 0, fault_name: str | None = None
+    folder: Path,
+    minutes: float,
+    launcher: str,
+    seed: int = 0,
+    fault_name: str | None = None,
+    longest_pause_s: float = LONGEST_PAUSE_S,
 ) -> str:
     """Run the soak test in a folder and return a report; with one fault only if it is named.
+
+    `longest_pause_s` is the longest time between the start of training and the next fault.
 
     Raises:
         AssertionError: Something was lost, doubled, leaked, or did not go on.
@@ -232,7 +238,7 @@ def soak(
         job = Job(folder / "home", launcher, proxy.url)
         faults = [fault for fault in FAULTS if fault_name in (fault.__name__, None)]
         faults = [fault for fault in faults if is_small or fault is not fill_disk]
-        injected = disturb(job, proxy, faults, rng, minutes * 60)
+        injected = disturb(job, proxy, faults, rng, minutes * 60, longest_pause_s)
         job.kimg = (job.images() // LOG_EVERY + 2) * LOG_EVERY / 1000
         for _ in range(3):  # the first may end with code 3, or resume past a spoilt checkpoint
             job.start()
@@ -272,12 +278,17 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def disturb(
-    job: Job, proxy: Proxy, faults: list[Fault], rng: random.Random, seconds: float
+    job: Job,
+    proxy: Proxy,
+    faults: list[Fault],
+    rng: random.Random,
+    seconds: float,
+    longest_pause_s: float,
 ) -> Counter[str]:
-    """Run the job and inject faults until the time is over; return how often each was."""
+    """Run the job and inject faults until the time is over, at least a few; return their counts."""
     injected: Counter[str] = Counter()
     end, order = time.monotonic() + seconds, []
-    while time.monotonic() < end:
+    while time.monotonic() < end or sum(injected.values()) < LEAST_FAULTS:
         images = job.images()
         deadline = time.monotonic() + 300
         while job.images() <= images:
@@ -288,7 +299,7 @@ def disturb(
                 job.start()
             assert time.monotonic() < deadline, f"no progress: {job.log.read_text()[-3000:]}"
             time.sleep(0.5)
-        time.sleep(rng.uniform(0, LONGEST_PAUSE_S))
+        time.sleep(rng.uniform(0, longest_pause_s))
         if not job.is_running():
             continue
         if not order:  # all of them, in another order each time
