@@ -22,7 +22,7 @@ TINY += ["--network.width_G", "16", "--network.width_D", "16", "--train.batch_si
 TINY += ["--train.kimg", "2.4", "--train.log_every", "0.6", "--train.sample_every", "0.6"]
 TINY += ["--train.checkpoint_every", "0.6"]
 TINY += ["--evaluation.samples", "80", "--evaluation.max_share", "1"]
-AXES = ["--sweep.axis", "latent.size=1,8", "--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
+AXES = ["--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +86,25 @@ def mlflow_runs(home, sweep):
 def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     """SIGKILL a run's process, then the driver; --resume finishes the sweep, each run once."""
     driver = Driver(home, *AXES, "--name", "killed")
-    driver.wait_for(r"1 / 8 runs")
+    driver.wait_for(r"1 / 4 runs")
     driver.actors()[0].kill()
-    driver.wait_for(r"3 / 8 runs")
-    assert re.search(r"(crashed, retrying:|FAILED):? The actor died unexpectedly", driver.text)
+    driver.wait_for(r"(crashed, retrying:|FAILED):? The actor died unexpectedly")
     os.killpg(driver.process.pid, signal.SIGKILL)
     driver.process.wait()
 
     driver = Driver(home, "--resume", "--sweep.concurrent", "1")
     assert driver.end() == 0, driver.text
-    assert "8 runs: 4 finished, 4 diverged, 0 running, 0 left" in driver.text
+    assert "4 runs: 2 finished, 2 diverged, 0 running, 0 left" in driver.text
     plan = design.load_plan(home / "sweeps" / "killed")
     collected = results.collect(plan, home / "runs")
     for trial in plan.trials:
-        diverges = trial.levels[1] == "1e30"
+        diverges = trial.levels[0] == "1e30"
         assert collected.get(trial).status == ("diverged" if diverges else "finished")
         if not diverges:
             images, _ = journal.history(home / "runs" / trial.name, "loss/D")
             assert images.tolist() == [600, 1200, 1800, 2400]
     report = json.loads((home / "sweeps" / "killed" / "report.json").read_text())
-    assert [row["diverged"] for row in report["ranking"]] == [0, 0, 2, 2]
+    assert [row["diverged"] for row in report["ranking"]] == [0, 2]
     assert (home / "sweeps" / "killed" / "report.html").stat().st_size > 50_000
 
     client, parents, children = mlflow_runs(home, "killed")
@@ -129,14 +128,14 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
 
 def test_a_sweep_that_is_interrupted_keeps_the_results_so_far(home):
     driver = Driver(home, *AXES, "--name", "stopped")
-    driver.wait_for(r"2 / 8 runs")
+    driver.wait_for(r"1 / 4 runs")
     driver.process.send_signal(signal.SIGINT)
     assert driver.end(90) == 130, driver.text
     assert "Traceback" not in driver.text
     _, (parent,), children = mlflow_runs(home, "stopped")
     assert parent.info.status == "KILLED"
     ended = [c for c in children if c.data.tags["ganray.status"] in ("finished", "diverged")]
-    assert len(ended) >= 2
+    assert ended
     assert {c.info.status for c in children} <= {"FINISHED", "FAILED", "KILLED"}
 
 
@@ -157,13 +156,13 @@ def test_asha_stops_runs_of_two_workers_and_reports_that_results_are_censored(ho
 
 @pytest.mark.parametrize("search", ["tpe", "pbt"])
 def test_searches_run_the_configured_number_of_runs_and_record_their_levels(home, search):
-    options = ["--sweep.design", search, "--sweep.settings", "4", "--name", search]
+    options = ["--sweep.design", search, "--sweep.settings", "3", "--name", search]
     driver = Driver(home, "--sweep.axis", "rate=0.1..10", *options)
     assert driver.end() == 0, driver.text
     plan = design.load_plan(home / "sweeps" / search)
-    assert len(plan.trials) == 4
-    assert len({trial.rng_seed for trial in plan.trials}) == 4
+    assert len(plan.trials) == 3
+    assert len({trial.rng_seed for trial in plan.trials}) == 3
     rates = [float(label) for label in plan.axes[0].labels]
     assert rates == sorted(rates)
     assert {float(trial.levels[0]) for trial in plan.trials} <= set(rates)
-    assert results.collect(plan, home / "runs").count("finished") == 4
+    assert results.collect(plan, home / "runs").count("finished") == 3
