@@ -92,22 +92,24 @@ def wait_for(lines, pattern, timeout, after=0):
 
 def kill_session(session):
     """Kill a node with all that it has started, which by SIGTERM would take half a minute."""
-    for process in psutil.process_iter():
-        if _session(process) == session:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+    for process in _living(session):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def wait_until_gone(session):
     """Wait until the Ray of a killed driver has ended its own processes."""
     deadline = time.monotonic() + 60
-    while any(_session(process) == session for process in psutil.process_iter()):
+    while _living(session):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def _session(process):
-    try:
-        return os.getsid(process.pid)
-    except ProcessLookupError:
-        return None
+def _living(session):
+    """Return the processes of a session without those that only wait for their parent."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -31,12 +32,21 @@ TINY += [
     "0.1",
 ]
 
+LENGTH = ["--train.kimg", "4.2", "--train.checkpoint_every", "0.6", "--train.log_every", "0.3"]
+
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def torchrun(home):
+    """Folder of a finished run under torchrun."""
+    run(home, "torchrun", *LENGTH, "--launcher", "torch", command=TORCHRUN)
+    return home / "runs" / "torchrun"
 
 
 def run(home, name, *options, command=JOB, timeout=280):
@@ -65,23 +75,21 @@ def last_state(home, name):
 
 
 @pytest.mark.timeout(600)
-def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(home):
+def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(home, torchrun):
     """SIGSTOP a worker, then SIGTERM the driver; resume by the same command to torchrun's numbers.
 
     tests/soak kills both by SIGKILL.
     """
-    length = ["--train.kimg", "4.2", "--train.checkpoint_every", "0.6", "--train.log_every", "0.3"]
-    run(home, "torchrun", *length, "--launcher", "torch", command=TORCHRUN)
     folder = home / "runs" / "killed"
     driver = subprocess.Popen(
-        [*JOB, "cpu32", *TINY, *length, "--name", "killed", "--train.hang_timeout", "10"],
+        [*JOB, "cpu32", *TINY, *LENGTH, "--name", "killed", "--train.hang_timeout", "6"],
         env=environment(home, OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     lines = lines_of(driver)
-    wait_for(lines, r" 0\.9 / 4\.2 kimg", 200)
+    wait_for(lines, r" (0\.9|[12]\.\d) / 4\.2 kimg", 200)  # a late driver leaves out lines
     worker = next(
         child
         for child in psutil.Process(driver.pid).children(recursive=True)
@@ -92,19 +100,20 @@ def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(
         lines, rf"rank \d of 2 no longer answers since .*\(process {worker.pid}\), at step", 60
     )
     assert f"(process {worker.pid}), at step" in (folder / "error.txt").read_text()
-    wait_for(lines, r"restart 1 of at most 3, from the last checkpoint", 60)
-    wait_for(lines, r" 1\.8 / 4\.2 kimg", 200)
+    restart = wait_for(lines, r"restart 1 of at most 3, from the last checkpoint", 60)
+    line = lines[wait_for(lines, r" [\d.]+ / 4\.2 kimg", 200, after=restart)]
     assert not worker.is_running()
     driver.terminate()
     assert driver.wait(60) == 143
     wait_until_gone(driver.pid)
-    assert list_checkpoints(folder)[-1].name > "checkpoint_0000000150"  # the last one that was due
+    step = int(list_checkpoints(folder)[-1].name.rpartition("_")[2])
+    assert 12 * step > 1000 * float(line.split()[0])  # checkpoints that were due are not later
     assert mlflow_run(home, "killed")[1].info.status == "KILLED"
-    output = run(home, "killed", *length)
+    output = run(home, "killed", *LENGTH)
 
     for metric in ("loss/D", "loss/G", "loss/r1"):
         killed, expected = (
-            journal.history(home / "runs" / name, metric) for name in ("killed", "torchrun")
+            journal.history(run_folder, metric) for run_folder in (folder, torchrun)
         )
         np.testing.assert_array_equal(killed[0], expected[0])
         # The first line after a stop between two lines averages the steps since the stop.
@@ -133,6 +142,7 @@ def test_low_memory_is_one_line(home):
     """Ray kills its controller or the workers above 1% of the memory."""
     env = environment(home, RAY_memory_usage_threshold="0.01")
     command = [*JOB, "cpu32", *TINY, "--train.kimg", "0.24", "--name", "short"]
+    command += ["--ray.max_failures", "0"]
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=280, check=False
     )
@@ -141,25 +151,26 @@ def test_low_memory_is_one_line(home):
     assert "killed due to the node running low on memory; the same" in done.stderr
 
 
-def test_a_bug_in_a_worker_keeps_its_traceback_and_is_no_user_error(home):
+def test_a_bug_in_a_worker_keeps_its_traceback_and_is_no_user_error(home, torchrun, tmp_path):
     """A checkpoint without D's weights makes every worker raise a KeyError."""
-    run(home, "bug", "--train.kimg", "0.12", "--launcher", "torch")
-    (checkpoint,) = (home / "runs" / "bug").glob("checkpoint_0*")
+    home = shutil.copytree(home, tmp_path / "home")
+    folder = home / "runs" / torchrun.name
+    checkpoint = list_checkpoints(folder)[-1]
     state = read_state(checkpoint)
     del state["D"]
     torch.save(state, checkpoint / "state.pt")
     digests = {"state.pt": file_digest(checkpoint / "state.pt")}
     (checkpoint / "digests.json").write_text(json.dumps(digests))
-    options = ["--name", "bug", "--train.kimg", "0.24", "--ray.max_failures", "0"]
+    longer = [*LENGTH, "--train.kimg", "4.8", "--name", folder.name, "--ray.max_failures", "0"]
     done = subprocess.run(
-        [*JOB, "cpu32", *TINY, *options],
+        [*JOB, "cpu32", *TINY, *longer],
         env=environment(home, OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
-    path = home / "runs" / "bug" / "error.txt"
+    path = folder / "error.txt"
     assert done.returncode == 1
     assert f"KeyError: 'D'; the traceback is in {path}" in done.stderr
     assert "KeyError: 'D'" in path.read_text()
