@@ -23,7 +23,7 @@ def celeba(argv: Sequence[str]) -> None:
     """Train a GAN on faces, distributed by Ray Train, and log everything to MLflow.
 
     Without options: CelebA if --data.root names it, else procedural faces; every GPU of the
-    cluster, else 2 CPU workers; the preset that fits the hardware.
+    cluster, else one CPU core; the preset that fits the hardware.
 
         python jobs/celeba.py
         python jobs/celeba.py dcgan64 --data.root ~/celeba

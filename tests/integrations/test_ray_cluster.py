@@ -17,7 +17,8 @@ from tests.integrations.cluster import (
     wait_for,
 )
 
-TINY = ["cpu32", "--data.size", "16", "--data.faces", "300", "--latent.size", "8"]
+TINY = ["cpu32", "--ray.workers", "2"]
+TINY += ["--data.size", "16", "--data.faces", "300", "--latent.size", "8"]
 TINY += ["--network.width_G", "4", "--network.width_D", "4", "--train.batch_size", "12"]
 TINY += ["--train.kimg", "1.2", "--train.log_every", "0.3"]
 TINY += ["--evaluation.report_samples", "0", "--evaluation.max_share", "1"]

@@ -20,7 +20,8 @@ from tests.integrations.cluster import ROOT, environment, lines_of, wait_for, wa
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TORCHRUN += [JOB[1]]
-TINY = ["--data.size", "16", "--data.faces", "200", "--latent.size", "8", "--network.width_G", "4"]
+TINY = ["--ray.workers", "2"]
+TINY += ["--data.size", "16", "--data.faces", "200", "--latent.size", "8", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.log_every", "0.06"]
 TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
 TINY += [

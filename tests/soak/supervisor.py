@@ -31,6 +31,7 @@ BATCH, LOG_EVERY = 12, 1_200
 HANG_TIMEOUT_S, OUTAGE_S, DISK_S = 5, 15, 20
 LONGEST_PAUSE_S, LEAST_FAULTS = 20.0, 3
 OPTIONS = {
+    "ray.workers": 2,
     "data.size": 16,
     "data.faces": 200,
     "latent.size": 8,
