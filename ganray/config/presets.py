@@ -39,7 +39,7 @@ def cpu32() -> Config:
 
 
 def dcgan64() -> Config:
-    """64x64 faces by the DCGAN at its published width, for GPUs: 2 CPU cores make 22 images/s."""
+    """64x64 faces by the DCGAN at its published width, for GPUs. 2 CPU cores make 22 images/s."""
     return Config(
         data=DataConfig(size=64),
         loss=LossConfig(r1_gamma=0.1),
@@ -48,7 +48,7 @@ def dcgan64() -> Config:
 
 
 def r3_64() -> Config:
-    """64x64 images by a small R3GAN of 3.1 million parameters, for GPUs. Not run on one.
+    """64x64 images by an R3GAN of 3.1 million parameters, for GPUs; not trained on one yet.
 
     R3GAN's recipe (Huang et al. 2024) with FFHQ-64's gamma. Its published network is r3gan-ffhq64.
     """
@@ -95,9 +95,9 @@ def r3_32_small() -> Config:
 
 
 def r3gan_ffhq64() -> Config:
-    """64x64 images by R3GAN as published for FFHQ: 22.4 million parameters, eight GPUs for days.
+    """64x64 images by R3GAN's network of FFHQ, 22.4 million parameters: eight GPUs. Never run.
 
-    Published: FID 1.95. With --data.source folder --data.root FFHQ.
+    Published: FID 1.95. With --data.source folder --data.root FFHQ. The length is ours.
     """
     base = r3_64()
     return replace(
@@ -109,9 +109,9 @@ def r3gan_ffhq64() -> Config:
 
 
 def r3gan_cifar10() -> Config:
-    """CIFAR-10 by R3GAN as published: 20.7 million parameters, conditional; 768 hours of an L40.
+    """CIFAR-10 by R3GAN's network, 21 million parameters, conditional: eight GPUs. Never run.
 
-    Published: FID 1.96 after 250,000 kimg, against the training images.
+    Published: FID 1.96 after 250,000 kimg, 768 hours of an L40.
     """
     base = r3gan_ffhq64()
     return replace(

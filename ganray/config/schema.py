@@ -536,8 +536,8 @@ class AugmentConfig:
     """Probability of each change of ada, half of it for changes of color. From 0.8 on, G starts to
     produce changed images."""
     target: float | None = option(None, resume="fixed", sweep="axis")
-    """Adapt `p` so that the mean sign of D's logits for real images, a measure of its overfitting,
-    is this; published as 0.6. None: `p` follows the schedule."""
+    """Mean sign of D's logits for real images that `p` is adapted to reach: ADA's r_t, a measure of
+    overfitting; published as 0.6. None: `p` follows the schedule."""
     adapt_kimg: float = option(500, resume="fixed", sweep="axis")
     """kimg in which an adaptive `p` can move from 0 to 1."""
 

@@ -66,7 +66,7 @@ def test_a_folder_and_an_array_of_the_same_images_give_the_same_numbers(
     np.savez(tmp_path / "half.npz", samples)
     evaluate("--images", tmp_path / "half.npz", "--against", real, "--samples", 80)
     printed = capsys.readouterr().out
-    for text in ("against     400 images of folder in", "images      100 images of numpy in"):
+    for text in ("against     400 images of the folder", "images      100 images of numpy in"):
         assert text in printed
     for text in ("diagnosis", "coverage", "modes_held"):
         assert text in printed

@@ -138,7 +138,7 @@ def test_the_plan_describes_the_run(tmp_path):
     ):
         assert part in text
     assert f"{preset.train.steps():,} steps" in text
-    assert "32 images, bce, adam, fp32 workers" in text
+    assert "16 images, bce, adam, fp32 workers" in text
     on_gpu = replace(preset, train=replace(preset.train, precision="bf16", deterministic=True))
     text = describe(on_gpu, images, Workers(1, True, 1))
     assert "adam, bf16 + TF32 + deterministic + CUDA graphs workers" in text
