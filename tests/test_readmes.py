@@ -23,6 +23,7 @@ def commands() -> list[str]:
     found = []
     for path in READMES:
         for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
+            block = block.replace("\\\n", " ")
             found += re.findall(r"python jobs/\w+\.py[^\n&#]*", block)
     for job in main.JOBS.values():
         text = (job.__doc__ or "").replace("\\\n", " ")

@@ -158,11 +158,11 @@ def test_the_plan_describes_the_run(tmp_path):
     assert "(no CelebA was given); classes: 2, the folders cat, dog; skipped files: 3 .txt" in text
     write_checkpoint({"step": 1000}, preset, preset.run_folder() / "checkpoint_0000001000")
     text = describe(preset, images, Workers(2, False, 1))
-    assert "run mine (goes on from 32 kimg)" in text
+    assert "run mine (goes on from 16 kimg)" in text
     few = replace(images, count=3)
     datasets = RunDatasets(preset, few, few)
     assert few_images_warning(datasets) == (
-        "3 images for a batch of 32: every step shows D all of them, about 10.7 times, and G can"
+        "3 images for a batch of 16: every step shows D all of them, about 5.3 times, and G can"
         " only learn them by heart"
     )
     assert few_images_warning(RunDatasets(preset, images, images)) is None
