@@ -6,12 +6,13 @@ unpickler that knows lists, texts, numbers and bytes, and calls nothing that a f
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Self, cast
+from typing import IO, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,10 @@ BATCHES = {f"data_batch_{number}": 0 for number in range(1, 6)} | {"test_batch":
 """Files in their order, with the index of their split in SPLITS."""
 _MAX_BYTES = 2**26
 """Maximum size of a file; the published ones have 31 MB."""
+_MAX_ARCHIVE_BYTES, _MAX_MEMBERS = 2**29, 100
+"""Maximum size of an unpacked archive, and number of its members; the published one has 186 MB."""
+_BLOCK = 2**20
+"""Bytes that are read at once. No header of an archive is longer."""
 _AGAIN = "delete it and download again"
 
 
@@ -147,21 +152,59 @@ def _read_archive(archive: Path, layout: _Layout) -> dict[str, bytes]:
     names = {name + layout.suffix: name for name in BATCHES}
     files = {}
     try:
-        with tarfile.open(archive, "r|gz") as tar:
-            for member in tar:
+        with (
+            gzip.open(archive) as unpacked,
+            tarfile.TarFile(fileobj=cast(IO[bytes], _Forward(cast(IO[bytes], unpacked)))) as tar,
+        ):
+            for number, member in enumerate(tar):
+                if number == _MAX_MEMBERS:
+                    raise ValueError(f"it has more than {_MAX_MEMBERS} members")
                 name = names.get(PurePosixPath(member.name).name)
                 if name and member.isreg():
-                    files[name] = _read_limited(cast(BinaryIO, tar.extractfile(member)))
+                    files[name] = _read_limited(cast(IO[bytes], tar.extractfile(member)))
     # tarfile raises its own exceptions, EOFError, OSError and zlib.error for a damaged archive.
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = printable(" ".join(str(error).split())[:200])
         raise UserError(f"{printable(archive)}: cannot be read ({reason}); {_AGAIN}") from error
     return files
 
 
-def _read_limited(file: BinaryIO) -> bytes:
+class _Forward:
+    """Unpacked archive that is read forwards, within limits.
+
+    tarfile reads a header at once, however long it is, and skips what is between the members.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._position = file, 0
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _BLOCK:
+            raise ValueError(f"a header has more than {_BLOCK // 2**20} MiB")
+        data = self._file.read(size)
+        self._position += len(data)
+        if self._position > _MAX_ARCHIVE_BYTES:
+            raise ValueError(f"it unpacks to more than {_MAX_ARCHIVE_BYTES // 2**20} MiB")
+        return data
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise ValueError("its members overlap")
+        while self._position < position:
+            if not self.read(min(_BLOCK, position - self._position)):
+                raise EOFError("unexpected end of data")
+
+
+def _read_limited(file: IO[bytes]) -> bytes:
+    """Return the content of a file; of one that is too large, more than _MAX_BYTES."""
+    data = bytearray()
     with file:
-        return file.read(_MAX_BYTES + 1)
+        while len(data) <= _MAX_BYTES and (block := file.read(_BLOCK)):
+            data += block
+    return bytes(data)
 
 
 def _parse_binary(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -182,9 +225,15 @@ def _parse_pickle(data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[n
             raise ValueError("the pixels are not bytes in C order")
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         pixels = np.frombuffer(raw, np.uint8).reshape(shape)
-        labels = np.array(content["labels"], np.int64)
+        labels = content["labels"]
+        # An array of lists that share their elements could be larger than the file by any factor.
+        if type(labels) is not list or not set(map(type, labels)) <= {int}:
+            raise ValueError("the labels are not a list of integers")
+        if len(labels) != len(pixels):
+            raise ValueError(f"there are {len(labels)} labels for {len(pixels)} images")
+        labels = np.array(labels, np.int64)
     except Exception as error:  # a pickle that is damaged raises any exception
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split())[:200])
         raise UserError(
             f"{where}: not a batch of CIFAR-10's Python version ({reason}); {_AGAIN}"
         ) from error
@@ -215,14 +264,20 @@ class _Record:
 
 
 # Python's own unpickler and not that in C, whose table grows with any number in a damaged file.
+# Of its operations only that of bytearrays allocates what a file claims before it reads.
 class _Unpickler(pickle._Unpickler):
     """Unpickler that makes no object of what a pickle names: arrays become records."""
 
     _KNOWN = ("_reconstruct", "ndarray", "dtype")
+    dispatch: ClassVar[dict[int, Callable[[pickle._Unpickler], None]]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
 
     def find_class(self, module: str, name: str) -> type[_Record]:
         if module.split(".")[0] == "numpy" and name in self._KNOWN:
             return _Record
         raise pickle.UnpicklingError(
-            f"names {module}.{name}, which an array of bytes does not need"
+            f"names {printable(f'{module}.{name}')}, which an array of bytes does not need"
         )

@@ -1,7 +1,10 @@
+import gzip
 import pickle
 import shutil
 import struct
 import tarfile
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +146,10 @@ def test_a_pickle_calls_nothing(tmp_path: Path, protocol: int):
         (pickle.dumps({"data": PIXELS[0]}), "KeyError: 'labels'"),
         (pickle.dumps({"data": PIXELS[0].astype(int), "labels": [1]}), "not bytes in C order"),
         (pickle.dumps({"data": np.asfortranarray(PIXELS[0]), "labels": [1]}), "not bytes in C"),
-        (pickle.dumps({"data": PIXELS[0], "labels": [1]}), r"\(4, 3072\) and labels \(1,\), not"),
+        (pickle.dumps({"data": PIXELS[0], "labels": [1]}), "there are 1 labels for 4 images"),
+        (pickle.dumps({"data": PIXELS[0], "labels": [[1]] * 4}), "not a list of integers"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b".", "not a batch"),  # a bytearray
+        (b"\x80\x02c\x1b[2J\nx\n.", r"names '.x1b\[2J.x', which"),
         (pickle.dumps({"data": PIXELS[0, :, 1:], "labels": [1] * PART}), r"pixels \(4, 3071\)"),
         (pickle.dumps({"data": PIXELS[0], "labels": [10] * PART}), "labels outside 0 to 9"),
     ],
@@ -177,6 +183,46 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cifar10, "_MAX_BYTES", 3000)
     rejected(root, "larger than 0 MiB")
     rejected(pack(root, BINARY), "larger than 0 MiB")
+
+
+def traced_peak(function: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_pickle_takes_little_memory(tmp_path: Path):
+    root = write_layout(tmp_path, PYTHON)
+    shared = [[1] * 4000] * 3000
+    for content in (
+        b"\x80\x05\x96" + struct.pack("<Q", 2**27) + b".",  # a bytearray
+        pickle.dumps({"data": PIXELS[0], "labels": shared}),
+    ):
+        (root / PYTHON.folder / "data_batch_1").write_bytes(content)
+        assert traced_peak(lambda: rejected(root, "data_batch_1: not a batch")) < 2**24
+
+
+def test_a_small_archive_takes_little_memory(tmp_path: Path):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 2**26
+    with gzip.open(tmp_path / BINARY.archive, "wb", compresslevel=1) as file:
+        file.write(header.tobuf())
+        file.write(bytes(2**26))
+    peak = traced_peak(lambda: rejected(tmp_path, "a header has more than 1 MiB"))
+    assert peak < 2**24
+
+
+def test_an_archive_that_unpacks_to_too_much_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = pack(write_layout(tmp_path, BINARY), BINARY)
+    monkeypatch.setattr(cifar10, "_MAX_MEMBERS", 3)
+    rejected(root, "it has more than 3 members")
+    monkeypatch.setattr(cifar10, "_MAX_ARCHIVE_BYTES", 20_000)
+    rejected(root, "it unpacks to more than 0 MiB")
 
 
 def test_a_download_fetches_the_archive_and_unpickles_nothing(
