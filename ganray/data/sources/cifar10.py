@@ -114,7 +114,9 @@ def _download(root: Path) -> None:
         from torchvision.datasets.utils import download_url
 
         # The archive alone: torchvision's class would also extract and unpickle it.
-        download_url(Published.url, str(root), Published.filename, Published.tgz_md5)
+        part = f"{Published.filename}.part"  # an interrupted download leaves no archive
+        download_url(Published.url, str(root), part, Published.tgz_md5)
+        (root / part).replace(root / Published.filename)
 
     advice = f"fetch {LAYOUTS[0].archive} on a machine that can and copy it here"
     labelled_images.download("CIFAR-10", root, fetch, advice)

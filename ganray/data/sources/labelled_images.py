@@ -18,8 +18,8 @@ from ganray.errors import UserError
 class LabelledImages:
     """Images of one size with a class each, in memory, as torchvision keeps them in files.
 
-    Subclasses read the files and have a class method ``open``. The images are pickled by their
-    path: the other process reads the files itself.
+    Subclasses read the files and have a class method ``open``. Pickling stores
+    only the path; the other process reads the files.
     """
 
     name: str

@@ -233,11 +233,24 @@ def test_a_download_fetches_the_archive_and_unpickles_nothing(
     def fetch(url: str, root: str, filename: str, md5: str):
         calls.append((filename, len(md5)))
         pack(write_layout(Path(root), PYTHON), PYTHON)
+        (Path(root) / PYTHON.archive).rename(Path(root) / filename)
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
     for _ in range(2):
         assert len(CIFAR10.open(tmp_path / "root", download=True)) == 6 * PART
-    assert calls == [("cifar-10-python.tar.gz", 32)]
+    assert calls == [("cifar-10-python.tar.gz.part", 32)]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [PYTHON.archive]
+
+    def interrupted(url: str, root: str, filename: str, md5: str):
+        Path(root).mkdir()
+        (Path(root) / filename).write_bytes(b"part")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        CIFAR10.open(tmp_path / "again", download=True)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", fetch)
+    assert len(CIFAR10.open(tmp_path / "again", download=True)) == 6 * PART
 
     def no_network(*_: str):
         raise RuntimeError("no route\nto host")
