@@ -271,7 +271,7 @@ class _Unpickler(pickle._Unpickler):
     """Unpickler that makes no object of what a pickle names: arrays become records."""
 
     _KNOWN = ("_reconstruct", "ndarray", "dtype")
-    dispatch: ClassVar[dict[int, Callable[[pickle._Unpickler], None]]] = {
+    dispatch: ClassVar[dict[int, Callable[[pickle.Unpickler], None]]] = {
         code: load
         for code, load in pickle._Unpickler.dispatch.items()
         if code != pickle.BYTEARRAY8[0]
