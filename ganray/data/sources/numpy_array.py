@@ -1,12 +1,13 @@
 """Images in one NumPy array, as samples are exchanged: .npy, or .npz as ADM (guided-diffusion) has.
 
-Object arrays, which are pickles, are never read. Nor are whole arrays: images are read one by one,
-also of compressed files.
+Object arrays, which are pickles, are never read. Images are read one by one, also of compressed
+files; the labels are read whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import zipfile
@@ -26,6 +27,11 @@ from ganray.errors import UserError
 _IMAGES, _LABELS = "arr_0", "arr_1"
 _ADVICE = "give a .npy or .npz file with an array of images, uint8 (N, H, W, 3) or (N, H, W, 1)"
 _MAX_CLASSES = 100_000
+_MAX_IMAGE_BYTES = 2**28
+_MAX_HEADER_BYTES = 10_000
+"""Maximum length of an array's header, also of those that NumPy reads."""
+_MAX_RATIO = 1032
+"""Upper bound of the factor by which Deflate compresses."""
 
 
 class _Header(NamedTuple):
@@ -96,6 +102,11 @@ class NumpyArray:
             raise UserError(f"{printable(path)}: contains {found}; {_ADVICE}")
         array = _IMAGES if _IMAGES in names else names[0]
         count, height, width, channels = headers[array].shape
+        if height * width * channels > _MAX_IMAGE_BYTES:
+            raise UserError(
+                f"{printable(path)}: contains {headers[array]}, images of more than"
+                f" {_MAX_IMAGE_BYTES // 2**20} MiB each; write smaller ones"
+            )
         given = None if labels == "none" else _read_labels(path, headers.get(_LABELS), count)
         class_names = () if given is None else tuple(map(str, range(int(given.max()) + 1)))
         return cls(
@@ -137,7 +148,7 @@ class NumpyArray:
             self._handle[1].seek(self.offset + index * size)
             data = self._handle[1].read(size)
         except Exception as error:  # zipfile raises BadZipFile, zlib.error and others
-            raise UserError(f"{where} cannot be read ({one_line(error)})") from error
+            raise UserError(f"{where} cannot be read ({_reason(error)})") from error
         if len(data) < size:
             raise UserError(f"{where} cannot be read: the file is shorter than it was")
         pixels = np.frombuffer(data, np.uint8).reshape(self.image_shape)
@@ -171,11 +182,12 @@ def _read_headers(path: Path) -> dict[str, _Header]:
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     if info.filename.endswith(".npy"):
+                        _check_size(info, path.stat().st_size)
                         with archive.open(info) as file:
                             header = _read_header(file, info.file_size)
                             headers[info.filename.removesuffix(".npy")] = header
     except Exception as error:  # numpy and zipfile raise exceptions of many kinds
-        reason = one_line(error)
+        reason = _reason(error)
         raise UserError(f"{printable(path)}: cannot be read ({reason}); {_ADVICE}") from error
     for header in headers.values():
         if header.has_images() and header.file_size != header.size + math.prod(header.shape):
@@ -183,12 +195,33 @@ def _read_headers(path: Path) -> dict[str, _Header]:
     return headers
 
 
+def _check_size(info: zipfile.ZipInfo, file_size: int) -> None:
+    """Raise ValueError if a member of a zip file claims more bytes than the file can hold."""
+    ratios = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _MAX_RATIO}
+    if info.compress_type not in ratios:
+        raise ValueError(f"{info.filename} is compressed by another method than Deflate")
+    if info.file_size > ratios[info.compress_type] * min(info.compress_size, file_size):
+        raise ValueError(f"{info.filename} claims more bytes than the file can hold")
+
+
 def _read_header(file: IO[bytes], file_size: int) -> _Header:
-    read = (
-        npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-    )
-    shape, is_fortran, dtype = read(file)
-    return _Header(shape, is_fortran, dtype, file.tell(), file_size)
+    """Read a header of version 1.0, as of all arrays of numbers; others may be of any length."""
+    start = file.read(npy.MAGIC_LEN)
+    version = npy.read_magic(io.BytesIO(start))
+    if version != (1, 0):
+        raise ValueError(f"the version of its header is {version[0]}.{version[1]}, not 1.0")
+    length = file.read(2)
+    num_bytes = int.from_bytes(length, "little")
+    if num_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {num_bytes} bytes")
+    header = io.BytesIO(length + file.read(num_bytes))
+    shape, is_fortran, dtype = npy.read_array_header_1_0(header, _MAX_HEADER_BYTES)
+    size = len(start) + len(length) + num_bytes
+    return _Header(shape, is_fortran, dtype, size, file_size)
+
+
+def _reason(error: Exception) -> str:
+    return printable(one_line(error)[:200])
 
 
 def _read_labels(path: Path, header: _Header | None, count: int) -> NDArray[np.int64] | None:
@@ -196,8 +229,11 @@ def _read_labels(path: Path, header: _Header | None, count: int) -> NDArray[np.i
     if header is None or header.shape != (count,) or header.dtype.kind not in "ui":
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            labels = arrays[_LABELS].astype(np.int64)
+        with _open(path, _LABELS) as file:
+            labels = npy.read_array(file, allow_pickle=False, max_header_size=_MAX_HEADER_BYTES)
+        if (labels.shape, labels.dtype) != (header.shape, header.dtype):
+            raise ValueError("the file has changed")
+        labels = labels.astype(np.int64)
     except Exception as error:  # numpy and zipfile raise exceptions of many kinds
-        raise UserError(f"{printable(path)}: {_LABELS}: {one_line(error)}") from error
+        raise UserError(f"{printable(path)}: {_LABELS}: {_reason(error)}") from error
     return labels if labels.min() >= 0 and labels.max() < _MAX_CLASSES else None

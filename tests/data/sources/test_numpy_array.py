@@ -1,4 +1,6 @@
+import io
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -6,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ganray.data.sources import numpy_array
 from ganray.data.sources.numpy_array import NumpyArray
 from ganray.data.writer import write_shards
 from ganray.errors import UserError
-from tests.data.sources.test_cifar10 import Attack
+from tests.data.sources.test_cifar10 import Attack, traced_peak
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 6, 3), np.uint8)
 LABELS = np.arange(12) % 3
@@ -93,6 +96,55 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "empty.npz", "w"):
         pass
     rejected(tmp_path / "empty.npz", "contains no array")
+
+
+def header(shape: tuple[int, ...], version: tuple[int, int] = (1, 0), spaces: int = 0) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}{' ' * spaces}\n".encode()
+    length = struct.pack("<H" if version == (1, 0) else "<I", len(text))
+    return b"\x93NUMPY" + bytes(version) + length + text
+
+
+def test_a_long_header_is_not_read(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    for version, spaces, match in (
+        ((2, 0), 2**26, "the version of its header is 2.0, not 1.0"),
+        ((1, 0), 20_000, r"its header has 200\d\d bytes"),
+    ):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("arr_0.npy", header((1, 8, 8, 3), version, spaces))
+        peak = traced_peak(lambda match=match: rejected(path, rf"x.npz: cannot be read \({match}"))
+        assert peak < 2**24
+    with pytest.raises(UserError) as error:
+        NumpyArray.open(path)
+    assert "allow_pickle" not in str(error.value)
+
+
+def test_the_labels_are_those_that_were_checked(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    np.savez(path, PIXELS, LABELS)
+    other = io.BytesIO()
+    np.save(other, LABELS[:5])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("arr_1", other.getvalue())
+    assert NumpyArray.open(path).labels.tolist() == LABELS.tolist()
+
+
+def test_images_that_the_file_cannot_hold_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, shape = tmp_path / "x.npz", (10**9, 1, 1, 1)
+    start = header(shape)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", start)
+    claimed = struct.pack("<I", len(start) + 10**9)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<I", len(start)), claimed))
+    monkeypatch.setattr(numpy_array, "held_out", None)  # is not reached
+    rejected(path, r"cannot be read \(arr_0.npy claims more bytes than the file can hold\)")
+    (tmp_path / "x.npy").write_bytes(header((1, 2**14, 2**14, 3)))
+    with (tmp_path / "x.npy").open("r+b") as file:
+        file.truncate(len(header((1, 2**14, 2**14, 3))) + 3 * 2**28)
+    rejected(tmp_path / "x.npy", "images of more than 256 MiB each")
 
 
 def test_a_damaged_image_is_named(tmp_path: Path):
