@@ -18,7 +18,7 @@ from PIL import Image
 from ganray.commands.export_generator import export_generator, require_exporter
 from ganray.commands.generate_images import generate_images
 from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
-from ganray.commands.project_image import project_image
+from ganray.commands.project_image import check_image, project_image
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
 from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
@@ -46,7 +46,7 @@ _WALK_PIXELS = 480
 def explore(options: ExploreConfig) -> None:
     """Draw all pictures of a generator, or write what is asked for, and add it to its MLflow run.
 
-    Without a run, list the runs there are.
+    The images of --count are not added to MLflow. Without a run, list the runs there are.
 
     Raises:
         UserError: The options are invalid; raised before anything is written.
@@ -59,6 +59,8 @@ def explore(options: ExploreConfig) -> None:
         require_encoder()
     if options.export:
         require_exporter(options.export)
+    if options.project:
+        check_image(options.project)
     generator = load_generator(options.run, home, options.tracking_uri)
     _check_label(generator, options)
     latent, classes = generator.config.latent, generator.classes

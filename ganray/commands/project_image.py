@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ganray.commands.load_generator import TrainedGenerator
 from ganray.config.commands import ExploreConfig
-from ganray.data.sources.image_folder import to_rgb
+from ganray.data.sources.image_folder import FORMATS, to_rgb
 from ganray.data.transforms import to_float, to_uint8
 from ganray.data.writer import resize_and_crop
 from ganray.distributed import local_device
@@ -23,7 +23,10 @@ from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_STEPS = 300
+
+def check_image(path: Path) -> None:
+    """Raise UserError if an image cannot be projected, before a generator is loaded."""
+    _read_rgb(path, "white")
 
 
 def project_image(
@@ -52,24 +55,30 @@ def project_image(
     image = _read(path, (height, width, channels), config.data.background)
     low = config.pixel_min()
     target = to_float(torch.from_numpy(image[None]), low).to(generator.device)
-    with Progress(_STEPS, f"{path.name} -> z on {generator.device.type}", "steps") as progress:
+    steps, what = projection.STEPS, f"{path.name} -> z on {generator.device.type}"
+    with Progress(steps, what, "steps") as progress:
         found = projection.project(
             lambda z: generator.generate(z, label),
             config.latent,
             target,
             rng_seed=options.rng_seed,
-            steps=_STEPS,
+            steps=steps,
             on_step=lambda: progress.add(1),
         )
+
+    def levels(distance: float) -> str:
+        """Return a distance in levels of 255."""
+        return f"{distance * 255 / (1 - low):#.3g}"
 
     @torch.no_grad()
     def draw(z: torch.Tensor) -> tuple[np.ndarray, list[str]]:
         """Return images, uint8 (n, H, W, C), and their distances to the target."""
         images = generator.generate(z, label)
-        distances = projection.distance(images, target) * 255 / (1 - low)
-        return to_uint8(images, low).cpu().numpy(), [f"{x:#.3g}" for x in distances.tolist()]
+        distances = projection.distance(images, target).tolist()
+        return to_uint8(images, low).cpu().numpy(), [levels(x) for x in distances]
 
-    images, distances = draw(torch.stack([found.z, found.random_z]))
+    images, _ = draw(torch.stack([found.z, found.random_z]))
+    distances = [levels(found.distance), levels(found.random_distance)]
     logger.info(
         f"projection  distance {distances[0]} of 255 levels; nearest of {found.random_count:,}"
         f" random samples: {distances[1]}"
@@ -104,14 +113,21 @@ def project_image(
 def _read(path: Path, shape: tuple[int, int, int], background: str) -> np.ndarray:
     """Read an image and fit it to a shape: uint8 (H, W, C)."""
     height, width, channels = shape
-    try:
-        with Image.open(path.expanduser()) as file:
-            image = to_rgb(file, background)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"--project={path}: cannot be read as an 8-bit image ({reason})") from error
+    image = _read_rgb(path, background)
     if height == width:
         image = resize_and_crop(image, height)  # as training images
     else:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return np.array(image.convert("RGB" if channels == 3 else "L")).reshape(shape)
+
+
+def _read_rgb(path: Path, background: str) -> Image.Image:
+    try:
+        # Without a list of formats, Pillow would run Ghostscript on a file with a program in it.
+        with Image.open(path.expanduser(), formats=list(FORMATS)) as file:
+            return to_rgb(file, background)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its content is of no known format"
+        raise UserError(f"--project={path}: cannot be read as an 8-bit image ({reason})") from error

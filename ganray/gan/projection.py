@@ -14,6 +14,8 @@ from ganray.gan import latents
 Generate = Callable[[torch.Tensor], torch.Tensor]
 """Maps latents, float32 (n, size), to images, float (n, C, H, W)."""
 
+STEPS = 300
+"""Default number of steps."""
 _SCALES = (1, 2, 4)
 """Factors by which images are reduced before they are compared."""
 _RATE = 0.3
@@ -67,7 +69,7 @@ def project(
     *,
     rng_seed: int,
     starts: int = 8,
-    steps: int = 300,
+    steps: int = STEPS,
     on_step: Callable[[], None] = lambda: None,
 ) -> Projection:
     """Find the latent whose sample is nearest to `target` by `distance`, with Adam.

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ganray.commands import main, project_image
 from ganray.commands.load_generator import load_generator
-from ganray.gan import latents
+from ganray.gan import latents, projection
 from ganray.training.state import TrainState, save_content
 from tests.conftest import tiny_config
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_sample_is_projected_to_its_latent(trained_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(project_image, "_STEPS", 40)
+    monkeypatch.setattr(projection, "STEPS", 40)
     config = trained_run.config
     generator = load_generator("tiny", config.home)
     z = latents.sample(config.latent, 1, rng_seed=5, stream="x", step=0, device=CPU)
@@ -48,7 +48,7 @@ def test_the_picture_shows_the_image_its_projection_and_walks(trained_run, tmp_p
         return np.zeros((1, 1, 3), np.uint8)
 
     monkeypatch.setattr(project_image, "labelled_rows", labelled_rows)
-    monkeypatch.setattr(project_image, "_STEPS", 3)
+    monkeypatch.setattr(projection, "STEPS", 3)
     Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "red.png")
     argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path / "out")]
     main.explore([*argv, "--project", str(tmp_path / "red.png"), "--pairs", "2", "--steps", "4"])
@@ -85,13 +85,16 @@ def test_images_of_any_size_and_mode_are_fitted(tmp_path, size, shape, mode):
 def test_an_image_that_cannot_be_read(trained_run, tmp_path):
     argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path / "out")]
     (tmp_path / "bad.png").write_text("no image")
-    for name, reason in {"bad": "cannot identify", "no": "No such file"}.items():
+    Image.new("RGB", (8, 8)).save(tmp_path / "eps.png", "EPS")  # Pillow runs Ghostscript on these
+    unknown = "its content is of no known format"
+    for name, reason in {"bad": unknown, "eps": unknown, "no": "No such file"}.items():
         with pytest.raises(ValueError, match=rf"--project=.*png: cannot be read .*{reason}"):
             main.explore([*argv, "--project", str(tmp_path / f"{name}.png")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_conditional_generator_needs_the_class(tmp_path, monkeypatch):
-    monkeypatch.setattr(project_image, "_STEPS", 3)
+    monkeypatch.setattr(projection, "STEPS", 3)
     config = tiny_config(tmp_path)
     config = replace(config, network=replace(config.network, conditional=True))
     state = TrainState(config, (16, 16, 3), CPU, 2)
