@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,7 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
         if not count:
             raise _too_few(reference)
         ids = shuffled_ids(images)
-        file = Path(path).expanduser().absolute()
-        name = file.stem if file.is_file() else file.name
+        name = _name_of(path)
         report = evaluate_samples(
             lambda rows: read(samples, images, ids[rows]),
             count,
@@ -128,6 +128,17 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
         )
     about = {"source": log.redact(path), "against": log.redact(against), "reference": digest}
     _write(report, about, (options.out or home / "evaluation" / name).expanduser(), options)
+
+
+def _name_of(path: str) -> str:
+    """Return the name of samples, which names a folder: without secrets, and no parent folder."""
+    if "://" in path:  # in http://user:password@host, the last part is not a name only
+        place = re.split(r"[?#]", log.redact(path))[0].partition("://")[2].rstrip("/")
+        name = place.rpartition("@")[2].rpartition("/")[2]
+    else:
+        file = Path(path).expanduser().resolve()
+        name = file.stem if file.is_file() else file.name
+    return "samples" if name in ("", ".", "..") else name
 
 
 def _image_data(path: str, size: int) -> DataConfig:

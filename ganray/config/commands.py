@@ -186,7 +186,7 @@ class EvaluateConfig:
     out: Path | None = None
     """Folder for the report. None: `evaluation` in the run folder, or evaluation/NAME in the home,
     and in it a folder named after the checkpoint unless that is the newest. NAME is the name of the
-    run, or that of the file or folder of samples."""
+    run, or that of the file or folder of samples. An earlier report of that name is overwritten."""
     home: Path | None = None
     """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
     tracking_uri: str | None = None

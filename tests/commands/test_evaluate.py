@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ganray.commands import evaluate as evaluate_command
 from ganray.commands import main
 from ganray.data.writer import write_shards
 from ganray.errors import UserError
@@ -139,6 +140,25 @@ def test_images_that_cannot_be_compared_are_rejected(real: Path, home: Path, tmp
             evaluate("--images", tmp_path / images, "--against", against)
         assert "\n" not in str(error.value)
     assert not [path for path in home.iterdir() if path.name.startswith("samples-")]
+
+
+def test_the_name_of_samples_has_no_password_and_no_parent_folder(tmp_path, monkeypatch):
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    (tmp_path / "x" / "half.npz").touch()
+    monkeypatch.chdir(tmp_path / "x" / "y")
+    for path, name in {
+        "..": "x",
+        ".": "y",
+        "/": "samples",
+        "../half.npz": "half",
+        "http://user:secret@host:1": "host:1",
+        "http://user:secret@host:1/": "host:1",
+        "http://user:sec/ret@host:1?key=secret": "host:1",
+        "http://user:secret@": "samples",
+        "http://user:secret@host/a/..": "samples",
+        "s3://bucket/set?key=secret": "set",
+    }.items():
+        assert evaluate_command._name_of(path) == name, path
 
 
 @pytest.mark.parametrize(
