@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,10 +58,12 @@ def generate_images(
     labels = torch.arange(count) % max(generator.classes, 1)
     if options.label is not None:
         labels.fill_(options.label)
-    part = folder.with_name(f"{folder.name}.part")
     generator = generator.to(local_device())
+    temporary = None
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent)
+        part = Path(temporary) / folder.name  # in it, as mkdtemp's folder is of this user only
         for i in range(0, count, _FOLDER_SIZE):
             (part / names[i]).parent.mkdir(parents=True)
         _write(generator, options, labels, [part / name for name in names])
@@ -71,7 +74,8 @@ def generate_images(
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     also = f" and {STYLEGAN_LABELS}" if generator.classes else ""
     logger.info(f"images      {count:,}{also} in {folder}, not in MLflow")
 

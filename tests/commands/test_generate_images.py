@@ -90,6 +90,15 @@ def test_a_full_disk_leaves_no_images(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "images.part").mkdir()
+    (tmp_path / "images.part" / "notes.txt").write_text("mine")
+    write(tmp_path / "images", 3)
+    assert (tmp_path / "images.part" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "images.part"]
+    assert (tmp_path / "images").stat().st_mode == (tmp_path / "images.part").stat().st_mode
+
+
 def test_the_job_writes_images_and_no_picture(trained_run, tmp_path, capsys):
     argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path / "out")]
     main.explore([*argv, "--count", "5"])
