@@ -32,6 +32,7 @@ from ganray.config.schema import Config
 from ganray.config.serialization import flatten, to_dict
 from ganray.errors import UserError
 from ganray.files import publish
+from ganray.log import HIDDEN
 from ganray.training.state import read_config
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ LOCAL_SERVER = "http://127.0.0.1:5000"
 _SQLITE = "sqlite:///"
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)+|[\w.-]+:[0-9]+)(/.*)?")
 """Address of a server without its scheme."""
+_HOST_NAME = re.compile(r"[\w-]+(/.*)?")
+"""The same with a name only, which may also be that of a folder."""
 _TAG_LIMIT = 5000  # characters that every store accepts
 
 
@@ -125,8 +128,11 @@ def _check_address(uri: str, source: str) -> None:
         path = Path(uri.removeprefix("sqlite:").removeprefix("//") or "mlflow.db").absolute()
         address = shlex.quote(f"{_SQLITE}{path}")
         raise UserError(f"{source}={uri}: write it with the full path, {address}")
-    if not separator and _HOST.fullmatch(uri) and not Path(uri).exists():
-        raise UserError(f"{source}={uri}: has no scheme; use http://{uri}")
+    user, at, address = uri.rpartition("@")
+    is_address = _HOST.fullmatch(address) or (":" in user and _HOST_NAME.fullmatch(address))
+    if not separator and is_address and not Path(uri).exists():
+        shown = f"{HIDDEN}@{address}" if at else uri
+        raise UserError(f"{source}={shown}: has no scheme; use http://{shown}")
     if not separator or scheme == "file":
         path = Path(uri.removeprefix("file:").removeprefix("//")).absolute()
         address = shlex.quote(f"{_SQLITE}{path}/mlflow.db")
@@ -169,7 +175,10 @@ def serve_command(uri: str) -> str | None:
 
 
 def log_addresses(uri: str, url: str | None) -> None:
-    """Log how to serve a store, unless it is a server, and the page of a run; None: not there."""
+    """Log the command that serves a store, unless it is a server, and the page of a run.
+
+    `url` is None if there is no page.
+    """
     if command := serve_command(uri):
         logger.info(f"look        {command}")
     if url:

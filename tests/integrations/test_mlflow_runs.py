@@ -168,6 +168,16 @@ def test_addresses_that_mlflow_cannot_use_get_one_right_line(config, monkeypatch
         mlflow_runs.get_run(uri, "0" * 32)
 
 
+@pytest.mark.parametrize("address", ["host:5000", "mlflow.example.org/x", "localhost", "host"])
+def test_the_password_of_an_address_without_a_scheme_is_not_shown(config, address):
+    for user in ("user:secret", "user:secret@secret", "user:sec/secret"):
+        tracking = replace(config.tracking, uri=f"{user}@{address}")
+        with pytest.raises(UserError) as error:
+            mlflow_runs.check_store(replace(config, tracking=tracking))
+        expected = f"tracking.uri=***@{address}: has no scheme; use http://***@{address}"
+        assert str(error.value) == expected
+
+
 def test_a_deleted_experiment_is_said_with_the_command_that_restores_it(config):
     run = start(config)
     mlflow_runs.check_store(config)
