@@ -27,6 +27,7 @@ from ganray.evaluation.reference import (
     prepare_classifier,
     read,
     shuffled_ids,
+    usable_count,
 )
 from ganray.evaluation.report import (
     EvaluationReport,
@@ -62,6 +63,7 @@ def evaluate(options: EvaluateConfig) -> None:
     config = _reference_config(generators[0], options)
     data = config.reference_data()
     plan = prepare.plan_dataset(data, config.home)
+    _check_count(plan.count, plan.has_classifier)
     digest = prepare.prepare_dataset(data, plan)
     with closing(prepare.open_dataset(data, plan.location)) as images:
         classifier = prepare_classifier(config, images, digest, local_device())
@@ -101,6 +103,7 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
         if plan.count < MIN_IMAGES:
             raise UserError(f"--images: {plan} are too few; use at least {MIN_IMAGES}")
         check_comparable(plan.image_shape, reference_plan.image_shape, "--size")
+        _check_count(reference_plan.count, reference_plan.has_classifier)
         digest = prepare.prepare_dataset(data, reference_plan)
         prepare.prepare_dataset(samples, plan)
         reference_images, images = (
@@ -116,7 +119,7 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
         reference = ReferenceSet(reference_images, data, classifier, evaluation)
         count = reference.usable_count(min(options.samples, len(images)), parts=2)
         if not count:
-            raise _too_few(reference)
+            raise _too_few(len(reference.images), bool(reference.classifier))
         ids = shuffled_ids(images)
         name = _name_of(path)
         report = evaluate_samples(
@@ -204,12 +207,20 @@ def _evaluate(
         saturation=history(generator.config.run_folder(), "discriminator/saturation")[1],
     )
     if report is None:
-        raise _too_few(reference)
+        raise _too_few(len(reference.images), bool(reference.classifier))
     return report
 
 
-def _too_few(reference: ReferenceSet) -> UserError:
-    return UserError(
-        f"{len(reference.images)} reference images are too few; use at least 320, as the"
-        " classifier is trained on half of them and a quarter is the control"
+def _check_count(images: int, has_classifier: bool) -> None:
+    """Raise UserError if there are too few reference images, as far as is known before reading."""
+    if not usable_count(images, has_classifier, MIN_IMAGES, parts=2):
+        raise _too_few(images, has_classifier)
+
+
+def _too_few(images: int, has_classifier: bool) -> UserError:
+    reason = (
+        f"{4 * MIN_IMAGES}, as the classifier is trained on half of them and a quarter is the"
+        if has_classifier
+        else f"{2 * MIN_IMAGES}, as half of them are the"
     )
+    return UserError(f"{images} reference images are too few; use at least {reason} control")

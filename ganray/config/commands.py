@@ -28,7 +28,7 @@ def command_line(job: str, *words: object, home: Path) -> str:
 
     The job is named by the path, or by the installed command, that started this one.
     """
-    script = Path(sys.argv[0]).with_name(f"{job}.py")
+    script = Path(sys.argv[0]).parent / f"{job}.py"  # argv[0] is '' in an interpreter
     if sys.argv[0].startswith("ganray "):
         program: list[object] = ["ganray", job]
     else:
@@ -124,9 +124,10 @@ class ExploreConfig:
     pictures."""
     export: Literal["onnx", "safetensors"] | None = None
     """Format in which the averaged generator is written, as G.onnx or G.safetensors, for other
-    programs; needs `pip install -e ".[export]"`. None: draw pictures."""
+    programs; needs `pip install onnx onnxscript` or `pip install safetensors`. None: draw
+    pictures."""
     animation: Literal["gif", "mp4", "none"] = "gif"
-    """Format of the closed walk; mp4 needs `pip install -e ".[video]"`."""
+    """Format of the closed walk; mp4 needs `pip install 'imageio[ffmpeg]'`."""
     fps: int = 10
     """Frames per second of the animation."""
     seconds: float = 8
@@ -206,13 +207,17 @@ class EvaluateConfig:
             raise UserError(
                 f"--images={self.images} needs the real images to compare with: --against FOLDER"
             )
-        if self.features == "inception" and not self.weights:
-            raise UserError("--features=inception needs a file of its weights; give --weights FILE")
         others = ("data_root", "tracking_uri") if self.images else ("size", "features", "weights")
         for name in others:
             if getattr(self, name) != getattr(type(self), name):
                 kind = "RUN, and cannot be given with --images" if self.images else "--images"
                 raise UserError(f"--{name}={getattr(self, name)} is an option of {kind}")
+        if self.against and not (self.run or self.images):
+            raise UserError(
+                f"--against={self.against} needs what to compare with it: RUN, or --images FOLDER"
+            )
+        if self.features == "inception" and not self.weights:
+            raise UserError("--features=inception needs a file of its weights; give --weights FILE")
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def test_images_that_cannot_be_compared_are_rejected(real: Path, home: Path, tmp
     np.save(tmp_path / "gray.npy", squares(100)[..., :1])
     np.save(tmp_path / "wide.npy", squares(100)[:, :12])
     np.save(tmp_path / "good.npy", squares(100))
+    few = write_folder(tmp_path / "few", squares(200), ("small", "large"))
     for images, against, match in (
         ("nowhere", real, r"^--images: .*nowhere: no such folder"),
         ("nowhere.npz", real, r"^--images: .*nowhere.npz: no such file"),
@@ -134,12 +135,17 @@ def test_images_that_cannot_be_compared_are_rejected(real: Path, home: Path, tmp
         ("few.npy", real, "--images: 79 images of numpy in .* are too few; use at least 80"),
         ("gray.npy", real, "samples of 16x16x1 with references of 16x16x3: the channels differ"),
         ("good.npy", tmp_path / "wide.npy", "crop the references to squares with --size 64"),
-        ("good.npy", tmp_path / "good.npy", "100 reference images are too few"),
+        (
+            "good.npy",
+            tmp_path / "good.npy",
+            "100 reference images are too few; use at least 160, as half",
+        ),
+        ("good.npy", few, "200 reference images are too few; use at least 320, as the classifier"),
     ):
         with pytest.raises(UserError, match=match) as error:
             evaluate("--images", tmp_path / images, "--against", against)
         assert "\n" not in str(error.value)
-    assert not [path for path in home.iterdir() if path.name.startswith("samples-")]
+    assert list(home.iterdir()) == []  # nothing was converted
 
 
 def test_the_name_of_samples_has_no_password_and_no_parent_folder(tmp_path, monkeypatch):
@@ -168,6 +174,8 @@ def test_the_name_of_samples_has_no_password_and_no_parent_folder(tmp_path, monk
         (["--images", "x"], "--images=x needs the real images to compare with: --against FOLDER"),
         (["faces", "--size", "64"], "--size=64 is an option of --images"),
         (["faces", "--features", "inception", "--weights", "w"], "--features=inception is an"),
+        (["faces", "--features", "inception"], "--features=inception is an option of --images"),
+        (["--against", "x"], "--against=x needs what to compare with it: RUN, or --images FOLDER"),
         (["--images", "x", "--against", "y", "--features", "inception"], "give --weights FILE"),
         (["--images", "x", "--against", "y", "--data_root", "z"], "--data_root=z is .* of RUN"),
         (["--images", "x", "--against", "y", "--size", "4"], "--size=4 must be 0 or at least 8"),

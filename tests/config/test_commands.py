@@ -34,6 +34,7 @@ def test_a_home_with_spaces_is_quoted_and_the_default_left_out():
         ),
         ("ganray evaluate", ["ganray", "celeba"]),
         ("/usr/bin/pytest", ["python", "jobs/celeba.py"]),
+        ("", ["python", "jobs/celeba.py"]),
     ],
 )
 def test_a_job_is_named_by_the_path_that_started_the_other(program, words, monkeypatch):
