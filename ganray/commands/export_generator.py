@@ -30,7 +30,7 @@ def require_exporter(kind: Format) -> None:
     missing = [name for name in _MODULES[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f'--export={kind} needs {" and ".join(missing)}: pip install -e ".[export]"'
+            f"--export={kind} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
 
 
@@ -52,7 +52,7 @@ def export_generator(generator: TrainedGenerator, kind: Format, folder: Path) ->
 
 
 def metadata(generator: TrainedGenerator) -> dict[str, str]:
-    """Return what a user of the exported generator has to know, as JSON but for sentences.
+    """Return what a user of the exported generator has to know, as JSON, except for sentences.
 
     With `network`, `latent`, `image_shape` and `classes`, ``ganray.gan.networks.build`` builds G.
     """

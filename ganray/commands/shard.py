@@ -69,12 +69,12 @@ def _open_source(options: ShardConfig) -> ImageSource:
 
 def _describe(manifest: Manifest) -> str:
     height, width, channels = manifest.image_shape
-    size = sum(shard.bytes for shard in manifest.shards)
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
     classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""
     attributes = f", {len(manifest.attribute_names)} attributes" if manifest.attribute_names else ""
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     return (
         f"{manifest.num_images:,} images of {height}x{width}x{channels} "
         f"({manifest.recipe.encoding}){classes}{attributes} in {shards}, "
-        f"{size / 1e6:,.0f} MB, digest {manifest.digest()}"
+        f"{f'{size:,.0f}' if size >= 10 else f'{size:.2g}'} MB, digest {manifest.digest()}"
     )
