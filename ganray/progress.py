@@ -11,6 +11,8 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 10.0
+_MAX_NAME = 40
+"""Maximum length of a task's name; a line of a job log has at most 100 columns."""
 _FORMAT = (
     "{desc}: {percentage:3.0f}%  {n_fmt}/{total_fmt}{unit} "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
@@ -26,11 +28,13 @@ class Progress:
 
     Args:
         total: Number of units of the task.
-        what: Name of the task, for example ``"celeba -> shards"``.
+        what: Name of the task, for example ``"celeba -> shards"``; shortened to 40 characters.
         unit: Name of the units, for example ``"images"``.
     """
 
     def __init__(self, total: int, what: str, unit: str) -> None:
+        if len(what) > _MAX_NAME:  # the ends of a name or of an address tell most
+            what = f"{what[: _MAX_NAME // 2 - 3]}...{what[-_MAX_NAME // 2 :]}"
         self.total, self.what, self.unit = total, what, unit
         self.done = 0
         self._started = self._last_log = time.monotonic()

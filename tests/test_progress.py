@@ -41,6 +41,17 @@ def test_a_line_shows_task_progress_speed_and_remaining_time(
         )
 
 
+def test_a_long_name_is_shortened_so_that_a_line_fits_a_job_log(
+    clock: Clock, capsys: pytest.CaptureFixture
+):
+    with Progress(200_000, f"folder-of-images -> {'x' * 100}-{'y' * 10}", "images") as task:
+        clock.now += 36_000
+        task.add(100_000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("folder-of-images ...xxxxxxxxx-yyyyyyyyyy:  50%  100k/200k images [")
+    assert max(map(len, lines)) <= 100
+
+
 def test_a_slow_task_has_a_rate_in_units_per_second(clock: Clock, capsys: pytest.CaptureFixture):
     with Progress(4, "work", "steps") as task:
         clock.now += 40

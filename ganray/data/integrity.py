@@ -187,7 +187,7 @@ def verify_shards(folder: Path) -> Manifest:
     specs = manifest.shard_specs(folder)
     problems = []
     with (
-        Progress(manifest.num_images, f"verify {folder}", "images") as progress,
+        Progress(manifest.num_images, f"verify {folder.absolute().name}", "images") as progress,
         ThreadPoolExecutor() as pool,  # hashing releases the GIL
     ):
         results = pool.map(_verify_shard, specs, manifest.shards)

@@ -300,7 +300,7 @@ def _convert(
     rows_per_task = _rows_per_task(missing, processes)
     with (
         _full_disk_is_user_error(missing, needed),
-        Progress(images, f"{source.name} -> {folder}", "images") as progress,
+        Progress(images, f"{source.name} -> {folder.absolute().name}", "images") as progress,
         _workers(source, missing[0].recipe, processes) as pool,
     ):
         active: deque[tuple[ShardSpec, list[Future[list[int]]]]] = deque()

@@ -325,7 +325,7 @@ def _read_headers(
         BadImagesError: Some have none, unless they are to be skipped.
     """
     headers, problems = {}, {}
-    what = f"headers of {printable(tree.path)}"
+    what = f"headers of {printable(tree.path.name)}"
     for index, name in enumerate(iter_with_progress(names, what, "images")):
         try:
             headers[name] = _header(tree, name)
