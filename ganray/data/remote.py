@@ -221,7 +221,7 @@ class RemoteShards:
                 shards = [self.manifest.shards[number] for number in self._requests]
             received = self._received(shards)
             total = sum(shard.bytes for shard in shards) - received
-            with Progress(total, f"{self} -> {self.folder.name}", "B") as progress:
+            with Progress(total, f"download {self.folder.name}", "B") as progress:
                 is_done = False
                 while not is_done:
                     is_done = bool(wait([request], 1.0).done)

@@ -410,7 +410,8 @@ def test_one_process_of_a_node_logs_progress_of_long_downloads(
         for thread in threads:
             thread.join()
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{url} -> {shards.folder}: 100%")
+    assert line.startswith("download ")
+    assert "100%" in line
     assert "1.05M/1.05M B" in line
 
 
