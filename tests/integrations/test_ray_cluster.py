@@ -66,7 +66,7 @@ def test_a_submitted_run_has_a_worker_on_each_node(home, env):
     )
     output, _ = job.communicate(timeout=280)
     assert job.returncode == 0, output[-6000:]
-    assert "kimg (100%)" in output, output[-6000:]
+    assert "1.2 / 1.2 kimg" in output, output[-6000:]
     assert "succeeded" in output
     assert "faces-1" in ray_job(env, "list")
     assert "/#/jobs/faces-1" in output
