@@ -38,6 +38,19 @@ def cpu32() -> Config:
     )
 
 
+def limited32() -> Config:
+    """The preset cpu32 for 500 to 10,000 images: adaptive ADA, four times as long.
+
+    On 500 faces it covers 0.77 of all, 0.72 without ADA, and memorizes less: 5 to 15 minutes.
+    """
+    base = cpu32()
+    return replace(
+        base,
+        augment=AugmentConfig("ada", target=0.6, adapt_kimg=50),
+        train=replace(base.train, kimg=300, sample_every=30, checkpoint_every=50),
+    )
+
+
 def dcgan64() -> Config:
     """64x64 faces by the DCGAN at its published width, for GPUs. 2 CPU cores make 22 images/s."""
     return Config(
@@ -288,7 +301,7 @@ def _by_name(*makers: Callable[[], Config]) -> dict[str, Config]:
     return {name: replace(make(), preset=name) for name, make in named.items()}
 
 
-CELEBA = _by_name(cpu32, dcgan64, r3_64, r3_32_small, r3gan_ffhq64, r3gan_cifar10, mlp)
+CELEBA = _by_name(cpu32, limited32, dcgan64, r3_64, r3_32_small, r3gan_ffhq64, r3gan_cifar10, mlp)
 """Presets of jobs/celeba.py."""
 
 MNIST = _by_name(first, refined, latent_100, normal_100, long, conditional)

@@ -84,18 +84,19 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("~/.cache/ganray-limited").expanduser())
     parser.add_argument("--images", type=int, nargs="+", default=[500, 2_000])
     parser.add_argument("--kimg", type=float, default=75)
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     print("| images | augmentation | coverage | memorization |\n|---|---|---|---|")
     for count in options.images:
-        for name, policy in POLICIES.items():
+        for name in options.policies:
             coverages, shares = [], []
             for seed in range(options.seeds):
                 slug = "".join(c if c.isalnum() else "-" for c in name)
                 folder = options.home / "runs" / f"{count}-{slug}-{seed}-{options.kimg:g}"
                 few = f"--data.images {count} --evaluation.reference.images null"
                 lengths = f"--train.kimg {options.kimg} --train.rng_seed {seed}"
-                train(folder, f"{few} {lengths} {policy}".split())
+                train(folder, f"{few} {lengths} {POLICIES[name]}".split())
                 coverages.append(history(folder, "collapse/coverage")[1][-1])
                 shares.append(memorization(folder, count))
             print(f"| {count:,} | {name} | {mean(coverages, 2)} | {mean(shares, 2)} |", flush=True)
