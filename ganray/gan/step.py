@@ -262,6 +262,8 @@ def _parts(
 
 def _concatenate(parts: Sequence[Stats]) -> Stats:
     """Return the statistics of the whole batch."""
+    if len(parts) == 1:  # the usual case, without copies
+        return parts[0]
     values = defaultdict[str, list[torch.Tensor]](list)
     for part in parts:
         for name, value in part.items():

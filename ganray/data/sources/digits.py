@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.data.sources.labelled_images import WithoutAttributes
 from ganray.errors import UserError
 
 NUM_TEST = 297
 
 
 @dataclass(eq=False, repr=False)
-class Digits:
+class Digits(WithoutAttributes):
     """1,797 real handwritten digits of 8x8 pixels, as scikit-learn ships them.
 
     Created by ``Digits.open``. They are the test part of UCI's "Optical Recognition of Handwritten
@@ -55,20 +56,6 @@ class Digits:
         # Each value is the number of black pixels in a block of 4x4, 0 to 16.
         images = np.rint(np.asarray(sixteenths) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         return cls(images, np.asarray(labels, np.int64))
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """(1797,) index in scikit-learn's order, from 0."""
-        return np.arange(len(self))
-
-    @property
-    def attributes(self) -> NDArray[np.uint8]:
-        """(1797, 0), as there are none."""
-        return np.zeros((len(self), 0), np.uint8)
 
     @property
     def split(self) -> NDArray[np.uint8]:

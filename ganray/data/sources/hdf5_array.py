@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
+from ganray.data.sources.labelled_images import WithoutAttributes
 from ganray.data.sources.listing import held_out, printable
 from ganray.errors import UserError
 
@@ -31,7 +32,7 @@ Range = tuple[float, float]
 
 
 @dataclass(eq=False, repr=False)
-class HDF5Array:
+class HDF5Array(WithoutAttributes):
     """Images (N, H, W, C), (N, C, H, W) or (N, H, W), C being 1 or 3, of integers or floats.
 
     Created by ``HDF5Array.open``. It can be pickled to other processes: each process opens the file
@@ -95,20 +96,6 @@ class HDF5Array:
                 np.array([2 if held_out(str(i)) else 0 for i in range(count)], np.uint8),
                 (note, f"classes: {len(names)} of the labels" if names else "no classes"),
             )
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """(N,) index of each image."""
-        return np.arange(len(self))
-
-    @property
-    def attributes(self) -> NDArray[np.uint8]:
-        """(N, 0), as there are none."""
-        return np.zeros((len(self), 0), np.uint8)
 
     def read(self, index: int) -> Image.Image:
         """Return one image, gray or RGB.

@@ -15,7 +15,27 @@ from PIL import Image
 from ganray.errors import UserError
 
 
-class LabelledImages:
+class WithoutAttributes:
+    """What sources of images with labels and no attributes have in common."""
+
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(N,) index of each image in the source's order, from 0."""
+        return np.arange(len(self))
+
+    @property
+    def attributes(self) -> NDArray[np.uint8]:
+        """(N, 0), as there are none."""
+        return np.zeros((len(self), 0), np.uint8)
+
+
+class LabelledImages(WithoutAttributes):
     """Images of one size with a class each, in memory, as torchvision keeps them in files.
 
     Subclasses read the files and have a class method ``open``. Pickling stores
@@ -43,19 +63,11 @@ class LabelledImages:
         counts = [len(labels) for _, labels in parts.values()]
         self.split = np.repeat(np.array(list(parts), np.uint8), counts)
         """uint8 (N,) 0 train, then 2 test."""
-        self.ids = np.arange(len(self.labels))
-        """int64 (N,) index in the concatenation of both parts."""
-        self.attributes = np.zeros((len(self.labels), 0), np.uint8)
-        """uint8 (N, 0): there are none."""
 
     @classmethod
     def open(cls, root: Path, *, download: bool = False) -> Self:
         """Open the files in a folder; let torchvision download missing ones if that is wanted."""
         raise NotImplementedError
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle the path, because reading the files is faster than a pipe."""

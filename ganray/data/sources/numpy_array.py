@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import one_line, sample_digest
+from ganray.data.sources.labelled_images import WithoutAttributes
 from ganray.data.sources.listing import held_out, printable
 from ganray.errors import UserError
 
@@ -55,7 +56,7 @@ class _Header(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class NumpyArray:
+class NumpyArray(WithoutAttributes):
     """Images uint8 (N, H, W, 1 or 3), in a .npy file or in an array of a .npz file.
 
     Created by ``NumpyArray.open``. It can be pickled to other processes: each process opens the
@@ -119,20 +120,6 @@ class NumpyArray:
             np.array([2 if held_out(str(i)) else 0 for i in range(count)], np.uint8),
             (f"classes: {len(class_names)} of {_LABELS}" if class_names else "no classes",),
         )
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """(N,) index of each image."""
-        return np.arange(len(self))
-
-    @property
-    def attributes(self) -> NDArray[np.uint8]:
-        """(N, 0), as there are none."""
-        return np.zeros((len(self), 0), np.uint8)
 
     def read(self, index: int) -> Image.Image:
         """Return one image, gray or RGB. Of compressed files, ascending indices are fast.
