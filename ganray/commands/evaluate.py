@@ -21,7 +21,9 @@ from ganray.data.format import Shape
 from ganray.data.prepare import DatasetPlan
 from ganray.distributed import local_device
 from ganray.errors import UserError
+from ganray.evaluation.datasets import locate_datasets
 from ganray.evaluation.reference import (
+    ReadImages,
     ReferenceSet,
     check_comparable,
     prepare_classifier,
@@ -61,16 +63,23 @@ def evaluate(options: EvaluateConfig) -> None:
     names = [options.run] + ([options.against] if options.against else [])
     generators = [load_generator(name, home, options.tracking_uri) for name in names]
     config = _reference_config(generators[0], options)
-    data = config.reference_data()
-    plan = prepare.plan_dataset(data, config.home)
-    _check_count(plan.count, plan.has_classifier)
-    digest = prepare.prepare_dataset(data, plan)
-    with closing(prepare.open_dataset(data, plan.location)) as images:
-        classifier = prepare_classifier(config, images, digest, local_device())
-        reference = ReferenceSet(images, data, classifier, config.evaluation)
+    datasets = locate_datasets(config)
+    if not (datasets.same or datasets.images.ready):  # do not convert them just for memorization
+        datasets = replace(datasets, held_out=None)
+    _check_count(datasets.reference.count, datasets.reference.has_classifier)
+    digest = datasets.reference_digest()
+    with ExitStack() as stack:
+        images = stack.enter_context(datasets.open_reference())
+        assets = datasets.assets(datasets.prepare_classifier())
+        reference = assets.reference_set(config, images)
+        read_training = stack.enter_context(datasets.open_training()) if assets.held_out else None
+        reports = []
         for generator in generators:
             _check_shape(generator, reference.shape)
-        reports = [_evaluate(generator, reference, options) for generator in generators]
+        for generator in generators:
+            is_known = generator.config.data.identity() == generators[0].config.data.identity()
+            used = reference if is_known else replace(reference, held_out="")
+            reports.append(_evaluate(generator, used, read_training, options))
     labels = [generator.label for generator in generators]
     if labels[1:] == labels[:1]:  # runs of one name in two homes
         labels[1] += "-against"
@@ -194,7 +203,10 @@ def _check_shape(generator: TrainedGenerator, reference: Shape) -> None:
 
 
 def _evaluate(
-    generator: TrainedGenerator, reference: ReferenceSet, options: EvaluateConfig
+    generator: TrainedGenerator,
+    reference: ReferenceSet,
+    read_training: ReadImages | None,
+    options: EvaluateConfig,
 ) -> EvaluationReport:
     report = evaluate_generator(
         generator.config,
@@ -205,6 +217,7 @@ def _evaluate(
         resamples=options.resamples,
         title=generator.label,
         saturation=history(generator.config.run_folder(), "discriminator/saturation")[1],
+        read_training=read_training,
     )
     if report is None:
         raise _too_few(len(reference.images), bool(reference.classifier))

@@ -26,7 +26,8 @@ from ganray.distributed import (
     world_size,
 )
 from ganray.errors import UserError
-from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets, RunDatasets, locate_datasets
+from ganray.evaluation.datasets import RunDatasets, locate_datasets
+from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets
 from ganray.evaluation.report import (
     PAGE,
     EvaluationReport,
@@ -259,7 +260,7 @@ def _evaluate(
     if not config.evaluation.report_samples:
         return None
     device = local_device()
-    with datasets.open_reference() as images:
+    with datasets.open_reference() as images, datasets.open_training() as read_training:
         return evaluate_generator(
             config,
             generator.to(device),
@@ -268,6 +269,7 @@ def _evaluate(
             samples=config.evaluation.report_samples,
             title=config.name,
             saturation=history(config.run_folder(), "discriminator/saturation")[1],
+            read_training=read_training,
             device=device,
         )
 

@@ -181,9 +181,9 @@ class EvaluateConfig:
     samples: int = 5_000
     """Number of samples, and of reference images; fewer if there are fewer reference images."""
     report: Literal["short", "full"] = "short"
-    """Metrics in the table. short: at most twelve. full: all; report.json always has all."""
-    resamples: int = 200
-    """Number of replicates per confidence interval."""
+    """Metrics in the table. short: at most eight. full: all; report.json always has all."""
+    resamples: int = 50
+    """Number of subsamples from which confidence intervals are computed."""
     out: Path | None = None
     """Folder for the report. None: `evaluation` in the run folder, or evaluation/NAME in the home,
     and in it a folder named after the checkpoint unless that is the newest. NAME is the name of the

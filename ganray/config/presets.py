@@ -26,7 +26,7 @@ from ganray.config.serialization import flatten
 def cpu32() -> Config:
     """32x32 faces by a narrow DCGAN: 2 to 6 minutes on a CPU, ends with varied faces."""
     return Config(
-        data=DataConfig(size=32),
+        data=DataConfig(size=32, split="train"),
         latent=LatentConfig(size=64),
         network=NetworkConfig(width_G=32, width_D=32),
         optimizer=OptimizerConfig(lr_G=1e-3, lr_D=1e-3, beta1=0.5, beta2=0.99),

@@ -223,10 +223,11 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
     notes: tuple[str, ...] = ()
     has_classifier = True
     if procedural:
-        if data.split != "all":
-            raise UserError(f"data.split={data.split} needs CelebA; give --data.root FOLDER")
         # Not opened: the faces may not be drawn yet.
-        total, original, key = data.faces, (218, 178, 3), f"faces-{data.faces}"
+        sizes = faces.split_sizes(data.faces)
+        total = data.faces if data.split == "all" else sizes[SPLITS.index(data.split)]
+        original, key = (218, 178, 3), f"faces-{data.faces}"
+        key += f"-{data.split}" * (data.split != "all")
         classes = 0
         description = "procedural faces (no CelebA was given)"
         root = home / "data" / f"faces-{data.faces}"

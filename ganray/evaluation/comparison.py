@@ -1,8 +1,7 @@
-"""Statistics of samples and reference images, from which the metrics are estimated."""
+"""Statistics of samples and reference images, from which the metrics are computed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +10,15 @@ import numpy as np
 import torch
 
 from ganray.evaluation.extractors import FeatureExtractor, Features
-from ganray.metrics import diversity, intervals, modes
-from ganray.metrics.frechet import Moments, kid
-from ganray.metrics.intervals import Estimate, Replicates
+from ganray.metrics import diversity, modes
+from ganray.metrics.frechet import Moments
 from ganray.metrics.modes import Counts
 from ganray.metrics.precision_recall import Manifold, ManifoldScores, manifold_scores
 
 CONFIDENT = 0.9
 """Confidence from which on an image counts as confident about its mode."""
+
+_TINY = 1e-9
 
 CountStatistic = Callable[[Counts, Counts], float]
 """Function of the samples' and the reference images' counts per mode, int64 (K,) each."""
@@ -31,21 +31,21 @@ class ImageStatistics:
     extracted: Features
     mode_names: tuple[str, ...]
     """Names of the K modes; () if the extractor has none."""
+    attribute_names: tuple[str, ...]
+    """Names of the A attributes; () if the extractor has none."""
     hash: str
     """Hash of the extractor."""
-    moments: Moments
-    vendi: float
 
     @classmethod
     def of(cls, extractor: FeatureExtractor, extracted: Features) -> ImageStatistics:
-        """Compute the statistics of an extractor's features; ValueError if they are not finite."""
-        rows = extracted.features
-        return cls(
-            extracted,
-            extractor.mode_names,
-            extractor.hash,
-            moments=Moments.of(rows),
-            vendi=diversity.vendi_score(rows),
+        """Return the statistics of an extractor's features."""
+        names = extractor.mode_names, extractor.attribute_names
+        return cls(extracted, *names, extractor.hash)
+
+    def take(self, rows: torch.Tensor) -> ImageStatistics:
+        """Return the statistics of some of the images, int64 (m,)."""
+        return ImageStatistics(
+            self.extracted.take(rows), self.mode_names, self.attribute_names, self.hash
         )
 
     def __len__(self) -> int:
@@ -63,28 +63,39 @@ class ImageStatistics:
         return self.extracted.modes is not None
 
     @cached_property
+    def modes(self) -> np.ndarray:
+        """Mode of each image, int64 (n,)."""
+        assert self.extracted.modes is not None
+        return self.extracted.modes.cpu().numpy()
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Moments of the features."""
+        return Moments.of(self.features)
+
+    @cached_property
+    def vendi(self) -> float:
+        """Vendi score of the features."""
+        return diversity.vendi_score(self.features)
+
+    @cached_property
     def manifold(self) -> Manifold:
         """Manifold of the images."""
         return Manifold.fit(self.features)
 
     @cached_property
-    def wide_manifold(self) -> Manifold:
-        """The manifold with the neighbours that intervals need."""
-        return Manifold.fit(self.features, min(intervals.REACH, len(self) - 1))
+    def duplicate_thresholds(self) -> tuple[float, float]:
+        """Distances of features and of coarse pixels up to which images are duplicates."""
+        images = self.extracted.features, self.extracted.pixels
+        first, second = map(diversity.duplicate_threshold, images)
+        return first, second
 
     @cached_property
-    def directions(self) -> torch.Tensor:
-        """Features scaled to length 1, float64 (n, d).
-
-        A classifier's features of samples that excite it little are short, so that different
-        images would count as the same one.
-        """
-        return diversity.normalize_rows(self.features)
-
-    @cached_property
-    def duplicate_threshold(self) -> float:
-        """Distance of directions up to which two samples count as the same image."""
-        return diversity.duplicate_threshold(Manifold.fit(self.directions, k=1))
+    def spreads(self) -> tuple[float, float]:
+        """Root of the total variance of features and of coarse pixels."""
+        images = self.extracted.features, self.extracted.pixels
+        first, second = (rows.double().var(0).sum().sqrt().item() for rows in images)
+        return first, second
 
     @cached_property
     def counts(self) -> Counts:
@@ -98,23 +109,18 @@ class ImageStatistics:
         return np.append(confident, len(self) - confident.sum())
 
     def _count(self, at_least: float) -> Counts:
-        labels, confidences = self.extracted.modes, self.extracted.confidences
-        assert labels is not None
-        assert confidences is not None
-        arrays = labels.cpu().numpy(), confidences.cpu().numpy()
-        return modes.count_confident(*arrays, len(self.mode_names), at_least=at_least)
+        assert self.extracted.confidences is not None
+        confidences = self.extracted.confidences.cpu().numpy()
+        names = self.mode_names
+        return modes.count_confident(self.modes, confidences, len(names), at_least=at_least)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Samples and as many reference images, with estimates of metrics of the samples."""
+    """Samples and as many reference images."""
 
     reference: ImageStatistics
     samples: ImageStatistics
-    resamples: int = 0
-    """Number of replicates per interval; 0: intervals are not computed, and are infinite."""
-    rng_seed: int = 0
-    """Seed of the replicates."""
 
     def __post_init__(self) -> None:
         assert self.samples.hash == self.reference.hash
@@ -124,40 +130,23 @@ class Comparison:
                 " numbers must be equal, as most metrics depend on both"
             )
 
-    def from_counts(self, statistic: CountStatistic, counts: Counts | None = None) -> Estimate:
-        """Estimate a statistic of the counts of the samples, `samples.counts` by default."""
-        counts = self.samples.counts if counts is None else counts
+    @cached_property
+    def scores(self) -> ManifoldScores:
+        """Precision, recall, density and coverage."""
+        return manifold_scores(self.reference.manifold, self.samples.manifold)
 
-        def of_rows(rows: Counts) -> np.ndarray:
-            return np.apply_along_axis(statistic, -1, rows, self.reference.counts)
+    @cached_property
+    def duplicates(self) -> torch.Tensor:
+        """Number of near duplicates of each sample among the others, int64 (n,).
 
-        if not self.resamples:
-            return self._unbounded(float(of_rows(counts)))
-        return intervals.bootstrap_counts(
-            of_rows, counts, rng_seed=self.rng_seed, resamples=self.resamples
-        )
-
-    def from_moments(self, statistic: Callable[[Moments], float]) -> Estimate:
-        """Estimate a statistic of the moments of the samples' features."""
-        value = statistic(self.samples.moments)
-        return self._estimate(value, lambda: self._half_samples(statistic, self.samples.features))
-
-    def from_manifolds(self, name: str) -> Estimate:
-        """Estimate a field of ``ManifoldScores``."""
-        scores, replicates = self._manifold_scores
-        return self._estimate(getattr(scores, name), lambda: replicates[name])
-
-    def vendi(self, unit: float = 1.0) -> Estimate:
-        """Estimate the Vendi score of the samples in this unit."""
-        return self._estimate(self.samples.vendi / unit, lambda: self._half_sample_vendi / unit)
-
-    def kid(self) -> Estimate:
-        """Estimate the kernel distance."""
-        both = self.reference.features, self.samples.features
-        value, options = kid(*both), {"rng_seed": self.rng_seed}
-        return self._estimate(
-            value, lambda: intervals.half_sample_kid(*both, value, self.resamples, **options)
-        )
+        If samples spread less than real images, as blurred ones do, so do duplicates: thresholds
+        shrink in proportion.
+        """
+        thresholds = self.reference.duplicate_thresholds
+        pairs = zip(thresholds, self.reference.spreads, self.samples.spreads, strict=True)
+        scaled = [near * min(1.0, fake / max(real, _TINY)) for near, real, fake in pairs]
+        images = self.samples.extracted
+        return diversity.count_duplicates([images.features, images.pixels], scaled)
 
     def simulate(self, statistic: CountStatistic) -> float:
         """Return the mean of a statistic of ideal generators, if these samples are real images.
@@ -169,30 +158,3 @@ class Comparison:
         rng = np.random.default_rng(0)
         pairs = rng.multinomial(len(self.samples), shares, size=(200, 2))
         return float(np.mean([statistic(*pair) for pair in pairs]))
-
-    def _estimate(self, value: float, replicates: Callable[[], Replicates]) -> Estimate:
-        if not self.resamples:
-            return self._unbounded(value)
-        return intervals.interval_from_replicates(value, replicates(), len(self.samples))
-
-    def _unbounded(self, value: float) -> Estimate:
-        return Estimate(value, -math.inf, math.inf, len(self.samples))
-
-    def _half_samples(
-        self, statistic: Callable[[Moments], float], rows: torch.Tensor
-    ) -> Replicates:
-        seed = self.rng_seed
-        return intervals.half_sample_moments(statistic, rows, self.resamples, rng_seed=seed)
-
-    @cached_property
-    def _half_sample_vendi(self) -> Replicates:
-        rows = diversity.normalize_rows(self.samples.features)
-        return self._half_samples(diversity.vendi_from_moments, rows)
-
-    @cached_property
-    def _manifold_scores(self) -> tuple[ManifoldScores, dict[str, Replicates]]:
-        """Scores of the samples and, if there are intervals, of random halves."""
-        if not self.resamples:
-            return manifold_scores(self.reference.manifold, self.samples.manifold), {}
-        both = self.reference.manifold, self.samples.wide_manifold
-        return intervals.half_sample_manifold(*both, self.resamples, rng_seed=self.rng_seed)

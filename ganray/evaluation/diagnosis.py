@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ganray.evaluation.suite import MetricsReport
+from ganray.evaluation.breakdown import ShareResult, most_different
+from ganray.evaluation.suite import MetricResult, MetricsReport
 
 Kind = Literal[
-    "one image", "noise", "blends", "repeats", "few modes", "lost modes", "narrow", "none"
+    "one image",
+    "unlike real",
+    "few modes",
+    "repeats",
+    "lost modes",
+    "memorized",
+    "narrow",
+    "uneven",
+    "less faithful",
 ]
-"""Kinds of failure from total collapse to none; noise and blends are failures of fidelity."""
+"""Kinds of failure, the most severe first. unlike real and less faithful: of fidelity. narrow: less
+variety, over all or within modes. uneven: modes or attributes are too rare or too frequent."""
 
-_COLLAPSED: tuple[Kind, ...] = ("one image", "repeats", "few modes")
+_COLLAPSED: tuple[Kind, ...] = ("one image", "few modes", "repeats")
 
 _ONE_IMAGE = 0.01
 """Vendi score above 1, relative to the reference images', below which there is only one image."""
 _UNCONFIDENT = 0.25
 """Share of confident samples, relative to the reference images', below which most have no mode."""
-_NO_COVERAGE = 0.02
-"""Coverage below which samples are nowhere near the data."""
-_HALF, _ALIKE = 0.5, 0.9
-"""Scores, relative to the reference images', below which samples are far below them, and below."""
+_HALF, _SLIGHTLY = 0.5, 0.9
+"""Scores, relative to other real images', below which samples are far below them, and up to which
+a significant difference is slight."""
+_RELEVANT = 0.05
+"""Share of samples with a duplicate from which significantly many are said to repeat."""
+_MAX_NAMES = 10
+"""Number of modes that a sentence names."""
 _TINY = 1e-9
 
 Series = Sequence[float] | np.ndarray
@@ -34,120 +46,192 @@ Series = Sequence[float] | np.ndarray
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Conclusion of a report."""
+    """Conclusion of a report: an answer to each question, with the numbers.
 
-    kind: Kind
-    """The most severe failure."""
-    text: str
-    """A sentence each on fidelity, coverage and variety, with the numbers."""
+    A failure is what differs significantly from the score of as many other real images; how much
+    it differs decides on the words.
+    """
+
+    kinds: tuple[Kind, ...]
+    """The failures, the most severe first; () if there is none."""
+    sentences: tuple[str, ...]
+    """Answers on fidelity, coverage of the modes, variety, repeats and memorization."""
+    samples: int
+    """Number of samples."""
 
     @property
     def collapsed(self) -> bool:
         """Whether most of the data's variety is missing."""
-        return self.kind in _COLLAPSED
+        return any(kind in _COLLAPSED for kind in self.kinds)
+
+    @property
+    def text(self) -> str:
+        """All sentences, with a headline if the samples have collapsed or do not fail at all."""
+        if self.collapsed:
+            return " ".join(("Collapse.", *self.sentences))
+        if not self.kinds:
+            return " ".join((f"No failure detected in {self.samples:,} samples.", *self.sentences))
+        return " ".join(self.sentences)
 
     def __str__(self) -> str:
         return self.text
 
 
 def diagnose(report: MetricsReport) -> Diagnosis:
-    """Return what the samples lack, compared with what other reference images score.
+    """Answer whether the samples are faithful, cover the modes, vary, repeat, or are memorized.
 
-    Recall has no say: it rests on the outermost samples (Naeem et al. 2020), and of features that
-    do not tell the reference images apart, such as those of small faces, it is near 0 for any GAN.
+    Recall has no say: it rests on the outermost samples (Naeem et al. 2020).
     """
-    reference = {
-        name: result.reference
-        for name, result in report.results.items()
-        if result.reference is not None
-    }
-    vendi = report["vendi"], reference["vendi"]
-    if vendi[0] - 1 < _ONE_IMAGE * (vendi[1] - 1):
-        text = f"Collapse: all samples are one image, Vendi score {vendi[0]:.2f}"
-        return Diagnosis("one image", f"{text} (real images {vendi[1]:.1f}).")
-
-    fidelity, is_confident = _fidelity(report, reference)
-    lost = _lost_modes(report, reference)
-    coverage = (
-        f"samples lie near {report['coverage']:.0%} of them (other real images:"
-        f" {reference['coverage']:.0%}){_modes(report, reference, is_lost=lost is not None)}"
-    )
-    variety = f"Vendi score {vendi[0]:.1f} (real images: {vendi[1]:.1f})"
-    support = report.results["support"].estimate
-    # Reference images may repeat themselves, too, for example if they are procedural.
-    repeats = support.high < min(report.samples, _HALF * reference["support"])
-    if repeats:
-        variety = f"about {support.value:,.0f} different images among {report.samples:,} samples"
-    ratios = {
-        "Coverage": report["coverage"] / max(reference["coverage"], _TINY),
-        "Variety": 0.0 if repeats else vendi[0] / vendi[1],
-    }
-    kinds: list[Kind] = []
-    if not is_confident:
-        kinds.append("noise" if report["coverage"] < _NO_COVERAGE else "blends")
-    if repeats:
-        kinds.append("repeats")
-    if lost:
-        kinds.append(lost)
-    if min(ratios.values()) < _HALF:
-        kinds.append("narrow")
-    kind = kinds[0] if kinds else "none"
-    most = {"few modes": 0.0, "lost modes": _HALF, None: math.inf}[lost]
-    sentences = [
-        fidelity,
-        f"Coverage is {_grade(min(most, ratios['Coverage']))}: {coverage}.",
-        f"Variety is {_grade(ratios['Variety'])}: {variety}.",
-    ]
-    if kind == "none":
-        sentences.insert(0, f"No collapse detected in {report.samples:,} samples.")
-    elif kind in _COLLAPSED:
-        sentences.insert(0, "Collapse.")
-    return Diagnosis(kind, " ".join(sentences))
-
-
-def _grade(ratio: float) -> str:
-    """Return how a score compares with that of other reference images."""
-    words = "far below " if ratio < _HALF else "below " if ratio < _ALIKE else ""
-    return f"{words}that of real images"
-
-
-def _fidelity(report: MetricsReport, reference: Mapping[str, float]) -> tuple[str, bool]:
-    """Return the sentence on fidelity, and whether the classifier is confident often enough."""
-    expected = reference.get("sure_share")
-    if not expected:  # no modes, or a classifier that is never confident
-        name = "precision"
-        text = f"{report[name]:.0%} of the samples lie among them (other real images:"
-        return (
-            f"Fidelity is {_grade(report[name] / max(reference[name], _TINY))}: {text}"
-            f" {reference[name]:.0%}).",
-            True,
+    vendi = report.results["vendi"]
+    real_vendi = vendi.reference or 1.0
+    if vendi.estimate.value - 1 < _ONE_IMAGE * (real_vendi - 1):
+        text = f"All samples are one image: Vendi score {vendi.estimate.value:.2f}"
+        return Diagnosis(
+            ("one image",), (f"{text} (real images: {real_vendi:.1f}).",), report.samples
         )
-    ratio = report["sure_share"] / expected
-    text = f"the classifier is confident about {report['sure_share']:.0%} of the samples"
-    text += f" ({expected:.0%} of real images)"
-    return f"Fidelity is {_grade(ratio)}: {text}.", ratio >= _UNCONFIDENT
+    questions = (_fidelity, _modes, _coverage, _variety, _repeats, _memorization)
+    answers = [answer for question in questions if (answer := question(report))]
+    found = {kind for kind, _ in answers if kind}
+    return Diagnosis(
+        tuple(kind for kind in get_args(Kind) if kind in found),
+        tuple(text for _, text in answers),
+        report.samples,
+    )
 
 
-def _modes(report: MetricsReport, reference: Mapping[str, float], is_lost: bool) -> str:
-    """Return the number of modes and, if any are lost, their names, to end a sentence."""
-    if "modes_held" not in reference:
-        return ""
-    text = f"; {report['modes_held']:.0f} of {reference['modes_held']:.0f} modes"
-    missing = report.missing()
-    if not is_lost:
-        return text
-    separator = " / " if any("," in name for name in missing) else ", "
-    more = f" and {len(missing) - 10} more" if missing[10:] else ""
-    return f"{text}, without {separator.join(missing[:10])}{more}"
+Answer = tuple[Kind | None, str]
+"""The failure, if there is one, and a sentence."""
 
 
-def _lost_modes(
-    report: MetricsReport, reference: Mapping[str, float]
-) -> Literal["few modes", "lost modes"] | None:
-    if "modes_held" not in reference or report["modes_held"] >= reference["modes_held"]:
+def _grade(result: MetricResult) -> str:
+    """Return how a score compares with that of other real images."""
+    assert result.reference is not None
+    if not _is_below(result):
+        return "that of real images"
+    ratio = result.estimate.value / max(result.reference, _TINY)
+    words = "far below" if ratio < _HALF else "below" if ratio < _SLIGHTLY else "slightly below"
+    return f"{words} that of real images"
+
+
+def _is_below(result: MetricResult) -> bool:
+    """Return whether a score is significantly lower than that of other real images."""
+    return result.difference is not None and result.difference.high < 0
+
+
+def _fidelity(report: MetricsReport) -> Answer:
+    precision = report.results["precision"]
+    real = precision.reference or 0.0
+    grade = _grade(precision)
+    text = (
+        f"Fidelity is {grade}: {_percent(precision.estimate.value)} of the samples lie among them"
+        f" (other real images: {_percent(real)})"
+    )
+    if not _has_confident_modes(report):
+        sure = report.results["sure_share"]
+        text += (
+            f", and the classifier is confident about {_percent(sure.estimate.value)}"
+            f" ({_percent(sure.reference or 0)})"
+        )
+    outliers = report.results["outliers"]
+    has_outliers = outliers.difference is not None and outliers.difference.low > 0
+    if has_outliers:
+        text += f"; {_percent(outliers.estimate.value)} are like none of them"
+        text += f" ({_percent(outliers.reference or 0)})"
+    if not _is_below(precision):
+        return ("less faithful" if has_outliers else None), f"{text}."
+    return ("unlike real" if grade.startswith("far") else "less faithful"), f"{text}."
+
+
+def _has_confident_modes(report: MetricsReport) -> bool:
+    """Return whether the modes of samples mean something, as far as it can be known."""
+    sure = report.results.get("sure_share")
+    if sure is None or not sure.reference:
+        return True
+    return sure.estimate.value / sure.reference >= _UNCONFIDENT
+
+
+def _modes(report: MetricsReport) -> Answer | None:
+    held = report.results.get("modes_held")
+    if held is None or not held.reference or not _has_confident_modes(report):
         return None
-    few = report["modes_held"] <= _HALF * reference["modes_held"]
-    return ("few modes" if few else "lost modes") if report.missing() else None
+    missing = report.missing()
+    rare = [s for s in most_different(report.shares, rare=True) if s.name not in missing]
+    frequent = most_different(report.shares, rare=False)
+    text = f"{held.estimate.value:.0f} of {held.reference:.0f} modes are there"
+    kind: Kind | None = "uneven" if rare or frequent else None
+    if missing:
+        few = held.estimate.value <= _HALF * held.reference
+        kind, text = ("few modes" if few else "lost modes"), f"{text}, without {_names(missing)}"
+    if rare:
+        text += f"; too rare: {_shares(rare)}"
+    elif frequent and not missing:  # otherwise they are so because of the missing ones
+        text += f"; too frequent: {_shares(frequent)}"
+    return kind, f"{text}."
+
+
+def _coverage(report: MetricsReport) -> Answer:
+    coverage = report.results["coverage"]
+    return ("narrow" if _is_below(coverage) else None), (
+        f"Coverage is {_grade(coverage)}: samples lie near"
+        f" {_percent(coverage.estimate.value)} of them (other real images:"
+        f" {_percent(coverage.reference or 0)})."
+    )
+
+
+def _variety(report: MetricsReport) -> Answer:
+    vendi = report.results["vendi_share"]
+    text = (
+        f"Variety is {_grade(vendi)}: Vendi score {report['vendi']:.1f}"
+        f" ({report.results['vendi'].reference:.1f})"
+    )
+    narrow = sorted((mode for mode in report.modes if mode.is_narrow), key=lambda mode: mode.lack)
+    if narrow and _has_confident_modes(report):
+        text += (
+            f"; within {len(narrow)} of {len(report.modes)} modes it is below, least in {narrow[0]}"
+        )
+    return ("narrow" if narrow or _is_below(vendi) else None), f"{text}."
+
+
+def _repeats(report: MetricsReport) -> Answer | None:
+    support, share = report.results["support"], report.results["duplicates"]
+    assert support.control is not None
+    # Reference images may repeat themselves, too, for example if they are procedural.
+    if support.estimate.high >= support.control.low or share.estimate.value < _RELEVANT:
+        return None
+    return "repeats", (
+        f"Samples repeat: {_percent(share.estimate.value)} have a near duplicate among the others"
+        f" (real images: {_percent(share.reference or 0)}), as if there were about"
+        f" {support.estimate.value:,.0f} different images."
+    )
+
+
+def _memorization(report: MetricsReport) -> Answer | None:
+    result = report.results.get("memorization")
+    if result is None:
+        return None
+    assert result.control is not None
+    if result.estimate.low <= max(0.0, result.control.high):
+        return None, "The samples are not copies of training images."
+    value, real = (_percent(max(0.0, x.value)) for x in (result.estimate, result.control))
+    return "memorized", (
+        f"Training images are memorized: about {value} of the samples are copies of one (held-out"
+        f" images: {real})."
+    )
+
+
+def _percent(share: float) -> str:
+    """Return a share with two digits if it is small, so that 0.4% is not shown as 0%."""
+    return f"{share:.1%}" if 0 < abs(share) < 0.0995 else f"{share:.0%}"
+
+
+def _names(names: Sequence[str]) -> str:
+    separator = " / " if any("," in name for name in names) else ", "
+    more = f" and {len(names) - _MAX_NAMES} more" if names[_MAX_NAMES:] else ""
+    return separator.join(names[:_MAX_NAMES]) + more
+
+
+def _shares(shares: Sequence[ShareResult]) -> str:
+    return _names([f"{s.name} {_percent(s.share)} ({_percent(s.reference)})" for s in shares[:3]])
 
 
 def half_life(images_seen: ArrayLike, values: ArrayLike) -> float | None:

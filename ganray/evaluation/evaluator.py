@@ -13,10 +13,14 @@ from ganray.data.sampler import rank_slice
 from ganray.distributed import all_gather_rows, broadcast_from_rank0, rank, world_size
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.extractors import Features
+from ganray.evaluation.held_out import MemorizationTest
 from ganray.evaluation.reference import ReferenceSet, resize_samples
 from ganray.evaluation.suite import measure
 from ganray.figures import MAX_BARS, mode_chart
 from ganray.metrics.modes import Counts
+
+_MAX_PAIRS = 20_000_000
+"""Maximum number of distances between samples and real images that measure memorization."""
 
 Generate = Callable[[slice], torch.Tensor]
 """Returns the samples at a slice, such as of the fixed evaluation latents, uint8 (n, H, W, C)."""
@@ -44,10 +48,13 @@ class Evaluator:
         if not self.samples:
             return
         self._extractor = reference.extractor(device)
+        self._memorization: MemorizationTest | None = None
         start = time.perf_counter()
         if rank() == 0:
             images = self._extractor.extract(reference.read(self.samples))
             self._reference = ImageStatistics.of(self._extractor, images)
+            if reference.held_out:
+                self._memorization = MemorizationTest(reference.held_out, device)
         # An estimate for the first evaluation, which extracts features of as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()
@@ -85,6 +92,9 @@ class Evaluator:
         if rank() == 0:
             samples = ImageStatistics.of(self._extractor, features)
             scores = measure(self._reference, samples, quick=True)
+            if self._memorization:
+                neighbours = self._memorization(features.pixels, _MAX_PAIRS)
+                scores |= {"memorization": neighbours.memorized().value} if neighbours else {}
             self._counts = samples.counts if samples.has_modes else None
         self._last_s = time.perf_counter() - start
         self._spent_s += self._last_s
@@ -103,9 +113,4 @@ class Evaluator:
         slices = [rank_slice(self.samples, r, world_size()) for r in range(world_size())]
         counts = [part.stop - part.start for part in slices]
         features = self._extractor.extract(resize_samples(generate(slices[rank()]), self._shape))
-        gathered = [
-            None if part is None else all_gather_rows(part, counts)
-            for part in (features.features, features.modes, features.confidences)
-        ]
-        assert gathered[0] is not None
-        return Features(gathered[0], gathered[1], gathered[2])
+        return features.map(lambda part: all_gather_rows(part, counts))

@@ -8,20 +8,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, normalize
 
 from ganray.errors import UserError
 from ganray.evaluation.classifier import Classifier, ImageBatch, as_tensor, batches, check_images
 
-MIN_BALANCED_ACCURACY = 0.9
-"""Balanced accuracy from which an attribute may define modes."""
+MIN_BALANCED_ACCURACY, SURE_BALANCED_ACCURACY = 0.9, 0.97
+"""Balanced accuracies from which an attribute's share is compared, and from which it defines modes:
+with 0.9, the classifier would be confident of all attributes in half of the real faces only."""
 MAX_CORRELATION = 0.5
 """Absolute correlation from which one attribute is left out next to another."""
 COVERED = 0.99
@@ -30,14 +31,39 @@ COVERED = 0.99
 
 @dataclass(frozen=True)
 class Features:
-    """Features and modes of n images."""
+    """Features, coarse pixels, modes and attributes of n images, on the extractor's device."""
 
     features: torch.Tensor
-    """float32 (n, d), on the extractor's device."""
-    modes: torch.Tensor | None
+    """float32 (n, d)."""
+    pixels: torch.Tensor
+    """float32 (n, p) in [0, 1], see ``coarse_pixels``."""
+    modes: torch.Tensor | None = None
     """int64 (n,) in [0, K), the mode of each image; None if the extractor has no modes."""
-    confidences: torch.Tensor | None
+    confidences: torch.Tensor | None = None
     """float32 (n,) in [0, 1], the confidence in each mode; None if there are no modes."""
+    attributes: torch.Tensor | None = None
+    """float32 (n, A) in [0, 1], the probability of each attribute; None if there are none."""
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Features:
+        """Apply a function to each tensor."""
+        results: dict[str, Any] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            results[field.name] = None if tensor is None else function(tensor)
+        return Features(**results)
+
+    def take(self, rows: torch.Tensor) -> Features:
+        """Return the features of some of the images, int64 (m,)."""
+        return self.map(lambda tensor: tensor[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Features]) -> Features:
+        """Return the features of the images of all parts, at least one, in order."""
+        results: dict[str, Any] = {}
+        for field in fields(Features):
+            tensors = [getattr(part, field.name) for part in parts]
+            results[field.name] = None if tensors[0] is None else torch.cat(tensors)
+        return Features(**results)
 
 
 class FeatureExtractor(Protocol):
@@ -47,14 +73,37 @@ class FeatureExtractor(Protocol):
     """Name or 16 hex digits that identify the extractor."""
     mode_names: tuple[str, ...]
     """Names of the K modes; () if there are none."""
+    attribute_names: tuple[str, ...]
+    """Names of the A attributes; () if there are none."""
 
     def extract(self, images: ImageBatch) -> Features:
         """Extract the features of uint8 (n, H, W, C) in [0, 255], n at least 0."""
         ...
 
 
+def coarse_pixels(images: ImageBatch, device: torch.device, side: int = 16) -> torch.Tensor:
+    """Return the means of square blocks of pixels, at most `side` a side: (n, C h w) in [0, 1].
+
+    Args:
+        images: uint8 (n, H, W, C), n at least 0.
+        device: Where they are computed.
+        side: Maximum side after pooling.
+    """
+    check_images("images", images)
+    block = [-(-size // side) for size in images.shape[1:3]]
+    means = [avg_pool2d(x, block, ceil_mode=True) for x in batches(images, device)]
+    return torch.cat(means).flatten(1) / 255
+
+
 class ClassExtractor:
-    """Features of the reference classifier; modes are its classes, if these have names."""
+    """Features of the reference classifier at length 1; modes are its classes, if they have names.
+
+    Features of samples that excite the classifier little are short, so that without the
+    normalisation they would seem to be near each other, and within the reference images' balls:
+    blurred images would have perfect precision, and no diversity.
+    """
+
+    attribute_names: tuple[str, ...] = ()
 
     def __init__(self, classifier: Classifier, names: tuple[str, ...] = ()) -> None:
         self._classifier = classifier
@@ -62,12 +111,13 @@ class ClassExtractor:
 
     def extract(self, images: ImageBatch) -> Features:
         """Extract features and modes; confidence is the probability of the class."""
-        features = self._classifier.features(images)
+        raw = self._classifier.features(images)
+        result = Features(normalize(raw), coarse_pixels(images, raw.device))
         if not self.mode_names:
-            return Features(features, None, None)
+            return result
         with torch.no_grad():
-            confidences, modes = self._classifier.head(features).softmax(1).max(1)
-        return Features(features, modes, confidences)
+            confidences, modes = self._classifier.head(raw).softmax(1).max(1)
+        return replace(result, modes=modes, confidences=confidences)
 
 
 class StackedDigitsExtractor:
@@ -78,6 +128,7 @@ class StackedDigitsExtractor:
     """
 
     mode_names: tuple[str, ...] = tuple(map("".join, itertools.product("0123456789", repeat=3)))
+    attribute_names: tuple[str, ...] = ()
 
     def __init__(self, classifier: Classifier) -> None:
         self._digits = ClassExtractor(classifier, tuple("0123456789"))
@@ -92,9 +143,12 @@ class StackedDigitsExtractor:
         assert digits.modes is not None
         assert digits.confidences is not None
         weights = torch.tensor([100, 10, 1], device=digits.modes.device)
-        modes = (digits.modes.unflatten(0, (-1, 3)) * weights).sum(1)
-        features = digits.features.unflatten(0, (-1, 3)).flatten(1)
-        return Features(features, modes, digits.confidences.unflatten(0, (-1, 3)).amin(1))
+        return Features(
+            digits.features.unflatten(0, (-1, 3)).flatten(1),
+            digits.pixels.unflatten(0, (-1, 3)).flatten(1),
+            (digits.modes.unflatten(0, (-1, 3)) * weights).sum(1),
+            digits.confidences.unflatten(0, (-1, 3)).amin(1),
+        )
 
 
 def split_channels(images: ImageBatch) -> torch.Tensor:
@@ -118,7 +172,7 @@ def split_labels(labels: torch.Tensor) -> torch.Tensor:
 class AttributeExtractor:
     """Features of the reference classifier; modes are combinations of a few attributes.
 
-    Modes have names like "woman, not smiling". Of the 2^k combinations, the fewest that cover 99 %
+    Modes have names like "woman, smiling". Of the 2^k combinations, the fewest that cover 99 %
     of the reference images are modes, the most common first. All others form the last mode,
     "other": each of them is too rare for its absence to mean anything.
 
@@ -141,6 +195,9 @@ class AttributeExtractor:
     ) -> None:
         chosen = chosen or choose_attributes(names, attributes, classifier.balanced_accuracy)
         self._classifier = classifier
+        recognised = np.array(classifier.balanced_accuracy) >= MIN_BALANCED_ACCURACY
+        self._recognised = np.flatnonzero(recognised).tolist()
+        self.attribute_names = tuple(_words(names[i], True) for i in self._recognised)
         self._columns = [list(names).index(name) for name in chosen]
         self._bits = 2 ** torch.arange(len(chosen))
         rows, counts = np.unique(attributes[:, self._columns], axis=0, return_counts=True)
@@ -161,12 +218,16 @@ class AttributeExtractor:
 
         Confidence, in [1/2, 1], is that of the least certain of the chosen attributes.
         """
-        features = self._classifier.features(images)
+        raw = self._classifier.features(images)
         with torch.no_grad():
-            probs = self._classifier.head(features)[:, self._columns].sigmoid()
-        numbers = ((probs > 0.5) * self._bits.to(features.device)).sum(1)
-        modes = self._modes.to(features.device)[numbers]
-        return Features(features, modes, torch.maximum(probs, 1 - probs).amin(1))
+            attributes = self._classifier.head(raw).sigmoid()
+        probs = attributes[:, self._columns]
+        attributes = attributes[:, self._recognised]
+        numbers = ((probs > 0.5) * self._bits.to(raw.device)).sum(1)
+        modes = self._modes.to(raw.device)[numbers]
+        confidences = torch.maximum(probs, 1 - probs).amin(1)
+        pixels = coarse_pixels(images, raw.device)
+        return Features(normalize(raw), pixels, modes, confidences, attributes)
 
 
 def choose_attributes(
@@ -177,8 +238,9 @@ def choose_attributes(
 ) -> tuple[str, ...]:
     """Choose attributes that the classifier recognises, evenly spread and not correlated.
 
-    Among attributes with a balanced accuracy of at least 0.9, the one closest to half of the images
-    comes first, then the next one that correlates by less than 0.5 with all chosen ones, and so on.
+    Among attributes with a balanced accuracy of at least 0.97, or 0.9 if there are none, the one
+    closest to half of the images comes first, then the next one that correlates by less than 0.5
+    with all chosen ones, and so on.
 
     Args:
         names: Names of the A attributes.
@@ -191,7 +253,10 @@ def choose_attributes(
     """
     share = attributes.mean(0)
     evenness = np.minimum(share, 1 - share)
-    usable = (np.asarray(balanced_accuracy) >= MIN_BALANCED_ACCURACY) & (evenness > 0)
+    accuracy = np.where(evenness > 0, np.nan_to_num(balanced_accuracy), 0)
+    usable = accuracy >= SURE_BALANCED_ACCURACY
+    if not usable.any():
+        usable = accuracy >= MIN_BALANCED_ACCURACY
     columns = np.flatnonzero(usable)[np.argsort(-evenness[usable], kind="stable")]
     if not len(columns):
         raise UserError(
@@ -208,16 +273,17 @@ def choose_attributes(
 
 
 class PixelExtractor:
-    """Average-pooled pixels as features, without modes, for images without labels.
+    """Coarse pixels as features, without modes, for images without labels.
 
     A random network would show no more, and differ between machines.
 
     Args:
         device: Where features are computed.
-        side: Maximum side after pooling blocks of pixels.
+        side: See ``coarse_pixels``.
     """
 
     mode_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
 
     def __init__(self, device: torch.device, side: int = 16) -> None:
         self._device, self._side = device, side
@@ -225,23 +291,23 @@ class PixelExtractor:
 
     def extract(self, images: ImageBatch) -> Features:
         """Extract features in [0, 1], (n, C h w)."""
-        check_images("images", images)
-        block = [-(-size // self._side) for size in images.shape[1:3]]
-        means = [avg_pool2d(x, block, ceil_mode=True) for x in batches(images, self._device)]
-        return Features(torch.cat(means).flatten(1) / 255, None, None)
+        pixels = coarse_pixels(images, self._device, self._side)
+        return Features(pixels, pixels)
 
 
 class CombinedExtractor:
-    """Features of one extractor with the modes of another."""
+    """Features of one extractor with the modes and attributes of another."""
 
     def __init__(self, features: FeatureExtractor, modes: FeatureExtractor) -> None:
         self._features, self._modes = features, modes
-        self.hash, self.mode_names = f"{features.hash}+{modes.hash}", modes.mode_names
+        self.hash = f"{features.hash}+{modes.hash}"
+        self.mode_names, self.attribute_names = modes.mode_names, modes.attribute_names
 
     def extract(self, images: ImageBatch) -> Features:
-        """Extract both; each tensor stays on the device of its extractor."""
-        modes = self._modes.extract(images)
-        return Features(self._features.extract(images).features, modes.modes, modes.confidences)
+        """Extract features and modes."""
+        return replace(
+            self._modes.extract(images), features=self._features.extract(images).features
+        )
 
 
 _WORDS = {
@@ -253,17 +319,19 @@ _WORDS = {
     "5_o_Clock_Shadow": ("stubble", "no stubble"),
 }
 """Words for the presence and the absence of CelebA's attributes that need words of their own."""
-_ADJECTIVES = ("Attractive", "Bald", "Blurry", "Chubby", "Smiling")
 
 
 def _mode_name(attributes: Sequence[str], present: Sequence[int]) -> str:
-    """Return a name such as "woman, smiling, no hat", the sex first."""
+    """Return a name such as "woman, smiling, black hair", the sex first.
+
+    What is absent is left out, unless there is a word for it.
+    """
     pairs = sorted(zip(attributes, present, strict=True), key=lambda pair: pair[0] != "Male")
-    return ", ".join(_words(name, bool(yes)) for name, yes in pairs)
+    words = [_words(name, bool(yes)) for name, yes in pairs if yes or name in _WORDS]
+    return ", ".join(words) or f"none of {', '.join(_words(name, True) for name in attributes)}"
 
 
 def _words(attribute: str, present: bool) -> str:
     if attribute in _WORDS:
         return _WORDS[attribute][0 if present else 1]
-    word = attribute.removeprefix("Wearing_").replace("_", " ").lower()
-    return word if present else f"not {word}" if attribute in _ADJECTIVES else f"no {word}"
+    return attribute.removeprefix("Wearing_").replace("_", " ").lower()

@@ -13,7 +13,7 @@ import torch
 
 from ganray.errors import UserError
 from ganray.evaluation.classifier import UNREADABLE, ImageBatch, batches, check_images
-from ganray.evaluation.extractors import Features
+from ganray.evaluation.extractors import Features, coarse_pixels
 
 BATCH = 32
 """Images per batch; each is resized to 299x299, whatever its size."""
@@ -32,6 +32,7 @@ class InceptionExtractor:
     """
 
     mode_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
 
     def __init__(self, weights: Path, device: torch.device) -> None:
         """Load the weights.
@@ -81,4 +82,4 @@ class InceptionExtractor:
             with torch.no_grad():
                 for pixels in batches(images, self._device, BATCH):
                     features += self._network(pixels.expand(-1, 3, -1, -1).to(torch.uint8))
-        return Features(torch.cat(features), None, None)
+        return Features(torch.cat(features), coarse_pixels(images, self._device))

@@ -1,10 +1,10 @@
-"""Training and reference images of a run, and the feature extractor used for evaluation."""
+"""Reference images, and the feature extractor used for evaluation."""
 
 from __future__ import annotations
 
 import logging
 import math
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,9 @@ import numpy as np
 import torch
 
 from ganray.config.schema import Config, DataConfig, EvaluationConfig
-from ganray.data import prepare
 from ganray.data.format import Shape
 from ganray.data.loader import ImageDataset
-from ganray.data.prepare import DatasetPlan
 from ganray.data.transforms import augment, to_squares
-from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.classifier import (
     FewImagesError,
@@ -62,10 +59,13 @@ class EvaluationAssets:
     """File of the classifier, see `prepare_classifier`."""
     reference: str = ""
     """Location of the shards of `Config.reference_data`; '' if they are the training images."""
+    held_out: str = ""
+    """File of `prepare_held_out`; '' if memorization is not measured."""
 
     def reference_set(self, config: Config, images: ImageDataset) -> ReferenceSet:
         """Return the reference set for these opened reference images."""
-        return ReferenceSet(images, config.reference_data(), self.classifier, config.evaluation)
+        data, evaluation = config.reference_data(), config.evaluation
+        return ReferenceSet(images, data, self.classifier, evaluation, self.held_out)
 
 
 NO_ASSETS = EvaluationAssets()
@@ -83,6 +83,8 @@ class ReferenceSet:
     """File of their classifier; '' for none."""
     evaluation: EvaluationConfig
     """Choice of the network that computes features."""
+    held_out: str = ""
+    """File of training and held-out images, `EvaluationAssets.held_out`."""
 
     @property
     def shape(self) -> Shape:
@@ -253,6 +255,10 @@ def _is_stacked_mnist(images: ImageDataset) -> bool:
     return len(names) == 1000 and names[1] == "001" and images.image_shape[2] == 3
 
 
+ReadImages = Callable[[np.ndarray], torch.Tensor]
+"""Returns the images of ids, int64 (n,), as uint8 (n, H, W, C)."""
+
+
 def shuffled_ids(images: ImageDataset) -> np.ndarray:
     """Return the ids of all images, int64 (n,), in an order that depends on their number only."""
     return np.random.default_rng(_SEED).permutation(len(images))
@@ -277,75 +283,3 @@ def read(data: DataConfig, images: ImageDataset, ids: np.ndarray) -> torch.Tenso
         batch_size=len(ids),
         rank_slice=slice(0, len(ids)),
     )
-
-
-@dataclass(frozen=True)
-class RunDatasets:
-    """Training and reference images of a run, located without reading any."""
-
-    config: Config
-    images: DatasetPlan
-    """Training images."""
-    reference: DatasetPlan
-    """Reference images; `images` itself if they are the same."""
-
-    @property
-    def same(self) -> bool:
-        """Whether the reference images are the training images."""
-        return self.reference is self.images
-
-    def prepare(self) -> str:
-        """Write missing shards and return the digest of the training images, 16 hex digits."""
-        if not self.same:
-            self.reference_digest()
-        return prepare.prepare_dataset(self.config.data, self.images)
-
-    def reference_digest(self) -> str:
-        """Return the digest of the reference images, 16 hex digits; write missing shards."""
-        return prepare.prepare_dataset(self.config.reference_data(), self.reference)
-
-    def open_reference(self) -> closing[ImageDataset]:
-        """Return a context manager of the opened reference images."""
-        data = self.config.reference_data()
-        return closing(prepare.open_dataset(data, self.reference.location))
-
-    def prepare_classifier(self) -> str:
-        """Train the classifier for evaluation before workers start, and return its file."""
-        with self.open_reference() as images:
-            return prepare_classifier(self.config, images, self.reference_digest(), local_device())
-
-    def assets(self, classifier: str) -> EvaluationAssets:
-        """Return what workers need, with the file of the classifier."""
-        return EvaluationAssets(classifier, "" if self.same else self.reference.location)
-
-    def info(self, digest: str) -> dict[str, str]:
-        """Return name, digest and path of the training images for MLflow's lineage."""
-        name = "procedural faces" if self.images.procedural else self.config.data.source
-        return {"name": name, "digest": digest, "path": self.images.location}
-
-
-def locate_datasets(config: Config) -> RunDatasets:
-    """Locate the training and reference images.
-
-    Raises:
-        UserError: They are not there, the disk has too little room for their shards, or samples
-            cannot be resized to the reference images.
-    """
-    images = prepare.plan_dataset(config.data, config.home)
-    data, is_used = config.reference_data(), config.evaluation.is_enabled()
-    if data == config.data or not is_used or config.check_discriminator:
-        return RunDatasets(config, images, images)
-    try:
-        reference = prepare.plan_dataset(data, config.home)
-    except UserError as error:
-        option = f"evaluation.reference={config.evaluation.reference}"
-        raise UserError(f"reference images, {option}: {error}") from error
-    if data.split != config.data.split and reference.location == images.location:
-        raise UserError(
-            f"data.split={config.data.split} and evaluation.reference.split={data.split}:"
-            f" all of {reference.location} is used, whatever the split;"
-            " convert each split with jobs/shard.py"
-        )
-    check_comparable(images.image_shape, reference.image_shape)
-    prepare.check_room([images, reference], config.home)
-    return RunDatasets(config, images, reference)

@@ -6,7 +6,7 @@ import json
 import logging
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,25 @@ from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
 from ganray.evaluation.evaluator import Generate
 from ganray.evaluation.extractors import Features
-from ganray.evaluation.reference import ReferenceSet, check_comparable, resize_samples
-from ganray.evaluation.report_figure import Page, draw
-from ganray.evaluation.suite import MetricResult, MetricsReport, report
+from ganray.evaluation.held_out import MemorizationTest
+from ganray.evaluation.reference import (
+    ReadImages,
+    ReferenceSet,
+    check_comparable,
+    resize_samples,
+)
+from ganray.evaluation.report_figure import SHOWN_PAIRS, Page, draw
+from ganray.evaluation.suite import (
+    RESAMPLES,
+    MetricResult,
+    MetricsReport,
+    report,
+    subsample_size,
+)
 from ganray.files import write_atomic
 from ganray.gan.latents import fixed_latents
-from ganray.metrics.intervals import Estimate, bootstrap
+from ganray.metrics.intervals import Estimate, replicate_interval, subsample_interval
+from ganray.metrics.memorization import TrainingNeighbours, copying_statistic, nearest_rows
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -40,20 +53,18 @@ _NUM_SHOWN = 500
 JSON, PAGE = "report.json", "report.png"
 
 BRIEF = {
+    "precision": "samples that lie among reals",
     "coverage": "reals that have a sample nearby",
-    "recall": "reals within the samples' manifold",
-    "vendi_share": "variety, relative to reals (Vendi)",
+    "recall": "reals that lie among samples",
     "modes_held": "modes with a tenth of their share",
     "kl": "KL of the modes' shares, nats",
+    "vendi_share": "variety, relative to reals (Vendi)",
     "support": "different images (birthday test)",
-    "precision": "samples within the reals' manifold",
-    "density": "samples near each real",
-    "sure_share": "confident samples (p > 0.9)",
-    "frechet": "Frechet distance of the features",
-    "kid": "kernel distance of the features",
-    "D_saturation": "images that D is > 99 % sure of",
+    "memorization": "samples copied from training",
 }
 """Metrics of the short table, in its order, in a few words."""
+_Z = 1.96
+"""Half of the 95 % interval of a z-score."""
 _MIN_ROOM = 24
 """Columns of the terminal that the words must have."""
 
@@ -82,13 +93,14 @@ class EvaluationReport:
         """Return the tags that a list of runs shows."""
         return {
             "ganray.diagnosis": self.diagnosis.text,
-            "ganray.collapse": self.diagnosis.kind,
+            "ganray.collapse": ", ".join(self.diagnosis.kinds) or "none",
             "ganray.extractor": self.metrics.extractor,
         }
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> list[Path]:
         """Write the report as JSON, with its source `about`, and the figure; return both files."""
-        content = dict(about) | {"diagnosis": asdict(self.diagnosis)} | self.metrics.to_dict()
+        diagnosis = {"kinds": self.diagnosis.kinds, "text": self.diagnosis.text}
+        content = dict(about) | {"diagnosis": diagnosis} | self.metrics.to_dict()
         files = [folder / JSON, folder / PAGE]
         write_atomic(files[0], json.dumps(content, indent=2, allow_nan=False))
         draw(self.page, self.metrics, self.diagnosis, files[1])
@@ -102,9 +114,10 @@ def evaluate_generator(
     reference_set: ReferenceSet,
     *,
     samples: int,
-    resamples: int = 200,
+    resamples: int = RESAMPLES,
     title: str,
     saturation: np.ndarray | None = None,
+    read_training: ReadImages | None = None,
     device: torch.device = _CPU,
 ) -> EvaluationReport | None:
     """Compare samples of a generator with reference images.
@@ -116,9 +129,10 @@ def evaluate_generator(
         classes: Number of classes; 0: unconditional.
         reference_set: Images to compare with.
         samples: Number of samples; fewer if there are too few reference images.
-        resamples: Number of replicates per interval.
+        resamples: Number of subsamples for intervals.
         title: Title of the figure.
         saturation: (n,) D's saturation over the run, in [0, 1]; None if not known.
+        read_training: Reads training images for the figure; None: it shows reference images.
         device: Device of G.
 
     Returns:
@@ -137,7 +151,13 @@ def evaluate_generator(
             return to_uint8(G(z[rows].to(device)), config.pixel_min())
 
     return evaluate_samples(
-        generate, count, reference_set, resamples=resamples, title=title, saturation=saturation
+        generate,
+        count,
+        reference_set,
+        resamples=resamples,
+        title=title,
+        saturation=saturation,
+        read_training=read_training,
     )
 
 
@@ -146,9 +166,10 @@ def evaluate_samples(
     count: int,
     reference_set: ReferenceSet,
     *,
-    resamples: int = 200,
+    resamples: int = RESAMPLES,
     title: str,
     saturation: np.ndarray | None = None,
+    read_training: ReadImages | None = None,
 ) -> EvaluationReport:
     """Compare any samples with reference images.
 
@@ -156,9 +177,10 @@ def evaluate_samples(
         read_samples: Returns the samples at a slice of them, uint8 (n, H, W, C).
         count: Number of samples, see `ReferenceSet.usable_count`.
         reference_set: Images to compare with, at least twice as many.
-        resamples: Number of replicates per interval.
+        resamples: Number of subsamples for intervals.
         title: Title of the figure.
         saturation: See `evaluate_generator`.
+        read_training: See `evaluate_generator`.
 
     Raises:
         UserError: Samples cannot be resized to the reference images.
@@ -177,17 +199,75 @@ def evaluate_samples(
             batches.append(extractor.extract(images))
             shown.append(images[: max(0, _NUM_SHOWN - sum(map(len, shown)))].cpu())
             progress.add(len(images))
-    features, shown = _concatenate(batches), torch.cat(shown)
+    features, shown = Features.concatenate(batches), torch.cat(shown)
     statistics = ImageStatistics.of(extractor, features)
     metrics = report(reference, statistics, control, resamples=resamples)
     if saturation is not None and len(saturation):
         metrics = replace(metrics, results=metrics.results | _saturation_result(saturation))
+    neighbours = None
+    if reference_set.held_out:
+        test = MemorizationTest(reference_set.held_out, features.pixels.device)
+        if neighbours := test(features.pixels):
+            added = memorization_results(neighbours, test.control)
+            metrics = replace(metrics, results=metrics.results | added)
     diagnosis = diagnose(metrics)
-    distances = torch.cdist(features.features[: len(shown)].double(), reference.features.double())
-    nearest = distances.argmin(1).cpu()
     modes = None if features.modes is None else features.modes[: len(shown)].cpu().numpy()
-    page = Page(title, shown.numpy(), modes, reference_images[nearest].numpy())
+    if neighbours and read_training:
+        pairs = _closest_training_images(shown, neighbours, read_training)
+    else:
+        nearest = nearest_rows(features.features[:SHOWN_PAIRS], reference.features)[1].cpu()
+        pairs = torch.stack([shown[: len(nearest)], reference_images[nearest]], 1)
+    page = Page(title, shown.numpy(), modes, pairs.numpy())
     return EvaluationReport(metrics, diagnosis, page)
+
+
+def _closest_training_images(
+    shown: torch.Tensor, neighbours: TrainingNeighbours, read_training: ReadImages
+) -> torch.Tensor:
+    """Return samples, nearest training images and theirs, uint8 (n, 3, H, W, C)."""
+    height, width, channels = shown.shape[1:]
+    shape, closest = (height, width, channels), neighbours.closest()
+    rows = closest[closest < len(shown)][:SHOWN_PAIRS]
+    training = [
+        resize_samples(read_training(ids[rows].cpu().numpy()), shape)
+        for ids in (neighbours.nearest, neighbours.neighbours)
+    ]
+    return torch.stack([shown[rows.cpu()], *training], 1)
+
+
+def memorization_results(
+    samples: TrainingNeighbours, held_out: TrainingNeighbours
+) -> dict[str, MetricResult]:
+    """Return the measures of memorization beside those of held-out images."""
+    copying = copying_statistic(samples, held_out)
+    results = (
+        MetricResult(
+            "memorization",
+            "lower",
+            "samples that are copies of training images",
+            samples.memorized(),
+            held_out.memorized().value,
+            0.0,
+            control=held_out.memorized(),
+        ),
+        MetricResult(
+            "authenticity",
+            "neither",
+            "samples farther from training images than these from each other",
+            samples.authenticity(),
+            held_out.authenticity().value,
+            None,
+        ),
+        MetricResult(
+            "copying",
+            "neither",
+            "C_T: z-score of the distances to training images; below -3: copies",
+            Estimate(copying, copying - _Z, copying + _Z, len(samples.nearest)),
+            None,
+            0.0,
+        ),
+    )
+    return {result.name: result for result in results}
 
 
 def _resizing(generate: Generate, shape: Shape) -> Generate:
@@ -200,20 +280,10 @@ def _resizing(generate: Generate, shape: Shape) -> Generate:
     return lambda rows: resize_samples(generate(rows), shape)
 
 
-def _concatenate(batches: list[Features]) -> Features:
-    def concatenate(name: str) -> torch.Tensor | None:
-        tensors = [getattr(batch, name) for batch in batches]
-        return None if tensors[0] is None else torch.cat(tensors)
-
-    features = concatenate("features")
-    assert features is not None
-    return Features(features, concatenate("modes"), concatenate("confidences"))
-
-
 def _saturation_result(shares: np.ndarray) -> dict[str, MetricResult]:
     """Return the mean discriminator saturation in the last tenth of the run."""
     last = shares[-max(1, len(shares) // 10) :]
-    estimate = bootstrap(lambda values: float(values.mean()), last, rng_seed=0, resamples=200)
+    estimate = replicate_interval(last.tolist())
     name, description = "D_saturation", "images that D classifies with > 99% confidence"
     description += ", last tenth of run"
     return {name: MetricResult(name, "lower", description, estimate, reference=None, ideal=None)}
@@ -222,30 +292,28 @@ def _saturation_result(shares: np.ndarray) -> dict[str, MetricResult]:
 def table(report: MetricsReport, full: bool = False) -> str:
     """Format the report as a table that fits the terminal.
 
-    The short form has at most twelve rows. If there is no room, the last columns are left out.
+    The short form has at most eight rows. If there is no room, the last columns are left out.
     """
     results = report.results
     if full:
         texts = {name: result.description for name, result in results.items()}
     else:
         texts = {name: text for name, text in BRIEF.items() if name in results}
-    rows = [("", "samples [95 %]", "other reals", "better", "")]
-    rows += [
-        (
-            name,
-            results[name].estimate.brief(),
-            _short(results[name].reference),
-            results[name].better.replace("neither", ""),
-            text,
-        )
-        for name, text in texts.items()
-    ]
+    rows = [("", "samples [95 %]", "other reals", "ideal", "better", "")]
+    for name, text in texts.items():
+        result = results[name]
+        # Without a formula, other real images are what an ideal generator would make.
+        ideal = result.reference if result.ideal is None else result.ideal
+        numbers = result.estimate.brief(), _short(result.reference), _short(ideal)
+        rows.append((name, *numbers, result.better.replace("neither", ""), text))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = log.columns() - sum(widths[:4]) - 8
+    room = log.columns() - sum(widths[:5]) - 10
     lines = []
-    for name, numbers, reference, better, text in rows:
-        columns = [name.ljust(widths[0]), numbers.rjust(widths[1]), reference.rjust(widths[2])]
-        columns.append(better.ljust(widths[3]))
+    for name, estimate, reference, ideal, better, text in rows:
+        numbers = (estimate, reference, ideal)
+        columns = [name.ljust(widths[0])]
+        columns += [x.rjust(width) for x, width in zip(numbers, widths[1:], strict=False)]
+        columns.append(better.ljust(widths[4]))
         if room >= _MIN_ROOM:
             columns.append(textwrap.shorten(text, room, placeholder=" ..."))
         lines.append("  ".join(columns).rstrip())
@@ -267,27 +335,21 @@ def _short(value: float | None) -> str:
 
 
 def differences(a: MetricsReport, b: MetricsReport) -> dict[str, Estimate]:
-    """Return the differences of all metrics, `a` minus `b`, with 95 % intervals.
+    """Return the differences of metrics, `a` minus `b`, with 95 % intervals.
 
-    The samples are independent and compared with the same reference images, so the distances to
-    the interval ends add in squares (MOVER, Zou and Donner 2008). The intervals are about these
-    two generators, not their settings: to compare settings, train each with several seeds.
-
+    The intervals are about these two generators, not their settings: to compare settings, train
+    each with several seeds. Both are compared with the same subsamples of the same reference
+    images, whose choice cancels out. Metrics without subsamples are left out.
     """
-    if a.extractor != b.extractor:
+    if (a.extractor, a.samples) != (b.extractor, b.samples):
         raise ValueError(
-            f"reports of the extractors {a.extractor} and {b.extractor} cannot be subtracted"
+            f"reports of the extractors {a.extractor} and {b.extractor} on {a.samples} and"
+            f" {b.samples} samples cannot be subtracted"
         )
+    n, m = a.samples, subsample_size(a.samples)
     return {
-        name: difference(a.results[name].estimate, b.results[name].estimate)
+        name: subsample_interval(a[name] - b[name], spread - other, m, n)
         for name in a.results
-        if name in b.results and np.isfinite(a[name]) and np.isfinite(b[name])
+        if (spread := a.results[name].replicates) is not None
+        and (other := b.results[name].replicates) is not None
     }
-
-
-def difference(a: Estimate, b: Estimate) -> Estimate:
-    """Return a - b of two independent estimates with its interval."""
-    value = a.value - b.value
-    below = np.hypot(a.value - a.low, b.high - b.value)
-    above = np.hypot(a.high - a.value, b.value - b.low)
-    return Estimate(value, float(value - below), float(value + above), min(a.n, b.n))

@@ -17,7 +17,8 @@ from ganray.metrics.intervals import share_interval
 _FAKE, _COLLAPSED, _REAL = COLORS[0], COLORS[1], "0.55"
 _ROWS, _COLUMNS = 8, 10
 """Size of the grid of samples, with one column per mode if there are so few."""
-_NEIGHBOURS = 10
+SHOWN_PAIRS = 10
+"""Number of pairs of a sample and a real image."""
 _RATIOS = {
     "Fidelity": {
         "sure_share": "confident samples",
@@ -43,8 +44,9 @@ class Page:
     """uint8 (n, H, W, 1 or 3), not selected."""
     modes: np.ndarray | None
     """Mode of each sample, int64 (n,); None without modes."""
-    nearest: np.ndarray
-    """uint8 (n, H, W, 1 or 3): the reference image nearest to each in feature space."""
+    pairs: np.ndarray
+    """uint8 (k, 2, H, W, 1 or 3): samples and the reference images nearest to each by features; or
+    (k, 3, ...): the samples closest to training images, these, and the ones nearest to these."""
 
 
 def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) -> None:
@@ -61,7 +63,7 @@ def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) ->
     _ratios(numbers[1], report)
     pictures = rows[1].subplots(1, 2, width_ratios=(1, 1.3))
     _by_mode(pictures[0], page, report.mode_names)
-    _neighbours(pictures[1], page)
+    _pairs(pictures[1], page)
     figure.savefig(path, dpi=100)
 
 
@@ -156,14 +158,17 @@ def _by_mode(axes: Any, page: Page, names: tuple[str, ...]) -> None:
                   transform=axes.transAxes)  # fmt: skip
 
 
-def _neighbours(axes: Any, page: Page) -> None:
-    columns = min(_NEIGHBOURS, len(page.samples)) // 2
-    rows = [
-        kind[start : start + columns]
-        for start in (0, columns)
-        for kind in (page.samples, page.nearest)
-    ]
-    _show(axes, np.concatenate(rows), columns, "samples, each above its nearest real image")
+def _pairs(axes: Any, page: Page) -> None:
+    """Draw one row for each kind of image, or two if there are samples and reference images."""
+    title = "samples, each above its nearest real image"
+    kinds = page.pairs.swapaxes(0, 1)
+    if len(kinds) == 3:
+        title = "the samples most like training images; these; the ones nearest to these"
+        _show(axes, np.concatenate(list(kinds)), len(page.pairs), title)
+        return
+    columns = -(-len(page.pairs) // 2)
+    rows = [kind[start : start + columns] for start in (0, columns) for kind in kinds]
+    _show(axes, np.concatenate(rows), columns, title)
 
 
 def _show(axes: Any, images: np.ndarray, columns: int, title: str) -> None:

@@ -9,25 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ganray.errors import UserError
+from ganray.evaluation.breakdown import (
+    ModeResult,
+    ShareResult,
+    comparable_modes,
+    compare_shares,
+    mode_variety,
+)
 from ganray.evaluation.classifier import ImageBatch
 from ganray.evaluation.comparison import CONFIDENT, Comparison, CountStatistic, ImageStatistics
 from ganray.evaluation.extractors import FeatureExtractor, PixelExtractor
 from ganray.metrics import modes
 from ganray.metrics.diversity import birthday_support, effective_rank
-from ganray.metrics.frechet import frechet_distance
-from ganray.metrics.intervals import Estimate, share_interval
+from ganray.metrics.frechet import frechet_distance, kid
+from ganray.metrics.intervals import Estimate, share_interval, subsample_interval
 from ganray.metrics.modes import Counts
 from ganray.metrics.precision_recall import ideal_coverage
+from ganray.progress import Progress
 
 MIN_IMAGES = 80
 """Minimum number of images for any metric."""
+SUBSAMPLE = 500
+"""Maximum number of images in a subsample, so that intervals take the same time for any n."""
+RESAMPLES = 50
+"""Subsamples for intervals, which make their widths right to 10 %."""
+QUESTION_LEVEL = 0.99
+"""Probability with which the interval of a difference from real images is meant to hold. It answers
+one of the five questions of the diagnosis, and all five together hold with 95 %."""
 HELD = 0.1
 """A mode is held if its share of the samples is at least this part of its reference share."""
 
@@ -42,34 +57,28 @@ class Metric:
     """Name in reports, and in MLflow after `collapse/` and `report/`."""
     better: Better
     description: str
-    estimate: Callable[[Comparison], Estimate]
+    value: Callable[[Comparison], float]
     ideal: Callable[[Comparison], float] | None = None
     """Expected value of an ideal generator, computed from other real images in place of samples;
-    None if it is not known."""
+    None: there is no formula, and other real images show it."""
     range: tuple[float, float] = (0.0, math.inf)
     """Bounds of the metric, to which intervals are clipped."""
     needs_modes: bool = False
     is_slow: bool = False
     """Whether it is left out during training."""
+    interval: Callable[[Comparison], Estimate] | None = None
+    """The metric with an interval of its own; None: by subsamples. Metrics of pairs need it, as a
+    tenth of the images has a hundredth of the pairs."""
 
-    def __call__(self, comparison: Comparison) -> Estimate:
-        """Return the value with its interval, clipped to the range of the metric."""
-        result = self.estimate(comparison)
-        low, high = max(self.range[0], result.low), min(self.range[1], result.high)
-        return Estimate(result.value, min(low, result.value), max(high, result.value), result.n)
+    def clip(self, estimate: Estimate) -> Estimate:
+        """Return the estimate with its interval clipped to the range of the metric."""
+        low, high = max(self.range[0], estimate.low), min(self.range[1], estimate.high)
+        return replace(estimate, low=min(low, estimate.value), high=max(high, estimate.value))
 
 
 def _held(counts: Counts, reference: Counts, samples: int | None = None) -> int:
     shares = HELD * reference / reference.sum()
     return modes.count_captured(counts, share=shares, samples=samples)
-
-
-def _held_confidently(counts: Counts, reference: Counts) -> int:
-    return _held(counts[:-1], reference, int(counts.sum()))
-
-
-def _confident_share(c: Comparison) -> Estimate:
-    return share_interval(int(c.samples.confident_counts[:-1].sum()), len(c.samples))
 
 
 def _ideal_modes(c: Comparison) -> float:
@@ -88,11 +97,15 @@ def _divergence(name: str, description: str, statistic: CountStatistic, **option
         name,
         "lower",
         description,
-        lambda c: c.from_counts(statistic),
+        lambda c: statistic(c.samples.counts, c.reference.counts),
         lambda c: c.simulate(statistic),
         needs_modes=True,
         **options,
     )
+
+
+def _duplicate_share(c: Comparison) -> Estimate:
+    return share_interval(int((c.duplicates > 0).sum()), len(c.samples))
 
 
 _SHARE, _UNBOUNDED = (0.0, 1.0), (-math.inf, math.inf)
@@ -100,15 +113,16 @@ _SHARE, _UNBOUNDED = (0.0, 1.0), (-math.inf, math.inf)
 # fmt: off
 METRICS: tuple[Metric, ...] = (
     Metric("modes", "higher", "modes with at least one sample",
-           lambda c: c.from_counts(lambda counts, _: modes.count_captured(counts)),
+           lambda c: modes.count_captured(c.samples.counts),
            _ideal_modes, needs_modes=True),
     Metric("modes_held", "higher", "modes with at least a tenth of their reference share",
-           lambda c: c.from_counts(_held), needs_modes=True),
+           lambda c: _held(c.samples.counts, c.reference.counts), needs_modes=True),
     Metric("modes_sure", "higher", "modes held by confident samples",
-           lambda c: c.from_counts(_held_confidently, c.samples.confident_counts),
+           lambda c: _held(c.samples.confident_counts[:-1], c.reference.counts, len(c.samples)),
            needs_modes=True),
     Metric("sure_share", "higher", f"share of confident samples (probability above {CONFIDENT:g})",
-           _confident_share, range=_SHARE, needs_modes=True),
+           lambda c: c.samples.confident_counts[:-1].sum() / len(c.samples),
+           range=_SHARE, needs_modes=True),
     _divergence("kl", "KL divergence from the reference modes, nats",
                 lambda counts, reference: modes.kl(counts, _weights(reference))),
     _divergence("kl_corrected", "KL with its bias subtracted (Miller-Madow), nats",
@@ -118,31 +132,41 @@ METRICS: tuple[Metric, ...] = (
     _divergence("js", "Jensen-Shannon divergence from the reference modes, nats",
                 lambda counts, reference: modes.js(counts, _weights(reference))),
     Metric("recall", "higher", "reference images within the samples' manifold (k=3)",
-           lambda c: c.from_manifolds("recall"), range=_SHARE),
+           lambda c: c.scores.recall, range=_SHARE),
     Metric("coverage", "higher", "reference neighbourhoods that contain a sample (k=5)",
-           lambda c: c.from_manifolds("coverage"),
+           lambda c: c.scores.coverage,
            lambda c: ideal_coverage(len(c.reference), len(c.samples)), range=_SHARE),
     Metric("precision", "neither", "samples within the reference manifold (k=3); 1 in collapse",
-           lambda c: c.from_manifolds("precision"), range=_SHARE),
+           lambda c: c.scores.precision, range=_SHARE),
     Metric("density", "neither", "reference neighbourhoods per sample (k=5); high in collapse",
-           lambda c: c.from_manifolds("density"), lambda _: 1.0),
+           lambda c: c.scores.density, lambda _: 1.0),
+    Metric("outliers", "lower", "samples that are like no reference image; 0.01 if all are good",
+           lambda c: c.scores.outliers, range=_SHARE),
     Metric("vendi", "higher", "effective number of different samples (Vendi score)",
-           lambda c: c.vendi()),
+           lambda c: c.samples.vendi),
     Metric("vendi_share", "higher", "Vendi score relative to the reference images",
-           lambda c: c.vendi(unit=c.reference.vendi), lambda _: 1.0),
+           lambda c: c.samples.vendi / c.reference.vendi, lambda _: 1.0),
     Metric("effective_rank", "higher", "effective rank of the features",
-           lambda c: c.from_moments(effective_rank)),
+           lambda c: effective_rank(c.samples.moments)),
+    Metric("duplicates", "lower", "samples with a near duplicate among the samples",
+           lambda c: _duplicate_share(c).value, is_slow=True, interval=_duplicate_share),
     Metric("support", "higher", "number of different images (birthday test)",
-           lambda c: birthday_support(c.samples.directions, c.reference.duplicate_threshold),
-           is_slow=True),
+           lambda c: birthday_support(c.duplicates).value,
+           is_slow=True, interval=lambda c: birthday_support(c.duplicates)),
     Metric("frechet", "lower", "Frechet distance of the features",
-           lambda c: c.from_moments(lambda m: frechet_distance(c.reference.moments, m))),
+           lambda c: frechet_distance(c.reference.moments, c.samples.moments)),
     Metric("kid", "lower", "kernel distance of the features (KID)",
-           lambda c: c.kid(), lambda _: 0.0, range=_UNBOUNDED, is_slow=True),
+           lambda c: kid(c.reference.features, c.samples.features),
+           lambda _: 0.0, range=_UNBOUNDED, is_slow=True),
 )
 # fmt: on
 """All metrics in the order of reports."""
 METRICS_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def subsample_size(n: int) -> int:
+    """Return the number of images in a subsample of n."""
+    return min(n // 2, SUBSAMPLE)
 
 
 def available_metrics(samples: ImageStatistics, *, quick: bool = False) -> list[Metric]:
@@ -159,14 +183,14 @@ def measure(
     Args:
         reference: Statistics of the reference images.
         samples: Statistics of the samples.
-        quick: Leave out `support` and `kid`, which take as long as all others together.
+        quick: Leave out slow metrics, which take as long as all others together.
 
     Returns:
         Plain numbers; `support` may be inf.
     """
     comparison = Comparison(reference, samples)
     metrics = available_metrics(samples, quick=quick)
-    return {metric.name: metric(comparison).value for metric in metrics}
+    return {metric.name: float(metric.value(comparison)) for metric in metrics}
 
 
 @dataclass(frozen=True)
@@ -177,11 +201,18 @@ class MetricResult:
     better: Better
     description: str
     estimate: Estimate
-    """Value with a 95 % interval over samples of the generator, for fixed reference images."""
+    """Value with a 95 % interval over both samples of the generator and reference images."""
     reference: float | None
     """Value for as many other reference images; None if the metric is of generators only."""
     ideal: float | None
     """Expected value of an ideal generator with this many samples; None if it is not known."""
+    difference: Estimate | None = None
+    """Value less that of other reference images, with a ``QUESTION_LEVEL`` interval; None if the
+    metric has an interval of its own."""
+    control: Estimate | None = None
+    """`reference` with its interval, if the metric has one of its own."""
+    replicates: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """Values of the subsamples, (R,), by which results of two generators are compared."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +230,10 @@ class MetricsReport:
     """Samples per mode; empty without modes."""
     reference_counts: list[int]
     """Reference images per mode."""
+    modes: tuple[ModeResult, ...] = ()
+    """Variety within each mode with enough images."""
+    shares: tuple[ShareResult, ...] = ()
+    """Shares of attributes, or of modes if there are no attributes."""
 
     def __getitem__(self, name: str) -> float:
         """Return the value of a metric."""
@@ -219,7 +254,9 @@ class MetricsReport:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: _finite(inner) for key, inner in value.items() if key != "replicates"}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -228,7 +265,7 @@ def evaluate(
     reference: ImageBatch,
     extractor: FeatureExtractor | None = None,
     *,
-    resamples: int = 200,
+    resamples: int = RESAMPLES,
 ) -> MetricsReport:
     """Compare generated images with reference images.
 
@@ -239,7 +276,7 @@ def evaluate(
         samples: uint8 (m, H, W, C) in [0, 255], m at least 80.
         reference: uint8 (n, H, W, C) of the same shape, in random order, n at least 160.
         extractor: Computes features and modes; None: coarse pixels, without modes.
-        resamples: Number of replicates per confidence interval.
+        resamples: Number of subsamples for the confidence intervals, at least 2.
 
     Raises:
         UserError: There are too few images.
@@ -261,7 +298,7 @@ def report(
     samples: ImageStatistics,
     control: ImageStatistics,
     *,
-    resamples: int = 200,
+    resamples: int = RESAMPLES,
     rng_seed: int = 0,
 ) -> MetricsReport:
     """Measure samples, with intervals, beside other reference images and an ideal generator.
@@ -270,27 +307,72 @@ def report(
         reference: Statistics of n reference images.
         samples: Statistics of n samples.
         control: Statistics of n other reference images.
-        resamples: Number of replicates per interval.
-        rng_seed: Seed of the replicates.
+        resamples: Number of subsamples for the intervals, at least 2.
+        rng_seed: Seed of the subsamples.
     """
-    comparison = Comparison(reference, samples, resamples, rng_seed)
-    others = Comparison(reference, control)
-    results = {
-        metric.name: MetricResult(
-            metric.name,
-            metric.better,
-            metric.description,
-            estimate=metric(comparison),
-            reference=metric(others).value,
-            ideal=metric.ideal(others) if metric.ideal else None,
+    sides = Comparison(reference, samples), Comparison(reference, control)
+    rng, n = np.random.default_rng(rng_seed), len(reference)
+    m = subsample_size(n)
+    metrics = [metric for metric in available_metrics(samples) if not metric.interval]
+    compared = comparable_modes(reference, samples, m / n)
+
+    def scores(comparison: Comparison) -> np.ndarray:
+        values = [metric.value(comparison) for metric in metrics]
+        return np.append(values, mode_variety(comparison, compared))
+
+    values = np.array([scores(side) for side in sides])
+    replicates = np.empty((resamples, *values.shape))
+    with Progress(resamples, "computing intervals", "subsamples") as progress:
+        for r in range(resamples):
+            # Reference images are a sample, too. All sides share them, which cancels out in
+            # differences, also in those of two generators.
+            rows = [torch.from_numpy(rng.permutation(n)[:m]) for _ in range(2)]
+            part = reference.take(rows[0])
+            for side, images in enumerate((samples, control)):
+                replicates[r, side] = scores(Comparison(part, images.take(rows[1])))
+            progress.add(1)
+
+    def estimate(column: int) -> Estimate:
+        return subsample_interval(values[0, column], replicates[:, 0, column], m, n)
+
+    def difference(column: int, tests: int = 1) -> Estimate:
+        level = 1 - (1 - QUESTION_LEVEL) / tests
+        value, spread = values[0] - values[1], replicates[:, 0] - replicates[:, 1]
+        return subsample_interval(value[column], spread[:, column], m, n, level)
+
+    results = {}
+    for metric in available_metrics(samples):
+        about = metric.name, metric.better, metric.description
+        ideal = metric.ideal(sides[1]) if metric.ideal else None
+        if metric.interval:
+            own, real = map(metric.interval, sides)
+            results[metric.name] = MetricResult(*about, own, real.value, ideal, control=real)
+            continue
+        column = metrics.index(metric)
+        results[metric.name] = MetricResult(
+            *about,
+            metric.clip(estimate(column)),
+            float(values[1, column]),
+            ideal,
+            difference(column),
+            replicates=replicates[:, 0, column],
         )
-        for metric in available_metrics(samples)
-    }
+    tests = 2 * len(compared)
+    columns = [len(metrics) + 2 * i for i in range(len(compared))]
     return MetricsReport(
         results=results,
-        samples=len(samples),
+        samples=n,
         extractor=reference.hash,
         mode_names=reference.mode_names,
         sample_counts=samples.counts.tolist() if samples.has_modes else [],
         reference_counts=reference.counts.tolist() if samples.has_modes else [],
+        modes=tuple(
+            ModeResult(
+                reference.mode_names[mode],
+                *(estimate(at), difference(at, tests)),
+                *(estimate(at + 1), difference(at + 1, tests)),
+            )
+            for mode, at in zip(compared, columns, strict=True)
+        ),
+        shares=compare_shares(reference, samples, control, QUESTION_LEVEL),
     )

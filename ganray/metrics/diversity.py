@@ -1,13 +1,13 @@
 """Diversity of samples without labels: Vendi score, effective rank, birthday test.
 
 Except for `duplicate_threshold` they depend on the samples alone, so each means little without the
-same number for as many reference images. `intervals.half_sample_moments` gives the intervals of
-Vendi score and effective rank; the birthday test has its own.
+same number for as many reference images.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from scipy.special import gammaincinv
@@ -45,19 +45,6 @@ def vendi_score(features: torch.Tensor) -> float:
     return _vendi((rows.T @ rows if d < n else rows @ rows.T) / n)
 
 
-def vendi_from_moments(moments: Moments) -> float:
-    """Return `vendi_score` from `Moments.of(normalize_rows(features))` of at least 1 row."""
-    if moments.count < 1:
-        raise ValueError("moments of 0 rows; must be of at least 1; add images")
-    mean_square = moments.scatter / moments.count + torch.outer(moments.mean, moments.mean)
-    if (length := mean_square.trace().item()) > 1 + 1e-6:
-        raise ValueError(
-            f"moments: mean squared length {length:.4g} of the rows; must be at most 1; "
-            "use Moments.of(normalize_rows(features))"
-        )
-    return _vendi(mean_square)
-
-
 def effective_rank(moments: Moments) -> float:
     """Return the number of directions over which the features of at least 2 samples spread.
 
@@ -81,7 +68,7 @@ def effective_rank(moments: Moments) -> float:
     return (trace**2 / moments.scatter.square().sum()).item()
 
 
-def duplicate_threshold(reference: Manifold, share: float = 0.01) -> float:
+def duplicate_threshold(reference: torch.Tensor, share: float = 0.01) -> float:
     """Return the distance up to which two samples count as duplicates, in units of the features.
 
     It is the `share` quantile of the distance of each reference image to its nearest neighbour.
@@ -94,15 +81,43 @@ def duplicate_threshold(reference: Manifold, share: float = 0.01) -> float:
     exact copies are duplicates.
 
     Args:
-        reference: Manifold of n reference images.
+        reference: Feature matrix (n, d) of reference images, n at least 2.
         share: In [0, 1]; 0 gives the smallest distance of all pairs.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}; must be in [0, 1]; 0.01 lets one image in 100 pair up")
-    return reference.nearest[:, 0].sqrt().quantile(share).item()
+    return Manifold.fit(reference, k=1).nearest[:, 0].sqrt().quantile(share).item()
 
 
-def birthday_support(features: torch.Tensor, threshold: float) -> Estimate:
+def count_duplicates(features: Sequence[torch.Tensor], thresholds: Sequence[float]) -> torch.Tensor:
+    """Return the number of near duplicates of each sample among the others, int64 (s,).
+
+    Two samples are duplicates if they are near each other by *all* kinds of features. By those of a
+    classifier alone, noisy images without a class are alike; by pixels alone, blurred ones are.
+
+    Args:
+        features: Feature matrices (s, d) of the same s samples, s at least 2.
+        thresholds: Distance for each of them, from `duplicate_threshold`; not negative.
+    """
+    if not all(threshold >= 0 for threshold in thresholds):
+        raise ValueError(f"thresholds={thresholds}; must not be negative; use duplicate_threshold")
+    points = []
+    for rows in features:
+        check_features("features", rows, rows=2)
+        points.append(rows.double() - rows.double().mean(0))
+    # Allocated before the loop: small tensors that outlive a block would fragment its memory, and
+    # a process with 50,000 rows would grow to 16 GB.
+    counts = points[0].new_empty(len(points[0]), dtype=torch.int64)
+    for rows in blocks(len(counts), len(counts)):
+        near = [
+            squared_distances(x[rows], x) <= threshold**2 * (1 + TIE)
+            for x, threshold in zip(points, thresholds, strict=True)
+        ]
+        counts[rows] = torch.stack(near).all(0).sum(1) - 1  # not the row itself
+    return counts
+
+
+def birthday_support(duplicates: torch.Tensor) -> Estimate:
     """Estimate the number of distinct images a generator makes (Arora, Risteski and Zhang 2018).
 
     Two draws from M equally likely items are equal with probability 1 / M: among 37 draws from
@@ -119,12 +134,9 @@ def birthday_support(features: torch.Tensor, threshold: float) -> Estimate:
     Trap: duplicates are images that the features cannot distinguish.
 
     Args:
-        features: Feature matrix (s, d) of independent samples, s at least 2.
-        threshold: Distance from `duplicate_threshold` with the same network; not negative.
+        duplicates: The result of `count_duplicates` for s independent samples, int64 (s,).
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold={threshold}; must not be negative; use duplicate_threshold")
-    duplicates = _count_nearby(features, threshold).double()
+    duplicates = duplicates.double()
     s = len(duplicates)
     all_pairs, pairs = s * (s - 1) / 2, duplicates.sum().item() / 2
     if not pairs:
@@ -148,17 +160,3 @@ def _vendi(weights: torch.Tensor) -> float:
     missing = (1 - weights.trace()).clamp_min(0)
     spectrum = torch.cat([eigenvalues, missing[None]])
     return (-torch.xlogy(spectrum, spectrum).sum()).exp().item()
-
-
-def _count_nearby(features: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Return for each row the number of others within the threshold, int64 (n,)."""
-    check_features("features", features, rows=2)
-    points = features.double()
-    points = points - points.mean(0)
-    # Allocated before the loop: small tensors that outlive a block would fragment its memory, and
-    # a process with 50,000 rows would grow to 16 GB.
-    counts = points.new_empty(len(points), dtype=torch.int64)
-    for rows in blocks(len(points), len(points)):
-        squares = squared_distances(points[rows], points)
-        counts[rows] = (squares <= threshold**2 * (1 + TIE)).sum(1) - 1  # not the row itself
-    return counts

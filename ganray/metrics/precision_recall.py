@@ -8,7 +8,7 @@ same set; the union of a set's balls is its manifold.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -75,6 +75,12 @@ class ManifoldScores:
     """Share of reference balls that hold a sample, in [0, 1]; higher is more diverse. Samples from
     the reference distribution reach ``ideal_coverage``, not 1. Balls of exact duplicates have
     radius 0 and are never covered."""
+    outliers: float
+    """Share of samples farther from the nearest reference image than 99 % of these are from each
+    other, in [0, 1]: samples that are like no real image. Samples from the reference distribution
+    score about 0.01, so that a few per cent of garbage are seen, which ``precision`` hides."""
+    covered: torch.Tensor = field(compare=False, repr=False)
+    """bool (n,): whether the ball of each reference image holds a sample."""
 
 
 def manifold_scores(
@@ -106,20 +112,31 @@ def manifold_scores(
     y_closed = samples.nearest[:, precision_recall_k - 1] * (1 + TIE)
     x_open = reference.nearest[:, density_coverage_k - 1, None] * (1 - TIE)
     precise = torch.zeros(len(y), dtype=torch.bool, device=y.device)
-    sums = torch.zeros(3, dtype=torch.int64, device=y.device)
+    covered = torch.zeros(len(x), dtype=torch.bool, device=y.device)
+    closest = torch.full((len(y),), torch.inf, dtype=y.dtype, device=y.device)
+    sums = torch.zeros(2, dtype=torch.int64, device=y.device)
     for rows in blocks(len(x), len(y)):
         squares = squared_distances(x[rows], y)
+        closest = torch.minimum(closest, squares.amin(0))
         precise |= (squares <= x_closed[rows]).any(0)
         recalled = (squares <= y_closed).any(1)
         inside = (squares < x_open[rows]).sum(1)
-        sums += torch.stack([recalled.sum(), inside.sum(), inside.count_nonzero()])
-    recalled, inside, covered = sums.tolist()
+        covered[rows] = inside > 0
+        sums += torch.stack([recalled.sum(), inside.sum()])
+    recalled, inside = sums.tolist()
     return ManifoldScores(
         precision=int(precise.sum()) / len(y),
         recall=recalled / len(x),
         density=inside / (density_coverage_k * len(y)),
-        coverage=covered / len(x),
+        coverage=int(covered.sum()) / len(x),
+        outliers=(closest > _typical_distance(reference)).double().mean().item(),
+        covered=covered,
     )
+
+
+def _typical_distance(reference: Manifold) -> float:
+    """Return the squared distance within which 99 % of the images have a neighbour."""
+    return reference.nearest[:, 0].quantile(0.99).item()
 
 
 def ideal_coverage(references: int, samples: int, k: int = DENSITY_COVERAGE_K) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.errors import UserError
-from ganray.evaluation.reference import EvaluationAssets, RunDatasets, locate_datasets, usable_count
+from ganray.evaluation.datasets import RunDatasets, locate_datasets
+from ganray.evaluation.reference import EvaluationAssets, usable_count
 from ganray.evaluation.suite import MIN_IMAGES
 from ganray.training.plan import num_classes
 
@@ -50,14 +51,12 @@ class SweepDatasets:
         for sets in self:
             _check_enough(sets, halved=sets.reference.classes > 0)
         _check_differ(self)
-        prepare.check_room(
-            (plan for sets in self for plan in (sets.images, sets.reference)), base.home
-        )
+        prepare.check_room((plan for sets in self for plan in sets.plans()), base.home)
         self.shown = next(iter(self))
         """Sets to show in the plan: those of the base if a run uses them, else those of a run."""
         if base.images_identity() in self._sets:
             sets = self._sets[base.images_identity()]
-            self.shown = RunDatasets(base, sets.images, sets.reference)
+            self.shown = RunDatasets(base, sets.images, sets.reference, sets.held_out)
 
     def __iter__(self) -> Iterator[RunDatasets]:
         """Iterate over the distinct image sets."""

@@ -15,7 +15,8 @@ from ganray import log
 from ganray.config.schema import Config, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.errors import UserError
-from ganray.evaluation.reference import RunDatasets, usable_count
+from ganray.evaluation.datasets import RunDatasets
+from ganray.evaluation.reference import usable_count
 from ganray.gan import networks
 from ganray.training.checkpoints import resume_kimg
 from ganray.training.state import check_weights_fit, read_state
@@ -203,6 +204,8 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
     if not datasets.same:
         height, width, _ = datasets.reference.image_shape
         parts.append(f"reference {datasets.reference}, {height}x{width}")
+    if held_out := datasets.held_out:
+        parts.append(f"memorization by {held_out.count:,} held-out images")
     return ", ".join(parts)
 
 

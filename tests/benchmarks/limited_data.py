@@ -21,8 +21,9 @@ import torch
 from torch.nn.functional import normalize
 
 from ganray.data.transforms import to_uint8
+from ganray.evaluation.datasets import locate_datasets
 from ganray.evaluation.extractors import FeatureExtractor
-from ganray.evaluation.reference import locate_datasets, read
+from ganray.evaluation.reference import read
 from ganray.gan import latents
 from ganray.training.checkpoints import list_checkpoints
 from ganray.training.journal import history

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.memory
 
-Each is measured in its own process: the report with all metrics, 200 halves for each interval, and
-control images, on features as wide as the classifier's; and its largest parts alone.
+Each is measured in its own process: the report with all metrics, intervals and control images, on
+features as wide as the classifier's; and its largest parts alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from ganray.evaluation.classifier import FEATURES
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.extractors import Features, PixelExtractor
 from ganray.evaluation.suite import report
-from ganray.metrics.diversity import birthday_support
+from ganray.metrics.diversity import count_duplicates
 from ganray.metrics.frechet import kid
+from ganray.metrics.memorization import TrainingNeighbours
 from ganray.metrics.precision_recall import Manifold, manifold_scores
 
 ROWS, WIDTH = 50_000, FEATURES
@@ -31,7 +32,7 @@ def report_of(reference: torch.Tensor, samples: torch.Tensor) -> object:
     """Return the report on features of samples, the reference images serving as control, too."""
     extractor = PixelExtractor(torch.device("cpu"))
     sets = (reference, samples, reference.flip(1))
-    return report(*(ImageStatistics.of(extractor, Features(rows, None, None)) for rows in sets))
+    return report(*(ImageStatistics.of(extractor, Features(rows, rows)) for rows in sets))
 
 
 CALLS = {
@@ -39,7 +40,10 @@ CALLS = {
     "precision, recall, density, coverage": lambda reference, samples: manifold_scores(
         Manifold.fit(reference, 5), Manifold.fit(samples, 3)
     ),
-    "birthday": lambda _, samples: birthday_support(samples, 1e-3),
+    "duplicates": lambda _, samples: count_duplicates([samples], [1e-3]),
+    "memorization": lambda reference, samples: TrainingNeighbours.of(
+        samples, reference, reference.flip(1)
+    ),
     "kid": kid,
 }
 """Metrics that need distances or kernels of all pairs."""

@@ -1,5 +1,6 @@
 """Which images a run trains on: found, refused or drawn before anything is held for it."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from ganray.config.schema import DataConfig
 from ganray.data import prepare, sources
-from ganray.data.format import Manifest
+from ganray.data.format import SPLITS, Manifest
 from ganray.data.reader import ShardedDataset
 
 DRAWN = DataConfig(faces=12, size=16)
@@ -88,7 +89,7 @@ def test_a_download_is_planned_without_being_made(tmp_path):
     ("data", "message"),
     [
         (DataConfig(root="/nowhere"), "/nowhere"),
-        (replace(DRAWN, split="test"), "data.split=test needs CelebA; give --data.root"),
+        (replace(DRAWN, faces=1, split="valid"), "data.split=valid has no images in"),
         (replace(DRAWN, faces=10**12), "MiB free, but the shards need"),
     ],
 )
@@ -213,3 +214,13 @@ def test_jpegs_are_kept_once_and_read_in_any_size(tmp_path, celeba_zip):
         again = prepare.plan_dataset(other, tmp_path)
         assert (again.location, again.ready) == (plan.location, True)
         assert prepare.open_dataset(other, plan.location).image_shape == shape
+
+
+def test_splits_of_faces_are_known_before_they_are_drawn(tmp_path):
+    """A face goes where its line of the partition says, in CelebA's proportions."""
+    plans = [prepare.plan_dataset(replace(DRAWN, faces=20, split=s), tmp_path) for s in SPLITS]
+    assert [plan.count for plan in plans] == [16, 2, 2]
+    for data, plan in zip((replace(DRAWN, faces=20, split=s) for s in SPLITS), plans, strict=True):
+        prepare.prepare_dataset(data, plan)
+        with closing(prepare.open_dataset(data, plan.location)) as images:
+            assert len(images) == plan.count

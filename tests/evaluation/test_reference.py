@@ -15,6 +15,9 @@ from ganray.config.schema import DataConfig, EvaluationConfig
 from ganray.data import prepare
 from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
+from ganray.evaluation.datasets import locate_datasets
+from ganray.evaluation.extractors import coarse_pixels
+from ganray.evaluation.held_out import MemorizationTest
 from tests.conftest import tiny_config
 
 CPU = torch.device("cpu")
@@ -33,7 +36,7 @@ def digits_config(home, samples=80, check=False, reference=None, **data):
 
 def test_other_reference_images_are_prepared_if_evaluation_is_enabled(tmp_path):
     config = digits_config(tmp_path, images=100, reference={"images": None})
-    datasets = reference.locate_datasets(config)
+    datasets = locate_datasets(config)
     assert not datasets.same
     assert (datasets.images.count, datasets.reference.count) == (100, 1797)
     assert datasets.prepare() != datasets.reference_digest()
@@ -45,7 +48,7 @@ def test_other_reference_images_are_prepared_if_evaluation_is_enabled(tmp_path):
         digits_config(tmp_path, samples=0, images=100, reference={"images": 50}),
         digits_config(tmp_path, check=True, images=100, reference={"images": 50}),
     ):
-        datasets = reference.locate_datasets(config)
+        datasets = locate_datasets(config)
         assert datasets.same
         assert datasets.prepare()
     assert len(list((tmp_path / "shards").iterdir())) == 2
@@ -58,7 +61,7 @@ def test_faces_are_drawn_once_for_training_and_reference_images(tmp_path, monkey
     config = digits_config(
         tmp_path, source="celeba", faces=12, images=5, reference={"images": None}
     )
-    datasets = reference.locate_datasets(config)
+    datasets = locate_datasets(config)
     datasets.prepare()
     datasets.reference_digest()
     assert calls == [(12, "drawing faces", "faces")]
@@ -67,12 +70,10 @@ def test_faces_are_drawn_once_for_training_and_reference_images(tmp_path, monkey
 def test_the_disk_must_have_room_for_both_sets(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1797 * 64 + 99)  # for one set of 8x8 digits
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: free)
-    reference.locate_datasets(digits_config(tmp_path))
-    reference.locate_datasets(
-        digits_config(tmp_path, flip=True, reference={"flip": False})
-    )  # one set
+    locate_datasets(digits_config(tmp_path))
+    locate_datasets(digits_config(tmp_path, flip=True, reference={"flip": False}))  # one set
     with pytest.raises(ValueError, match="the shards need"):
-        reference.locate_datasets(digits_config(tmp_path, images=100, reference={"images": None}))
+        locate_datasets(digits_config(tmp_path, images=100, reference={"images": None}))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_disk_must_have_room_for_both_sets(tmp_path, monkeypatch):
 def test_missing_reference_images_are_rejected_by_option(tmp_path, squares, options, message):
     root = {"root": str(squares), "source": "celeba"} if options != {"split": "valid"} else {}
     with pytest.raises(ValueError, match=message) as error:
-        reference.locate_datasets(digits_config(tmp_path, reference=options, **root))
+        locate_datasets(digits_config(tmp_path, reference=options, **root))
     assert "\n" not in str(error.value)
 
 
@@ -129,7 +130,7 @@ def test_no_modes_are_counted_where_the_classes_of_real_images_cannot_be_told(
     config = tiny_config(tmp_path)
     data = DataConfig(source="folder", root=str(tmp_path / "images"), size=16)
     config = replace(config, data=data, evaluation=EvaluationConfig())
-    datasets = reference.locate_datasets(config)
+    datasets = locate_datasets(config)
     datasets.prepare()
     classifier = datasets.prepare_classifier()
     with datasets.open_reference() as images:
@@ -141,3 +142,39 @@ def test_no_modes_are_counted_where_the_classes_of_real_images_cannot_be_told(
         assert re.search(reason, ganray_log.text)
     else:
         assert (classifier, ganray_log.text.count("no modes:")) == ("", 0)
+
+
+def memorization_test(config) -> MemorizationTest | None:
+    datasets = locate_datasets(config)
+    datasets.prepare()
+    file = datasets.assets("").held_out
+    return MemorizationTest(file, CPU) if file else None
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"split": "train"}, (1_500, 297)),  # the test split
+        ({"split": "train", "images": 100}, (100, 297)),
+        ({"images": 1_000, "reference": {"images": None}}, (1_000, 797)),  # the rest
+        ({"images": 1_750, "reference": {"images": None}}, None),  # too few are left
+        ({"split": "all"}, None),
+        ({"split": "train", "crop": 8}, None),
+    ],
+)
+def test_memorization_is_measured_with_images_that_are_held_out(tmp_path, options, sizes):
+    test = memorization_test(digits_config(tmp_path, **options))
+    assert (test and test.sizes) == sizes
+
+
+def test_copies_of_training_images_are_found_through_their_files(tmp_path):
+    config = digits_config(tmp_path, split="train")
+    test = memorization_test(config)
+    assert test is not None
+    with locate_datasets(config).open_training() as read_training:
+        copies = read_training(np.arange(100, 300))
+    neighbours = test(coarse_pixels(copies, CPU))
+    assert neighbours.nearest.tolist() == list(range(100, 300))
+    assert neighbours.memorized().low > 0.5 > test.control.memorized().high
+    assert test(torch.zeros(4, 9)) is None  # samples of another size
+    assert len(test(coarse_pixels(copies, CPU), max_pairs=3 * sum(test.sizes)).nearest) == 3

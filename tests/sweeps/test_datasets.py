@@ -10,7 +10,8 @@ from ganray.config.cli import parse_value
 from ganray.config.schema import DataConfig
 from ganray.data import prepare
 from ganray.data.writer import write_shards
-from ganray.evaluation.reference import EvaluationAssets, RunDatasets
+from ganray.evaluation.datasets import RunDatasets
+from ganray.evaluation.reference import EvaluationAssets
 from ganray.sweeps.axes import parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
 from ganray.sweeps.design import make_plan

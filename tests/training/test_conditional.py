@@ -8,7 +8,7 @@ import torch
 
 from ganray.data.prepare import DatasetPlan
 from ganray.data.reader import ShardedDataset
-from ganray.evaluation.reference import RunDatasets
+from ganray.evaluation.datasets import RunDatasets
 from ganray.training import loop
 from ganray.training.launch import launch
 from ganray.training.plan import Workers, plan_rows

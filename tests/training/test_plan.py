@@ -7,7 +7,7 @@ import pytest
 from ganray.config import presets
 from ganray.config.schema import Config, LossConfig, RayConfig, TrainConfig
 from ganray.data.prepare import DatasetPlan
-from ganray.evaluation.reference import RunDatasets
+from ganray.evaluation.datasets import RunDatasets
 from ganray.training.checkpoints import write_checkpoint
 from ganray.training.plan import (
     Cluster,

@@ -55,6 +55,12 @@ def draw(rng_seed: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return paint(traits), attributes_of(traits)
 
 
+def split_sizes(num_images: int) -> tuple[int, ...]:
+    """Return the number of faces in the splits train, valid and test, in CelebA's proportions."""
+    ends = [num_images * images // sum(_SPLIT) for images in itertools.accumulate(_SPLIT)]
+    return tuple(end - start for start, end in itertools.pairwise([0, *ends]))
+
+
 def is_written(folder: Path, num_images: int, rng_seed: int) -> bool:
     """Return whether `write_celeba` has written all of these faces into the folder."""
     record = folder / _RECORD
@@ -108,11 +114,11 @@ def write_celeba(
     lines = [str(num_images), " ".join(ATTRIBUTE_NAMES)]
     lines += [f"{_name(i)} " + " ".join(f"{x:2d}" for x in row) for i, row in enumerate(attributes)]
     parts[0].write_text("\n".join(lines) + "\n")
-    train, valid, _ = (
-        num_images * images // sum(_SPLIT) for images in itertools.accumulate(_SPLIT)
-    )
-    split = [f"{_name(i)} {int(i >= train) + int(i >= valid)}\n" for i in range(num_images)]
-    parts[1].write_text("".join(split))
+    splits = [
+        f"{_name(i)} {part}\n"
+        for i, part in enumerate(np.repeat(range(3), split_sizes(num_images)))
+    ]
+    parts[1].write_text("".join(splits))
     for part, path in zip([*parts, unfinished], [*final, record], strict=True):
         with part.open("rb") as file:
             os.fsync(file.fileno())
