@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import signal
 import sys
 import threading
 from collections import deque
@@ -51,6 +50,7 @@ from ganray.data.format import (
 from ganray.data.integrity import check_value, damaged_rows, describe_shard, get_dataset
 from ganray.data.sources import ImageSource, JpegSource
 from ganray.data.sources.listing import BadImagesError
+from ganray.data.worker_process import follow_parent
 from ganray.errors import UserError
 from ganray.files import cannot_write, publish, read_json, write_atomic
 from ganray.log import redact
@@ -475,15 +475,7 @@ def start_thread(source: ImageSource, recipe: ConversionSpec) -> None:
 
 def start_process(source: ImageSource, recipe: ConversionSpec) -> None:
     """Let this process convert images of ``source``, and end with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def die_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # a pool's worker would otherwise wait forever for a parent that was killed
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    follow_parent()
     start_thread(source, recipe)
 
 

@@ -1,5 +1,9 @@
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -280,3 +284,26 @@ def test_the_real_celeba_is_never_replaced(tmp_path):
 def test_a_count_outside_six_digits_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="num_images=1000000"):
         write_celeba(tmp_path, 1_000_000, rng_seed=1)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_to_all_processes_ends_the_drawing_with_one_line(tmp_path, name, code):
+    """As a terminal sends Ctrl-C and `ray job stop` SIGTERM; the rest is not drawn."""
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import signal\nfrom pathlib import Path\n"
+        "from ganray.config import cli\nfrom ganray.data.sources.faces import write_celeba\n"
+        "def main(argv):\n"
+        "    write_celeba(Path(argv[0]), 999_999, 0, 2, lambda n: print(n, flush=True))\n"
+        "if __name__ == '__main__':\n"
+        # A shell starts background commands, and so perhaps these tests, with SIGINT ignored.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    cli.run(main)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, str(script), str(tmp_path / "faces")]
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "stopped\n")

@@ -26,6 +26,7 @@ from ganray.data.sources.faces.traits import (
     attributes_of,
     draw_traits,
 )
+from ganray.data.worker_process import follow_parent
 from ganray.errors import UserError
 
 __all__ = ["ATTRIBUTE_NAMES", "DRAWN_ATTRIBUTES", "VERSION", "draw", "is_written", "write_celeba"]
@@ -139,8 +140,12 @@ def _write_images(
             results = map(_jpegs, tasks)
         else:
             spawn = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=spawn)
-            results = stack.enter_context(pool).map(_jpegs, tasks)
+            pool = ProcessPoolExecutor(min(processes, len(tasks)), spawn, follow_parent)
+            # Not as a context, which would draw all faces, nor with `map`, whose cancelled tasks
+            # make the pool print a traceback when a signal ends its processes.
+            stack.callback(pool.shutdown, cancel_futures=True)
+            futures = [pool.submit(_jpegs, task) for task in tasks]
+            results = (futures.pop(0).result() for _ in tasks)
         for (_, start, _), (jpegs, attributes) in zip(tasks, results, strict=True):
             for index, jpeg in enumerate(jpegs, start):
                 entry = zipfile.ZipInfo(f"img_align_celeba/{_name(index)}", (2015, 9, 28, 0, 0, 0))
