@@ -218,29 +218,40 @@ def _show_help(
     description: str,
     sections: Mapping[str, type],
 ) -> None:
-    """Print help and exit if --help, --help SECTION or --help_all is given."""
+    """Print help and exit if --help, --help SECTION, --help OPTION or --help_all is given.
+
+    Raises:
+        UserError: There is no such section or option.
+    """
     words = ["--help" if word == "-h" else word.replace("-", "_") for word in argv]
     words = [word.replace("__help", "--help") for word in words]
     asked = next((word for word in words if word in ("--help", "--help_all")), None)
     if asked is None:
         return
-    name = argv[0] if argv[0] in presets else default
+    topic = "".join(argv[words.index(asked) + 1 :][:1])
+    name = next((word for word in (argv[0], topic) if word in presets), default)
     given = list(help.options(Config, dataclasses.replace(presets[name], preset=name)))
     for section, kind in sections.items():
         given += help.options(kind, kind(), f"{section}.")
     topics = dict.fromkeys(o.name.partition(".")[0] for o in given if "." in o.name)
-    topic = words[words.index(asked) + 1 :][:1]
-    if asked == "--help" and topic and topic[0] in topics:
-        chosen = [option for option in given if option.name.startswith(f"{topic[0]}.")]
-        heading = f"Options of {topic[0]}, with the values of the preset {name}:"
+    if asked == "--help" and topic and topic not in presets and not topic.startswith("-"):
+        option = topic.replace("-", "_")
+        chosen = [o for o in given if o.name == option or o.name.startswith(f"{option}.")]
+        if not chosen:
+            similar = _did_you_mean(option, [*topics, *(o.name for o in given)])
+            raise UserError(
+                f"--help {topic}: no such section ({', '.join(topics)}) or option{similar}"
+            )
+        what = "Options of" if option in topics else "Option"
+        heading = f"{what} {option}, with the values of the preset {name}:"
         _print_help(f"{heading}\n\n{help.in_full(chosen)}")
     common = (*help.COMMON, *(f"{section}.{word}" for section in sections for word in _SWEEP))
     chosen = given if asked == "--help_all" else [o for o in given if o.name in common]
     about = help.table({preset: ABOUT[preset] for preset in presets})
     more = (
-        f"--help SECTION explains all options of {', '.join(topics)}; --help_all lists them. A YAML"
-        " file may hold any of them (--config FILE; --print_config prints one), and so may the"
-        " environment: GANRAY_TRAIN__KIMG=100 is --train.kimg 100."
+        f"--help SECTION explains {', '.join(topics)}; --help OPTION one option; --help_all lists"
+        " all. A YAML file may hold any of them (--config FILE; --print_config prints one), and so"
+        " may the environment: GANRAY_TRAIN__KIMG=100 is --train.kimg 100."
     )
     _print_help(
         f"usage: {_program()} [PRESET] [--OPTION VALUE ...]\n\n{help.reflow(description)}\n\n"
@@ -265,9 +276,13 @@ def _program() -> str:
 def _not_one_of(name: str, value: object, choices: Iterable[str]) -> str:
     """Return the message for a value that is none of the choices, with the most similar one."""
     names = [str(choice) for choice in choices]
-    similar = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
-    advice = f"; did you mean {similar[0]}?" if similar else ""
-    return f"{name}={value} is not one of {', '.join(names)}{advice}"
+    return f"{name}={value} is not one of {', '.join(names)}{_did_you_mean(str(value), names)}"
+
+
+def _did_you_mean(word: str, names: Sequence[str]) -> str:
+    """Return a question with the most similar name; '' if none is similar."""
+    similar = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _build(values: dict[str, Any]) -> Config:

@@ -65,7 +65,7 @@ def options(kind: type, defaults: object, prefix: str = "") -> Iterator[Option]:
             yield from options(cast("type", hint), default, f"{prefix}{name}.")
         else:
             choices = tuple(map(str, _choices(hint)))
-            text = texts.get(name, "")
+            text = texts.get(name, "").replace("None: ", "null: ")  # as a user types it
             yield Option(prefix + name, text, choices, _shown(default), _unset(text))
 
 
@@ -144,5 +144,5 @@ def _shown(value: object) -> str:
 
 
 def _unset(text: str) -> str:
-    said = re.search(r"(?:None|Empty): (.*?)[.;](?: |$)", text)
+    said = re.search(r"(?:null|Empty): (.*?)[.;](?: |$)", text)
     return said[1] if said and len(said[1]) < _SHORT else ""

@@ -111,6 +111,10 @@ def test_the_default_name_consists_of_preset_and_time():
         (["--loss.name", "wgn"], "did you mean wgan?"),
         (["--config", "/nowhere.yaml"], "config=/nowhere.yaml: no such file"),
         (["--home", "~nouser/x"], "home=~nouser/x: unknown user"),
+        (["--help", "bogus"], "--help bogus: no such section (data, latent,"),
+        (["--help", "augmen"], "did you mean augment?"),
+        (["--help", "lancher"], "did you mean launcher?"),
+        (["--help", "train.kimgs"], "did you mean train.kimg?"),
     ],
 )
 def test_invalid_input_is_rejected_in_one_line(argv, message):
@@ -157,6 +161,24 @@ def test_help_has_a_line_for_each_option_that_fits_the_terminal(monkeypatch, cap
     assert "--train.precision fp32 | bf16 [fp32]" in texts["--help train"]
     assert "weights and optimizer state stay fp32." in " ".join(texts["--help train"].split())
     assert not re.search(r"Literal|<class|ENV", " ".join(texts.values()))
+
+
+@pytest.mark.parametrize("topic", ["init_from", "init-from", "train.kimg"])
+def test_help_explains_a_single_option(capsys, topic):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help", topic)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  --{topic.replace('-', '_')}" in text
+    assert text.count("\n  --") == 1
+
+
+def test_help_spells_an_unset_value_as_the_options_do(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", "data")
+    text = capsys.readouterr().out
+    assert "null: all" in text
+    assert "None" not in text
 
 
 def test_each_option_says_in_its_first_sentence_what_it_is():
