@@ -74,7 +74,7 @@ def run(config: Config) -> None:
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(
-                    f"check_discriminator=True needs one process, not {world_size()}; leave out"
+                    f"check_discriminator=true needs one process, not {world_size()}; leave out"
                     " torchrun"
                 )
             config = replace(config, launcher="torch")  # shorter than starting Ray
@@ -179,7 +179,7 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
         mlflow_runs.log_addresses(mlflow_runs.store_uri(config), sync.flush_and_call(send_figure))
     if not result.separates:
         raise UserError(
-            f"check_discriminator=True: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
+            f"check_discriminator=true: D must reach {MIN_REAL_PROB} and {MAX_NOISE_PROB}; try more"
             " --train.kimg or another --optimizer.lr_D"
         )
 

@@ -330,12 +330,12 @@ class NetworkConfig:
         require("network.minibatch_stddev", group, "be 0 or at least 2", group == 0 or group >= 2)
         if self.kind == "resnet" and self.spectral_norm:
             raise UserError(
-                "network.spectral_norm=True and network.kind=resnet exclude each other, as weights"
+                "network.spectral_norm=true and network.kind=resnet exclude each other, as weights"
                 " that start at zero have no norm; bound D by loss.r1_gamma and loss.r2_gamma"
             )
         if self.conditional and self.pack > 1:
             raise UserError(
-                f"network.pack={self.pack} and network.conditional=True exclude each other, as the"
+                f"network.pack={self.pack} and network.conditional=true exclude each other, as the"
                 " images of a pack have different labels; use one of them"
             )
 

@@ -95,7 +95,7 @@ def _held_out_indices(config: Config, images: ImageDataset) -> np.ndarray:
     count = max(group, limit // group * group)
     if count >= len(images):
         raise UserError(
-            f"check_discriminator=True holds out {count} images in groups of {group}, but there are"
+            f"check_discriminator=true holds out {count} images in groups of {group}, but there are"
             f" {len(images)} images; use more --data.images"
         )
     return build_sampler(config.data, images, config.train.rng_seed).indices(0, count)

@@ -106,7 +106,7 @@ def check_workers(config: Config, count: int) -> None:
         )
     if microbatch and network.spectral_norm:
         raise UserError(
-            f"train.microbatch={microbatch} and network.spectral_norm=True exclude each other, as"
+            f"train.microbatch={microbatch} and network.spectral_norm=true exclude each other, as"
             " each part of the batch would improve D's estimate of its norms; leave one out"
         )
     if microbatch and config.loss.unroll:
@@ -199,6 +199,10 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
         parts.append(f"{count:,} samples every {interval:g} kimg")
     if count := usable(evaluation.report_samples, parts=2):
         parts.append(f"final report on {count:,} samples")
+        if count < evaluation.report_samples:
+            unseen = " that the classifier is not trained on" * reference.has_classifier
+            wanted = f"{evaluation.report_samples:,}"
+            parts[-1] += f" (not {wanted}, as it needs two sets of images{unseen})"
     if not parts:
         return f"none, as {_count(reference.count, 'image')} to compare with are too few"
     if not datasets.same:
@@ -244,7 +248,7 @@ def num_classes(config: Config, images: DatasetPlan) -> int:
     """Return the number of classes of a conditional pair; 0 for an unconditional pair."""
     if config.network.conditional and not images.classes:
         raise UserError(
-            f"network.conditional=True needs class labels, but {images.description} have none;"
+            f"network.conditional=true needs class labels, but {images.description} have none;"
             " try --data.source mnist, or a folder with one subfolder per class"
         )
     return images.classes if config.network.conditional else 0

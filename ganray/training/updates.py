@@ -115,7 +115,7 @@ class Updates:
             except RuntimeError as error:
                 cause = str(error.__context__ or error).partition("\n")[0]
                 raise UserError(
-                    f"train.cuda_graphs=True: a step cannot be captured as a CUDA graph ({cause});"
+                    f"train.cuda_graphs=true: a step cannot be captured as a CUDA graph ({cause});"
                     " the same command with --train.cuda_graphs false resumes without"
                 ) from error
         return self._graphs[kind](batch)

@@ -60,7 +60,7 @@ def test_widths_of_the_presets_of_huang_et_al():
 def test_widths_that_groups_do_not_divide_are_refused():
     with pytest.raises(UserError, match=r"network.width_G=20 must be divisible by 8"):
         replace(SMALL, width_G=20, group_width=16)
-    with pytest.raises(UserError, match=r"network.spectral_norm=True and network.kind=resnet"):
+    with pytest.raises(UserError, match=r"network.spectral_norm=true and network.kind=resnet"):
         replace(SMALL, spectral_norm=True)
 
 

@@ -57,6 +57,6 @@ def test_images_without_labels_are_rejected_by_the_plan(conditional):
         images = DatasetPlan("squares", 9, (16, 16, 3), (16, 16, 3), "/s", 9, classes)
         return plan_rows(RunDatasets(conditional, images, images), Workers(1, False, 1))
 
-    with pytest.raises(ValueError, match=r"network.conditional=True needs class labels"):
+    with pytest.raises(ValueError, match=r"network.conditional=true needs class labels"):
         plan(classes=0)
     assert "and one of 2 labels" in plan(classes=2)["networks"]

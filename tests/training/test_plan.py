@@ -171,6 +171,12 @@ def test_the_plan_describes_the_run(tmp_path):
     some = replace(images, count=300)
     text = describe(preset, some, Workers(1, False, 1))
     assert "300 samples every 15 kimg, final report on 150 samples" in text
+    assert "150 samples (not 5,000, as it needs two sets of images) results" in text
+    halved = replace(images, has_classifier=True)
+    text = describe(preset, halved, Workers(1, False, 1))
+    assert "final report on 3,000 samples (not 5,000, as it needs two sets of images that" in text
+    plenty = replace(halved, count=20_000)
+    assert "5,000 samples results" in describe(preset, plenty, Workers(1, False, 1))
     halved = replace(some, has_classifier=True)
     text = describe(preset, halved, Workers(1, False, 1))
     assert "evaluation 150 samples every 15 kimg results" in text  # 75 are too few for a report

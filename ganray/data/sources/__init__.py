@@ -162,7 +162,7 @@ def open_source(
         raise UserError(f"count={count}: only stacked-mnist has this option; leave it out")
     if download and name not in (*_DOWNLOADABLE, "digits"):
         raise UserError(
-            f"download=True: {name} cannot be fetched, only {', '.join(_DOWNLOADABLE)}; leave it "
+            f"download=true: {name} cannot be fetched, only {', '.join(_DOWNLOADABLE)}; leave it "
             "out"
         )
     if name == "digits":

@@ -235,7 +235,7 @@ def _split(files: list[str]) -> tuple[NDArray[np.uint8], list[PurePosixPath], st
     paths = [PurePosixPath(name) for name in files]
     tops = [path.parts[0].lower() if len(path.parts) > 1 else "" for path in paths]
     split = [2 if held_out(name) else 0 for name in files]
-    note = "splits: a tenth is held out as test, by name"
+    note = "splits: none, so --data.split train and test are nine tenths and a tenth, by name"
     # A class may be called "train" as well, beside "car" and "ship".
     if set(tops) <= SPLIT_FOLDERS.keys() and 0 in {SPLIT_FOLDERS[top] for top in tops}:
         paths = [PurePosixPath(*path.parts[1:]) for path in paths]
