@@ -36,9 +36,10 @@ def celeba(argv: Sequence[str]) -> None:
 def mnist(argv: Sequence[str]) -> None:
     """Train the source text's GANs on MNIST, one preset per step of the text.
 
-    The default preset is normal-100. MNIST is read from --data.root, or downloaded once (11 MB)
-    into the home folder; without a network, scikit-learn's 8x8 digits are used instead. The presets
-    stacked-* train on stacked MNIST: three digits per image, 1,000 modes.
+    The source text is the introduction to GANs that ganray grew from. The default preset is
+    normal-100. MNIST is read from --data.root, or downloaded once (11 MB) into the home folder;
+    without a network, scikit-learn's 8x8 digits are used instead. The presets stacked-* train on
+    stacked MNIST: three digits per image, 1,000 modes.
 
         python jobs/mnist.py first
         python jobs/mnist.py normal-100 --data.root ~/mnist

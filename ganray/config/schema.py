@@ -563,7 +563,7 @@ class EvaluationConfig:
     features: Literal["classifier", "inception"] = option("classifier", resume="free", sweep="no")
     """Network that computes the features of images. classifier: trained on the reference images.
     inception: Inception v3 from a file of weights that you have, with `pip install
-    'ganray[pretrained]'`; far slower, but Frechet distances compare with published ones."""
+    torch-fidelity`; far slower, but Frechet distances compare with published ones."""
     reference: ReferenceData = option(factory=ReferenceData, resume="free", sweep="no")
     """Fields of `data` that differ for the reference images. --data.split train
     --evaluation.reference.split test: held-out images. --data.images 500
