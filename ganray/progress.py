@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
@@ -62,12 +61,7 @@ class Progress:
         elif time.monotonic() - self._last_log >= LOG_INTERVAL_S:
             self._log()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Show the final state, also if the task failed."""
         if self._bar is not None:
             self._bar.close()

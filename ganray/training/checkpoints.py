@@ -100,10 +100,6 @@ class CheckpointWriter:
         if self._written.done():
             self._written.result()
 
-    def is_idle(self) -> bool:
-        """Return whether nothing is being copied or written."""
-        return self._written.done()
-
     def wait_for_copy(self) -> None:
         """Wait until the state may change and a CUDA graph may be captured."""
         self._copied.result()

@@ -204,7 +204,8 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
             wanted = f"{evaluation.report_samples:,}"
             parts[-1] += f" (not {wanted}, as it needs two sets of images{unseen})"
     if not parts:
-        return f"none, as {_count(reference.count, 'image')} to compare with are too few"
+        half = ", half of which train the classifier," * reference.has_classifier
+        return f"none, as {_count(reference.count, 'image')}{half} to compare with are too few"
     if not datasets.same:
         height, width, _ = datasets.reference.image_shape
         parts.append(f"reference {datasets.reference}, {height}x{width}")

@@ -40,7 +40,7 @@ def main() -> None:
         undisturbed = statistics.median(seconds(step) for _ in range(REPEATS))
         writer = CheckpointWriter(state)
         writer.reserve()
-        while not writer.is_idle():
+        while not writer._written.done():
             step()
         saves, firsts, delays, writes = [], [], [], []
         for _ in range(REPEATS):
@@ -48,7 +48,7 @@ def main() -> None:
             start = time.perf_counter()
             saves.append(seconds(lambda: writer.save(latest=True)))
             steps = [seconds(step)]
-            while not writer.is_idle():
+            while not writer._written.done():
                 steps.append(seconds(step))
             writes.append(time.perf_counter() - start)
             firsts.append(saves[-1] + steps[0] - undisturbed)

@@ -168,6 +168,8 @@ def test_the_plan_describes_the_run(tmp_path):
     assert few_images_warning(RunDatasets(preset, images, images)) is None
     text = describe(preset, few, Workers(1, False, 1))
     assert "evaluation none, as 3 images to compare with are too few" in text
+    text = describe(preset, replace(few, count=120, has_classifier=True), Workers(1, False, 1))
+    assert "none, as 120 images, half of which train the classifier, to compare with" in text
     some = replace(images, count=300)
     text = describe(preset, some, Workers(1, False, 1))
     assert "300 samples every 15 kimg, final report on 150 samples" in text

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
 from ganray.data.sources.labelled_images import WithoutAttributes
-from ganray.data.sources.listing import held_out, printable
+from ganray.data.sources.listing import printable, split_by_name
 from ganray.errors import UserError
 
 NAMES, LABEL_NAMES = ("imgs", "images", "x", "data"), ("labels", "label", "y")
@@ -93,7 +93,7 @@ class HDF5Array(WithoutAttributes):
                 np.full(count, -1) if given is None else given,
                 names,
                 shape,
-                np.array([2 if held_out(str(i)) else 0 for i in range(count)], np.uint8),
+                split_by_name(range(count)),
                 (note, f"classes: {len(names)} of the labels" if names else "no classes"),
             )
 

@@ -23,10 +23,10 @@ from ganray.data.sources.listing import (
     BadImagesError,
     Tree,
     count_suffixes,
-    held_out,
     iter_with_progress,
     name_hash,
     printable,
+    split_by_name,
 )
 from ganray.errors import UserError
 
@@ -234,16 +234,16 @@ def _split(files: list[str]) -> tuple[NDArray[np.uint8], list[PurePosixPath], st
     """Return the split of each image, its path inside the folder of the split, and a note."""
     paths = [PurePosixPath(name) for name in files]
     tops = [path.parts[0].lower() if len(path.parts) > 1 else "" for path in paths]
-    split = [2 if held_out(name) else 0 for name in files]
+    split = split_by_name(files)
     note = "splits: none, so --data.split train and test are nine tenths and a tenth, by name"
     # A class may be called "train" as well, beside "car" and "ship".
     if set(tops) <= SPLIT_FOLDERS.keys() and 0 in {SPLIT_FOLDERS[top] for top in tops}:
         paths = [PurePosixPath(*path.parts[1:]) for path in paths]
         if len(set(tops)) > 1:
-            split = [SPLIT_FOLDERS[top] for top in tops]
+            split = np.array([SPLIT_FOLDERS[top] for top in tops], np.uint8)
             counts = Counter(tops)
             note = "splits: " + ", ".join(f"{top} {counts[top]:,}" for top in sorted(counts))
-    return np.array(split, np.uint8), paths, note
+    return split, paths, note
 
 
 def _classes(

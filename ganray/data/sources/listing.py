@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ganray.errors import UserError
 from ganray.progress import Progress
 
@@ -32,7 +35,7 @@ class BadImagesError(UserError):
         """Store the reason for each image by its index."""
         self.problems = dict(problems)
         first, count = next(iter(self.problems.values())), len(self.problems)
-        more = f" and {count - 1:,} more images cannot be read" if count > 1 else ""
+        more = f" and {count - 1:,} more cannot be read" if count > 1 else ""
         super().__init__(
             f"{first}{more}; replace or remove them, or leave them out: --data.bad_images skip"
             " (jobs/shard.py: --bad_images skip)"
@@ -160,12 +163,13 @@ def name_hash(name: str, key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8, key=key).digest())
 
 
-def held_out(name: str) -> bool:
-    """Return whether the image of this name is in the tenth that is held out from training.
+def split_by_name(names: Iterable[object]) -> NDArray[np.uint8]:
+    """Return the split of images by their names, uint8 (N,): 2 (test) for a tenth, 0 for others.
 
     It does not depend on other images, so that no image changes its split when a set grows.
     """
-    return name_hash(name, b"held out") < 2**64 // 10
+    limit = 2**64 // 10
+    return np.array([2 * (name_hash(str(n), b"held out") < limit) for n in names], np.uint8)
 
 
 def printable(path: Path | str) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ganray.data.sources.hdf5_file import one_line, sample_digest
 from ganray.data.sources.labelled_images import WithoutAttributes
-from ganray.data.sources.listing import held_out, printable
+from ganray.data.sources.listing import printable, split_by_name
 from ganray.errors import UserError
 
 _IMAGES, _LABELS = "arr_0", "arr_1"
@@ -117,7 +117,7 @@ class NumpyArray(WithoutAttributes):
             np.full(count, -1) if given is None else given,
             class_names,
             (height, width, channels),
-            np.array([2 if held_out(str(i)) else 0 for i in range(count)], np.uint8),
+            split_by_name(range(count)),
             (f"classes: {len(class_names)} of {_LABELS}" if class_names else "no classes",),
         )
 

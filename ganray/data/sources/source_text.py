@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
-from ganray.data.sources.listing import held_out
+from ganray.data.sources.listing import split_by_name
 from ganray.errors import UserError
 
 GROUP = "img_align_celeba"
@@ -71,7 +71,7 @@ class SourceTextHDF5:
         with open_group(path) as group:
             names, ids = list_images(group, path)
             shape = open_image(group, names[0], path).shape
-        return cls(path, names, ids, shape, split_of(ids))
+        return cls(path, names, ids, shape, split_by_name(f"{number}.jpg" for number in ids))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -114,11 +114,6 @@ class SourceTextHDF5:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the handle, because HDF5 objects cannot be pickled."""
         return self.__dict__ | {"_handle": None}
-
-
-def split_of(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return uint8 (N,): 2 for the tenth of the images that is held out, 0 for the others."""
-    return np.array([2 if held_out(f"{number}.jpg") else 0 for number in ids], np.uint8)
 
 
 @contextlib.contextmanager

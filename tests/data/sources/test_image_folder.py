@@ -234,7 +234,7 @@ def test_all_bad_images_are_listed_in_one_pass_or_skipped(
     for name in ("cat/3.png", "dog/deep/er/5.png"):
         (pets / name).write_bytes(b"no image")
     (pets / "cat" / "lost.png").symlink_to("/nowhere.png")
-    assert "3.png" in rejected(pets, "and 2 more images cannot be read")
+    assert "3.png" in rejected(pets, "and 2 more cannot be read")
     assert [r.getMessage().partition(": cannot")[0] for r in ganray_log.records] == [
         str(pets / name) for name in ("cat/3.png", "cat/lost.png", "dog/deep/er/5.png")
     ]

@@ -139,7 +139,7 @@ def test_images_that_the_file_cannot_hold_are_rejected(
     claimed = struct.pack("<I", len(start) + 10**9)
     data = path.read_bytes()
     path.write_bytes(data.replace(struct.pack("<I", len(start)), claimed))
-    monkeypatch.setattr(numpy_array, "held_out", None)  # is not reached
+    monkeypatch.setattr(numpy_array, "split_by_name", None)  # is not reached
     rejected(path, r"cannot be read \(arr_0.npy claims more bytes than the file can hold\)")
     (tmp_path / "x.npy").write_bytes(header((1, 2**14, 2**14, 3)))
     with (tmp_path / "x.npy").open("r+b") as file:
