@@ -217,7 +217,8 @@ def _train_and_report(
             mlflow_runs.log_files(run, figures.values())
             mlflow_runs.log_files(run, files, "evaluation")
             if report is not None:
-                mlflow_runs.log_summary(run, report.summary(), report.tags())
+                tags = report.tags() | {mlflow_runs.NOTE_TAG: report.diagnosis.text}
+                mlflow_runs.log_summary(run, report.summary(), tags)
             return mlflow_models.log_generator(run, checkpoint), mlflow_runs.run_url(run)
 
         sent = sync.flush_and_call(send_results)  # last: MLflow may be unreachable by now

@@ -37,6 +37,9 @@ _MAX_GROUPS = 24
 """Maximum number of lines in a chart."""
 _COMPARED_RUNS = 20
 """Maximum number of runs in a comparison URL, which grows by 38 characters with each."""
+_MAX_LEGEND = 3
+"""Maximum number of lines whose names fit below a chart; for more, the list of runs is the legend.
+Hidden, it leaves room for the titles of charts where MLflow's assistant is open beside them."""
 _OTHER_METRICS = ("collapse", "discriminator", "loss", "speed", "system", "final")
 """Prefixes of metrics without a chart here. MLflow adds a section for each; they stay closed."""
 _DESCRIPTION = """\
@@ -202,6 +205,7 @@ def _state(
         },
         # Collapsed, the list of groups is the legend of the charts.
         "groupsExpanded": {f"{mode}.{group_key}.{value}": False for value in values},
+        "runListHidden": 0 < len(values) <= _MAX_LEGEND,
         "useGroupedValuesInCharts": True,
         "compareRunSections": [
             *(_section(name, title, *sections[name][1:3]) for name, title in titles.items()),

@@ -151,6 +151,7 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     (run,) = client.search_runs([client.get_experiment_by_name("celeba").experiment_id])
     assert run.info.status == "FINISHED"
     assert "report/recall" in run.data.metrics
+    assert run.data.tags["mlflow.note.content"] == run.data.tags["ganray.diagnosis"]
     assert "loss/D" in run.data.metrics
     files = client.list_artifacts(run.info.run_id) + client.list_artifacts(
         run.info.run_id, "evaluation"

@@ -77,6 +77,20 @@ def test_a_view_of_more_runs_than_the_page_loads_does_not_begin_with_the_best(ho
     assert averages["searchFilter"] == "tags.`ganray.sweep_means` = 'large'"
 
 
+def test_the_list_of_runs_is_shown_where_it_is_the_legend(home):
+    run, _ = saved(home, small_sweep("lists"))
+    hidden = {
+        name: state["runListHidden"] for name, state in states(run).items() if "lists" in name
+    }
+    assert hidden == {
+        "lists by distribution": True,
+        "lists by size": True,
+        "lists by setting": False,  # of four lines
+        "lists every run": False,
+        "lists samples of seed 0": False,
+    }
+
+
 def test_the_installed_mlflow_knows_every_name_of_the_format(home):
     """If this fails, MLflow's page has changed: adapt mlflow_view.py, run `pytest -m browser`."""
     run, _ = saved(home, small_sweep("names"))
