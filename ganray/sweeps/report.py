@@ -21,19 +21,12 @@ from ganray.config.serialization import flatten, without_secrets
 from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.files import write_atomic
 from ganray.sweeps import charts
-from ganray.sweeps.analysis import (
-    MIN_SEEDS,
-    Difference,
-    Effect,
-    RankedSetting,
-    anova,
-    compare,
-    ranking,
-)
+from ganray.sweeps.analysis import Difference, Effect, RankedSetting, anova, compare, ranking
 from ganray.sweeps.axes import Axis
 from ganray.sweeps.charts import decimals, direction, format_estimate, title_of
+from ganray.sweeps.family import COMPARED, LEVELS_ALPHA, MIN_SEEDS, RANKING_ALPHA, WITHIN_ALPHA
 from ganray.sweeps.results import RANKED, Results
-from ganray.sweeps.summary import COMPARED, interactions, summarize
+from ganray.sweeps.summary import interactions, summarize
 
 HTML, JSON = "report.html", "report.json"
 _COLUMNS = ["coverage", "recall", "vendi_share", "kl_corrected", "modes_held"]
@@ -87,7 +80,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     """Entries; those of numeric columns are a number, optionally followed by its interval."""
     ties: Sequence[bool] = ()
-    """Whether each row does not differ significantly from the first one."""
+    """Whether each row is the first one or not significantly worse."""
 
     def text(self, width: int) -> str:
         """Return aligned lines; columns at the right are left out if they do not fit."""
@@ -120,7 +113,7 @@ class Table:
     def _notes(self) -> list[str]:
         more = len(self.rows) - _LIMIT
         notes = [f"... and {more} more"] if more > 0 else []
-        return notes + ["= does not differ significantly from the first"] * any(self.ties[1:])
+        return notes + ["= not significantly worse than the first"] * any(self.ties[1:])
 
 
 def write(
@@ -172,17 +165,15 @@ def write(
 
 
 def pairwise_differences(results: Results, effects: Sequence[Effect]) -> list[Difference]:
-    """Return all pairs of levels; of interacting axes also at each level of the other axis."""
+    """Return all pairs of levels; of interacting axes also at each level of the other axis.
+
+    The latter, which the summary does not name, are a family of their own.
+    """
     names = [axis.name for axis in results.plan.axes]
-    compared: list[tuple[int, int | None]] = [(i, None) for i in range(len(names))]
-    for effect in interactions(effects):
-        first, second = (names.index(name) for name in effect.factors)
-        compared.append((first, second))
+    pairs = [tuple(map(names.index, effect.factors)) for effect in interactions(effects)]
     return [
-        difference
-        for axis, within in compared
-        for metric in COMPARED
-        for difference in compare(results, metric, axis, within=within)
+        *compare(results, [(i, None) for i in range(len(names))]),
+        *compare(results, [(first, second) for first, second in pairs], alpha=WITHIN_ALPHA),
     ]
 
 
@@ -300,6 +291,7 @@ def render_html(
         table=table,
         pairs=pairs,
         min_seeds=MIN_SEEDS,
+        alphas=[f"{100 * alpha:g}" for alpha in (LEVELS_ALPHA, RANKING_ALPHA, WITHIN_ALPHA)],
         too_few_seeds=seeds < MIN_SEEDS and not censored,
         figures={k: [(title, *_embed(p)) for title, p in paths] for k, paths in figures.items()},
         metrics=[(title_of(m), direction(m), _describe(m)) for m in metrics],

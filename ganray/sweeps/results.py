@@ -16,6 +16,7 @@ from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.files import read_json, write_atomic
 from ganray.log import redact
 from ganray.sweeps.design import SweepPlan, Trial
+from ganray.sweeps.family import RANKED_BY
 from ganray.training import journal
 
 Status = Literal["finished", "diverged", "failed", "stopped", "running", "waiting"]
@@ -23,10 +24,7 @@ Status = Literal["finished", "diverged", "failed", "stopped", "running", "waitin
 all retries."""
 _FILE = "result.json"
 
-RANKED = {
-    name: METRICS_BY_NAME[name].better
-    for name in ("recall", "coverage", "vendi_share", "kl_corrected")
-}
+RANKED = {name: METRICS_BY_NAME[name].better for name in RANKED_BY}
 """Metrics that settings are ranked by, with the better direction. Precision, density and the number
 of modes are left out: a collapsed generator scores 1 on the first two, and all modes can be present
 long before their variety is."""

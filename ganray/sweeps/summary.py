@@ -9,12 +9,11 @@ from typing import get_args
 import numpy as np
 
 from ganray.metrics.intervals import Estimate
-from ganray.sweeps.analysis import HIGHER, MIN_SEEDS, RESIDUAL, Difference, Effect, RankedSetting
+from ganray.sweeps.analysis import HIGHER, RESIDUAL, Difference, Effect, RankedSetting
 from ganray.sweeps.axes import Axis
+from ganray.sweeps.family import COMPARED, MIN_SEEDS
 from ganray.sweeps.results import Results, Status
 
-COMPARED = ("coverage", "recall")
-"""Metrics whose differences and explained variance are reported."""
 _NAMED = 3
 """Maximum number of differences or interactions that are named."""
 _MIN_INTERACTION = 0.05
@@ -57,8 +56,9 @@ def summarize(
         )
     else:
         sentences.append(
-            "Brackets are 95 % confidence intervals over seeds, simultaneous for all pairs of"
-            " levels of an axis."
+            "Brackets are intervals over seeds: those of differences hold for all axes, levels and"
+            " metrics here together, others with 95 % each. If nothing differed, this summary would"
+            " name a difference or a worse setting with a probability of 5 % at most."
         )
         sentences += reference_notes(axes)
         for axis in axes:
@@ -143,11 +143,11 @@ def _best_sentence(axes: Sequence[Axis], ranking: Sequence[RankedSetting], censo
         return f"{text}; it was selected by its results, so expect less of a new run."
     if not others:
         return f"{text}."
-    worse = sum(not row.ties_best for row in others) or "none"
+    worse = sum(not row.ties_best for row in others)
     if len(others) == 1:
-        differs = "does not differ" if others[0].ties_best else "differs"
-        return f"{text}; the other setting {differs} significantly from it."
-    return f"{text}; {worse} of {len(others)} other settings differ significantly from it."
+        return f"{text}; the other setting is {'' if worse else 'not '}significantly worse."
+    verb = "is" if worse < 2 else "are"
+    return f"{text}; {worse or 'none'} of {len(others)} others {verb} significantly worse."
 
 
 def _count(n: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from ganray.metrics.intervals import Estimate, replicate_interval
 from ganray.sweeps.analysis import HIGHER, RESIDUAL, _jackknife, anova, compare, ranking
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.design import make_plan
+from ganray.sweeps.family import count_comparisons, paired_intervals
 from ganray.sweeps.results import Results, RunResult
 
 SECTIONS = "latent.size", "optimizer.name", "data.size"
@@ -20,7 +21,7 @@ def results_of(status="finished", **metrics):
     """A sweep with these metrics (axis 1, ..., seeds); nan is a run that has not started."""
     shape = next(iter(metrics.values())).shape
     axes = [
-        Axis(name, tuple(Level("abcdefgh"[k] + str(i), {name: k}) for k in range(size)))
+        Axis(name, tuple(Level("abcdefghijklmn"[k] + str(i), {name: k}) for k in range(size)))
         for i, (name, size) in enumerate(zip(SECTIONS, shape[:-1], strict=False))
     ]
     plan = make_plan("s", axes, shape[-1])
@@ -92,13 +93,31 @@ def test_settings_are_compared_with_the_best_within_seeds():
     assert [row.ties_best for row in ranking(results_of(coverage=shuffled))] == [True, True]
 
 
-def test_two_seeds_and_varying_unshared_seeds_show_no_difference():
+def test_two_seeds_and_settings_without_shared_seeds_show_no_difference():
     assert all(r.ties_best for r in ranking(results_of(coverage=np.array([[1.0, 1], [0, 0]]))))
     apart = np.full((2, 6), math.nan)
     apart[0, :3], apart[1, 3:] = [0.8, 0.81, 0.82], [0.2, 0.21, 0.22]
-    assert [r.ties_best for r in ranking(results_of(coverage=apart))] == [True, False]
-    apart[1, 3:] = [0.0, 0.4, 0.8]
     assert [r.ties_best for r in ranking(results_of(coverage=apart))] == [True, True]
+
+
+def test_equal_mean_ranks_are_ordered_by_coverage():
+    recall, coverage = np.array([[0.3], [0.2]]), np.array([[0.4], [0.5]])
+    rows = ranking(results_of(recall=recall, coverage=coverage))
+    assert [(row.levels, row.rank) for row in rows] == [(("b0",), 1.5), (("a0",), 1.5)]
+
+
+def test_settings_that_collapse_by_chance_do_not_differ():
+    """Of 14 equal settings one may collapse in all seeds and one in none, by Student's t apart."""
+    found = 0
+    for i in range(20):
+        collapsed = np.random.default_rng(i).integers(0, 2, (14, 3))
+        values = collapsed + 0.05 * noise(14, 3, seed=i)
+        pairs = [stats.ttest_rel(*pair).pvalue for pair in itertools.combinations(values, 2)]
+        found += min(pairs) * len(pairs) < 0.05
+        results = results_of(coverage=values)
+        assert not any(d.significant for d in compare(results, [(0, None)]))
+        assert all(row.ties_best for row in ranking(results))
+    assert found >= 3
 
 
 def test_setting_that_is_better_in_one_metric_and_worse_in_none_ties_with_the_best():
@@ -117,24 +136,48 @@ def test_setting_without_ranked_metrics_is_last_and_does_not_tie():
     assert [(row.levels, row.ties_best) for row in rows] == [(("b0",), True), (("a0",), False)]
 
 
-def test_difference_has_a_paired_t_interval_over_seeds():
-    values = noise(3, 6)
-    results = compare(results_of(coverage=values), "coverage", 0)
-    assert [(d.a, d.b) for d in results] == [("a0", "b0"), ("a0", "c0"), ("b0", "c0")]
-    for d, (i, j) in zip(results, itertools.combinations(range(3), 2), strict=True):
-        assert d.level == pytest.approx(1 - 0.05 / 3)
-        oracle = stats.ttest_rel(values[i], values[j]).confidence_interval(d.level)
-        mean = (values[i] - values[j]).mean()
-        np.testing.assert_allclose(ends(d.value), [mean, oracle.low, oracle.high])
-        np.testing.assert_allclose(ends(d.swapped().value), [-mean, -oracle.high, -oracle.low])
-    assert results[0].significant == (results[0].value.low > 0 or results[0].value.high < 0)
+def test_difference_of_two_levels_has_a_paired_t_interval_over_seeds():
+    values = noise(2, 6)
+    (d,) = compare(results_of(coverage=values), [(0, None)])
+    assert (d.a, d.b, d.level) == ("a0", "b0", 0.96)
+    oracle = stats.ttest_rel(*values).confidence_interval(0.96)
+    mean = (values[0] - values[1]).mean()
+    np.testing.assert_allclose(ends(d.value), [mean, oracle.low, oracle.high])
+    np.testing.assert_allclose(ends(d.swapped().value), [-mean, -oracle.high, -oracle.low])
+    assert d.significant == (oracle.low > 0 or oracle.high < 0)
+
+
+def test_variance_of_a_difference_is_at_least_the_mean_one_with_box_degrees_of_freedom():
+    values = noise(4, 5) * np.array([[0.1], [1], [1], [3]])
+    gaps = np.array([a - b for a, b in itertools.combinations(values, 2)])
+    centring = np.eye(4) - 1 / 4
+    eigenvalues = np.linalg.eigvalsh(centring @ np.cov(values) @ centring)
+    df = 4 * eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    own = gaps.var(1, ddof=1)
+    assert own.min() < own.mean() < own.max()
+    half = stats.t.ppf(0.95, df) * np.sqrt(np.maximum(own, own.mean()) / 5)
+    mean, found, seeds = paired_intervals(gaps, 0.9)
+    np.testing.assert_allclose(mean, gaps.mean(1))
+    np.testing.assert_allclose(found, half)
+    assert seeds.tolist() == [5] * 6
+
+
+def test_all_axes_levels_and_metrics_are_one_family():
+    values = noise(2, 3, 4)
+    together = compare(results_of(coverage=values, recall=values), [(0, None), (1, None)])
+    assert len(together) == count_comparisons([2, 3]) == 8
+    assert {d.level for d in together} == {1 - 0.04 / 8}
+    alone = compare(results_of(coverage=values), [(0, None)])
+    assert alone[0].value.high < together[0].value.high
 
 
 def test_levels_of_other_axes_are_not_replicates():
     gaps = noise(5)
     values = np.stack([np.tile(gaps, (8, 1)), np.zeros((8, 5))])  # 8 settings with the same noise
-    (difference,) = compare(results_of(recall=values), "recall", 0)
-    assert difference.value == replicate_interval(list(gaps))
+    (difference,) = compare(results_of(recall=values), [(0, None)])
+    np.testing.assert_allclose(
+        ends(difference.value), ends(replicate_interval(list(gaps), level=0.96))
+    )
 
 
 def test_only_runs_that_both_levels_have_are_compared():
@@ -143,17 +186,26 @@ def test_only_runs_that_both_levels_have_are_compared():
     values[1, 0] = [0, 0, 0, math.nan]  # the sweep was interrupted
     values[0, 1] = 100  # this setting has no counterpart
     results = results_of(recall=values)
-    (difference,) = compare(results, "recall", 0)
-    assert difference.value == replicate_interval([1.0, 2.0, 3.0])
+    (difference,) = compare(results, [(0, None)])
+    expected = replicate_interval([1.0, 2.0, 3.0], level=0.96)
+    np.testing.assert_allclose(ends(difference.value), ends(expected))
+    assert difference.value.n == 3
     assert not difference.significant
     only = np.full((2, 2, 3), math.nan)
     only[0, 0] = only[1, 1] = 1.0
-    assert compare(results_of(recall=only), "recall", 0) == []
+    assert compare(results_of(recall=only), [(0, None)]) == []
+
+
+def test_gap_of_one_seed_has_an_unbounded_interval():
+    values = np.array([[0.1, 0.2, 0.3], [0.4, 0.6, 0.9], [0.5, math.nan, math.nan]])
+    ab, ac, _ = compare(results_of(recall=values), [(0, None)])
+    assert math.isfinite(ab.value.low)
+    assert (ac.value.low, ac.value.n) == (-math.inf, 1)
 
 
 def test_levels_can_be_compared_at_each_level_of_another_axis():
     values = noise(2, 3, 4)
-    results = compare(results_of(recall=values), "recall", 0, within=1)
+    results = compare(results_of(recall=values), [(0, 1)], alpha=0.05)
     assert [d.at for d in results] == ["a1", "b1", "c1"]
     for i, d in enumerate(results):
         gap = replicate_interval(list(values[0, i] - values[1, i]), level=1 - 0.05 / 3)
@@ -162,7 +214,7 @@ def test_levels_can_be_compared_at_each_level_of_another_axis():
 
 def test_rounding_errors_are_not_significant():
     values = np.stack([[[0.1] * 4, [0.2] * 4, [0.3] * 4], [[0.3] * 4, [0.1] * 4, [0.2] * 4]])
-    (difference,) = compare(results_of(recall=values), "recall", 0)
+    (difference,) = compare(results_of(recall=values), [(0, None)])
     assert not difference.significant
 
 

@@ -59,7 +59,7 @@ def test_runs_are_counted_by_status():
 
 def test_significant_differences_are_counted_and_the_largest_are_named():
     sweep = sweep_of([[0.2, 0.2], [0.5, 0.5], [0.9, 0.9]])
-    ab, ac, bc = (d.swapped().value.brief() for d in compare(sweep, "coverage", 0))
+    ab, ac, bc = (d.swapped().value.brief() for d in compare(sweep, [(0, None), (1, None)])[:3])
     text = summary_of(sweep)
     assert (
         f"Significant differences between levels of size: 3 of 3 pairs in coverage (c0 exceeds a0"
@@ -71,6 +71,12 @@ def test_significant_differences_are_counted_and_the_largest_are_named():
     many = summary_of(sweep_of([0.1, 0.2, 0.3, 0.4, 0.5, 0.9]))
     assert "15 of 15 pairs in coverage (the largest: f0 exceeds a0 by" in many
     assert many.count("exceeds") == 3
+
+
+def test_summary_states_its_rate_of_false_claims_where_it_may_claim():
+    rate = "would name a difference or a worse setting with a probability of 5 % at most"
+    assert rate in summary_of(sweep_of([0.5, 0.5]))
+    assert rate not in summary_of(sweep_of([0.5, 0.5], seeds=2))
 
 
 def test_recall_is_counted_separately():
@@ -120,9 +126,9 @@ def test_interactions_are_named_and_compared_at_each_level():
 def test_best_setting_and_how_many_are_significantly_worse():
     text = summary_of(sweep_of([0.1, 0.5, 0.9]))
     assert "The best setting by mean rank is c0, with coverage 0.891 [" in text
-    assert text.endswith("; 2 of 2 other settings differ significantly from it.")
+    assert text.endswith("; 2 of 2 others are significantly worse.")
     text = summary_of(sweep_of([0.5, 0.5, 0.5]))
-    assert text.endswith("; none of 2 other settings differ significantly from it.")
+    assert text.endswith("; none of 2 others is significantly worse.")
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "1 seed"), (2, "2 seeds")])
