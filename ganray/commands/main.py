@@ -62,7 +62,8 @@ def sweep(argv: Sequence[str]) -> None:
     Without an axis: MNIST, latents of different mean, spread and shape x size 1, 10, 100 x three
     optimizers x 5 seeds. An axis varies an option of the data, latents, networks, loss, optimizer
     or training; several options joined by +; `optimizer` (named optimizers with learning rates of
-    their own) or `rate` (a factor on the learning rates).
+    their own) or `rate` (a factor on the learning rates). --power prints how small a difference a
+    number of seeds finds.
 
         python jobs/sweep.py
         python jobs/sweep.py --sweep.axis latent.size=1,10,100 \
@@ -74,6 +75,7 @@ def sweep(argv: Sequence[str]) -> None:
         python jobs/sweep.py --sweep.axis data.images=500,5000,null
         python jobs/sweep.py --sweep.design tpe --sweep.settings 30 \
             --sweep.axis rate=0.1..10
+        python jobs/sweep.py --power
         python jobs/sweep.py --resume
         ray job submit --working-dir . -- python jobs/sweep.py --name latents \
             --home /mnt/ganray
@@ -81,6 +83,10 @@ def sweep(argv: Sequence[str]) -> None:
     presets = SWEEPS | CELEBA | MNIST | STACKED
     config, options = cli.parse_sweep(argv, presets, "latents", _help(sweep))
     log.configure(config.log_level)
+    if options.power:
+        from ganray.sweeps.power import log_power
+
+        return log_power(config, options, cli.parse_value)
     from ganray.commands.sweep import sweep as run_sweep
 
     run_sweep(config, options, cli.parse_value)

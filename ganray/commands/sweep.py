@@ -33,7 +33,7 @@ from ganray.integrations.mlflow_runs import (
 )
 from ganray.integrations.mlflow_sweep import SweepRuns, has_means, sync_sweep
 from ganray.sweeps import design, report, results
-from ganray.sweeps.axes import Axis, Level, parse_axis, share_reference
+from ganray.sweeps.axes import DEFAULT_AXES, Axis, Level, parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.progress import SweepProgress
@@ -45,13 +45,6 @@ from ganray.training.run_lock import lock_folder
 from ganray.training.state import CONFIG_FILE, read_config
 from ganray.training.stopping import request_stop, wait_for_checkpoints
 
-DEFAULT_AXES = (
-    "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
-    "latent.size=1,10,100",
-    "optimizer=sgd,rmsprop,adam",
-)
-"""Axes of a sweep that names none. Consecutive distributions differ in one property: the mean, then
-the spread, then the shape."""
 _OPTIONS_FILE = "sweep.json"
 _REPORTS_PER_RUN = 8
 """Evaluations of a run that asha and pbt decide by."""

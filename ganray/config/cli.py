@@ -30,7 +30,7 @@ from ganray.log import redact
 
 T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
-_SWEEP = ("axis", "seeds", "design", "resume")
+_SWEEP = ("axis", "seeds", "design", "resume", "power")
 """Options of a sweep that most users need."""
 
 
@@ -95,7 +95,8 @@ def parse_sweep(
     """Return what the runs of a sweep have in common, and the options of the sweep.
 
     Args:
-        argv: As in ``parse``; `--resume` stands for `--sweep.resume`, `--sweep.axis` adds an axis.
+        argv: As in ``parse``; `--resume` and `--power` stand for `--sweep.resume` and
+            `--sweep.power`, `--sweep.axis` adds an axis.
         presets: As in ``parse``.
         default: Preset if none is named.
         description: As in ``parse``.
@@ -103,12 +104,13 @@ def parse_sweep(
     Raises:
         UserError: As in ``parse``.
     """
-    aliases = {"--resume": "--sweep.resume", "--sweep.axis": "--sweep.axis+"}
+    aliases = {f"--{name}": f"--sweep.{name}" for name in ("resume", "power")}
+    aliases["--sweep.axis"] = "--sweep.axis+"
     sections = {"sweep": SweepConfig}
     _show_help(argv, presets, default, description, sections)
     values = _parse(argv, presets, lambda _: default, sections, aliases)
     config, sweep = _build(values), values["sweep"]
-    if sweep.resume and not values["name"]:
+    if (sweep.resume or sweep.power) and not values["name"]:
         config = dataclasses.replace(config, name="")  # of the newest sweep
     return config, sweep
 

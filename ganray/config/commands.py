@@ -249,8 +249,14 @@ class SweepConfig:
     """How often a crashed run is continued from its last checkpoint before it counts as failed."""
     resume: bool = False
     """Resume the sweep named by --name, by default the newest."""
+    power: bool = False
+    """Print the differences that 3, 5, 10 and 20 seeds find, and train nothing. The spread between
+    seeds is that of the finished sweep named by --name, by default the newest, else that of
+    MNIST."""
 
     def __post_init__(self) -> None:
+        if self.power and self.resume:
+            raise UserError("--power plans a new sweep; leave out --resume")
         require_positive(self, "sweep.", "seeds", "settings", "concurrent", "trials_per_gpu")
         require("sweep.retries", self.retries, "not be negative", self.retries >= 0)
 

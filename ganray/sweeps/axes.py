@@ -13,6 +13,13 @@ from ganray.config.schema import SECTIONS, Config, ReferenceData, data_fields, f
 from ganray.config.serialization import flatten, without_secrets
 from ganray.errors import UserError
 
+DEFAULT_AXES = (
+    "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
+    "latent.size=1,10,100",
+    "optimizer=sgd,rmsprop,adam",
+)
+"""Axes of a sweep that names none. Consecutive distributions differ in one property: the mean, then
+the spread, then the shape."""
 OPTIMIZER, RATE, SEED = "optimizer", "rate", "train.rng_seed"
 """Axes that are not a single field, and the field that differs between the runs of a setting."""
 
