@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -388,25 +388,13 @@ def kernels(_: Path, seconds: float) -> Iterator[Row]:
 
 
 def scaling(_: Path, seconds: float) -> Iterator[Row]:
-    """Estimate DDP's efficiency at a fixed batch per worker, from the eager step of one worker.
-
-    A ring of n workers reduces B bytes in 2 (n - 1) latencies and the time of 2 (n - 1) / n * B
-    bytes, per bucket. It may hide behind the backward pass, which is taken as half of the step, but
-    for the last bucket.
-    """
+    """Estimate DDP's efficiency at a fixed batch per worker, from the eager step of one worker."""
     case = cases()[0]
     step_s = time_steps(ganray_step(case, cuda_graphs=False), seconds, case.warm_up).total
     state = build_state(case)
     for precision, scale in (("fp32", 1.0), ("bf16", 0.5)):
         for link in LINKS:
-            total = last = 0.0
-            for network in (state.D, state.G):
-                size = sum(p.nbytes for p in network.parameters())
-                bucket = min(size, bucket_mib(network) * 2**20)
-                seconds_of_bucket = ring_seconds(link, bucket * scale)
-                total += seconds_of_bucket * size / bucket
-                last += seconds_of_bucket
-            exposed = max(last, total - step_s / 2)
+            total, exposed = exposed_seconds(link, (state.D, state.G), step_s, scale)
             yield {
                 "case": case.name,
                 "link": link.name,
@@ -415,6 +403,25 @@ def scaling(_: Path, seconds: float) -> Iterator[Row]:
                 "reduce_ms": total * 1e3,
                 "estimated_efficiency": step_s / (step_s + exposed),
             }
+
+
+def exposed_seconds(
+    link: Link, networks: Iterable[nn.Module], step_s: float, scale: float = 1.0
+) -> tuple[float, float]:
+    """Return the time in which a ring reduces the gradients, and how much of it a step waits for.
+
+    A ring of n workers reduces B bytes in 2 (n - 1) latencies and the time of 2 (n - 1) / n * B
+    bytes, per bucket. It may hide behind the backward pass, which is taken as half of the step, but
+    for the last bucket. `scale` is the size of gradients relative to fp32.
+    """
+    total = last = 0.0
+    for network in networks:
+        size = sum(p.nbytes for p in network.parameters())
+        bucket = min(size, bucket_mib(network) * 2**20)
+        seconds = ring_seconds(link, bucket * scale)
+        total += seconds * size / bucket
+        last += seconds
+    return total, max(last, total - step_s / 2)
 
 
 def ring_seconds(link: Link, size: float) -> float:
