@@ -249,7 +249,8 @@ def _train(config: Config, images: DatasetPlan, assets: EvaluationAssets, worker
     if config.launcher == "torch":
         with print_progress(config):
             return launch.launch(config, images.location, assets)
-    with print_progress(config, lambda: ray_train.describe_resources(workers)):
+    ray_cluster.wait_for_resources(config.ray, workers)
+    with print_progress(config, lambda: ray_train.describe_resources(config, workers)):
         return ray_train.launch(config, images.location, assets, workers)
 
 

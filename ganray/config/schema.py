@@ -610,11 +610,23 @@ class RayConfig:
     """CPU cores, and so torch threads, per worker; also threads of the report after training."""
     max_failures: int = option(3, resume="free", sweep="no")
     """Worker failures (out of memory, preempted, killed) to survive before giving up."""
+    wait: float = option(30, resume="free", sweep="no")
+    """Minutes to wait for resources that are in use, or on nodes that an autoscaler must start."""
+    placement: Literal["pack", "spread"] = option("pack", resume="free", sweep="no")
+    """Preferred placement of workers. pack: on as few nodes as possible. spread: on as many."""
+    accelerator: str | None = option(None, resume="free", sweep="no")
+    """Type of GPU that each worker needs, by Ray's name, such as A100 or H100. None: any."""
+    labels: dict[str, str] = option(factory=dict, resume="free", sweep="no")
+    """Labels that the node of each worker must have: --ray.labels '{"market": "spot"}'."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "ray.", "workers", "cpus_per_worker")
+        require_positive(self, "ray.", "workers", "cpus_per_worker", "wait")
         failures = self.max_failures
         require("ray.max_failures", failures, "not be negative", failures >= 0)
+        if self.accelerator and self.gpu is False:
+            raise UserError(
+                f"ray.accelerator={self.accelerator} needs GPU workers; leave out --ray.gpu false"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import Future
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import yaml
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ganray.config.schema import RayConfig
 from ganray.errors import UserError
 
 if TYPE_CHECKING:
-    from ganray.training.plan import Cluster
+    from ganray.training.plan import Cluster, Workers
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +38,13 @@ _ends_with_driver = False
 _starting: Future[None] | None = None
 _dashboard: str | None = None
 """Host and port of the dashboard of the cluster that this process has joined."""
+
+HEAD_NODE = "node:__internal_head__"
+"""Resource that each head node has one of."""
+_NODE_GROUP = "ray.io/node-group"
+"""Label of nodes that KubeRay or `ray up` started, for which there may be an autoscaler."""
+_LINE_S = 30
+"""Seconds between two lines that say what a job waits for."""
 
 
 def start(config: RayConfig, has_trials: bool = False) -> None:
@@ -219,17 +233,136 @@ def _resources() -> Cluster:
     from ganray.training.plan import Cluster
 
     current, maximum = ray.cluster_resources(), _max_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (max(int(current.get(k, 0)), int(maximum.get(k, 0))) for k in ("CPU", "GPU"))
     grows = cpus > int(current.get("CPU", 0)) or gpus > int(current.get("GPU", 0))
-    return Cluster(cpus, gpus, nodes, grows)
+    is_open_ended = not maximum and any(_NODE_GROUP in node["Labels"] for node in nodes)
+    return Cluster(cpus, gpus, len(nodes), grows, is_open_ended)
 
 
 def _max_resources() -> dict[str, int]:
-    """Return what an autoscaler may grow the cluster to; empty on a cluster of fixed size.
+    """Return what an autoscaler may grow the cluster to; empty if that is not known here.
 
-    Ray Train sizes its own worker groups by the same call; Ray has no public one.
+    Only some platforms report it to Ray, which has no public call for it. `ray up` leaves its
+    config on the head node, where submitted jobs run.
     """
     from ray._private.state import state
 
-    return state.get_max_resources_from_cluster_config() or {}
+    if reported := state.get_max_resources_from_cluster_config():
+        return reported
+    path, own = Path("~/ray_bootstrap_config.yaml").expanduser(), ray.get_runtime_context()
+    is_head = any(
+        n["NodeID"] == own.get_node_id() and HEAD_NODE in n["Resources"] for n in ray.nodes()
+    )
+    if not is_head or not path.exists():
+        return {}
+    config = yaml.safe_load(path.read_text())
+    limit, total = config["max_workers"], {"CPU": 0, "GPU": 0}
+    for name, kind in config["available_node_types"].items():
+        is_head = name == config["head_node_type"]
+        count = 1 if is_head else min(limit, kind.get("max_workers", limit))
+        for resource in total:
+            total[resource] += count * int(kind["resources"].get(resource, 0))
+    return total
+
+
+def worker_resources(config: RayConfig, workers: Workers) -> dict[str, float]:
+    """Return the resources that Ray reserves for one worker."""
+    gpu = {"GPU": 1} if workers.gpu else {}
+    kind = {f"accelerator_type:{config.accelerator}": 0.001} if config.accelerator else {}
+    return {"CPU": workers.cpus} | gpu | kind
+
+
+def wait_for_resources(config: RayConfig, workers: Workers) -> None:
+    """Wait until the cluster has the resources for all workers, for which it may have to grow.
+
+    They are reserved and given back, because Ray Train, which reserves them itself, says neither
+    what it waits for nor that it waits in vain.
+
+    Raises:
+        UserError: The cluster can never have the resources, or it lacks them after `ray.wait`.
+    """
+    began, start, line_at = datetime.now(), time.monotonic(), -math.inf
+    needed, refusals = describe_workers(config, workers), set[float]()
+    group = placement_group(
+        [worker_resources(config, workers)] * workers.count,
+        strategy=config.placement.upper(),
+        bundle_label_selector=[config.labels] * workers.count,
+    )
+    try:
+        while not group.wait(1):
+            if _address(config) == "local":  # Ray on this machine alone never grows
+                version, failure = time.monotonic(), ""
+            else:
+                version, failure = _autoscaler_refusal(group.id.hex())
+            # What is refused while others use the cluster may fit when they have ended.
+            refusals = refusals | {version} if version and not _is_in_use() else set()
+            if len(refusals) > 1:
+                raise UserError(
+                    f"ray.workers={workers.count}: the cluster cannot have {needed}, even after"
+                    f" autoscaling ({describe_free()}); ask for less by --ray.workers or"
+                    " --ray.cpus_per_worker, or for other nodes"
+                )
+            if time.monotonic() - start > 60 * config.wait:
+                raise gave_up(config, workers)
+            if time.monotonic() - line_at > _LINE_S:
+                line_at = time.monotonic()
+                end = began + timedelta(minutes=config.wait)
+                logger.info(
+                    f"waiting for {needed} since {began:%H:%M:%S}, until {end:%H:%M:%S}"
+                    f" (--ray.wait {config.wait:g}); {describe_free()}{failure}"
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def gave_up(config: RayConfig, workers: Workers) -> UserError:
+    """Return the error for workers that the cluster had no resources for in time."""
+    return UserError(
+        f"ray.wait={config.wait:g}: the cluster had no room for"
+        f" {describe_workers(config, workers)} within {config.wait:g} minutes; {describe_free()};"
+        " `ray status` lists what its autoscaler starts; ask for less (--ray.workers), or run the"
+        " same command again, with a longer --ray.wait"
+    )
+
+
+def describe_workers(config: RayConfig, workers: Workers) -> str:
+    """Return what workers need, e.g. "2 workers with 1 CPU and 1 GPU (A100) each"."""
+    gpu = " and 1 GPU" if workers.gpu else ""
+    kind = f" ({config.accelerator})" if config.accelerator else ""
+    labels = ", ".join(f"{name}={value}" for name, value in config.labels.items())
+    return (
+        f"{workers.count} worker{'s' * (workers.count > 1)} with {workers.cpus}"
+        f" CPU{'s' * (workers.cpus > 1)}{gpu}{kind} each"
+    ) + (f" on nodes with {labels}" if labels else "")
+
+
+def describe_free() -> str:
+    """Return what the nodes have that nobody uses, e.g. "free: 1 CPU and 0 GPU on 1 node"."""
+    free, nodes = ray.available_resources(), sum(1 for node in ray.nodes() if node["Alive"])
+    found = " and ".join(f"{free.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+    return f"free: {found} on {nodes} node{'s' * (nodes > 1)}"
+
+
+def _is_in_use() -> bool:
+    free, total = ray.available_resources(), ray.cluster_resources()
+    return any(free.get(name, 0) < total.get(name, 0) for name in ("CPU", "GPU"))
+
+
+def _autoscaler_refusal(group: str) -> tuple[int, str]:
+    """Return the number of the autoscaler's report if it refuses a placement group, else 0.
+
+    The text is why a node could not be started, '' if none failed. Ray has no public call for
+    either. Its older autoscaler (v1) reports neither; a cluster without one refuses what it lacks.
+    """
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated import autoscaler_pb2
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    messages: Any = autoscaler_pb2  # whose names are made at run time
+    reply = messages.GetClusterStatusReply.FromString(client.get_cluster_status())
+    state = reply.autoscaling_state
+    refused = any(r.details.startswith(group) for r in state.infeasible_gang_resource_requests)
+    failed = [f"{f.ray_node_type_name}: {f.reason}" for f in state.failed_instance_requests]
+    reason = f"; a node could not be started: {failed[-1].splitlines()[0]}" if failed else ""
+    return state.last_seen_cluster_resource_state_version if refused else 0, reason

@@ -34,6 +34,9 @@ from ganray.training.plan import Workers
 from ganray.training.stopping import request_stop
 from ganray.training.watchdog import ALLOWANCE
 
+_CONTROLLER_FAILURES = 3
+"""Times that Ray starts the workers again after a start that failed or took too long."""
+
 
 def launch(
     config: Config,
@@ -60,8 +63,7 @@ def launch(
             often than ray.max_failures.
         WorkerFailedError: A worker raised any other exception.
     """
-    # A stopped process does not answer Ray either. The watchdog, which knows more, comes first.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * config.train.hang_timeout)
+    _set_timeouts(config)
     ray_cluster.connect(config.ray)
     folder = config.run_folder()
     ray_cluster.check_shared(folder)
@@ -81,19 +83,22 @@ def launch(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
-            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+            resources_per_worker=ray_cluster.worker_resources(config.ray, workers),
+            placement_strategy=config.ray.placement.upper(),
+            label_selector=config.ray.labels or None,
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=str(folder.parent),
             failure_config=ray.train.FailureConfig(
-                max_failures=config.ray.max_failures, controller_failure_limit=3
+                max_failures=config.ray.max_failures,
+                controller_failure_limit=_CONTROLLER_FAILURES,
             ),
             callbacks=[_FailureCallback(config, workers.count), *callbacks],
         ),
         torch_config=TorchConfig(timeout_s=math.ceil(ALLOWANCE * config.train.hang_timeout)),
     )
-    result = _fit(trainer, config)
+    result = _fit(trainer, config, workers)
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
     checkpoint = find_checkpoint(folder, config.train.strict_resume)
@@ -102,7 +107,17 @@ def launch(
     return checkpoint
 
 
-def _fit(trainer: TorchTrainer, config: Config) -> ray.train.Result:
+def _set_timeouts(config: Config) -> None:
+    """Set the times that Ray Train reads from the environment."""
+    hang_s = config.train.hang_timeout
+    # A stopped process does not answer Ray either. The watchdog, which knows more, comes first.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * hang_s)
+    # For the nodes of workers that restart. Ray tries again after each failed start.
+    wait_s = 60 * config.ray.wait / (1 + _CONTROLLER_FAILURES)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
+
+
+def _fit(trainer: TorchTrainer, config: Config, workers: Workers) -> ray.train.Result:
     """Train. If this process is stopped, ask the workers for a checkpoint first.
 
     They live on while the exception propagates, whose frames refer to Ray's controller.
@@ -121,6 +136,8 @@ def _fit(trainer: TorchTrainer, config: Config) -> ray.train.Result:
         except ray.train.TrainingFailedError as error:
             # Ray does not restart workers of which one dies while it calls them at their start.
             cause = _cause(getattr(error, "controller_failure", error))
+            if type(cause).__name__ == "WorkerGroupStartupTimeoutError":  # private to Ray
+                raise ray_cluster.gave_up(config.ray, workers) from error
             if not isinstance(cause, _DEATHS):
                 raise _failure(error, folder) from error
             if restart > maximum:
@@ -169,14 +186,10 @@ class _FailureCallback(UserCallback):
         journal.add_status(folder, text, is_training=False)
 
 
-def describe_resources(workers: Workers) -> str:
+def describe_resources(config: Config, workers: Workers) -> str:
     """Return what workers need that do not train yet, and what the cluster has."""
-    free = ray.available_resources()
-    needs = {"CPU": workers.count * workers.cpus} | ({"GPU": workers.count} if workers.gpu else {})
-    needed = " and ".join(f"{count:g} {name}" for name, count in needs.items())
-    found = " and ".join(f"{free.get(name, 0):g} {name}" for name in needs)
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return f" (they need {needed}; free: {found} on {nodes} node{'s' * (nodes > 1)})"
+    needed = ray_cluster.describe_workers(config.ray, workers)
+    return f" ({needed}; {ray_cluster.describe_free()})"
 
 
 class RayContext(DrivenContext):

@@ -36,10 +36,10 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import ConcurrencyLimiter
 
 from ganray.config.commands import SweepConfig
-from ganray.config.schema import Config
+from ganray.config.schema import Config, RayConfig
 from ganray.config.serialization import to_dict
 from ganray.errors import UserError
-from ganray.integrations import ray_train
+from ganray.integrations import ray_cluster, ray_train
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
@@ -54,8 +54,6 @@ from ganray.training.state import CONFIG_FILE
 _TUNE_FOLDER = "tune"
 """Folder of Tune's own state, in the sweep's folder."""
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")  # Ray writes colors to files as well
-_HEAD_NODE = "node:__internal_head__"
-"""Resource that each head node has one of."""
 _MEMORY_WAIT_S = 10
 
 
@@ -123,13 +121,16 @@ def run(
         observer: Receiver of the events, in this process.
 
     Raises:
-        UserError: Ray killed runs because of low memory more often than they may be retried.
+        UserError: Ray killed runs because of low memory more often than they may be retried, or
+            the cluster has no room for a single one.
     """
 
     def ganray_trial(values: dict[str, Any]) -> None:  # its name appears in Tune's records
         _run_trial(setup, plan, options, values)
 
-    trainable = tune.with_resources(ganray_trial, _resources(setup.workers, options))
+    ray_cluster.wait_for_resources(setup.base.ray, setup.workers)
+    resources = _resources(setup.base.ray, setup.workers, options)
+    trainable = tune.with_resources(ganray_trial, resources)
     callback = _Callback(setup, plan, options, observer)
     known = results.collect(plan, setup.base.home / "runs")
     done = {t.name for t in plan.trials if known.get(t).status not in ("waiting", "failed")}
@@ -197,12 +198,15 @@ def _tuner(
     )
 
 
-def _resources(workers: Workers, options: SweepConfig) -> Any:
+def _resources(config: RayConfig, workers: Workers, options: SweepConfig) -> Any:
     """Return what Tune reserves for one trial. Ray Train reserves several workers' resources."""
     if workers.count > 1:
-        return {_HEAD_NODE: 0.001}
-    gpu = {"GPU": 1 / options.trials_per_gpu} if workers.gpu else {}
-    return {"CPU": workers.cpus} | gpu
+        return {ray_cluster.HEAD_NODE: 0.001}
+    share = {"GPU": 1 / options.trials_per_gpu} if workers.gpu else {}
+    resources = ray_cluster.worker_resources(config, workers) | share
+    if not config.labels:
+        return resources
+    return tune.PlacementGroupFactory([resources], bundle_label_selector=[config.labels])
 
 
 def _search_space(plan: SweepPlan, options: SweepConfig) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _PROGRESS_S = 1.0
 """Minimum time between two progress lines."""
 _SILENCE_S, _WAIT_S, _LONG_WAIT_S = 120, 5, 30
 """Seconds without an event after which a line says so: of workers that train, or that start; and
-after which it says what they need."""
+after which it says what they need, and comes less often."""
 
 
 class Journal:
@@ -266,7 +266,8 @@ def print_progress(
                     logger.info(event["text"])
             if stopped or time.monotonic() - progress_at >= _PROGRESS_S:
                 show_progress()
-            if time.monotonic() - line_at >= (_SILENCE_S if is_training else _WAIT_S):
+            interval = _WAIT_S if line_at - event_at < _LONG_WAIT_S else _LONG_WAIT_S
+            if time.monotonic() - line_at >= (_SILENCE_S if is_training else interval):
                 line_at = time.monotonic()
                 waited = line_at - event_at
                 what = "no progress for" if is_training else "starting workers:"

@@ -31,6 +31,8 @@ class Cluster:
     nodes: int
     grows: bool = False
     """Whether the cluster has to grow to have these resources."""
+    is_open_ended: bool = False
+    """Whether an autoscaler, whose limits are not known here, may add nodes to these."""
 
     def __str__(self) -> str:
         growth = " after autoscaling" if self.grows else ""
@@ -62,14 +64,15 @@ def this_machine() -> Cluster:
 def resolve_workers(config: Config, cluster: Cluster) -> Workers:
     """Choose the workers and check that the cluster has the resources for them.
 
-    Ray itself would wait forever for missing resources.
+    What is asked of an open-ended cluster is left to its autoscaler.
     """
     gpu = cluster.gpus > 0 if config.ray.gpu is None else config.ray.gpu
     cpus = config.ray.cpus_per_worker
     default = max(cluster.gpus, 1) if gpu else min(2, cluster.cpus // cpus)
     count = config.ray.workers or min(default, config.train.batch_size)
     available = min(cluster.cpus // cpus, cluster.gpus) if gpu else cluster.cpus // cpus
-    if not 0 < count <= available:
+    is_possible = count <= available or (cluster.is_open_ended and config.ray.workers)
+    if count < 1 or not is_possible:
         need = _count(cpus, "CPU") + (" and 1 GPU" if gpu else "")
         raise UserError(
             f"ray.workers={max(count, 1)} need {need} each, but the cluster has {cluster};"

@@ -1,5 +1,6 @@
 """Helpers of tests on a real Ray: environments, output of drivers, a cluster of two nodes."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FakeMultiNodeProvider,
+)
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -56,6 +61,53 @@ def _wait_for_agent(env):
         if submitted.returncode == 0:
             return
         assert time.monotonic() < deadline, submitted.stdout + submitted.stderr
+
+
+@contextmanager
+def autoscaling_head(env, folder):
+    """Start a head node with one CPU, whose autoscaler has nodes with a GPU that never come.
+
+    Ray's own stand-in, `ray.cluster_utils.AutoscalingCluster`, needs a file that its wheel lacks.
+    """
+    commands = "setup_commands head_setup_commands worker_setup_commands initialization_commands"
+    commands += " head_start_ray_commands worker_start_ray_commands cluster_synced_files"
+    provider = {"type": "external", "module": "tests.integrations.cluster.IdleProvider"}
+    config = {
+        "cluster_name": "idle",
+        "max_workers": 2,
+        "provider": provider | {"head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True},
+        "auth": {"ssh_user": "nobody"},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+            "gpu": {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "max_workers": 2},
+        },
+        **{name: [] for name in [*commands.split(), "rsync_exclude", "rsync_filter"]},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+    }
+    path = folder / "ray_bootstrap_config.yaml"
+    path.write_text(json.dumps(config))
+    env = env | {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+    }
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temp:
+        command = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", "--head"]
+        command += [f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+        with _node([*command, f"--autoscaling-config={path}", f"--temp-dir={temp}"], env):
+            yield
+
+
+class IdleProvider(FakeMultiNodeProvider):
+    """Accepts requests for nodes and never starts one."""
+
+    def create_node_with_resources_and_labels(self, *_):
+        """Do nothing."""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayTaskError
 
 from ganray.config.commands import SweepConfig
+from ganray.config.schema import RayConfig
 from ganray.integrations import ray_tune
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis
@@ -189,6 +190,16 @@ def test_each_crash_is_recorded_once_beside_the_tracebacks_of_workers(tmp_path, 
     assert text.count("ValueError: Far. Out.") == 1
 
 
+def test_a_trial_reserves_a_part_of_a_gpu_on_the_nodes_that_were_asked_for():
+    config, options = RayConfig(accelerator="H100"), SweepConfig(trials_per_gpu=4)
+    resources = {"CPU": 2, "GPU": 0.25, "accelerator_type:H100": 0.001}
+    workers = Workers(1, True, 2)
+    assert ray_tune._resources(config, workers, options) == resources
+    labelled = ray_tune._resources(replace(config, labels={"a": "b"}), workers, options)
+    assert labelled.bundles == [resources]
+    assert labelled._kwargs == {"bundle_label_selector": [{"a": "b"}]}
+
+
 @pytest.fixture
 def run_fits(monkeypatch, tmp_path, setup):
     """Run the sweep with simulated fits of Tune; return the number of pauses."""
@@ -202,6 +213,7 @@ def run_fits(monkeypatch, tmp_path, setup):
 
         monkeypatch.setattr(ray_tune, "_tuner", tuner)
         monkeypatch.setattr(ray_tune, "time", SimpleNamespace(sleep=lambda _: None))
+        monkeypatch.setattr(ray_tune.ray_cluster, "wait_for_resources", lambda *_: None)
         ray_tune.run(setup, small_sweep(), SweepConfig(retries=1), tmp_path, 2, observer)
         assert not remaining
         return observer.pauses

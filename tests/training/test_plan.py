@@ -61,6 +61,14 @@ def test_too_many_workers_are_rejected_with_the_clusters_resources(cluster, ray,
     assert message in str(error.value)
 
 
+def test_an_autoscaler_of_unknown_limits_decides_on_workers_that_were_asked_for():
+    head = Cluster(cpus=1, gpus=0, nodes=1, is_open_ended=True)
+    assert resolve_workers(config(workers=8, gpu=True), head) == Workers(8, True, 1)
+    assert resolve_workers(config(), head) == Workers(1, False, 1)
+    with pytest.raises(ValueError, match=r"ray.workers=1 need 1 CPU and 1 GPU each"):
+        resolve_workers(config(gpu=True), head)
+
+
 def test_a_batch_smaller_than_the_world_size_is_rejected():
     with pytest.raises(ValueError, match=r"train.batch_size=4 cannot be split over 8 workers"):
         resolve_workers(config(batch_size=4, workers=8), SERVER)
