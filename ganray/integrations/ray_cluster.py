@@ -206,6 +206,8 @@ def _runtime_env(joins_cluster: bool) -> dict[str, Any]:
 
 def _init(address: str, has_trials: bool) -> None:
     """Start or join Ray. Workers print nothing, because the driver follows the journal."""
+    if address != "local":  # the dashboard lists runs of Ray Train then
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     env = _runtime_env(joins_cluster=address != "local")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address != "local":

@@ -24,6 +24,7 @@ from ganray.config.schema import Config
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.integrations import ray_cluster
+from ganray.integrations.ray_metrics import Gauges
 from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
 from ganray.training.context import DrivenContext
@@ -108,13 +109,16 @@ def launch(
 
 
 def _set_timeouts(config: Config) -> None:
-    """Set the times that Ray Train reads from the environment."""
+    """Set the times that Ray Train reads from the environment, and its detector of NCCL's hangs."""
     hang_s = config.train.hang_timeout
     # A stopped process does not answer Ray either. The watchdog, which knows more, comes first.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * hang_s)
     # For the nodes of workers that restart. Ray tries again after each failed start.
     wait_s = 60 * config.ray.wait / (1 + _CONTROLLER_FAILURES)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
+    # It only records what NCCL knows, before the watchdog ends the attempt.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
+    os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", str(0.75 * hang_s))
 
 
 def _fit(trainer: TorchTrainer, config: Config, workers: Workers) -> ray.train.Result:
@@ -153,14 +157,17 @@ def _fit(trainer: TorchTrainer, config: Config, workers: Workers) -> ray.train.R
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without two actors that serve Ray Data and a driver without its own Ray.
+    """Ray's trainer without actors that serve Ray Data and a driver without its own Ray.
 
     Each is a process that starts before the workers. On a cluster, whose Ray outlives the driver,
-    the cleaner stays. If Ray renames them, they start again, and nothing else changes.
+    the cleaner stays, and on GPUs NCCL's detector of hangs. If Ray renames them, they start again,
+    and nothing else changes.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = {"DatasetsCallback"}
+        if not self.scaling_config.use_gpu:
+            unused.add("NCCLRASCallback")
         if not ray_cluster.needs_cleaner():
             unused.add("PlacementGroupCleanerCallback")
         callbacks = super()._create_default_callbacks()
@@ -209,6 +216,11 @@ class RayContext(DrivenContext):
             raise ray_cluster.not_shared(folder, f"node {socket.gethostname()}")
         super().__init__(config, get_device())
         self._reports = reports
+        self._gauges = Gauges(config.name)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Set gauges, which Ray exports to Prometheus."""
+        self._gauges.set(metrics)
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report metrics to Ray, which waits for all ranks."""

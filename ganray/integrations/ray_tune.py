@@ -40,6 +40,7 @@ from ganray.config.schema import Config, RayConfig
 from ganray.config.serialization import to_dict
 from ganray.errors import UserError
 from ganray.integrations import ray_cluster, ray_train
+from ganray.integrations.ray_metrics import Gauges
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.datasets import RunAssets
@@ -408,7 +409,12 @@ class TuneContext(DrivenContext):
 
     def __init__(self, config: Config, is_population: bool) -> None:
         super().__init__(config)
+        self._gauges = Gauges(config.name)
         self.reads_checkpoints = is_population  # another member may continue from it
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Set gauges, which Ray exports to Prometheus."""
+        self._gauges.set(metrics)
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Report to Tune, which may end the run here."""

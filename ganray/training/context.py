@@ -50,6 +50,10 @@ class WorkerContext(Protocol):
         """Report metrics and rank 0's new checkpoint. Collective: all ranks call it."""
         ...
 
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Show metrics to whoever monitors the cluster. Other ranks have fewer than rank 0."""
+        ...
+
     def checkpoint(self) -> Path | None:
         """Return the folder of the checkpoint to resume from. Rank 0's result is used."""
         ...
@@ -79,6 +83,9 @@ class LocalContext:
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Do nothing: metrics and checkpoints are in the run folder; only Ray uses reports."""
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Do nothing: without Ray, nothing monitors the processes."""
 
     def checkpoint(self) -> Path | None:
         """Return the newest undamaged checkpoint in the run folder."""

@@ -30,6 +30,7 @@ from ganray.gan.augmentation import DRAWS
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
+from ganray.training.rank_times import RankTimes
 from ganray.training.schedules import scheduled_values
 from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
@@ -102,6 +103,7 @@ def _train(
     rows = rank_slice(batch_size, rank(), world_size())
     weight = (rows.stop - rows.start) * world_size() / batch_size
     means, throughput = Means(), ThroughputMeter(state.images_seen)
+    times = RankTimes(state.D, device)
     last_scores: dict[str, float] = {}
     last_checkpoint, is_late = time.monotonic(), False
 
@@ -120,7 +122,7 @@ def _train(
         while state.step < config.train.steps():
             # Fetch real images and draw latents.
             watchdog.enter("data", state.step)
-            real = augment_rows(state, next(batches), rows)
+            real = augment_rows(state, times.fetch(batches), rows)
             labels = rank_labels(state, images, sampler)
             streams = config.train.generator_updates(state.step)
             draws = rank_draws(state, ["D", *streams], rows)
@@ -144,10 +146,12 @@ def _train(
 
             # Log metrics. The host waits for the device here only.
             if state.is_due(config.train.log_every):
-                metrics = means.sync() | throughput.update(state.images_seen, batch_size, device)
-                metrics |= scheduled_metrics(state)
+                metrics = means.sync() | scheduled_metrics(state)
+                speed = throughput.update(state.images_seen, batch_size, device) | times.update()
+                metrics |= speed
                 check_finite(metrics, state.step, D=state.D, G=state.G)
                 journal.metrics(state.images_seen, metrics)
+                context.observe(metrics if rank() == 0 else speed)
                 writer.check()
                 writer.reserve()
                 minutes = (time.monotonic() - last_checkpoint) / 60
@@ -167,6 +171,7 @@ def _train(
                 scores = evaluator(generate, final=state.step == config.train.steps())
                 if scores is not None:
                     last_scores = record_scores(state, journal, scores)
+                    context.observe(last_scores)
                     if (chart := evaluator.mode_chart()) is not None:
                         journal.image("modes", state.images_seen, chart)
 

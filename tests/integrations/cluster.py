@@ -20,6 +20,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD = 6399, "http://127.0.0.1:8299"
+METRICS = 8391, 8392
+"""Ports at which the two nodes export metrics."""
 
 
 def environment(home, **more):
@@ -31,6 +33,7 @@ def environment(home, **more):
 def cluster_environment(home):
     """Return the environment of nodes and of submitted jobs, which import the submitted ganray."""
     env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
+    env["RAY_metrics_report_interval_ms"] = "500"
     env.pop("PYTHONPATH")
     return env
 
@@ -45,11 +48,15 @@ def two_nodes(env):
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
-        _node([*start, *head, f"--temp-dir={one}"], env),
-        _node([*start, f"--address=127.0.0.1:{PORT}", f"--temp-dir={two}"], env),
+        _node([*start, *head, *_node_options(METRICS[0], one)], env),
+        _node([*start, f"--address=127.0.0.1:{PORT}", *_node_options(METRICS[1], two)], env),
     ):
         _wait_for_agent(env)
         yield
+
+
+def _node_options(port, folder):
+    return [f"--metrics-export-port={port}", f"--temp-dir={folder}"]
 
 
 def _wait_for_agent(env):

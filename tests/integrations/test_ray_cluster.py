@@ -1,14 +1,19 @@
 """The documented `ray job submit` commands on a cluster of two nodes with one CPU each."""
 
+import json
+import socket
 import subprocess
 import sys
 import urllib.request
+from collections import defaultdict
 
 import pytest
 from mlflow import MlflowClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integrations.cluster import (
     DASHBOARD,
+    METRICS,
     RAY,
     ROOT,
     cluster_environment,
@@ -22,6 +27,9 @@ TINY += ["--data.size", "16", "--data.faces", "300", "--latent.size", "8"]
 TINY += ["--network.width_G", "4", "--network.width_D", "4", "--train.batch_size", "12"]
 TINY += ["--train.kimg", "1.2", "--train.log_every", "0.3"]
 TINY += ["--evaluation.report_samples", "0", "--evaluation.max_share", "1"]
+
+LONGER = ["--train.kimg", "3.6"]
+"""Than it takes to stop the run, and to look at its metrics."""
 
 pytestmark = pytest.mark.ray
 
@@ -60,13 +68,37 @@ def mlflow_runs(home, filter_string):
     return client.search_runs([experiment.experiment_id], filter_string)
 
 
-def test_a_submitted_run_has_a_worker_on_each_node(home, env):
-    job = submit(
-        home, env, "faces-1", "jobs/celeba.py", *TINY, "--evaluation.samples", "0", "--name", "one"
-    )
-    output, _ = job.communicate(timeout=280)
+def gauges():
+    """Return the samples that both nodes export, as (name, labels)."""
+    pages = [f"http://127.0.0.1:{port}/metrics" for port in METRICS]
+    text = "".join(urllib.request.urlopen(page, timeout=20).read().decode() for page in pages)
+    families = text_string_to_metric_families(text)
+    return [(s.name, s.labels) for family in families for s in family.samples]
+
+
+def test_a_submitted_run_has_a_worker_on_each_node_and_is_seen_from_outside(home, env):
+    options = ["--evaluation.samples", "80", "--evaluation.report_samples", "0", "--name", "one"]
+    job = submit(home, env, "faces-1", "jobs/celeba.py", *TINY, *LONGER, *options)
+    ranks = defaultdict(set)
+    while job.poll() is None:
+        for name, labels in gauges():
+            if labels.get("run") == "one":
+                ranks[name].add((labels["rank"], labels["host"]))
+            elif labels.get("ray_train_run_name") == "one":
+                ranks[name].add("")
+    output = job.stdout.read()
     assert job.returncode == 0, output[-6000:]
-    assert "1.2 / 1.2 kimg" in output, output[-6000:]
+    host = socket.gethostname()
+    for name in ("speed_step_ms", "speed_data_wait_ms", "speed_compute_ms", "speed_images_per_s"):
+        assert ranks[f"ray_ganray_{name}"] == {("0", host), ("1", host)}
+    for name in ("loss_d", "loss_g", "collapse_coverage"):
+        assert ranks[f"ray_ganray_{name}"] == {("0", host)}
+    assert "ray_train_controller_state" in ranks  # of Ray Train's own dashboard
+    with urllib.request.urlopen(f"{DASHBOARD}/api/train/v2/runs/v1", timeout=20) as page:
+        (run,) = json.load(page)["train_runs"]
+    assert (run["name"], run["status"]) == ("one", "FINISHED")
+
+    assert "3.6 / 3.6 kimg" in output, output[-6000:]
     assert "succeeded" in output
     assert "faces-1" in ray_job(env, "list")
     assert "/#/jobs/faces-1" in output
@@ -80,14 +112,13 @@ def test_a_submitted_run_has_a_worker_on_each_node(home, env):
 def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
     """`ray job stop` ends the MLflow runs and keeps the results; --resume runs the rest."""
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2"]
-    longer = ["--train.kimg", "3.6"]  # than it takes to stop it
     job = submit(
         home,
         env,
         "sweep-1",
         "jobs/sweep.py",
         *TINY,
-        *longer,
+        *LONGER,
         *axes,
         "--evaluation.samples",
         "80",

@@ -1,5 +1,6 @@
 """Checkpoints in the run folder: torch and Ray resume each other's runs. Ray is not started."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -83,3 +84,16 @@ def test_an_incomplete_checkpoint_is_not_used(squares, tmp_path, reports, monkey
 def test_a_node_without_the_run_folder_is_reported_before_training(tmp_path, reports):
     with pytest.raises(ValueError, match=r"home: .* does not exist on node .*; put --home on"):
         ray_train.RayContext(tiny_config(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("use_gpu", [True, False])
+def test_gpu_workers_have_nccls_hang_detector_which_acts_before_the_watchdog(
+    tmp_path, monkeypatch, use_gpu
+):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    ray_train._set_timeouts(tiny_config(tmp_path, hang_timeout=120))
+    scaling = ray_train.ray.train.ScalingConfig(num_workers=2, use_gpu=use_gpu)
+    callbacks = ray_train._Trainer(print, scaling_config=scaling)._create_default_callbacks()
+    detectors = [c for c in callbacks if type(c).__name__ == "NCCLRASCallback"]
+    assert len(detectors) == use_gpu
+    assert all(detector._confirm_duration_s == 90 for detector in detectors)

@@ -95,6 +95,12 @@ def test_means_weight_all_images_equally(two_ranks):
         assert facts(two_ranks, rank)["rank0"] == "rank 0"
 
 
+def test_a_slow_rank_is_seen_by_its_own_time(two_ranks):
+    """A step takes both ranks equally long. D runs twice in its own update, on real and fake."""
+    fast, slow = (facts(two_ranks, rank)["speed/compute_ms"] for rank in (0, 1))
+    assert slow == 5 * fast > 0
+
+
 def test_only_rank_0_writes(two_ranks):
     events = [event for event, _ in journal.read(two_ranks / "runs" / "two")]
     steps = [event["images"] for event in events if event["name"] == "metrics"]

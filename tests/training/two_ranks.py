@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ganray.config.schema import Config
 from ganray.data.reader import ShardedDataset
 from ganray.distributed import (
     Means,
@@ -28,10 +30,11 @@ from ganray.distributed import (
 )
 from ganray.evaluation.reference import NO_ASSETS
 from ganray.gan.step import discriminator_step, generator_step
-from ganray.training import loop
+from ganray.training import loop, rank_times
 from ganray.training.context import LocalContext
 from ganray.training.launch import launch, run_worker
 from ganray.training.loop import rank_latents
+from ganray.training.rank_times import RankTimes
 from ganray.training.state import TrainState
 from tests.conftest import augmented_config, regularized_config, tiny_config
 
@@ -94,6 +97,26 @@ def count_buckets(home: Path) -> dict[str, int]:
     return {"buckets": reduced, "D_bytes": sum(p.nbytes for p in state.D.parameters())}
 
 
+def times_of_a_slow_rank(config: Config) -> dict[str, float]:
+    """Measure a step by a clock that D's forward pass moves by 5 s on rank 1, by 1 s on rank 0."""
+    state, now = TrainState(config, (16, 16, 3), torch.device("cpu")), 0.0
+
+    def move_clock(*_: object) -> None:
+        nonlocal now
+        now += 5 if rank() else 1
+
+    state.D.register_forward_hook(move_clock)
+    with mock.patch.object(rank_times.time, "perf_counter", side_effect=lambda: now):
+        times = RankTimes(state.D, state.device)
+        for _ in range(2):
+            real = times.fetch(iter([torch.rand(3, 3, 16, 16)]))
+            z = torch.randn(3, 8)
+            discriminator_step(state.D_objective, state.G, state.D_optimizer, real, z)
+            now += 100  # until all ranks have the gradients
+            generator_step(state.G_objective, state.D, state.G_optimizer, real, z)
+        return times.update()
+
+
 def means_of_unequal_ranks() -> dict[str, float]:
     """Average 4 values of 5 on rank 0 and 2 values of 3 on rank 1: 13 / 3."""
     means = Means()
@@ -120,6 +143,7 @@ def main() -> None:
         facts: dict[str, object] = {"reduced_bytes": count_reduced_bytes(shards, home)}
         facts |= count_buckets(home)
         facts |= means_of_unequal_ranks()
+        facts |= times_of_a_slow_rank(tiny_config(home))
         facts["rank0"] = broadcast_from_rank0(f"rank {rank()}")
         finished = tiny_config(home, name="two")
         launch(finished, shards)
