@@ -49,6 +49,7 @@ from ganray.training.plan import (
     num_classes,
     resolve_workers,
 )
+from ganray.training.profiling import profile_files
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
 from ganray.training.stopping import wait_for_checkpoints
@@ -211,11 +212,14 @@ def _train_and_report(
         logger.info(f"checkpoint  {checkpoint}")
         for name, figure in figures.items():
             logger.info(f"{name:11s} {figure}")
+        for path in (profile := profile_files(folder)):
+            logger.info(f"profile     {path}")
 
         def send_results() -> tuple[str, str]:
             (run,) = sync.unfinished()
             mlflow_runs.log_files(run, figures.values())
             mlflow_runs.log_files(run, files, "evaluation")
+            mlflow_runs.log_files(run, profile, "profile")
             if report is not None:
                 tags = report.tags() | {mlflow_runs.NOTE_TAG: report.diagnosis.text}
                 mlflow_runs.log_summary(run, report.summary(), tags)

@@ -667,6 +667,9 @@ class Config:
         "info", resume="free", sweep="no"
     )
     """Lowest level of log messages that are printed. debug: from all ranks, with timestamps."""
+    profile: int = option(0, resume="free", sweep="no")
+    """Steps of rank 0 to record with torch's profiler, at most 100, after 12 others. A trace and a
+    table are left in the run folder and in MLflow. 0: none."""
     check_discriminator: bool = option(False, resume="fixed", sweep="no")
     """Only train D, in this process, to separate real images from noise, and plot the result."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -684,6 +687,7 @@ class Config:
     def __post_init__(self) -> None:
         self.reference_data()
         self._check_schedule()
+        require("profile", self.profile, "lie in 0 .. 100", 0 <= self.profile <= 100)
         bad = [c for c in self.name if not (c.isalnum() or c in "._-")]
         if bad or self.name.startswith("."):
             raise UserError(f"name={self.name!r} may hold letters, digits, '.', '_' and '-' only")

@@ -30,6 +30,7 @@ from ganray.gan.augmentation import DRAWS
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
+from ganray.training.profiling import profile_steps
 from ganray.training.rank_times import RankTimes
 from ganray.training.schedules import scheduled_values
 from ganray.training.scores import record_scores
@@ -111,6 +112,7 @@ def _train(
         contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches,
         contextlib.closing(CheckpointWriter(state)) as writer,
         context.stop_requests() as stop_requested,
+        profile_steps(config, device) as end_step,
     ):
         update = Updates(state, weight, writer.wait_for_copy)
         if rank() == 0:
@@ -143,6 +145,7 @@ def _train(
 
             # Update G_ema.
             state.advance()
+            end_step()
 
             # Log metrics. The host waits for the device here only.
             if state.is_due(config.train.log_every):

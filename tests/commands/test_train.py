@@ -128,6 +128,7 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     monkeypatch.setattr(reference, "reference_classifier", quick)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     argv = [*TINY, "--name", "one", "--data.faces", "400", "--evaluation.report_samples", "90"]
+    argv += ["--train.kimg", "0.18", "--profile", "1"]
     with monkeypatch.context() as patch:
         open_run = mlflow_runs.open_run
         dead = "http://me:hunter2@127.0.0.1:9"  # unreachable once the run is open
@@ -153,10 +154,10 @@ def test_a_report_is_complete_and_sent_later_if_mlflow_becomes_unreachable(
     assert "report/recall" in run.data.metrics
     assert run.data.tags["mlflow.note.content"] == run.data.tags["ganray.diagnosis"]
     assert "loss/D" in run.data.metrics
-    files = client.list_artifacts(run.info.run_id) + client.list_artifacts(
-        run.info.run_id, "evaluation"
-    )
-    assert {"samples.png", "evaluation/report.json"} <= {file.path for file in files}
+    folders = None, "evaluation", "profile"
+    files = {f.path for folder in folders for f in client.list_artifacts(run.info.run_id, folder)}
+    profile = {"profile/summary.txt", "profile/trace.json.gz"}
+    assert files >= {"samples.png", "evaluation/report.json"} | profile
 
 
 def test_the_same_name_with_other_settings_is_rejected(celeba, home, fails, capsys):

@@ -1,0 +1,49 @@
+"""Record of some steps by torch's profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from ganray.config.schema import Config
+from ganray.distributed import rank
+
+FOLDER = "profile"
+"""Subfolder of the run folder with the trace and its summary."""
+TRACE, SUMMARY = "trace.json.gz", "summary.txt"
+_WAIT, _WARM_UP = 10, 2
+"""Steps without the profiler, and with its first records discarded."""
+_ROWS = 40
+
+
+@contextmanager
+def profile_steps(config: Config, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Yield a function to call at the end of each step, which records `config.profile` of them.
+
+    A run that ends earlier leaves what was recorded until then. Only rank 0 records.
+    """
+    if not config.profile or rank():
+        yield lambda: None
+        return
+
+    def write(profiler: profile) -> None:
+        folder = config.run_folder() / FOLDER
+        folder.mkdir(exist_ok=True)
+        profiler.export_chrome_trace(str(folder / TRACE))
+        order = f"self_{device.type}_time_total"
+        table = profiler.key_averages().table(order, row_limit=_ROWS, max_name_column_width=80)
+        (folder / SUMMARY).write_text(table)
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    steps = schedule(wait=_WAIT, warmup=_WARM_UP, active=config.profile, repeat=1)
+    with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
+        yield profiler.step
+
+
+def profile_files(folder: Path) -> list[Path]:
+    """Return the summary and the trace of a run; [] if it was not profiled."""
+    return [p for name in (SUMMARY, TRACE) if (p := folder / FOLDER / name).exists()]
