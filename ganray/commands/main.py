@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ganray import log
 from ganray.config import cli
-from ganray.config.commands import EvaluateConfig, ExploreConfig, ShardConfig
+from ganray.config.commands import DeployConfig, EvaluateConfig, ExploreConfig, ShardConfig
 from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 from ganray.config.schema import Config
 from ganray.data.sources import NAMES
@@ -173,8 +173,34 @@ def shard(argv: Sequence[str]) -> None:
     run_shard(options)
 
 
+def deploy(argv: Sequence[str]) -> None:
+    r"""Print the file that runs a job on Kubernetes or Slurm.
+
+    The job trains on every GPU of the nodes, in a Ray cluster of its own. Nothing is submitted, and
+    the file holds no passwords. A Ray cluster that stays, on AWS, Google Cloud or machines of your
+    own, is described by cluster.yaml or one of its variants instead.
+
+        python jobs/deploy.py rayjob --image registry.example.com/ganray --nodes 2 \
+            --storage shared --tracking_uri http://mlflow:5000 > faces.yaml
+        python jobs/deploy.py slurm --nodes 4 --gpus 8 --cpus 64 \
+            --storage /scratch/ganray --tracking_uri http://mlflow:5000 > faces.sh
+        python jobs/deploy.py slurm --job "sweep --sweep.seeds 3" --name latents \
+            --storage /scratch/ganray --tracking_uri http://mlflow:5000 > latents.sh
+    """
+    targets = {
+        "rayjob": "a RayJob of KubeRay, for kubectl apply",
+        "slurm": "a script for sbatch",
+    }
+    description = f"{_help(deploy)}\n\nTARGET is one of:\n\n{_table(targets)}"
+    options = cli.parse_command(argv, DeployConfig, ("target",), targets, description)
+    log.configure(options.log_level)
+    from ganray.commands.deploy import deploy as print_file
+
+    print_file(options)
+
+
 JOBS: dict[str, Callable[[Sequence[str]], None]] = {
-    job.__name__: job for job in (celeba, mnist, sweep, evaluate, explore, shard)
+    job.__name__: job for job in (celeba, mnist, sweep, evaluate, explore, shard, deploy)
 }
 
 

@@ -221,6 +221,40 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class DeployConfig:
+    """Options of jobs/deploy.py."""
+
+    target: str = ""
+    """Kind of cluster."""
+    job: str = "celeba"
+    """Job to run, with its options, such as 'celeba dcgan64 --train.kimg 25000'. Its name and home
+    are those of this command."""
+    name: str = "faces"
+    """Name of the run and of the cluster's job: lower-case letters, digits and dashes."""
+    image: str | None = None
+    """Container image with ganray on every node. slurm: for the Pyxis plugin; None: the environment
+    in which sbatch is called."""
+    nodes: int = 1
+    """Number of nodes that train."""
+    gpus: int = 1
+    """GPUs of each node. 0: train on CPU cores, by as many workers as --job says."""
+    cpus: int = 8
+    """CPU cores of each node. rayjob: with 4 GiB of memory each."""
+    storage: str | None = None
+    """Storage that all nodes share, for shards, runs and checkpoints. rayjob: the name of a
+    PersistentVolumeClaim with the access mode ReadWriteMany. slurm: a folder."""
+    tracking_uri: str | None = None
+    """Address of an MLflow server that the cluster reaches, without a password: rayjob takes that
+    from a Secret, slurm from the environment, as the printed file says."""
+    log_level: LogLevel = "info"
+    """Lowest level of log messages that are printed."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "--", "nodes", "cpus")
+        require("--gpus", self.gpus, "not be negative", self.gpus >= 0)
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """Options of jobs/sweep.py: what is varied, and how."""
 

@@ -1,0 +1,117 @@
+"""Print a manifest of KubeRay or a script for Slurm, filled in from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from importlib import metadata
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import ganray
+from ganray.config.commands import DeployConfig
+from ganray.config.schema import require
+from ganray.errors import UserError
+from ganray.log import redact
+
+TEMPLATES = Path(ganray.__file__).parent / "integrations" / "deploy"
+_FILES = {"rayjob": "rayjob.yaml", "slurm": "slurm.sh"}
+_JOBS = ("celeba", "mnist", "sweep")
+_DNS_LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"
+
+
+def deploy(options: DeployConfig) -> None:
+    """Print the file.
+
+    Raises:
+        UserError: An option is missing, invalid, or holds a password.
+    """
+    print(render(options), end="")
+
+
+def render(options: DeployConfig) -> str:
+    """Return the file as a text. Every value is quoted for YAML or for a shell, or checked.
+
+    Raises:
+        UserError: As in `deploy`.
+    """
+    _check(options)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=False,  # the filters quote
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"yaml": json.dumps, "shell": shlex.quote}
+    return environment.get_template(_FILES[options.target]).render(
+        name=options.name,
+        command=_command(options),
+        image=options.image,
+        container=_container(options),
+        nodes=options.nodes,
+        gpus=options.gpus,
+        cpus=options.cpus,
+        storage=options.storage,
+        tracking_uri=options.tracking_uri,
+        ray_version=metadata.version("ray"),
+    )
+
+
+def _command(options: DeployConfig) -> str:
+    """Return the job's command line, quoted for a shell."""
+    return shlex.join(["ganray", *shlex.split(options.job), "--name", options.name])
+
+
+def _container(options: DeployConfig) -> str:
+    """Return the options of srun that start a container, quoted for a shell; empty for none."""
+    if not options.image:
+        return ""
+    mounts = f"{options.storage}:{options.storage}"
+    return f" --container-image={shlex.quote(options.image)} --container-mounts={mounts}"
+
+
+def _check(options: DeployConfig) -> None:
+    """Check what only the cluster would find out, perhaps after hours in its queue."""
+    for name in ("storage", "tracking_uri", *(["image"] if options.target == "rayjob" else [])):
+        if not getattr(options, name):
+            raise UserError(f"--{name} is missing: {options.target} needs it; see --help")
+    for name in ("job", "image", "storage", "tracking_uri"):
+        value = getattr(options, name) or ""
+        if redact(value) != value:
+            raise UserError(
+                f"--{name}={value} holds a password, which the file would show; leave it out, and"
+                " give it to the cluster as the file says"
+            )
+    rule = "be lower-case letters, digits and dashes, a letter first, and at most 47 characters"
+    valid = len(options.name) <= 47 and re.fullmatch(_DNS_LABEL, options.name)
+    require("--name", options.name, rule, bool(valid))
+    _check_job(options.job)
+    rule = "be an address such as http://mlflow:5000"
+    uri = options.tracking_uri or ""
+    require("--tracking_uri", uri, rule, bool(re.fullmatch(r"https?://[^\s/]+(/\S*)?", uri)))
+    rule = "be an image such as registry.example.com/ganray:1"
+    image = options.image or "none"
+    require("--image", image, rule, bool(re.fullmatch(r"[\w.][\w.:/@#+-]*", image)))
+    storage = options.storage or ""
+    if options.target == "rayjob":
+        valid = re.fullmatch(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*", storage)
+        require("--storage", storage, "be the name of a PersistentVolumeClaim", bool(valid))
+    else:
+        rule = "be an absolute path, without spaces, colons and commas"
+        require("--storage", storage, rule, bool(re.fullmatch(r"/[\w./@+-]+", storage)))
+
+
+def _check_job(job: str) -> None:
+    try:
+        words = shlex.split(job)
+    except ValueError as error:
+        raise UserError(f"--job={job!r}: {error}; quote it as for a shell") from error
+    rule = f"begin with one of {', '.join(_JOBS)}"
+    require("--job", job, rule, bool(words) and words[0] in _JOBS)
+    given = {word.partition("=")[0] for word in words}
+    for option, own in {"name": "name", "home": "storage", "tracking.uri": "tracking_uri"}.items():
+        require("--job", job, f"leave out --{option}; use --{own}", f"--{option}" not in given)

@@ -1,0 +1,274 @@
+"""Printed manifests and scripts: their fields, their quoting, what they refuse."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ganray.commands import main
+from ganray.commands.deploy import TEMPLATES, render
+from ganray.config.commands import DeployConfig
+from ganray.errors import UserError
+
+STORES = {"rayjob": "shared", "slurm": "/scratch/ganray"}
+
+# Fields of KubeRay's API ray.io/v1, as its reference lists them for version 1.6. KubeRay refuses
+# manifests with others.
+RAY_JOB = {"apiVersion", "kind", "metadata", "spec"}
+RAY_JOB_SPEC = {
+    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "deletionStrategy", "entrypoint",
+    "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "jobId", "managedBy",
+    "metadata", "preRunningDeadlineSeconds", "rayClusterSpec", "runtimeEnvYAML",
+    "shutdownAfterJobFinishes", "submissionMode", "submitterConfig", "submitterPodTemplate",
+    "suspend", "ttlSecondsAfterFinished",
+}  # fmt: skip
+RAY_CLUSTER_SPEC = {
+    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
+    "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend",
+    "upgradeStrategy", "workerGroupSpecs",
+}  # fmt: skip
+HEAD_GROUP_SPEC = {
+    "enableIngress", "headService", "labels", "rayStartParams", "resources", "serviceType",
+    "template",
+}  # fmt: skip
+WORKER_GROUP_SPEC = {
+    "groupName", "idleTimeoutSeconds", "labels", "maxReplicas", "minReplicas", "numOfHosts",
+    "rayStartParams", "replicas", "resources", "scaleStrategy", "suspend", "template",
+}  # fmt: skip
+POD_SPEC = {"securityContext", "tolerations", "containers", "volumes"}  # those that we use
+CONTAINER = {"name", "image", "env", "envFrom", "resources", "volumeMounts"}
+
+
+def options(target, **given):
+    values = {"image": "r.io/ganray", "storage": STORES[target], "tracking_uri": "http://m:5000"}
+    return DeployConfig(target=target, **(values | given))
+
+
+def manifest(**given):
+    return yaml.safe_load(render(options("rayjob", **given)))
+
+
+def test_the_manifest_has_only_fields_that_kuberay_documents():
+    job = manifest()
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert set(job) <= RAY_JOB
+    assert set(job["spec"]) <= RAY_JOB_SPEC
+    cluster = job["spec"]["rayClusterSpec"]
+    assert set(cluster) <= RAY_CLUSTER_SPEC
+    assert {"headGroupSpec", "rayVersion"} <= set(cluster)
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert set(cluster["headGroupSpec"]) <= HEAD_GROUP_SPEC
+    (group,) = cluster["workerGroupSpecs"]
+    assert set(group) <= WORKER_GROUP_SPEC
+    for pod in (cluster["headGroupSpec"]["template"], group["template"]):
+        assert set(pod["spec"]) <= POD_SPEC
+        (container,) = pod["spec"]["containers"]
+        assert set(container) == CONTAINER
+        assert {mount["name"] for mount in container["volumeMounts"]} == {
+            volume["name"] for volume in pod["spec"]["volumes"]
+        }
+
+
+def test_the_manifest_is_filled_in():
+    job = manifest(job="celeba dcgan64 --train.kimg 100", name="long", nodes=3, gpus=4, cpus=16)
+    assert job["metadata"]["name"] == "long"
+    spec = job["spec"]
+    assert spec["entrypoint"] == "ganray celeba dcgan64 --train.kimg 100 --name long"
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert [group[key] for key in ("replicas", "minReplicas", "maxReplicas")] == [3] * 3
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["image"] == "r.io/ganray"
+    size = {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "4"}
+    assert container["resources"] == {"requests": size, "limits": size}
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert env["GANRAY_HOME"].startswith(container["volumeMounts"][0]["mountPath"])
+    assert env["MLFLOW_TRACKING_URI"] == "http://m:5000"
+    (volume,) = group["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "shared"}
+
+
+def test_without_gpus_none_are_asked_for():
+    assert "nvidia" not in render(options("rayjob", gpus=0))
+    assert "gpu" not in render(options("slurm", gpus=0, image=None)).partition("set -euo")[2]
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "celeba --data.root '/data/it\"s: here # {{ gpus }}'",
+        "celeba --data.root '/a; touch /tmp/x $(id) `id`'",
+        "celeba --data.root '/a\n- x: y'",
+    ],
+)
+def test_a_job_reaches_its_program_as_it_was_given(job, tmp_path):
+    words = ["ganray", *shlex.split(job), "--name", "faces"]
+    assert shlex.split(manifest(job=job)["spec"]["entrypoint"]) == words
+    assert run_slurm(tmp_path, options("slurm", job=job))[-len(words) :] == words
+
+
+@pytest.mark.parametrize("target", ["rayjob", "slurm"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tracking_uri": None}, "--tracking_uri is missing"),
+        ({"storage": None}, "--storage is missing"),
+        ({"storage": "a b"}, r"--storage=a b must be"),
+        ({"storage": "/a:/b"}, r"--storage=/a:/b must be"),
+        ({"tracking_uri": "http://me:secret@m:5000"}, "holds a password"),
+        ({"tracking_uri": "m:5000"}, "must be an address"),
+        ({"job": "celeba --data.root s3://k:secret@b/c"}, "holds a password"),
+        ({"job": "rm -rf /"}, "begin with one of celeba, mnist, sweep"),
+        ({"job": "celeba 'x"}, "No closing quotation"),
+        ({"job": "celeba --home /x"}, "leave out --home; use --storage"),
+        ({"name": "Faces"}, "--name=Faces must be lower-case"),
+        ({"name": "x\n#SBATCH --uid=0"}, "must be lower-case"),
+        ({"image": "a b"}, "--image=a b must be an image"),
+        ({"image": "--x"}, "--image=--x must be an image"),
+    ],
+)
+def test_what_cannot_work_is_refused(target, given, message):
+    with pytest.raises(UserError, match=message):
+        render(options(target, **given))
+
+
+def test_kubernetes_needs_an_image_and_slurm_does_not():
+    with pytest.raises(UserError, match="--image is missing: rayjob needs it"):
+        manifest(image=None)
+    assert "container" not in render(options("slurm", image=None))
+
+
+def test_the_command_prints_nothing_but_the_file(capsys):
+    argv = ["deploy", "slurm", "--storage", "/s", "--tracking-uri", "http://m:5000"]
+    main._dispatch(argv)
+    expected = render(options("slurm", image=None, storage="/s"))
+    assert capsys.readouterr().out == expected
+    assert expected.startswith("#!/usr/bin/env bash\n")
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def run_slurm(folder: Path, given: DeployConfig) -> list[str]:
+    """Run the script as Slurm would, on nodes n1 and n2; return what `ray` was called with on n2.
+
+    srun starts the command once for each node, and ray prints its arguments and environment.
+    """
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    stand_in(programs, "scontrol", '[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"')
+    stand_in(
+        programs,
+        "srun",
+        'while [[ $1 == --* ]]; do echo "$1" >>"$OUT/srun"; shift; done\n'
+        'for node in n1 n2; do SLURMD_NODENAME=$node "$@" || exit; done',
+    )
+    dump = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    stand_in(programs, "ray", f'python3 -c {shlex.quote(dump)} "$@" >$OUT/$SLURMD_NODENAME')
+    env = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "OUT": str(folder),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+    }
+    subprocess.run(["bash", "-c", render(given)], env=env, check=True, cwd=folder)
+    arguments, _ = json.loads((folder / "n2").read_text())
+    return arguments
+
+
+def test_slurm_starts_one_ray_on_all_nodes_with_a_token_of_the_job(tmp_path):
+    tokens = set()
+    given = options("slurm", nodes=2, gpus=8, cpus=64)
+    for _ in range(2):
+        arguments = run_slurm(tmp_path, given)
+        assert arguments[: arguments.index("--")] == shlex.split(
+            "symmetric-run --address n1:6379 --min-nodes 2 --num-cpus 64 --disable-usage-stats"
+        )
+        assert arguments[arguments.index("--") + 1 :] == ["ganray", "celeba", "--name", "faces"]
+        first, second = (json.loads((tmp_path / node).read_text())[1] for node in ("n1", "n2"))
+        assert first["RAY_AUTH_TOKEN"] == second["RAY_AUTH_TOKEN"]
+        assert second["RAY_AUTH_MODE"] == "token"
+        assert second["GANRAY_RAY__ADDRESS"] == "n1:6379"
+        assert second["GANRAY_HOME"] == "/scratch/ganray"
+        assert second["MLFLOW_TRACKING_URI"] == "http://m:5000"
+        tokens.add(second["RAY_AUTH_TOKEN"])
+    assert all(re.fullmatch("[0-9a-f]{64}", token) for token in tokens)
+    assert len(tokens) == 2
+    assert "--container-image=r.io/ganray" in (tmp_path / "srun").read_text()
+
+
+def test_slurm_reads_the_options_of_the_job():
+    header = render(options("slurm", nodes=2, gpus=8, cpus=64, name="big"))
+    given = re.findall(r"^#SBATCH --(\S+)$", header, re.M)
+    assert {"nodes=2", "gpus-per-node=8", "cpus-per-task=64", "ntasks-per-node=1"} <= set(given)
+    assert {"job-name=big", "exclusive", "requeue"} <= set(given)
+
+
+def test_slurm_fails_where_the_job_fails(tmp_path):
+    run_slurm(tmp_path, options("slurm"))
+    stand_in(tmp_path / "bin", "ray", "exit 7")
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-2]"}
+    env["OUT"] = str(tmp_path)
+    assert subprocess.run(["bash", "-c", render(options("slurm"))], env=env).returncode == 7
+
+
+def test_the_image_copies_what_exists_and_what_is_not_ignored():
+    root = TEMPLATES.parents[2]
+    copied = re.findall(
+        r"^COPY --chown=\S+ (.*) \S+$", (TEMPLATES / "Dockerfile").read_text(), re.M
+    )
+    allowed = re.findall(r"^!(.*)$", (TEMPLATES / "Dockerfile.dockerignore").read_text(), re.M)
+    for source in " ".join(copied).split():
+        assert (root / source).exists()
+        assert source.partition("/")[0] in allowed
+
+
+SERVER = """
+import pathlib, sqlite3, sys, time
+uri = sys.argv[sys.argv.index("--backend-store-uri") + 1]
+store = sqlite3.connect(uri.removeprefix("sqlite:///"))
+store.execute("create table if not exists runs (name)")
+print(store.execute("select * from runs").fetchall(), flush=True)
+store.execute("insert into runs values ('faces')")
+store.commit()
+while not pathlib.Path("stop").exists():
+    time.sleep(0.05)
+"""
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_new_head_gets_the_copy_of_the_mlflow_store(tmp_path):
+    """The server is a stand-in that writes into its store, or tells what it finds there."""
+    (tmp_path / "mlflow.py").write_text(SERVER)
+    stand_in(tmp_path, "mlflow", f'exec python3 {tmp_path}/mlflow.py "$@"')
+    stand_in(tmp_path, "sleep", f"[ ! -e {tmp_path}/stop ] && exec /bin/sleep 0.05")
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    backup = tmp_path / "shared" / "mlflow-backup.db"
+
+    def start(head):
+        command = ["bash", TEMPLATES / "mlflow-server.sh", tmp_path / head, tmp_path / "shared"]
+        subprocess.run(command, env=env, cwd=tmp_path, check=True)
+
+    try:
+        start("one")
+        wait_for(lambda: backup.exists() and b"faces" in backup.read_bytes())
+        start("one")  # does nothing, as the server runs
+        assert (tmp_path / "one" / "server.log").read_text() == "[]\n"
+        start("two")
+        log = tmp_path / "two" / "server.log"
+        wait_for(lambda: log.exists() and log.read_text())
+        assert log.read_text() == "[('faces',)]\n"
+    finally:
+        (tmp_path / "stop").touch()
