@@ -102,6 +102,7 @@ def _run_locked(
     setup = ray_tune.TrialSetup(config, datasets.run_assets(), workers)
     save_sweep(plan, config, options)
     ray_cluster.connect(config.ray, has_trials=True)
+    ray_cluster.check_versions(config.ray)
     for folder in datasets.local_folders():
         ray_cluster.check_shared(folder)
     tags = train.run_tags(config, workers)

@@ -9,14 +9,17 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timedelta
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import yaml
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 
 _ends_with_driver = False
@@ -75,7 +79,7 @@ def connect(config: RayConfig, has_trials: bool = False) -> Cluster:
     The arguments are those of `start`.
 
     Raises:
-        UserError: There is no cluster at the address.
+        UserError: There is no cluster at the address, or it runs other versions.
     """
     global _starting
     start(config, has_trials)
@@ -89,6 +93,10 @@ def connect(config: RayConfig, has_trials: bool = False) -> Cluster:
                 f"{source}={_address(config)}: no cluster there; start one with"
                 " `ray start --head`, or leave the address out to use this machine alone"
             ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("Version mismatch"):
+                raise
+            raise _other_versions("the cluster", *_ray_and_python(str(error))) from error
         _restore_signal_handlers()
     return _resources()
 
@@ -131,23 +139,75 @@ def check_shared(folder: Path) -> None:
     Raises:
         UserError: A node does not see the folder.
     """
-
-    @ray.remote(num_cpus=0)
-    def exists(path: str) -> bool:
-        return os.path.exists(path)
-
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1:
+    if len(_nodes()) == 1:
         return
-    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    answers = ray.get(
-        [exists.options(scheduling_strategy=s).remote(str(folder)) for s in strategies]
-    )
-    missing = [node for node, found in zip(nodes, answers, strict=True) if not found]
-    if missing:
+    answers = _on_each_node(lambda: os.path.exists(folder))
+    if missing := [node for node, found in answers.items() if not found]:
         raise not_shared(
-            folder, f"{len(missing)} of {len(nodes)} nodes (the first: {missing[0][:8]})"
+            folder, f"{len(missing)} of {len(answers)} nodes (the first: {missing[0][:8]})"
         )
+
+
+def check_versions(config: RayConfig) -> None:
+    """Check that every node has the libraries of this driver, before workers are started.
+
+    Ray itself compares its own version and Python's, when a driver joins.
+
+    Raises:
+        UserError: A node has another version of a library that the results depend on, or none.
+    """
+    if _address(config) == "local":
+        return
+    own = versions()
+    for node, found in _on_each_node(versions).items():
+        if found != own:
+            raise _other_versions(f"node {node[:8]}", found, own)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions, in this process, of the libraries that the results depend on.
+
+    Without the label of a build: the CPU's and those for CUDA have one version.
+    """
+    found = {}
+    for name in ("torch", "numpy"):
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _ray_and_python(message: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the versions of the cluster and of this driver from Ray's message."""
+    names, numbers = ("ray", "python"), re.findall(r"(?:Ray|Python): (\S+)", message)
+    return dict(zip(names, numbers[:2], strict=True)), dict(zip(names, numbers[2:], strict=True))
+
+
+def _other_versions(place: str, found: Mapping[str, str], own: Mapping[str, str]) -> UserError:
+    differences = [
+        f"{name} {found[name]}, not {own[name]}" for name in own if found[name] != own[name]
+    ]
+    return UserError(
+        f"{place} has {' and '.join(differences)} as this driver; install the same versions on all"
+        " nodes, or submit the job with a runtime environment (ganray/integrations/README.md)"
+    )
+
+
+def _nodes() -> list[str]:
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def _on_each_node(function: Callable[[], T]) -> dict[str, T]:
+    """Return what a function returns on each node, by the id of the node."""
+    task = ray.remote(num_cpus=0)(function)
+    results = {
+        node: task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote()
+        for node in _nodes()
+    }
+    return dict(zip(results, ray.get([*results.values()]), strict=True))
 
 
 def not_shared(folder: Path, nodes: str) -> UserError:

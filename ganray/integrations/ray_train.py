@@ -66,6 +66,7 @@ def launch(
     """
     _set_timeouts(config)
     ray_cluster.connect(config.ray)
+    ray_cluster.check_versions(config.ray)
     folder = config.run_folder()
     ray_cluster.check_shared(folder)
     if config.init_from:
