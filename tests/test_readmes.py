@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ganray.commands import main
+from ganray.commands import deploy, main
 from ganray.config import cli
-from ganray.config.commands import EvaluateConfig, ExploreConfig, ShardConfig
+from ganray.config.commands import DeployConfig, EvaluateConfig, ExploreConfig, ShardConfig
 from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +50,9 @@ def test_commands_are_understood(command: str, monkeypatch):
             cli.parse_command(words, ExploreConfig, ("run",), None, "")
         case "shard":
             cli.parse_command(words, ShardConfig, ("source", "path"), None, "")
+        case "deploy":
+            words = words[: words.index(">")]
+            deploy.render(cli.parse_command(words, DeployConfig, ("target",), None, ""))
         case "celeba":
             cli.parse(words, CELEBA, lambda _: "cpu32", "", "cpu32")
         case "mnist":

@@ -152,7 +152,7 @@ def submit(operator: Machine, name: str, *options: str) -> subprocess.Popen[str]
 def cut_off_and_heal(job: subprocess.Popen[str], worker: Machine) -> None:
     """Cut the worker's node off while the run trains; expect it to go on after it is back."""
     lines = lines_of(job)
-    wait_for(lines, r"^ +3\.\d+ / 60 kimg", 200)
+    wait_for(lines, r"^ *([3-9]|\d\d)\.\d / 60 kimg", 200)
     worker.cut_off()
     start = time.monotonic()
     failed = wait_for(lines, "restart 1 of at most", 200)
