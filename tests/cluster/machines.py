@@ -60,7 +60,7 @@ class Machine:
         """Return the environment of a login, without what this machine's user has set."""
         path = f"{self.home.parent}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {"HOME": str(self.home), "PATH": path, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-        return env | {"RAY_USAGE_STATS_ENABLED": "0", "TERM": "dumb"} | more
+        return env | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"} | more
 
     def run(self, *command: object, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a program and return its output; `more` are variables of its environment."""

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run {{ name }} on Slurm: sbatch FILE. The site's options go on that line, as in
 # sbatch --partition gpu --account me --time 1-00:00:00 FILE. A job that is requeued, or submitted
-# again, resumes from the last checkpoint.
+# again, resumes from the last checkpoint. Passwords are not here but in the environment of sbatch,
+# such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 #SBATCH --job-name={{ name }}
 #SBATCH --output={{ name }}-%j.log
 #SBATCH --open-mode=append
