@@ -43,6 +43,8 @@ def two_nodes(env):
     """Start a head and a worker node; `ray stop` would stop every Ray on the machine."""
     start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
     head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+    # The agent takes jobs. On its default port it fails silently beside any other Ray.
+    head += ["--dashboard-agent-listen-port=52399"]
     # Each node has its own folder, as on two machines, into which it unpacks the working directory.
     # They are directly under /tmp, because the path of a socket must be short.
     with (
