@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -143,8 +144,9 @@ def test_kubernetes_needs_an_image_and_slurm_does_not():
     assert "container" not in render(options("slurm", image=None))
 
 
-def test_the_command_prints_nothing_but_the_file(capsys):
+def test_the_command_prints_nothing_but_the_file(capsys, monkeypatch):
     argv = ["deploy", "slurm", "--storage", "/s", "--tracking-uri", "http://m:5000"]
+    monkeypatch.setattr(sys, "argv", ["ganray", *argv])  # which _dispatch changes
     main._dispatch(argv)
     expected = render(options("slurm", image=None, storage="/s"))
     assert capsys.readouterr().out == expected

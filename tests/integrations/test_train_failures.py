@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ganray.errors import UserError
 from ganray.integrations import ray_train
 from ganray.training import journal
+from ganray.training.plan import Workers
 from tests.conftest import tiny_config
 
 
@@ -77,14 +78,14 @@ def test_a_worker_that_dies_at_its_start_is_restarted_as_often_as_any_other(tmp_
     config.run_folder().mkdir(parents=True)
     most = config.ray.max_failures
     trainer = DyingTrainer(most)
-    assert ray_train._fit(trainer, config) == "result"
+    assert ray_train._fit(trainer, config, Workers(1, False, 1)) == "result"
     events = [event["text"] for event, _ in journal.read(config.run_folder())]
     assert [text.rpartition("; ")[2] for text in events] == [
         f"restart {number} of at most {most}, from the last checkpoint"
         for number in range(1, most + 1)
     ]
     with pytest.raises(UserError, match=r"training failed: .*the same --name resumes"):
-        ray_train._fit(DyingTrainer(most + 1), config)
+        ray_train._fit(DyingTrainer(most + 1), config, Workers(1, False, 1))
 
 
 def test_another_error_of_the_controller_is_a_bug(tmp_path):
