@@ -19,7 +19,7 @@ from ganray.evaluation.suite import measure
 from ganray.figures import MAX_BARS, mode_chart
 from ganray.metrics.modes import Counts
 
-_MAX_PAIRS = 20_000_000
+_MAX_PAIRS = 10_000_000
 """Maximum number of distances between samples and real images that measure memorization."""
 
 Generate = Callable[[slice], torch.Tensor]

@@ -320,6 +320,7 @@ def table(report: MetricsReport, full: bool = False) -> str:
     more = len(results) - len(texts)
     if more:
         lines.append(f"and {more} more: in {JSON}, or by jobs/evaluate.py with --report full")
+    lines.append(f"[95 %] over new samples and new real images; {report.samples:,} of each")
     return "\n".join(lines)
 
 

@@ -53,7 +53,9 @@ def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) ->
     """Draw the figure as a PNG."""
     figure = new_figure(14, 10.5)
     text = "\n".join(textwrap.wrap(diagnosis.text, 150))
-    note = f"{report.samples:,} samples and as many real images; whiskers are 95 % intervals"
+    note = (
+        f"{report.samples:,} samples and as many real images; whiskers: 95 % over new ones of both"
+    )
     color = _COLLAPSED if diagnosis.collapsed else "black"
     figure.suptitle(f"{page.title}\n{text}", fontsize=13, color=color)
     figure.supxlabel(note, fontsize=9, color="0.4")

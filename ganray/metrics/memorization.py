@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ganray.metrics.intervals import Estimate, share_interval
-from ganray.metrics.matrices import blocks, squared_distances
+from ganray.metrics.matrices import blocks
 
 _POINTS = 8_192
 """Points that are compared at a time."""
@@ -139,25 +139,33 @@ def nearest_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the squared distance, float64 (q,), and row, int64 (q,), of the nearest point.
 
+    The nearest one is found in float32, so that of nearly equal ones it may be the other; its
+    distance is exact.
+
     Args:
         queries: Feature matrix (q, d), of any dtype.
-        points: Feature matrix (p, d) on the same device; a block at a time becomes float64.
+        points: Feature matrix (p, d) on the same device.
         excluded: int64 (q,): a row of `points` for each query, which is passed over; None: none.
     """
-    centre = queries.double().mean(0)
-    x = queries.double() - centre
-    distances = x.new_full((len(x),), torch.inf)
+    centre = queries.float().mean(0)
+    x = queries.float() - centre
+    closest = x.new_full((len(x),), torch.inf)
     rows = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for start in range(0, len(points), _POINTS):
-        y = points[start : start + _POINTS].double() - centre
+        y = points[start : start + _POINTS].float() - centre
+        lengths = y.square().sum(1)
         for part in blocks(len(x), len(y)):
-            squares = squared_distances(x[part], y)
+            squares = lengths.addmm(x[part], y.T, alpha=-2)  # less those of x
             if excluded is not None:
                 at = excluded[part] - start
                 inside = ((at >= 0) & (at < len(y))).nonzero()[:, 0]
                 squares[inside, at[inside]] = torch.inf
             values, columns = squares.min(1)
-            closer = values < distances[part]
-            distances[part] = values.where(closer, distances[part])
+            closer = values < closest[part]
+            closest[part] = values.where(closer, closest[part])
             rows[part] = (columns + start).where(closer, rows[part])
+    distances = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for part in blocks(len(x), x.shape[1]):
+        difference = queries[part].double() - points[rows[part]].double()
+        distances[part] = difference.square().sum(1)
     return distances, rows
