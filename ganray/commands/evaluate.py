@@ -64,8 +64,9 @@ def evaluate(options: EvaluateConfig) -> None:
     generators = [load_generator(name, home, options.tracking_uri) for name in names]
     config = _reference_config(generators[0], options)
     datasets = locate_datasets(config)
-    if not (datasets.same or datasets.images.ready):  # do not convert them just for memorization
-        datasets = replace(datasets, held_out=None)
+    extra = datasets.held_out and [datasets.images, datasets.held_out.plan]
+    if extra and not all(plan.ready or plan is datasets.reference for plan in extra):
+        datasets = replace(datasets, held_out=None)  # do not convert images for memorization alone
     _check_count(datasets.reference.count, datasets.reference.has_classifier)
     digest = datasets.reference_digest()
     with ExitStack() as stack:

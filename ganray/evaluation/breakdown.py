@@ -1,20 +1,21 @@
 """Results of single modes and attributes: which ones samples lack, and where they vary less.
 
-The intervals hold for all modes or attributes together (Bonferroni), so that the worst one may be
-picked out and named.
+Intervals and tests hold for all modes or attributes together (Bonferroni), so that the worst one
+may be picked out and named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 
-from ganray.evaluation.comparison import Comparison, ImageStatistics
+from ganray.evaluation.comparison import ImageStatistics
 from ganray.metrics.diversity import vendi_score
 from ganray.metrics.intervals import Estimate
+from ganray.metrics.precision_recall import DENSITY_COVERAGE_K, Manifold, manifold_scores
 
 MIN_IMAGES_PER_MODE = 20
 """Images of a mode that a subsample must have on average."""
@@ -30,7 +31,8 @@ class ModeResult:
 
     name: str
     coverage: Estimate
-    """Share of the mode's reference neighbourhoods that contain a sample."""
+    """Share of the mode's reference neighbourhoods with a sample of the mode, for as many of both:
+    how often it occurs does not count."""
     coverage_difference: Estimate
     """The same less that of other reference images."""
     vendi_share: Estimate
@@ -65,51 +67,48 @@ class ShareResult:
     share: float
     reference: float
     """Share of all real images, those of the reference and others."""
-    difference: Estimate
-
-    @property
-    def is_rare(self) -> bool:
-        """Whether it is significantly rarer among the samples than among real images."""
-        return self.difference.high < 0
-
-    @property
-    def is_frequent(self) -> bool:
-        """Whether it is significantly more frequent among the samples than among real images."""
-        return self.difference.low > 0
+    is_rare: bool
+    """Whether it is significantly rarer among the samples than among real images."""
+    is_frequent: bool
+    """Whether it is significantly more frequent among the samples than among real images."""
 
 
-def comparable_modes(
-    reference: ImageStatistics, samples: ImageStatistics, subsample: float
-) -> list[int]:
-    """Return the modes whose variety can be compared: those with enough images on both sides.
+def comparable_modes(sides: Sequence[ImageStatistics], subsample: float) -> list[int]:
+    """Return the modes whose variety can be compared: those with enough images on all sides.
 
     Args:
-        reference: Statistics of the reference images.
-        samples: Statistics of the samples.
+        sides: Statistics of the samples, reference images and others.
         subsample: Share of the images in a subsample, in (0, 1).
     """
-    if not samples.has_modes:
+    if not sides[0].has_modes:
         return []
-    fewest = np.minimum(reference.counts, samples.counts)
+    fewest = np.min([side.counts for side in sides], axis=0)
     return np.flatnonzero(fewest * subsample >= MIN_IMAGES_PER_MODE).tolist()
 
 
-def mode_variety(comparison: Comparison, modes: list[int]) -> np.ndarray:
-    """Return coverage and Vendi share within each of K modes, float64 (K, 2)."""
-    result = np.full((len(modes), 2), np.nan)
-    if not modes:
-        return result
-    reference, samples = comparison.reference, comparison.samples
-    covered = comparison.scores.covered.cpu().numpy()
+def mode_variety(
+    reference: ImageStatistics, sides: Sequence[ImageStatistics], modes: list[int]
+) -> np.ndarray:
+    """Return coverage and Vendi share within K modes, of equally many images: float64 (S, K, 2).
+
+    Args:
+        reference: Statistics of the reference images.
+        sides: Statistics of S sets of images to compare with them, such as samples and control.
+        modes: The K modes, see `comparable_modes`.
+    """
+    result = np.full((len(sides), len(modes), 2), np.nan)
     for i, mode in enumerate(modes):
-        rows = [np.flatnonzero(images.modes == mode) for images in (samples, reference)]
+        rows = [torch.from_numpy(np.flatnonzero(x.modes == mode)) for x in (reference, *sides)]
         count = min(map(len, rows))
-        if count:
-            scores = [
-                vendi_score(images.features[torch.from_numpy(at[:count])])
-                for images, at in zip((samples, reference), rows, strict=True)
-            ]
-            result[i] = covered[rows[1]].mean(), scores[0] / scores[1]
+        if count <= DENSITY_COVERAGE_K:
+            continue
+        real, *others = (
+            x.features[at[:count]] for x, at in zip((reference, *sides), rows, strict=True)
+        )
+        manifold, vendi = Manifold.fit(real), vendi_score(real)
+        for side, features in enumerate(others):
+            scores = manifold_scores(manifold, Manifold.fit(features))
+            result[side, i] = scores.coverage, vendi_score(features) / vendi
     return result
 
 
@@ -118,37 +117,35 @@ def compare_shares(
 ) -> tuple[ShareResult, ...]:
     """Compare the share of each attribute, or of each mode, with that among all real images.
 
-    The share of an attribute is its mean probability.
+    The test is Fisher's exact one, as rare attributes have too few images for others.
 
     Args:
         reference: Statistics of n reference images.
         samples: Statistics of n samples.
         control: Statistics of n other reference images.
-        level: Probability with which all intervals are meant to hold, in (0, 1).
+        level: Probability of no false claim, in (0, 1).
     """
     names = samples.attribute_names or samples.mode_names
     if not 0 < len(names) <= _MAX_SHARES:
         return ()
-    fake, *real = (_indicators(images) for images in (samples, reference, control))
-    real = torch.cat(real)
-    means = [x.mean(0).tolist() for x in (fake, real)]
-    errors = (fake.var(0) / len(fake) + real.var(0) / len(real)).sqrt().tolist()
-    reach = float(ndtri(1 - (1 - level) / (2 * len(names))))
-    results = []
-    for name, share, expected, error in zip(names, *means, errors, strict=True):
-        value = share - expected
-        interval = Estimate(value, value - reach * error, value + reach * error, len(fake))
-        results.append(ShareResult(name, share, expected, interval))
-    return tuple(results)
+    fake, *real = (_counts(images) for images in (samples, reference, control))
+    n, real = len(samples), np.sum(real, axis=0)
+    from scipy.stats import hypergeom  # takes half a second, which workers need not wait for
+
+    # Of all 3n images, as many as have the attribute, how many are samples?
+    draws = hypergeom(3 * n, fake + real, n)
+    alpha = (1 - level) / (2 * len(names))
+    rare, frequent = draws.cdf(fake) < alpha, draws.sf(fake - 1) < alpha
+    columns = zip(names, fake / n, real / (2 * n), rare, frequent, strict=True)
+    return tuple(ShareResult(a, float(b), float(c), bool(d), bool(e)) for a, b, c, d, e in columns)
 
 
-def _indicators(images: ImageStatistics) -> torch.Tensor:
-    """Return the probability of each attribute, or whether each image has each mode, (n, A)."""
-    if images.extracted.attributes is not None:
-        return images.extracted.attributes.double()
-    assert images.extracted.modes is not None
-    modes = torch.nn.functional.one_hot(images.extracted.modes, len(images.mode_names))
-    return modes.double()
+def _counts(images: ImageStatistics) -> np.ndarray:
+    """Return the number of images with each attribute, or without attributes each mode, (A,)."""
+    if images.attribute_names:
+        assert images.extracted.attributes is not None
+        return (images.extracted.attributes > 0.5).sum(0).cpu().numpy()
+    return images.counts
 
 
 def most_different(shares: tuple[ShareResult, ...], *, rare: bool) -> list[ShareResult]:

@@ -11,7 +11,7 @@ import torch
 
 from ganray.evaluation.extractors import FeatureExtractor, Features
 from ganray.metrics import diversity, modes
-from ganray.metrics.frechet import Moments
+from ganray.metrics.frechet import Moments, frechet_distance, frechet_distance_of_rows
 from ganray.metrics.modes import Counts
 from ganray.metrics.precision_recall import Manifold, ManifoldScores, manifold_scores
 
@@ -147,6 +147,14 @@ class Comparison:
         scaled = [near * min(1.0, fake / max(real, _TINY)) for near, real, fake in pairs]
         images = self.samples.extracted
         return diversity.count_duplicates([images.features, images.pixels], scaled)
+
+    @property
+    def frechet(self) -> float:
+        """Frechet distance of the features."""
+        both = self.reference, self.samples
+        if len(self.samples) < self.samples.features.shape[1]:
+            return frechet_distance_of_rows(*(images.features for images in both))
+        return frechet_distance(*(images.moments for images in both))
 
     def simulate(self, statistic: CountStatistic) -> float:
         """Return the mean of a statistic of ideal generators, if these samples are real images.

@@ -49,7 +49,8 @@ class Diagnosis:
     """Conclusion of a report: an answer to each question, with the numbers.
 
     A failure is what differs significantly from the score of as many other real images; how much
-    it differs decides on the words.
+    it differs decides on the words. Repeats must be relevant as well, and the excess of copies
+    exceed what held-out images show by being unlike training images.
     """
 
     kinds: tuple[Kind, ...]
@@ -106,10 +107,11 @@ Answer = tuple[Kind | None, str]
 def _grade(result: MetricResult) -> str:
     """Return how a score compares with that of other real images."""
     assert result.reference is not None
-    if not _is_below(result):
-        return "that of real images"
-    ratio = result.estimate.value / max(result.reference, _TINY)
-    words = "far below" if ratio < _HALF else "below" if ratio < _SLIGHTLY else "slightly below"
+    if _is_below(result):
+        ratio = result.estimate.value / max(result.reference, _TINY)
+        words = "far below" if ratio < _HALF else "below" if ratio < _SLIGHTLY else "slightly below"
+    else:
+        words = "above" if _is_above(result) else "not distinguishable from"
     return f"{words} that of real images"
 
 
@@ -118,27 +120,29 @@ def _is_below(result: MetricResult) -> bool:
     return result.difference is not None and result.difference.high < 0
 
 
+def _is_above(result: MetricResult) -> bool:
+    """Return whether a score is significantly higher than that of other real images."""
+    return result.difference is not None and result.difference.low > 0
+
+
 def _fidelity(report: MetricsReport) -> Answer:
-    precision = report.results["precision"]
-    real = precision.reference or 0.0
-    grade = _grade(precision)
-    text = (
-        f"Fidelity is {grade}: {_percent(precision.estimate.value)} of the samples lie among them"
-        f" (other real images: {_percent(real)})"
-    )
-    if not _has_confident_modes(report):
-        sure = report.results["sure_share"]
-        text += (
-            f", and the classifier is confident about {_percent(sure.estimate.value)}"
-            f" ({_percent(sure.reference or 0)})"
+    precision, outliers = report.results["precision"], report.results["outliers"]
+    value, real = _percents(precision)
+    few, real_few = _percents(outliers)
+    if _is_above(outliers) and not _is_below(precision):
+        return "less faithful", (
+            f"Most samples lie among real images ({value}; other real images: {real}), but {few}"
+            f" are like none of them ({real_few})."
         )
-    outliers = report.results["outliers"]
-    has_outliers = outliers.difference is not None and outliers.difference.low > 0
-    if has_outliers:
-        text += f"; {_percent(outliers.estimate.value)} are like none of them"
-        text += f" ({_percent(outliers.reference or 0)})"
+    grade = _grade(precision)
+    text = f"Fidelity is {grade}: {value} of the samples lie among them (other real images: {real})"
+    if not _has_confident_modes(report):
+        sure, real = _percents(report.results["sure_share"])
+        text += f", and the classifier is confident about {sure} ({real})"
+    if _is_above(outliers):
+        text += f"; {few} are like none of them ({real_few})"
     if not _is_below(precision):
-        return ("less faithful" if has_outliers else None), f"{text}."
+        return None, f"{text}."
     return ("unlike real" if grade.startswith("far") else "less faithful"), f"{text}."
 
 
@@ -154,10 +158,12 @@ def _modes(report: MetricsReport) -> Answer | None:
     held = report.results.get("modes_held")
     if held is None or not held.reference or not _has_confident_modes(report):
         return None
-    missing = report.missing()
+    # Other real images miss rare modes, too.
+    missing = report.missing() if _is_below(held) else []
     rare = [s for s in most_different(report.shares, rare=True) if s.name not in missing]
     frequent = most_different(report.shares, rare=False)
-    text = f"{held.estimate.value:.0f} of {held.reference:.0f} modes are there"
+    text = f"{held.estimate.value:.0f} of {len(report.mode_names)} modes are there"
+    text += f" (other real images: {held.reference:.0f})" if missing else ""
     kind: Kind | None = "uneven" if rare or frequent else None
     if missing:
         few = held.estimate.value <= _HALF * held.reference
@@ -171,37 +177,36 @@ def _modes(report: MetricsReport) -> Answer | None:
 
 def _coverage(report: MetricsReport) -> Answer:
     coverage = report.results["coverage"]
+    value, real = _percents(coverage)
     return ("narrow" if _is_below(coverage) else None), (
-        f"Coverage is {_grade(coverage)}: samples lie near"
-        f" {_percent(coverage.estimate.value)} of them (other real images:"
-        f" {_percent(coverage.reference or 0)})."
+        f"Coverage is {_grade(coverage)}: samples lie near {value} of them (other real images:"
+        f" {real})."
     )
 
 
 def _variety(report: MetricsReport) -> Answer:
-    vendi = report.results["vendi_share"]
-    text = (
-        f"Variety is {_grade(vendi)}: Vendi score {report['vendi']:.1f}"
-        f" ({report.results['vendi'].reference:.1f})"
-    )
+    share, vendi = report.results["vendi_share"], report.results["vendi"]
+    text = f"Variety is {_grade(share)}: Vendi score {vendi.estimate.value:.3g}"
+    text += f" ({vendi.reference:.3g})"
     narrow = sorted((mode for mode in report.modes if mode.is_narrow), key=lambda mode: mode.lack)
-    if narrow and _has_confident_modes(report):
-        text += (
-            f"; within {len(narrow)} of {len(report.modes)} modes it is below, least in {narrow[0]}"
-        )
-    return ("narrow" if narrow or _is_below(vendi) else None), f"{text}."
+    if not _has_confident_modes(report):
+        narrow = []
+    if narrow:
+        count = f"{len(narrow)} of {len(report.modes)}"
+        text += f"; within {count} modes it is below, least in {narrow[0]}"
+    return ("narrow" if narrow or _is_below(share) else None), f"{text}."
 
 
-def _repeats(report: MetricsReport) -> Answer | None:
+def _repeats(report: MetricsReport) -> Answer:
     support, share = report.results["support"], report.results["duplicates"]
     assert support.control is not None
     # Reference images may repeat themselves, too, for example if they are procedural.
     if support.estimate.high >= support.control.low or share.estimate.value < _RELEVANT:
-        return None
+        return None, "Samples do not repeat."
+    value, real = _percents(share)
     return "repeats", (
-        f"Samples repeat: {_percent(share.estimate.value)} have a near duplicate among the others"
-        f" (real images: {_percent(share.reference or 0)}), as if there were about"
-        f" {support.estimate.value:,.0f} different images."
+        f"Samples repeat: {value} have a near duplicate among the others (real images: {real}), as"
+        f" if there were about {support.estimate.value:,.0f} different images."
     )
 
 
@@ -209,14 +214,21 @@ def _memorization(report: MetricsReport) -> Answer | None:
     result = report.results.get("memorization")
     if result is None:
         return None
-    assert result.control is not None
-    if result.estimate.low <= max(0.0, result.control.high):
-        return None, "The samples are not copies of training images."
-    value, real = (_percent(max(0.0, x.value)) for x in (result.estimate, result.control))
-    return "memorized", (
-        f"Training images are memorized: about {value} of the samples are copies of one (held-out"
-        f" images: {real})."
-    )
+    control, most = result.control, _percent(result.estimate.high)
+    assert control is not None
+    if result.estimate.low > max(0.0, abs(control.low), abs(control.high)):
+        share = _percent(result.estimate.value)
+        return "memorized", f"About {share} of the samples are copies of training images."
+    if result.estimate.high > _HALF:
+        return None, "Whether they are copies of training images cannot be judged: too few images."
+    return None, f"No copies of training images are detected; at most {most} are."
+
+
+def _percents(result: MetricResult) -> tuple[str, str]:
+    """Return a share and that of real images with enough digits to differ, if they do."""
+    value, real = result.estimate.value, result.reference or 0.0
+    both = _percent(value), _percent(real)
+    return both if both[0] != both[1] or value == real else (f"{value:.1%}", f"{real:.1%}")
 
 
 def _percent(share: float) -> str:

@@ -15,7 +15,7 @@ from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.extractors import Features
 from ganray.evaluation.held_out import MemorizationTest
 from ganray.evaluation.reference import ReferenceSet, resize_samples
-from ganray.evaluation.suite import measure
+from ganray.evaluation.suite import MIN_IMAGES, measure
 from ganray.figures import MAX_BARS, mode_chart
 from ganray.metrics.modes import Counts
 
@@ -54,7 +54,7 @@ class Evaluator:
             images = self._extractor.extract(reference.read(self.samples))
             self._reference = ImageStatistics.of(self._extractor, images)
             if reference.held_out:
-                self._memorization = MemorizationTest(reference.held_out, device)
+                self._memorization = MemorizationTest(reference.held_out)
         # An estimate for the first evaluation, which extracts features of as many images.
         self._last_s = time.perf_counter() - start
         self._spent_s, self._started = 0.0, time.perf_counter()
@@ -94,7 +94,9 @@ class Evaluator:
             scores = measure(self._reference, samples, quick=True)
             if self._memorization:
                 neighbours = self._memorization(features.pixels, _MAX_PAIRS)
-                scores |= {"memorization": neighbours.memorized().value} if neighbours else {}
+                if len(neighbours.distances) >= MIN_IMAGES:
+                    radius = self._memorization.control.radius()
+                    scores["memorization"] = neighbours.memorized(radius).value
             self._counts = samples.counts if samples.has_modes else None
         self._last_s = time.perf_counter() - start
         self._spent_s += self._last_s

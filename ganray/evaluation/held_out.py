@@ -11,6 +11,7 @@ import os
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ _MIN_HELD_OUT = 80
 """Minimum number of held-out images."""
 _CHUNK = 1_000
 """Images that are read at a time."""
+_MAX_CONTROL = 2_000
+"""Number of held-out images that are compared with all others, as control."""
 _CPU = torch.device("cpu")
 
 
@@ -53,10 +56,11 @@ def locate_held_out(
 
     They are the split ``test`` if it is trained on ``train``, or the rest of the reference images
     if it is trained on the first `data.images` of them. None if there are no or too few such
-    images, and for training images whose pixels change (`data.crop`) or that are behind a URL.
+    images, if samples are compared at another size, or there is no room for more shards, and for
+    training images whose pixels change (`data.crop`) or that are behind a URL.
     """
     data, reference_data = config.data, config.reference_data()
-    if data.crop or data.is_remote():
+    if data.crop or data.is_remote() or images.image_shape != reference.image_shape:
         return None
     rest = replace(data, images=reference_data.images)
     if data.images and data != reference_data == rest:
@@ -65,7 +69,8 @@ def locate_held_out(
         test = replace(data, split="test", images=None)
         try:
             held_out = HeldOutImages(test, prepare.plan_dataset(test, config.home))
-        except UserError:  # this source has no test split
+            prepare.check_room([images, reference, held_out.plan], config.home)
+        except UserError:  # this source has no test split, or the disk no room for it
             return None
         if held_out.plan.location == images.location:  # shards, of which all are used
             return None
@@ -92,10 +97,9 @@ def prepare_held_out(config: Config, images: DatasetPlan, held_out: HeldOutImage
             "images",
         ) as progress:
             arrays = [_pixels_of(*each, progress) for each in sets]
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        with partial.open("wb") as file:
+        with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             np.savez(file, training=arrays[0], held_out=arrays[1])
-        os.replace(partial, path)
+        os.replace(file.name, path)
     return str(path)
 
 
@@ -104,40 +108,37 @@ class MemorizationTest:
 
     Args:
         path: The result of `prepare_held_out`.
-        device: Where distances are computed.
     """
 
-    def __init__(self, path: str, device: torch.device) -> None:
+    def __init__(self, path: str) -> None:
         with np.load(path, allow_pickle=False) as arrays:
-            training, held_out = (
-                torch.from_numpy(arrays[name]).to(device) for name in ("training", "held_out")
-            )
-        self._sets = training, held_out
-        self.sizes = len(training), len(held_out)
-        """Numbers of training and of held-out images."""
+            both = arrays["training"], arrays["held_out"]
+        # On the CPU: a large training set would take the memory that training needs.
+        self.training, self.held_out = map(torch.from_numpy, both)
 
     @cached_property
     def control(self) -> TrainingNeighbours:
-        """Training images nearest to the held-out images."""
-        return TrainingNeighbours.of(self._sets[1], *self._sets, are_held_out=True)
+        """Neighbours of held-out images, at most 2,000, as far as memorization would show them."""
+        rows = spaced(len(self.held_out), _MAX_CONTROL)
+        return TrainingNeighbours.of(self.held_out[rows], self.training, self.held_out, rows)
 
-    def __call__(
-        self, pixels: torch.Tensor, max_pairs: int | None = None
-    ) -> TrainingNeighbours | None:
-        """Find the training images nearest to samples.
+    def __call__(self, pixels: torch.Tensor, max_pairs: int | None = None) -> TrainingNeighbours:
+        """Find the training and held-out images nearest to samples.
 
         Args:
             pixels: Coarse pixels of the samples, float32 (n, p) in [0, 1].
-            max_pairs: Maximum number of distances; if it is exceeded, fewer samples are compared.
-
-        Returns:
-            None if training images have another number of coarse pixels than the samples, which
-            have the size of the reference images.
+            max_pairs: Maximum number of distances to real images; if it is exceeded, fewer samples
+                are compared, evenly spaced.
         """
-        pixels = pixels[: max(1, max_pairs // sum(self.sizes))] if max_pairs else pixels
-        if pixels.shape[1] != self._sets[0].shape[1]:
-            return None
-        return TrainingNeighbours.of(to_bytes(pixels), *self._sets)
+        images = len(self.training) + len(self.held_out)
+        count = max(1, max_pairs // images) if max_pairs else len(pixels)
+        chosen = pixels[spaced(len(pixels), count).to(pixels.device)]
+        return TrainingNeighbours.of(to_bytes(chosen), self.training, self.held_out)
+
+
+def spaced(n: int, count: int) -> torch.Tensor:
+    """Return at most `count` of n rows, evenly spaced, int64."""
+    return torch.arange(n) if n <= count else torch.linspace(0, n - 1, count).long()
 
 
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,12 @@ from ganray.evaluation.suite import (
 from ganray.files import write_atomic
 from ganray.gan.latents import fixed_latents
 from ganray.metrics.intervals import Estimate, replicate_interval, subsample_interval
-from ganray.metrics.memorization import TrainingNeighbours, copying_statistic, nearest_rows
+from ganray.metrics.memorization import (
+    TrainingNeighbours,
+    TrainingSpacing,
+    copying_statistic,
+    nearest_rows,
+)
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -204,58 +209,64 @@ def evaluate_samples(
     metrics = report(reference, statistics, control, resamples=resamples)
     if saturation is not None and len(saturation):
         metrics = replace(metrics, results=metrics.results | _saturation_result(saturation))
-    neighbours = None
+    neighbours = spacing = None
     if reference_set.held_out:
-        test = MemorizationTest(reference_set.held_out, features.pixels.device)
-        if neighbours := test(features.pixels):
-            added = memorization_results(neighbours, test.control)
-            metrics = replace(metrics, results=metrics.results | added)
+        test = MemorizationTest(reference_set.held_out)
+        neighbours = test(features.pixels)
+        spacing = TrainingSpacing.of(neighbours.nearest, test.training)
+        added = memorization_results(neighbours, spacing, test.control)
+        metrics = replace(metrics, results=metrics.results | added)
     diagnosis = diagnose(metrics)
     modes = None if features.modes is None else features.modes[: len(shown)].cpu().numpy()
-    if neighbours and read_training:
-        pairs = _closest_training_images(shown, neighbours, read_training)
+    if neighbours and spacing and read_training:
+        pairs = _closest_training_images(shown, neighbours, spacing, read_training)
     else:
-        nearest = nearest_rows(features.features[:SHOWN_PAIRS], reference.features)[1].cpu()
+        nearest = nearest_rows(features.features[:SHOWN_PAIRS], reference.features)[1][:, 0].cpu()
         pairs = torch.stack([shown[: len(nearest)], reference_images[nearest]], 1)
     page = Page(title, shown.numpy(), modes, pairs.numpy())
     return EvaluationReport(metrics, diagnosis, page)
 
 
 def _closest_training_images(
-    shown: torch.Tensor, neighbours: TrainingNeighbours, read_training: ReadImages
+    shown: torch.Tensor,
+    neighbours: TrainingNeighbours,
+    spacing: TrainingSpacing,
+    read_training: ReadImages,
 ) -> torch.Tensor:
     """Return samples, nearest training images and theirs, uint8 (n, 3, H, W, C)."""
     height, width, channels = shown.shape[1:]
-    shape, closest = (height, width, channels), neighbours.closest()
+    shape, closest = (height, width, channels), spacing.closest(neighbours)
     rows = closest[closest < len(shown)][:SHOWN_PAIRS]
     training = [
         resize_samples(read_training(ids[rows].cpu().numpy()), shape)
-        for ids in (neighbours.nearest, neighbours.neighbours)
+        for ids in (neighbours.nearest, spacing.neighbours)
     ]
     return torch.stack([shown[rows.cpu()], *training], 1)
 
 
 def memorization_results(
-    samples: TrainingNeighbours, held_out: TrainingNeighbours
+    samples: TrainingNeighbours, spacing: TrainingSpacing, held_out: TrainingNeighbours
 ) -> dict[str, MetricResult]:
     """Return the measures of memorization beside those of held-out images."""
     copying = copying_statistic(samples, held_out)
+    radius = held_out.radius()
+    control = held_out.memorized(radius)
     results = (
         MetricResult(
             "memorization",
             "lower",
             "samples that are copies of training images",
-            samples.memorized(),
-            held_out.memorized().value,
+            samples.memorized(radius),
+            control.value,
             0.0,
-            control=held_out.memorized(),
+            control=control,
         ),
         MetricResult(
             "authenticity",
             "neither",
             "samples farther from training images than these from each other",
-            samples.authenticity(),
-            held_out.authenticity().value,
+            spacing.authenticity(samples),
+            None,
             None,
         ),
         MetricResult(
@@ -320,7 +331,7 @@ def table(report: MetricsReport, full: bool = False) -> str:
     more = len(results) - len(texts)
     if more:
         lines.append(f"and {more} more: in {JSON}, or by jobs/evaluate.py with --report full")
-    lines.append(f"[95 %] over new samples and new real images; {report.samples:,} of each")
+    lines.append(f"{report.samples:,} of each; [95 %] over new samples and new real images")
     return "\n".join(lines)
 
 

@@ -4,6 +4,9 @@ A sample that owes nothing to single training images is near one no more often t
 image, except that there are more of them. The excess is the share of copies. It does not depend on
 the samples' quality, unlike two published measures that are computed as well: bad samples are far
 from all real images, and look "authentic".
+
+It rests on training and held-out images being alike. Held-out images that are compared with each
+other and the training images in the same way show how far they are: their excess would be 0.
 """
 
 from __future__ import annotations
@@ -20,29 +23,24 @@ _POINTS = 8_192
 """Points that are compared at a time."""
 _Z = 1.96
 """Half of a 95 % interval in standard errors."""
+_ALIKE = 0.1
+"""Share of held-out images that are alike another real image."""
 _TINY = 1e-12
 """Squared distance that stands for 0 as a divisor."""
 
 
 @dataclass(frozen=True)
 class TrainingNeighbours:
-    """The training images that are nearest to n images."""
+    """The training and held-out images that are nearest to n images."""
 
     nearest: torch.Tensor
     """int64 (n,): the nearest training image."""
     distances: torch.Tensor
     """float64 (n,): squared distance to it."""
-    neighbours: torch.Tensor
-    """int64 (n,): the training image nearest to `nearest`."""
-    spacing: torch.Tensor
-    """float64 (n,): squared distance of these two."""
     nearest_held_out: torch.Tensor
     """int64 (n,): the nearest held-out image."""
-    near_training: torch.Tensor
-    """bool (n,): whether the nearest real image is a training image, and nearer to this one than to
-    any other real image."""
-    near_held_out: torch.Tensor
-    """bool (n,): the same for held-out images."""
+    held_out_distances: torch.Tensor
+    """float64 (n,): squared distance to it."""
     odds: float
     """Number of training images for each held-out image that an image is compared with."""
 
@@ -52,52 +50,48 @@ class TrainingNeighbours:
         images: torch.Tensor,
         training: torch.Tensor,
         held_out: torch.Tensor,
-        *,
-        are_held_out: bool = False,
+        own: torch.Tensor | None = None,
     ) -> TrainingNeighbours:
         """Search among t training and h held-out images, which nothing was trained on.
 
         Args:
             images: Feature matrix (n, d) of any dtype, n at least 1.
-            training: Feature matrix (t, d), t at least 2.
+            training: Feature matrix (t, d), t at least 1.
             held_out: Feature matrix (h, d), h at least 2.
-            are_held_out: Whether `images` is `held_out`, of which each is compared with all others.
+            own: int64 (n,): rows of `held_out` that the images are, and are not compared with;
+                None: they are other images.
         """
-        own = torch.arange(len(images), device=images.device) if are_held_out else None
         distances, nearest = nearest_rows(images, training)
         others, nearest_other = nearest_rows(images, held_out, own)
-        found, index = nearest.unique(return_inverse=True)
-        spacing, neighbours = nearest_rows(training[found], training, found)
-        # The distances of these training images, and of held-out ones, to any other real image.
-        room = torch.minimum(spacing, nearest_rows(training[found], held_out)[0])[index]
-        found, at = nearest_other.unique(return_inverse=True)
-        room_other = torch.minimum(
-            nearest_rows(held_out[found], training)[0],
-            nearest_rows(held_out[found], held_out, found)[0],
-        )[at]
-        return cls(
-            nearest,
-            distances,
-            neighbours[index],
-            spacing[index],
-            nearest_other,
-            near_training=(distances < others) & (distances < room),
-            near_held_out=(others < distances) & (others < room_other),
-            odds=len(training) / (len(held_out) - are_held_out),
-        )
+        odds = len(training) / (len(held_out) - (own is not None))
+        return cls(nearest, distances, nearest_other, others, odds)
 
-    def memorized(self) -> Estimate:
+    def radius(self) -> float:
+        """Return the squared distance within which 10 % of the images have a real image.
+
+        Of held-out images it is a distance at which real images are alike by chance. A sample that
+        is farther from all real images is no copy.
+        """
+        return torch.minimum(self.distances, self.held_out_distances).quantile(_ALIKE).item()
+
+    def memorized(self, radius: float) -> Estimate:
         """Return the share of the images that are copies of training images, in (-inf, 1].
 
-        Those that are so near a training image, less `odds` times those that are so near a held-out
-        image: around 0 without memorization, 1 if all are copies.
+        Those within the squared `radius` of a training image, and nearer to that than to any
+        held-out image, less `odds` times those for which it is the other way round: around 0
+        without memorization, 1 if all are copies.
 
         The 95 % interval treats images that are near the same real image as one observation, as
         images that repeat, or resemble a few real images at the edge, say less than their number.
         """
-        n = len(self.distances)
-        near = self.nearest[self.near_training].unique(return_counts=True)[1].double()
-        other = self.nearest_held_out[self.near_held_out].unique(return_counts=True)[1].double()
+        n, is_nearer = len(self.distances), self.distances < self.held_out_distances
+        near, other = (
+            rows[condition & (distances <= radius)].unique(return_counts=True)[1].double()
+            for rows, distances, condition in (
+                (self.nearest, self.distances, is_nearer),
+                (self.nearest_held_out, self.held_out_distances, ~is_nearer),
+            )
+        )
         value = (near.sum() - self.odds * other.sum()).item() / n
         # One more held-out image, lest none of them seem certain.
         one = torch.cat([near, other, near.new_ones(1)]).mean().square()
@@ -105,20 +99,37 @@ class TrainingNeighbours:
         reach = _Z * math.sqrt(variance.item()) / n
         return Estimate(value, value - reach, min(1.0, value + reach), n)
 
-    def authenticity(self) -> Estimate:
-        """Return the share of images farther from their training image than its neighbour is.
+
+@dataclass(frozen=True)
+class TrainingSpacing:
+    """Distances between the training images that are nearest to n images and their neighbours."""
+
+    neighbours: torch.Tensor
+    """int64 (n,): the training image nearest to that training image."""
+    distances: torch.Tensor
+    """float64 (n,): squared distance of these two."""
+
+    @classmethod
+    def of(cls, nearest: torch.Tensor, training: torch.Tensor) -> TrainingSpacing:
+        """Search the neighbours of some training images, int64 (n,), among all, (t, d)."""
+        found, index = nearest.unique(return_inverse=True)
+        distances, rows = nearest_rows(training[found.to(training.device)], training, found)
+        return cls(rows.to(index.device)[index], distances.to(index.device)[index])
+
+    def authenticity(self, samples: TrainingNeighbours) -> Estimate:
+        """Return the share of samples farther from their training image than its neighbour is.
 
         Alaa et al. 2022, section 3.3. In [0, 1]; 0 for copies. Trap: it is high for bad samples.
         """
-        authentic = int((self.distances > self.spacing).sum())
-        return share_interval(authentic, len(self.distances))
+        authentic = int((samples.distances > self.distances).sum())
+        return share_interval(authentic, len(samples.distances))
 
-    def closest(self) -> torch.Tensor:
-        """Return all images, int64 (n,), those that are most like copies first.
+    def closest(self, samples: TrainingNeighbours) -> torch.Tensor:
+        """Return all samples, int64 (n,), those that are most like copies first.
 
         They are nearest to their training image, relative to its distance to other ones.
         """
-        return (self.distances / self.spacing.clamp_min(_TINY)).argsort(stable=True)
+        return (samples.distances / self.distances.clamp_min(_TINY)).argsort(stable=True)
 
 
 def copying_statistic(samples: TrainingNeighbours, held_out: TrainingNeighbours) -> float:
@@ -139,33 +150,33 @@ def nearest_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the squared distance, float64 (q,), and row, int64 (q,), of the nearest point.
 
-    The nearest one is found in float32, so that of nearly equal ones it may be the other; its
-    distance is exact.
+    It is found in float32, so that of nearly equal ones it may be another; its distance is exact.
 
     Args:
         queries: Feature matrix (q, d), of any dtype.
-        points: Feature matrix (p, d) on the same device.
+        points: Feature matrix (p, d); on the CPU it is moved to the queries' device block by block.
         excluded: int64 (q,): a row of `points` for each query, which is passed over; None: none.
     """
+    device = queries.device
     centre = queries.float().mean(0)
     x = queries.float() - centre
     closest = x.new_full((len(x),), torch.inf)
-    rows = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    rows = torch.zeros(len(x), dtype=torch.int64, device=device)
     for start in range(0, len(points), _POINTS):
-        y = points[start : start + _POINTS].float() - centre
+        y = points[start : start + _POINTS].to(device).float() - centre
         lengths = y.square().sum(1)
         for part in blocks(len(x), len(y)):
             squares = lengths.addmm(x[part], y.T, alpha=-2)  # less those of x
             if excluded is not None:
-                at = excluded[part] - start
+                at = excluded[part].to(device) - start
                 inside = ((at >= 0) & (at < len(y))).nonzero()[:, 0]
                 squares[inside, at[inside]] = torch.inf
             values, columns = squares.min(1)
             closer = values < closest[part]
             closest[part] = values.where(closer, closest[part])
             rows[part] = (columns + start).where(closer, rows[part])
-    distances = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    distances = torch.empty(len(x), dtype=torch.float64, device=device)
     for part in blocks(len(x), x.shape[1]):
-        difference = queries[part].double() - points[rows[part]].double()
-        distances[part] = difference.square().sum(1)
+        found = points[rows[part].to(points.device)].to(device)
+        distances[part] = (queries[part].double() - found.double()).square().sum(1)
     return distances, rows

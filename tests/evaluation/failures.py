@@ -24,7 +24,7 @@ from ganray.evaluation.diagnosis import diagnose
 from ganray.evaluation.extractors import AttributeExtractor, ClassExtractor, FeatureExtractor
 from ganray.evaluation.held_out import to_bytes
 from ganray.evaluation.report import memorization_results
-from ganray.metrics.memorization import TrainingNeighbours
+from ganray.metrics.memorization import TrainingNeighbours, TrainingSpacing
 
 CPU = torch.device("cpu")
 Images = np.ndarray
@@ -234,7 +234,8 @@ class FailureTest:
         self.pool = Pool(parts[4], np.split(labels, ends)[4], parts[0], names)
         self.reference, self.control = map(self.statistics, parts[1:3])
         self.sets = [to_bytes(extractor.extract(part).pixels) for part in (parts[0], parts[3])]
-        self.held_out = TrainingNeighbours.of(self.sets[1], *self.sets, are_held_out=True)
+        own = torch.arange(n)
+        self.held_out = TrainingNeighbours.of(self.sets[1], *self.sets, own)
 
     def statistics(self, images: Images) -> ImageStatistics:
         """Return the statistics of images."""
@@ -247,7 +248,8 @@ class FailureTest:
         samples = self.statistics(images)
         report = suite.report(self.reference, samples, self.control)
         neighbours = TrainingNeighbours.of(to_bytes(samples.extracted.pixels), *self.sets)
-        added = memorization_results(neighbours, self.held_out)
+        spacing = TrainingSpacing.of(neighbours.nearest, self.sets[0])
+        added = memorization_results(neighbours, spacing, self.held_out)
         return replace(report, results=report.results | added)
 
     def wrong(self, failures: dict[str, Failure]) -> dict[str, str]:

@@ -148,7 +148,7 @@ def memorization_test(config) -> MemorizationTest | None:
     datasets = locate_datasets(config)
     datasets.prepare()
     file = datasets.assets("").held_out
-    return MemorizationTest(file, CPU) if file else None
+    return MemorizationTest(file) if file else None
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,12 @@ def memorization_test(config) -> MemorizationTest | None:
         ({"images": 1_750, "reference": {"images": None}}, None),  # too few are left
         ({"split": "all"}, None),
         ({"split": "train", "crop": 8}, None),
+        ({"split": "train", "reference": {"size": 16}}, None),  # compared at another size
     ],
 )
 def test_memorization_is_measured_with_images_that_are_held_out(tmp_path, options, sizes):
     test = memorization_test(digits_config(tmp_path, **options))
-    assert (test and test.sizes) == sizes
+    assert (test and (len(test.training), len(test.held_out))) == sizes
 
 
 def test_copies_of_training_images_are_found_through_their_files(tmp_path):
@@ -175,6 +176,7 @@ def test_copies_of_training_images_are_found_through_their_files(tmp_path):
         copies = read_training(np.arange(100, 300))
     neighbours = test(coarse_pixels(copies, CPU))
     assert neighbours.nearest.tolist() == list(range(100, 300))
-    assert neighbours.memorized().low > 0.5 > test.control.memorized().high
-    assert test(torch.zeros(4, 9)) is None  # samples of another size
-    assert len(test(coarse_pixels(copies, CPU), max_pairs=3 * sum(test.sizes)).nearest) == 3
+    radius = test.control.radius()
+    assert neighbours.memorized(radius).low > 0.5 > test.control.memorized(radius).high
+    few = test(coarse_pixels(copies, CPU), max_pairs=3 * (len(test.training) + len(test.held_out)))
+    assert few.nearest.tolist() == [100, 199, 299]  # evenly spaced

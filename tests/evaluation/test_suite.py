@@ -87,11 +87,11 @@ def test_diagnosis_names_the_failure(name):
     assert diagnosis.collapsed == (name in ("one image", "few modes", "repeats"))
     if name == "few modes":
         assert sorted(report.missing()) == ["a", "c", "e"]
-        assert "2 of 5 modes are there, without" in diagnosis.text
+        assert "2 of 5 modes are there (other real images: 5), without" in diagnosis.text
     if name == "lost modes":
         assert report.missing() == ["d"]
         assert "Coverage is below that of real images" in diagnosis.text
-        assert "4 of 5 modes are there, without d." in diagnosis.text
+        assert "4 of 5 modes are there (other real images: 5), without d." in diagnosis.text
     if name == "repeats":
         assert "100% have a near duplicate among the others" in diagnosis.text
     if name in KINDS:  # modes of samples without a class mean nothing

@@ -8,7 +8,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from ganray.metrics import matrices
-from ganray.metrics.frechet import Moments, frechet_distance, kid
+from ganray.metrics.frechet import Moments, frechet_distance, frechet_distance_of_rows, kid
 
 
 def normal(n, d, rng_seed=0, dtype=torch.float64):
@@ -174,3 +174,11 @@ def test_qr_iteration_replaces_a_decomposition_that_does_not_converge(monkeypatc
     expected = frechet_distance(*moments)
     monkeypatch.setattr(torch.linalg, "eigh", fail)
     assert frechet_distance(*moments) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(20, 30, 50), (40, 60, 8)])
+def test_the_distance_of_rows_is_that_of_their_moments(n, m, d):
+    generator = torch.Generator().manual_seed(n)
+    x, y = torch.randn(n, d, generator=generator), 1 + 2 * torch.randn(m, d, generator=generator)
+    expected = frechet_distance(Moments.of(x), Moments.of(y))
+    assert frechet_distance_of_rows(x, y) == pytest.approx(expected, rel=1e-9)
