@@ -1,14 +1,21 @@
-"""Moments, Frechet distance and KID against numpy, scipy and torch-fidelity."""
+"""Moments, Frechet distance, KID and CMMD against numpy, scipy and torch-fidelity."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from torch.nn.functional import normalize
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from ganray.metrics import matrices
-from ganray.metrics.frechet import Moments, frechet_distance, frechet_distance_of_rows, kid
+from ganray.metrics.frechet import (
+    Moments,
+    cmmd,
+    frechet_distance,
+    frechet_distance_of_rows,
+    kid,
+)
 
 
 def normal(n, d, rng_seed=0, dtype=torch.float64):
@@ -134,12 +141,30 @@ def test_kid_is_unbiased():
 
 
 @pytest.mark.parametrize("block_rows", [1, 7])
-def test_blocks_and_order_do_not_change_kid(block_rows, monkeypatch):
+@pytest.mark.parametrize("distance", [kid, cmmd])
+def test_blocks_and_order_do_not_change_kernel_distances(distance, block_rows, monkeypatch):
     reference, samples = correlated(60, 5, 1), correlated(50, 5, 2)
-    expected = pytest.approx(kid(reference, samples), rel=1e-10)
+    expected = pytest.approx(distance(reference, samples), rel=1e-10)
     monkeypatch.setattr(matrices, "BLOCK_BYTES", 8 * 50 * block_rows)
-    assert kid(reference, samples) == expected
-    assert kid(reference.flip(0), samples.flip(0)) == expected
+    assert distance(reference, samples) == expected
+    assert distance(reference.flip(0), samples.flip(0)) == expected
+
+
+def test_cmmd_equals_its_formula_in_numpy():
+    x, y = normalize(correlated(200, 12, 1)).numpy(), normalize(correlated(150, 12, 2)).numpy()
+
+    def kernel(a, b):
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(2) / (2 * 10**2))
+
+    expected = 1000 * (kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean())
+    assert cmmd(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_cmmd_by_hand():
+    # Opposite unit vectors: k(x, x) = 1 and k(x, y) = exp(-4 / 200).
+    rows = torch.tensor([[1.0, 0.0]])
+    assert cmmd(rows, -rows) == pytest.approx(2000 * (1 - np.exp(-0.02)))
+    assert cmmd(rows, rows) == 0
 
 
 def test_float32_features_are_computed_in_float64():
