@@ -173,11 +173,12 @@ class EvaluateConfig:
     """With --images: side in pixels to which samples and references are resized and cropped. 0:
     their original size; samples of another size are resized to the references, if these are
     square."""
-    features: Literal["classifier", "inception"] = "classifier"
+    features: Literal["classifier", "inception", "dinov2", "clip"] = "classifier"
     """With --images: network that computes the features. classifier: trained on the references, if
-    they have a folder for each class, or labels. inception: needs `weights`."""
+    they have a folder for each class, or labels. inception (FID, KID), dinov2 (FD-DINOv2) and clip
+    (CMMD) need `weights`."""
     weights: str | None = None
-    """With --images: file of Inception's weights, as --evaluation.weights of training."""
+    """With --images: file of the network's weights, as --evaluation.weights of training."""
     samples: int = 5_000
     """Number of samples, and of reference images; fewer if there are fewer reference images."""
     report: Literal["short", "full"] = "short"
@@ -216,8 +217,10 @@ class EvaluateConfig:
             raise UserError(
                 f"--against={self.against} needs what to compare with it: RUN, or --images FOLDER"
             )
-        if self.features == "inception" and not self.weights:
-            raise UserError("--features=inception needs a file of its weights; give --weights FILE")
+        if self.features != "classifier" and not self.weights:
+            raise UserError(
+                f"--features={self.features} needs a file of its weights; give --weights FILE"
+            )
 
 
 @dataclass(frozen=True)

@@ -560,17 +560,20 @@ class EvaluationConfig:
     """Maximum share of the training time; an evaluation that would exceed it is skipped."""
     report_samples: int = option(5_000, resume="free", sweep="no")
     """Samples for the final report, which adds confidence intervals. 0: no report."""
-    features: Literal["classifier", "inception"] = option("classifier", resume="free", sweep="no")
+    features: Literal["classifier", "inception", "dinov2", "clip"] = option(
+        "classifier", resume="free", sweep="no"
+    )
     """Network that computes the features of images. classifier: trained on the reference images.
-    inception: Inception v3 from a file of weights that you have, with `pip install
-    torch-fidelity`; far slower, but Frechet distances compare with published ones."""
+    Others need a file of `weights` that you have, and are far slower. inception: Inception v3, for
+    FID and KID, with `pip install torch-fidelity`. dinov2: DINOv2 ViT-L/14, for FD-DINOv2; clip:
+    CLIP ViT-L/14 at 336 pixels, for CMMD; both with `pip install timm`."""
     reference: ReferenceData = option(factory=ReferenceData, resume="free", sweep="no")
     """Fields of `data` that differ for the reference images. --data.split train
     --evaluation.reference.split test: held-out images. --data.images 500
     --evaluation.reference.images null: the whole set, as in Karras et al. 2020. Samples of another
     size are resized to the reference."""
     weights: str | None = option(None, resume="free", sweep="no")
-    """Path of Inception's weights, on every node. Nothing is downloaded."""
+    """Path of the weights of `features`, on every node. Nothing is downloaded."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "report_samples"):

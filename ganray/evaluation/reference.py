@@ -32,7 +32,7 @@ from ganray.evaluation.extractors import (
     split_channels,
     split_labels,
 )
-from ganray.evaluation.pretrained import InceptionExtractor
+from ganray.evaluation.pretrained import PretrainedExtractor
 from ganray.evaluation.suite import MIN_IMAGES
 
 logger = logging.getLogger(__name__)
@@ -111,10 +111,10 @@ class ReferenceSet:
     def extractor(self, device: torch.device) -> FeatureExtractor:
         """Build the feature extractor on `device`."""
         own = _own_extractor(self.classifier, self.images, device)
-        if self.evaluation.features == "classifier":
+        name, weights = self.evaluation.features, Path(self.evaluation.weights or "")
+        if name == "classifier":
             return own
-        inception = InceptionExtractor(Path(self.evaluation.weights or ""), device)
-        return CombinedExtractor(inception, own)
+        return CombinedExtractor(PretrainedExtractor(name, weights, device), own)
 
 
 def usable_count(images: int, halved: bool, samples: int, parts: int = 1) -> int:
@@ -148,7 +148,8 @@ def prepare_classifier(
     """
     evaluation = config.evaluation
     if evaluation.features != "classifier":
-        InceptionExtractor(Path(evaluation.weights or ""), device)  # fails before workers start
+        weights = Path(evaluation.weights or "")
+        PretrainedExtractor(evaluation.features, weights, device)  # fails before workers start
     has_classes = len(images.class_names) > 1  # a single one says nothing
     if len(images) < MIN_IMAGES:
         return ""

@@ -177,6 +177,7 @@ def test_the_name_of_samples_has_no_password_and_no_parent_folder(tmp_path, monk
         (["faces", "--features", "inception"], "--features=inception is an option of --images"),
         (["--against", "x"], "--against=x needs what to compare with it: RUN, or --images FOLDER"),
         (["--images", "x", "--against", "y", "--features", "inception"], "give --weights FILE"),
+        (["--images", "x", "--against", "y", "--features", "clip"], "=clip needs .*--weights FILE"),
         (["--images", "x", "--against", "y", "--data_root", "z"], "--data_root=z is .* of RUN"),
         (["--images", "x", "--against", "y", "--size", "4"], "--size=4 must be 0 or at least 8"),
     ],
