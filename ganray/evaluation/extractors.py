@@ -70,7 +70,8 @@ class FeatureExtractor(Protocol):
     """Extracts features of samples and reference images alike."""
 
     hash: str
-    """Name or 16 hex digits that identify the extractor."""
+    """Name or 16 hex digits that identify the extractor; features of published networks begin with
+    the network's name."""
     mode_names: tuple[str, ...]
     """Names of the K modes; () if there are none."""
     attribute_names: tuple[str, ...]

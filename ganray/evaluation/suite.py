@@ -26,9 +26,10 @@ from ganray.evaluation.breakdown import (
 from ganray.evaluation.classifier import ImageBatch
 from ganray.evaluation.comparison import CONFIDENT, Comparison, CountStatistic, ImageStatistics
 from ganray.evaluation.extractors import FeatureExtractor, PixelExtractor
+from ganray.evaluation.pretrained import NETWORKS
 from ganray.metrics import modes
 from ganray.metrics.diversity import birthday_support, effective_rank
-from ganray.metrics.frechet import kid
+from ganray.metrics.frechet import cmmd, kid
 from ganray.metrics.intervals import Estimate, share_interval, subsample_interval
 from ganray.metrics.modes import Counts
 from ganray.metrics.precision_recall import ideal_coverage
@@ -65,6 +66,9 @@ class Metric:
     range: tuple[float, float] = (0.0, math.inf)
     """Bounds of the metric, to which intervals are clipped."""
     needs_modes: bool = False
+    networks: tuple[str, ...] | None = None
+    """Published networks whose features it is defined for, "other" for all other extractors; None:
+    any features."""
     is_slow: bool = False
     """Whether it is left out during training."""
     interval: Callable[[Comparison], Estimate] | None = None
@@ -81,6 +85,10 @@ def clip(estimate: Estimate, range: tuple[float, float]) -> Estimate:
 def _held(counts: Counts, reference: Counts, samples: int | None = None) -> int:
     shares = HELD * reference / reference.sum()
     return modes.count_captured(counts, share=shares, samples=samples)
+
+
+def _frechet(c: Comparison) -> float:
+    return c.frechet
 
 
 def _ideal_modes(c: Comparison) -> float:
@@ -155,10 +163,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("support", "higher", "number of different images (birthday test)",
            lambda c: birthday_support(c.duplicates).value,
            is_slow=True, interval=lambda c: birthday_support(c.duplicates)),
-    Metric("frechet", "lower", "Frechet distance of the features", lambda c: c.frechet),
+    Metric("frechet", "lower", "Frechet distance of the features",
+           _frechet, networks=("other",)),
+    Metric("fid", "lower", "Frechet inception distance (FID)", _frechet, networks=("inception",)),
+    Metric("fd_dinov2", "lower", "Frechet distance of DINOv2 features (FD-DINOv2)",
+           _frechet, networks=("dinov2",)),
     Metric("kid", "lower", "kernel distance of the features (KID)",
            lambda c: kid(c.reference.features, c.samples.features),
-           lambda _: 0.0, range=_UNBOUNDED, is_slow=True),
+           lambda _: 0.0, range=_UNBOUNDED, networks=("inception", "other"), is_slow=True),
+    Metric("cmmd", "lower", "kernel distance of CLIP embeddings (CMMD)",
+           lambda c: cmmd(c.reference.features, c.samples.features),
+           networks=("clip",), is_slow=True),
 )
 # fmt: on
 """All metrics in the order of reports."""
@@ -172,8 +187,15 @@ def subsample_size(n: int) -> int:
 
 def available_metrics(samples: ImageStatistics, *, quick: bool = False) -> list[Metric]:
     """Return the metrics that can be computed of these samples; `quick` leaves out slow ones."""
-    metrics = [metric for metric in METRICS if samples.has_modes or not metric.needs_modes]
-    return [metric for metric in metrics if not (quick and metric.is_slow)]
+    name = samples.hash.split("-")[0]
+    network = name if name in NETWORKS else "other"
+    return [
+        metric
+        for metric in METRICS
+        if (samples.has_modes or not metric.needs_modes)
+        and (metric.networks is None or network in metric.networks)
+        and not (quick and metric.is_slow)
+    ]
 
 
 def measure(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from ganray.errors import UserError
 from ganray.evaluation import suite
@@ -18,6 +20,8 @@ from ganray.evaluation.report import table
 from ganray.metrics import modes
 
 CLASSES, N = 5, 300
+PUBLISHED = {"fid", "fd_dinov2", "cmmd"}
+"""Metrics of published features only."""
 
 
 class StripeExtractor:
@@ -187,10 +191,46 @@ def test_report_is_plain_json():
     assert suite._finite({"high": math.inf, "low": 1.5}) == {"high": None, "low": 1.5}
 
 
+def frechet(reference, samples):
+    a, b = (fid_features_to_statistics(rows) for rows in (reference, samples))
+    return fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"]
+
+
+def kid(reference, samples):
+    options = {"kid_subsets": 1, "kid_subset_size": len(reference), "verbose": False}
+    return kid_features_to_metric(reference, samples, **options)["kernel_inception_distance_mean"]
+
+
+def cmmd(reference, samples):
+    x, y = reference.numpy(), samples.numpy()
+    pairs = ((x, x, 1), (y, y, 1), (x, y, -2))  # of unit vectors: |x - y|^2 = 2 - 2 x . y
+    return 1000 * sum(sign * np.exp((a @ b.T - 1) / 100).mean() for a, b, sign in pairs)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "expected"),
+    [
+        ("0123456789abcdef", {"frechet": frechet, "kid": kid}),
+        ("pixels-16", {"frechet": frechet, "kid": kid}),
+        ("inception-01+pixels-16", {"fid": frechet, "kid": kid}),
+        ("dinov2-01+pixels-16", {"fd_dinov2": frechet}),
+        ("clip-01+pixels-16", {"cmmd": cmmd}),
+    ],
+)
+def test_distances_have_the_published_name_of_the_features(extractor, expected):
+    rows = torch.rand(2, 100, 8, generator=torch.Generator().manual_seed(0))
+    sides = [ImageStatistics(Features(x, x), (), (), extractor) for x in normalize(rows, dim=2)]
+    values = suite.measure(*sides)
+    assert expected.keys() == values.keys() & {"frechet", "kid", "fid", "fd_dinov2", "cmmd"}
+    for name, oracle in expected.items():
+        features = (side.features.double() for side in sides)
+        assert values[name] == pytest.approx(oracle(*features), rel=1e-6), name
+
+
 def test_quick_metrics_are_the_same_numbers_without_slow_ones():
     reference, samples = statistics_of(stripes(N, 0)), statistics_of(REAL)
     quick, all_metrics = (suite.measure(reference, samples, quick=quick) for quick in (True, False))
-    assert list(all_metrics) == [metric.name for metric in suite.METRICS]
+    assert list(all_metrics) == [name for name in suite.METRICS_BY_NAME if name not in PUBLISHED]
     assert set(all_metrics) - set(quick) == {"kid", "support", "duplicates"}
     assert all(all_metrics[name] == value for name, value in quick.items())
     report = report_of(REAL)
@@ -207,7 +247,7 @@ def test_unequal_or_too_few_images_are_rejected():
 def test_metrics_of_modes_are_left_out_without_modes():
     report = suite.evaluate(REAL, np.concatenate([stripes(N, 0), stripes(N, 1)]), resamples=4)
     needs_modes = {metric.name for metric in suite.METRICS if metric.needs_modes}
-    assert set(report.results) == set(suite.METRICS_BY_NAME) - needs_modes
+    assert set(report.results) == set(suite.METRICS_BY_NAME) - needs_modes - PUBLISHED
     assert report.missing() == []
     assert diagnose(report).kinds == ()
 
