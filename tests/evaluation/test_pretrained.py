@@ -139,7 +139,8 @@ def test_clip_equals_torch_fidelitys_network_at_length_1(small, tmp_path, suffix
     network.load_state_dict(state)
     path = tmp_path / f"clip.{suffix}"
     state["text_projection"] = torch.zeros(WIDTH, 768)  # of the other half of CLIP
-    save_file(state, path) if suffix == "safetensors" else save(state, path)
+    write = save_file if suffix == "safetensors" else save
+    write(state, path)
     extractor = PretrainedExtractor("clip", path, CPU)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
