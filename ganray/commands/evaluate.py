@@ -62,6 +62,7 @@ def evaluate(options: EvaluateConfig) -> None:
         return
     names = [options.run] + ([options.against] if options.against else [])
     generators = [load_generator(name, home, options.tracking_uri) for name in names]
+    run = generators[0].find_run() if options.register else None
     config = _reference_config(generators[0], options)
     datasets = locate_datasets(config)
     extra = datasets.held_out and [datasets.images, datasets.held_out.plan]
@@ -89,6 +90,10 @@ def evaluate(options: EvaluateConfig) -> None:
         source = {"run": generator.config.name, "source": generator.source, "reference": digest}
         files = _write(report, source, generator.output_folder("evaluation", out, home), options)
         generator.log(files, "evaluation")
+    if run and options.register:
+        metrics = reports[0].metrics
+        basis = {"extractor": metrics.extractor, "reference": digest, "samples": metrics.samples}
+        generators[0].register(run, options.register, metrics["coverage"], basis)
     if options.against:
         logger.info(f"\n{labels[0]} minus {labels[1]}, with 95 % intervals")
         for name, difference in differences(reports[0].metrics, reports[1].metrics).items():

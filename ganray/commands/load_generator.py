@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ganray.config.schema import Config, TrackingConfig
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
 from ganray.gan.networks import one_hot_labels
-from ganray.integrations import mlflow_models, mlflow_runs
+from ganray.integrations import mlflow_models, mlflow_registry, mlflow_runs
 from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run
 from ganray.training import journal
 from ganray.training.state import (
@@ -61,6 +61,10 @@ class TrainedGenerator:
     kept apart from those of the run."""
     device: torch.device = _CPU
     """Device of G."""
+    path: Path | None = None
+    """Checkpoint folder that it was loaded from; None: a logged model."""
+    model_uri: str = ""
+    """URI of the logged model that it was loaded from."""
 
     @property
     def label(self) -> str:
@@ -114,6 +118,29 @@ class TrainedGenerator:
             mlflow_runs.log_addresses(run.uri, mlflow_runs.run_url(run))
         except (UserError, *MLFLOW_ERRORS) as error:
             logger.warning(f"the {what} are on disk but not in MLflow: {error}")
+
+    def find_run(self) -> Run:
+        """Return the MLflow run.
+
+        Raises:
+            UserError: MLflow has no such run, or cannot be reached.
+        """
+        run = self.run or mlflow_runs.find_run(self.config)
+        if run is None:
+            uri = log.redact(mlflow_runs.store_uri(self.config))
+            raise UserError(
+                f"MLflow at {uri} has no run {self.config.name!r}; give --tracking_uri of the store"
+                " that has it"
+            )
+        return run
+
+    def register(self, run: Run, name: str, coverage: float, basis: Mapping[str, object]) -> None:
+        """Register the generator in MLflow; see `mlflow_registry.register`."""
+        uri = self.model_uri
+        if self.path is not None:
+            uri = mlflow_models.logged_checkpoint(run, self.path)
+        outcome = mlflow_registry.register(run, uri, name, coverage, basis)
+        logger.info(f"registry    {outcome}")
 
 
 def list_runs(home: Path) -> str:
@@ -188,7 +215,7 @@ def _from_checkpoint(checkpoint: Path, tracking_uri: str | None) -> TrainedGener
     generator, source = generator_from_checkpoint(checkpoint), f"checkpoint {checkpoint}"
     is_newest = folder is not None and _find_checkpoint(folder) == checkpoint
     name = "" if is_newest else checkpoint.name
-    return TrainedGenerator(generator, classes, config, source, folder, None, name)
+    return TrainedGenerator(generator, classes, config, source, folder, None, name, path=checkpoint)
 
 
 def _from_run(run_id: str, uri: str, home: Path) -> TrainedGenerator:
@@ -208,7 +235,8 @@ def _from_model(model_uri: str, uri: str, home: Path) -> TrainedGenerator:
     logged = mlflow_models.load_generator(uri, model_uri)
     run, config = mlflow_runs.get_run(uri, logged.run_id)
     folder, source = _run_folder(config, home), f"model {model_uri}"
-    return TrainedGenerator(logged.G, logged.classes, config, source, folder, run)
+    uri = f"models:/{logged.model_id}"
+    return TrainedGenerator(logged.G, logged.classes, config, source, folder, run, model_uri=uri)
 
 
 def _find_checkpoint(folder: Path) -> Path | None:

@@ -107,6 +107,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
         python jobs/evaluate.py faces
         python jobs/evaluate.py faces --samples 10000
+        python jobs/evaluate.py faces --register generator
         python jobs/evaluate.py normal --against uniform
         python jobs/evaluate.py ~/.ganray/runs/faces/best_coverage --out report
         python jobs/evaluate.py --images samples.npz --against ~/pictures --size 64

@@ -223,7 +223,7 @@ def _train_and_report(
             if report is not None:
                 tags = report.tags() | {mlflow_runs.NOTE_TAG: report.diagnosis.text}
                 mlflow_runs.log_summary(run, report.summary(), tags)
-            return mlflow_models.log_generator(run, checkpoint), mlflow_runs.run_url(run)
+            return mlflow_models.log_generators(run, checkpoint), mlflow_runs.run_url(run)
 
         sent = sync.flush_and_call(send_results)  # last: MLflow may be unreachable by now
         if sent:

@@ -6,6 +6,7 @@ Uses the standard library only. The options of a training run are in ``ganray.co
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -195,6 +196,10 @@ class EvaluateConfig:
     """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
     data_root: str | None = None
     """Location of the data, if it is not where the run found them."""
+    register: str | None = None
+    """Name of a model in MLflow's registry, of which RUN's generator becomes a version. The version
+    gets the alias `best` if its coverage is higher than that of the version that has the alias, and
+    both were compared with the same reference images by the same extractor."""
     log_level: LogLevel = "info"
     """Lowest level of log messages that are printed."""
 
@@ -208,7 +213,17 @@ class EvaluateConfig:
             raise UserError(
                 f"--images={self.images} needs the real images to compare with: --against FOLDER"
             )
-        others = ("data_root", "tracking_uri") if self.images else ("size", "features", "weights")
+        if self.register is not None:
+            rule = "consist of letters, digits, '_', '.' and '-'"
+            is_valid = bool(re.fullmatch(r"[\w.-]+", self.register))
+            require("--register", self.register, rule, is_valid)
+            if not (self.run or self.images):
+                raise UserError(f"--register={self.register} needs RUN, which is to be registered")
+        others = (
+            ("data_root", "tracking_uri", "register")
+            if self.images
+            else ("size", "features", "weights")
+        )
         for name in others:
             if getattr(self, name) != getattr(type(self), name):
                 kind = "RUN, and cannot be given with --images" if self.images else "--images"

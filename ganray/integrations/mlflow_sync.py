@@ -324,7 +324,7 @@ class _Journal:
             if is_new and is_image:
                 _send_image(run, event)
             elif is_new:
-                points += _metrics(event)
+                points += event_metrics(event)
                 if event.get("warning"):
                     client.set_tag(run.run_id, COLLAPSE_WARNING_TAG, event["warning"])
             if (is_new and is_image) or len(points) >= _BATCH_SIZE or offset == events[-1][1]:
@@ -362,9 +362,13 @@ def _send_image(run: Run, event: journal.Event) -> None:
     )
 
 
-def _metrics(event: journal.Event) -> list[Metric]:
-    timestamp = int(event["time"] * 1000)
-    return [Metric(k, v, timestamp, event["images"]) for k, v in event["values"].items()]
+def event_metrics(event: journal.Event, model_id: str | None = None) -> list[Metric]:
+    """Return the metrics of an event, as those of a logged model if its id is given."""
+    timestamp, step = int(event["time"] * 1000), event["images"]
+    return [
+        Metric(name, value, timestamp, step, model_id=model_id)
+        for name, value in event["values"].items()
+    ]
 
 
 def _owner(run: Run) -> dict[str, str]:
