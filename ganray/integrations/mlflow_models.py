@@ -97,9 +97,11 @@ def log_generator(run: Run, checkpoint: Path, name: str = LAST) -> str:
         inputs = config.latent.size + state["classes"]
         images_seen = state["step"] * config.train.batch_size  # the step of all metrics
         image = (-1, channels, height, width)
+        # Without names: a named tensor reaches the model in a dict, which MLflow's scoring of
+        # PyTorch models rejects.
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, inputs), "z")]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), image, "image")]),
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, inputs))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), image)]),
         )
         rng, client = np.random.default_rng(0), run.client()
         # Within an active run, `log_model` would ask for the history of every metric, one by one.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import mlflow
+
 from ganray.integrations.mlflow_runs import Run, existing_store
-from ganray.log import two_digits
 
 ALIAS = "best"
 """Alias of the version with the highest coverage: ``models:/NAME@best``."""
@@ -31,27 +32,28 @@ def register(
     Raises:
         UserError: The store cannot be reached, or the user may not change this model.
     """
-    tags = {_COVERAGE: repr(coverage)} | {f"ganray.{k}": str(v) for k, v in basis.items()}
+    tags = {_COVERAGE: str(float(coverage))} | {f"ganray.{k}": str(v) for k, v in basis.items()}
     with existing_store(run.uri) as client:
+        mlflow.set_tracking_uri(run.uri)  # where a local registry looks for the logged model
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        model_id = model_uri.removeprefix("models:/")
-        versions = client.search_model_versions(f"name = '{name}'")
-        number = next((str(v.version) for v in versions if v.model_id == model_id), None)
+        versions = client.search_model_versions(f"name = '{name}' and source_path = '{model_uri}'")
+        number = next((str(version.version) for version in versions), None)
         if number is None:
-            created = client.create_model_version(name, model_uri, run.run_id, model_id=model_id)
+            created = client.create_model_version(name, model_uri, run.run_id)
             number = str(created.version)
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
         holder = client.get_registered_model(name).aliases.get(ALIAS)
-        outcome = f"models:/{name}/{number}, coverage {two_digits(coverage)}"
+        outcome, was = f"models:/{name}/{number} has coverage {coverage:.3g}", ""
         if holder is not None and str(holder) != number:
             other = client.get_model_version(name, holder).tags
             if differing := [k for k in basis if other.get(f"ganray.{k}") != tags[f"ganray.{k}"]]:
-                return f"{outcome}; @{ALIAS} stays version {holder}, of another {differing[0]}"
+                reason = f"measured with other {differing[0]}"
+                return f"{outcome}; version {holder}, {reason}, stays @{ALIAS}"
             other_coverage = float(other[_COVERAGE])
-            outcome += f", version {holder} {two_digits(other_coverage)}"
             if coverage <= other_coverage:
-                return f"{outcome}, which stays @{ALIAS}"
+                return f"{outcome}; version {holder}, with {other_coverage:.3g}, stays @{ALIAS}"
+            was = f" instead of version {holder}, with {other_coverage:.3g}"
         client.set_registered_model_alias(name, ALIAS, number)
-        return f"{outcome}: it is @{ALIAS}"
+        return f"{outcome} and is @{ALIAS}{was}"

@@ -179,6 +179,9 @@ def test_the_name_of_samples_has_no_password_and_no_parent_folder(tmp_path, monk
         (["--images", "x", "--against", "y", "--features", "inception"], "give --weights FILE"),
         (["--images", "x", "--against", "y", "--features", "clip"], "=clip needs .*--weights FILE"),
         (["--images", "x", "--against", "y", "--data_root", "z"], "--data_root=z is .* of RUN"),
+        (["--register", "x"], "--register=x needs RUN"),
+        (["faces", "--register", "a/b"], "--register=a/b must consist of letters"),
+        (["--images", "x", "--against", "y", "--register", "z"], "--register=z is .* of RUN"),
         (["--images", "x", "--against", "y", "--size", "4"], "--size=4 must be 0 or at least 8"),
     ],
 )

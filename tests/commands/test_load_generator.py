@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from ganray.commands import load_generator, main
 from ganray.config.serialization import to_dict
+from ganray.errors import UserError
 from ganray.integrations import mlflow_runs
 from ganray.training.journal import Journal
 from ganray.training.state import TrainState, save_content
@@ -102,6 +103,16 @@ def test_results_of_an_older_checkpoint_have_a_folder_of_their_own(
         assert generator.label == output.replace("evaluation", "tiny")
         generator.log([picture], "evaluation")
         assert sent.pop() == output
+
+
+def test_a_generator_without_an_mlflow_run_is_not_registered(trained_run, tmp_path):
+    shutil.copytree(trained_run.config.home, tmp_path / "home")
+    folder = tmp_path / "home" / "runs" / "tiny"
+    other = replace(trained_run.config, name="other")
+    (folder / trained_run.checkpoint.name / "config.json").write_text(json.dumps(to_dict(other)))
+    generator = load_generator.load_generator(str(folder), tmp_path / "home")
+    with pytest.raises(UserError, match=r"has no run 'other'; give --tracking_uri"):
+        generator.find_run()
 
 
 def test_a_moved_home_has_its_own_mlflow_store(trained_run, tmp_path):

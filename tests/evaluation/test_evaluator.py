@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 
 from ganray.config.schema import DataConfig, EvaluationConfig
@@ -231,8 +232,16 @@ def test_job_reports_on_a_run_and_compares_two(trained_run, tmp_path, capsys):
     inception = EvaluationConfig(features="inception", weights=str(tmp_path / "none"))
     config = to_dict(replace(trained_run.config, evaluation=inception))
     (other / CONFIG_FILE).write_text(json.dumps(config))
-    job.main([*argv, "--against", str(other)])
+    for file in trained_run.config.home.glob("mlflow.db*"):
+        shutil.copy(file, tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    job.main([*argv, "--against", str(other), "--tracking_uri", uri, "--register", "squares"])
     printed = capsys.readouterr().out
+    version = MlflowClient(tracking_uri=uri).get_model_version_by_alias("squares", "best")
+    assert version.source == trained_run.model_uri
+    coverage = content["results"]["coverage"]["estimate"]["value"]
+    assert version.tags["ganray.coverage"] == str(coverage)
+    assert re.search(r"^registry    models:/squares/1 has coverage .* and is @best$", printed, re.M)
     assert "tiny minus tiny/best_coverage, with 95 % intervals" in printed
     assert "differ" not in printed.split("with 95 % intervals")[1]  # it is the same run twice
     folders = (out / "tiny", out / "tiny" / "best_coverage")

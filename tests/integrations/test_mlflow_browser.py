@@ -3,11 +3,7 @@
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from ganray.integrations.mlflow_sweep import sync_sweep
 from ganray.integrations.mlflow_view import save_views
 from ganray.sweeps import results
 from ganray.sweeps.analysis import ranking
+from tests.integrations.servers import free_port, serve
 from tests.integrations.small_sweep import DATASET, base_config, run_trial, small_sweep
 
 pytestmark = pytest.mark.browser
@@ -60,33 +57,14 @@ def sweep(tmp_path_factory, empty_store):
                 runs.begin(trial, config)
                 runs.end(trial, run_trial(config, trial))
             runs.log_means(ranking(results.collect(plan, home / "runs")))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", runs.parent.uri, "--host", "127.0.0.1", "--port", str(port)]
-    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=home)
-    try:
-        _wait_for(server, f"http://127.0.0.1:{port}/health")
-        urls = save_views(runs.parent, plan, f"http://127.0.0.1:{port}", has_means=True)
-        urls = {title.removeprefix("latents "): url for title, url in urls.items()}
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with serve(command, f"{url}/health", home / "server.log", **quiet):
+        urls = save_views(runs.parent, plan, url, has_means=True)
+        urls = {title.removeprefix("latents "): page for title, page in urls.items()}
         yield Sweep(urls, [trial.label for trial in plan.trials])
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _wait_for(server, url):
-    for _ in range(240):
-        assert server.poll() is None
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError(url)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import json
 import shutil
 import zipfile
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,7 +15,10 @@ from mlflow.entities import LoggedModelOutput
 from torch import nn
 
 from ganray.integrations import mlflow_models, mlflow_runs
-from ganray.training.state import generator_from_checkpoint
+from ganray.integrations.mlflow_sync import event_metrics
+from ganray.training import journal
+from ganray.training.checkpoints import BEST_FOLDER
+from ganray.training.state import STATE_FILE, generator_from_checkpoint
 from tests.conftest import TrainedRun
 
 
@@ -75,6 +80,40 @@ def test_the_newest_generator_is_one_whose_logging_ended(trained_run, uri):
     incomplete = client.create_logged_model(run.experiment_id, "generator", run.run_id)
     client.log_outputs(run.run_id, [LoggedModelOutput(incomplete.model_id, 0)])
     assert mlflow_models.newest_generator(run) == trained_run.model_uri
+
+
+def test_the_best_checkpoint_is_logged_with_its_step_and_metrics(trained_run, uri, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run.checkpoint.with_name("checkpoint_0000000010"), folder / BEST_FOLDER)
+    with closing(journal.Journal(folder)) as events:
+        events.collapse(60, {"collapse/coverage": 0.3}, "")
+        events.collapse(120, {"collapse/coverage": 0.4}, "")
+    run = replace(mlflow_runs.get_run(uri, trained_run.run_id)[0], folder=folder)
+    for event, _ in journal.read(folder):
+        run.client().log_batch(run.run_id, metrics=event_metrics(event))
+    for _ in range(2):  # a job that is started again
+        last = mlflow_models.log_generators(run, trained_run.checkpoint)
+    assert last == trained_run.model_uri  # has the weights of this checkpoint already
+    client = run.client()
+    steps = {
+        client.get_logged_model(output.model_id).name: output.step
+        for output in client.get_run(run.run_id).outputs.model_outputs
+    }
+    assert steps == {"generator": 240, "best_coverage": 120}
+    best = mlflow_models.logged_checkpoint(run, folder / BEST_FOLDER)
+    (metric,) = client.get_logged_model(best.removeprefix("models:/")).metrics
+    assert (metric.key, metric.value, metric.step) == ("collapse/coverage", 0.4, 120)
+    history = client.get_metric_history(run.run_id, "collapse/coverage")
+    assert [point.step for point in history] == [60, 120]
+
+
+def test_a_damaged_best_checkpoint_is_left_out(trained_run, uri, tmp_path, ganray_log):
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run.checkpoint, folder / BEST_FOLDER)
+    (folder / BEST_FOLDER / STATE_FILE).write_bytes(b"")
+    run = replace(mlflow_runs.get_run(uri, trained_run.run_id)[0], folder=folder)
+    assert mlflow_models.log_generators(run, trained_run.checkpoint) == trained_run.model_uri
+    assert "damaged" in ganray_log.text
 
 
 def test_a_pickled_model_is_rejected(trained_run, uri, tmp_path):
