@@ -40,7 +40,8 @@ def register(
         versions = client.search_model_versions(f"name = '{name}' and source_path = '{model_uri}'")
         number = next((str(version.version) for version in versions), None)
         if number is None:
-            created = client.create_model_version(name, model_uri, run.run_id)
+            model_id = model_uri.removeprefix("models:/")  # which servers demand, beside the URI
+            created = client.create_model_version(name, model_uri, run.run_id, model_id=model_id)
             number = str(created.version)
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
