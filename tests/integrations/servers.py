@@ -37,7 +37,7 @@ def serve(command: Sequence[str], url: str, log: Path, **environment: str) -> It
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        server.wait(60)
 
 
 def _wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

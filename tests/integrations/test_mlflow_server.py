@@ -62,7 +62,7 @@ def server():
     if os.geteuid() == 0:  # whom PostgreSQL refuses
         shutil.chown(folder, "postgres")
         user = ["runuser", "-u", "postgres", "--"]
-    ports = {name: free_port() for name in ("5432", "9000", "5000")}
+    ports = {name: free_port() for name in ("5433", "9000", "5000")}
     databases, start, add_user = recipe(folder, ports)
     url = f"http://127.0.0.1:{ports['5000']}"
     run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
