@@ -89,15 +89,17 @@ def run_slurm(folder: Path, nodes: dict[str, Machine]) -> None:
         nodes=2,
         gpus=0,
         cpus=2,
-        storage="/mnt/shared/slurm",
+        storage=f"{folder}/shared/slurm",  # which this machine sees, too
         tracking_uri="http://127.0.0.1:5000",  # that of the first node
     )
     write_program(folder / "bin" / "scontrol", f"printf '{HEAD}\\n{WORKER}\\n'")
     tasks = [
-        f'HOME={nodes[name].home} nsenter --target {nodes[name].pid} --all -- "$@" & pids+=($!)'
+        f'[[ ${{only:-{name}}} != {name} ]] ||'
+        f' HOME={nodes[name].home} nsenter --target {nodes[name].pid} --all -- "$@" & pids+=($!)'
         for name in (HEAD, WORKER)
     ]
-    script = ["while [[ $1 == --* ]]; do shift; done", "pids=()", *tasks]
+    script = ["only= pids=()", "while [[ $1 == --* ]]; do"]
+    script += ["  [[ $1 != --nodelist=* ]] || only=${1#*=}", "  shift", "done", *tasks]
     script += ['for pid in "${pids[@]}"; do wait "$pid" || exit; done']
     write_program(folder / "bin" / "srun", "\n".join(script))
     # The console script of an installation; the checkout may not be installed.

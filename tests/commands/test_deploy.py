@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shlex
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -232,13 +234,23 @@ def test_the_image_copies_what_exists_and_what_is_not_ignored():
 
 
 SERVER = """
-import pathlib, sqlite3, sys, time
-uri = sys.argv[sys.argv.index("--backend-store-uri") + 1]
-store = sqlite3.connect(uri.removeprefix("sqlite:///"))
+import http.server, pathlib, sqlite3, sys, threading, time
+option = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+store = sqlite3.connect(option["--backend-store-uri"].removeprefix("sqlite:///"))
 store.execute("create table if not exists runs (name)")
 print(store.execute("select * from runs").fetchall(), flush=True)
 store.execute("insert into runs values ('faces')")
 store.commit()
+
+class Health(http.server.BaseHTTPRequestHandler):
+    log_message = lambda *_: None
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+server = http.server.HTTPServer((option["--host"], int(option["--port"])), Health)
+threading.Thread(target=server.serve_forever, daemon=True).start()
 while not pathlib.Path("stop").exists():
     time.sleep(0.05)
 """
@@ -251,26 +263,82 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-def test_a_new_head_gets_the_copy_of_the_mlflow_store(tmp_path):
-    """The server is a stand-in that writes into its store, or tells what it finds there."""
+@pytest.fixture
+def start_server(tmp_path):
+    """A function that starts a stand-in for MLflow, which writes into its store, on a new head.
+
+    It prints what it finds there. `cp` copies half of a file and fails, if there is a file `full`.
+    """
     (tmp_path / "mlflow.py").write_text(SERVER)
     stand_in(tmp_path, "mlflow", f'exec python3 {tmp_path}/mlflow.py "$@"')
     stand_in(tmp_path, "sleep", f"[ ! -e {tmp_path}/stop ] && exec /bin/sleep 0.05")
+    stand_in(
+        tmp_path,
+        "cp",
+        f"[ -e {tmp_path}/full ] || exec /bin/cp \"$@\"\n"
+        f'echo >>{tmp_path}/full; head -c 100 "$1" >"$2"; exit 1',
+    )
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def start(head, port):
+        script = (TEMPLATES / "mlflow-server.sh").read_text().replace("5000", str(port))
+        command = ["bash", "-c", script, "mlflow-server.sh", tmp_path / head, tmp_path / "shared"]
+        return subprocess.run(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    yield start
+    (tmp_path / "stop").touch()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def names_in(backup):
+    return sqlite3.connect(backup).execute("select name from runs").fetchall()
+
+
+def test_a_new_head_gets_the_copy_of_the_mlflow_store(tmp_path, start_server):
+    backup, port = tmp_path / "shared" / "mlflow-backup.db", free_port()
+    assert start_server("one", port).returncode == 0
+    wait_for(lambda: backup.exists() and names_in(backup))
+    start_server("one", port)  # does nothing, as the server runs
+    assert (tmp_path / "one" / "server.log").read_text() == "[]\n"
+    assert start_server("two", free_port()).returncode == 0
+    assert (tmp_path / "two" / "server.log").read_text() == "[('faces',)]\n"
+
+
+def test_a_copy_that_fails_leaves_the_last_one(tmp_path, start_server):
     backup = tmp_path / "shared" / "mlflow-backup.db"
+    start_server("one", free_port())
+    previous = backup.with_name("mlflow-backup.db.previous")
+    wait_for(previous.exists)
+    (tmp_path / "full").touch()
+    wait_for(lambda: (tmp_path / "full").stat().st_size > 1)  # the first failure is dealt with
+    assert names_in(backup) == names_in(previous) == [("faces",)]
 
-    def start(head):
-        command = ["bash", TEMPLATES / "mlflow-server.sh", tmp_path / head, tmp_path / "shared"]
-        subprocess.run(command, env=env, cwd=tmp_path, check=True)
 
-    try:
-        start("one")
-        wait_for(lambda: backup.exists() and b"faces" in backup.read_bytes())
-        start("one")  # does nothing, as the server runs
-        assert (tmp_path / "one" / "server.log").read_text() == "[]\n"
-        start("two")
-        log = tmp_path / "two" / "server.log"
-        wait_for(lambda: log.exists() and log.read_text())
-        assert log.read_text() == "[('faces',)]\n"
-    finally:
-        (tmp_path / "stop").touch()
+def test_an_mlflow_server_that_has_ended_is_started_again(tmp_path, start_server):
+    port = free_port()
+    start_server("one", port)
+    (tmp_path / "stop").touch()
+    wait_for(lambda: flock_is_free(tmp_path / "one" / "lock"))
+    (tmp_path / "stop").unlink()
+    assert start_server("one", port).returncode == 0
+    assert (tmp_path / "one" / "server.log").read_text() == "[('faces',)]\n"
+
+
+def flock_is_free(path):
+    return subprocess.run(["flock", "--nonblock", path, "true"]).returncode == 0
+
+
+def test_an_mlflow_server_that_does_not_start_is_an_error_with_the_end_of_its_log(
+    tmp_path, start_server
+):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # and does not answer
+        done = start_server("one", other.getsockname()[1])
+    assert done.returncode == 1
+    assert "server.log:\nTraceback" not in done.stderr  # the end only
+    assert "Address already in use" in done.stderr
