@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from unicodedata import category
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -20,6 +22,9 @@ TEMPLATES = Path(ganray.__file__).parent / "integrations" / "deploy"
 _FILES = {"rayjob": "rayjob.yaml", "slurm": "slurm.sh"}
 _JOBS = ("celeba", "mnist", "sweep")
 _DNS_LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"
+_SECRET = re.compile(r"(token|secret|password|signature|sig)=", re.IGNORECASE)
+_UNQUOTABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of characters that YAML cannot quote as they are."""
 
 
 def deploy(options: DeployConfig) -> None:
@@ -46,7 +51,7 @@ def render(options: DeployConfig) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"yaml": json.dumps, "shell": shlex.quote}
+    environment.filters |= {"yaml": partial(json.dumps, ensure_ascii=False), "shell": shlex.quote}
     return environment.get_template(_FILES[options.target]).render(
         name=options.name,
         command=_command(options),
@@ -70,8 +75,11 @@ def _container(options: DeployConfig) -> str:
     """Return the options of srun that start a container, quoted for a shell; empty for none."""
     if not options.image:
         return ""
+    registry, slash, path = options.image.partition("/")
+    is_registry = re.search(r"\w[.:]", registry) and "#" not in options.image
+    image = f"{registry}#{path}" if slash and is_registry else options.image  # as Pyxis reads it
     mounts = f"{options.storage}:{options.storage}"
-    return f" --container-image={shlex.quote(options.image)} --container-mounts={mounts}"
+    return f" --container-image={shlex.quote(image)} --container-mounts={mounts}"
 
 
 def _check(options: DeployConfig) -> None:
@@ -81,21 +89,25 @@ def _check(options: DeployConfig) -> None:
             raise UserError(f"--{name} is missing: {options.target} needs it; see --help")
     for name in ("job", "image", "storage", "tracking_uri"):
         value = getattr(options, name) or ""
-        if redact(value) != value:
+        if redact(value) != value or _SECRET.search(value):
             raise UserError(
-                f"--{name}={value} holds a password, which the file would show; leave it out, and"
-                " give it to the cluster as the file says"
+                f"--{name} contains a password or token, which the file would show; leave it out,"
+                " and give it to the cluster as the file says"
             )
+        valid = not any(category(c) in _UNQUOTABLE and c not in "\n\t" for c in value)
+        require(f"--{name}", repr(value), "contain no control characters", valid)
     rule = "be lower-case letters, digits and dashes, a letter first, and at most 47 characters"
     valid = len(options.name) <= 47 and re.fullmatch(_DNS_LABEL, options.name)
     require("--name", options.name, rule, bool(valid))
     _check_job(options.job)
-    rule = "be an address such as http://mlflow:5000"
+    rule = "be an address such as http://mlflow:5000, without a query"
     uri = options.tracking_uri or ""
-    require("--tracking_uri", uri, rule, bool(re.fullmatch(r"https?://[^\s/]+(/\S*)?", uri)))
-    rule = "be an image such as registry.example.com/ganray:1"
+    require("--tracking_uri", uri, rule, bool(re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", uri)))
+    rule, pattern = "be an image such as registry.example.com/ganray:1", r"[\w.][\w.:/@#+-]*"
+    if options.target == "slurm":
+        rule, pattern = f"{rule}, or a path /IMAGE.sqsh", rf"{pattern}|/[\w./@+-]+\.sqsh"
     image = options.image or "none"
-    require("--image", image, rule, bool(re.fullmatch(r"[\w.][\w.:/@#+-]*", image)))
+    require("--image", image, rule, bool(re.fullmatch(pattern, image)))
     storage = options.storage or ""
     if options.target == "rayjob":
         valid = re.fullmatch(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*", storage)

@@ -250,8 +250,9 @@ class DeployConfig:
     name: str = "faces"
     """Name of the run and of the cluster's job: lower-case letters, digits and dashes."""
     image: str | None = None
-    """Container image with ganray on every node. slurm: for the Pyxis plugin; None: the environment
-    in which sbatch is called."""
+    """Container image with ganray on every node. slurm: for the Pyxis plugin, also the path of a
+    .sqsh file; the container sees nothing of the host but --storage, so data.root must lie there.
+    None: the environment in which sbatch is called."""
     nodes: int = 1
     """Number of nodes that train."""
     gpus: int = 1

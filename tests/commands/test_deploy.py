@@ -107,12 +107,14 @@ def test_without_gpus_none_are_asked_for():
         "celeba --data.root '/data/it\"s: here # {{ gpus }}'",
         "celeba --data.root '/a; touch /tmp/x $(id) `id`'",
         "celeba --data.root '/a\n- x: y'",
+        "celeba --data.root '/\N{GRINNING FACE}/\N{LATIN SMALL LETTER E WITH ACUTE}'",
     ],
 )
 def test_a_job_reaches_its_program_as_it_was_given(job, tmp_path):
     words = ["ganray", *shlex.split(job), "--name", "faces"]
     assert shlex.split(manifest(job=job)["spec"]["entrypoint"]) == words
-    assert run_slurm(tmp_path, options("slurm", job=job))[-len(words) :] == words
+    assert run_slurm(tmp_path, options("slurm", job=job, storage=str(tmp_path / "home"))) == 0
+    assert calls(tmp_path, "ganray-n1")[0] == words[1:]
 
 
 @pytest.mark.parametrize("target", ["rayjob", "slurm"])
@@ -123,9 +125,13 @@ def test_a_job_reaches_its_program_as_it_was_given(job, tmp_path):
         ({"storage": None}, "--storage is missing"),
         ({"storage": "a b"}, r"--storage=a b must be"),
         ({"storage": "/a:/b"}, r"--storage=/a:/b must be"),
-        ({"tracking_uri": "http://me:secret@m:5000"}, "holds a password"),
+        ({"tracking_uri": "http://me:secret@m:5000"}, "contains a password"),
+        ({"tracking_uri": "http://m:5000/?token=abc"}, "contains a password or token"),
+        ({"tracking_uri": "http://m:5000/?x=abc"}, "must be an address .* without a query"),
         ({"tracking_uri": "m:5000"}, "must be an address"),
-        ({"job": "celeba --data.root s3://k:secret@b/c"}, "holds a password"),
+        ({"job": "celeba --data.root s3://k:secret@b/c"}, "contains a password"),
+        ({"job": "celeba --data.root 'https://b/c?X-Amz-Signature=abc'"}, "contains a password"),
+        ({"job": "celeba --data.root '/a\x85b'"}, "must contain no control characters"),
         ({"job": "rm -rf /"}, "begin with one of celeba, mnist, sweep"),
         ({"job": "celeba 'x"}, "No closing quotation"),
         ({"job": "celeba --home /x"}, "leave out --home; use --storage"),
@@ -160,51 +166,77 @@ def stand_in(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def run_slurm(folder: Path, given: DeployConfig) -> list[str]:
-    """Run the script as Slurm would, on nodes n1 and n2; return what `ray` was called with on n2.
+RAY = """
+if [ $SLURMD_NODENAME = n1 ]; then
+  while [ "$1" != -- ]; do shift; done
+  shift
+  "$@"
+fi
+"""
 
-    srun starts the command once for each node, and ray prints its arguments and environment.
+
+def run_slurm(folder: Path, given: DeployConfig, ray: str = RAY) -> int:
+    """Run the script as Slurm would, on nodes n1 and n2; return its exit code.
+
+    srun starts a command once for each node and writes its options to the file `srun`. Ray and
+    ganray write their arguments and environment to the files `ray-NODE` and `ganray-n1`.
     """
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     stand_in(programs, "scontrol", '[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"')
+    stand_in(programs, "hostname", '[ "$*" = --all-ip-addresses ] && echo "192.0.2.1 172.17.0.1 "')
     stand_in(
         programs,
         "srun",
-        'while [[ $1 == --* ]]; do echo "$1" >>"$OUT/srun"; shift; done\n'
-        'for node in n1 n2; do SLURMD_NODENAME=$node "$@" || exit; done',
+        'options=; while [[ $1 == --* ]]; do options+="$1 "; shift; done\n'
+        'echo "$options$1" >>$OUT/srun; nodes="n1 n2"\n'
+        "[[ $options != *--nodelist=n1* ]] || nodes=n1\n"
+        'for node in $nodes; do SLURMD_NODENAME=$node "$@" || exit; done',
     )
     dump = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
-    stand_in(programs, "ray", f'python3 -c {shlex.quote(dump)} "$@" >$OUT/$SLURMD_NODENAME')
+    for name, script in {"ray": ray, "ganray": ""}.items():
+        record = f'python3 -c {shlex.quote(dump)} "$@" >$OUT/{name}-$SLURMD_NODENAME'
+        stand_in(programs, name, f"{record}\n{script}")
     env = {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "OUT": str(folder),
         "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": "7",
     }
-    subprocess.run(["bash", "-c", render(given)], env=env, check=True, cwd=folder)
-    arguments, _ = json.loads((folder / "n2").read_text())
-    return arguments
+    return subprocess.run(["bash", "-c", render(given)], env=env, cwd=folder).returncode
+
+
+def calls(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
+    """Return arguments and environment of a program, such as ray-n2."""
+    return tuple(json.loads((folder / name).read_text()))
 
 
 def test_slurm_starts_one_ray_on_all_nodes_with_a_token_of_the_job(tmp_path):
     tokens = set()
-    given = options("slurm", nodes=2, gpus=8, cpus=64)
+    home = tmp_path / "home"
+    given = options("slurm", nodes=2, gpus=8, cpus=64, storage=str(home))
     for _ in range(2):
-        arguments = run_slurm(tmp_path, given)
+        assert run_slurm(tmp_path, given) == 0
+        arguments, second = calls(tmp_path, "ray-n2")
         assert arguments[: arguments.index("--")] == shlex.split(
-            "symmetric-run --address n1:6379 --min-nodes 2 --num-cpus 64 --disable-usage-stats"
+            "symmetric-run --address 192.0.2.1:6379 --min-nodes 2 --num-cpus 64"
+            " --disable-usage-stats"
         )
-        assert arguments[arguments.index("--") + 1 :] == ["ganray", "celeba", "--name", "faces"]
-        first, second = (json.loads((tmp_path / node).read_text())[1] for node in ("n1", "n2"))
+        first = calls(tmp_path, "ray-n1")[1]
         assert first["RAY_AUTH_TOKEN"] == second["RAY_AUTH_TOKEN"]
         assert second["RAY_AUTH_MODE"] == "token"
-        assert second["GANRAY_RAY__ADDRESS"] == "n1:6379"
-        assert second["GANRAY_HOME"] == "/scratch/ganray"
+        assert second["GANRAY_RAY__ADDRESS"] == "192.0.2.1:6379"
+        assert second["GANRAY_HOME"] == str(home)
         assert second["MLFLOW_TRACKING_URI"] == "http://m:5000"
+        assert second["NVIDIA_VISIBLE_DEVICES"] == "all"  # without it Pyxis shows a container none
+        assert calls(tmp_path, "ganray-n1")[0] == ["celeba", "--name", "faces"]
         tokens.add(second["RAY_AUTH_TOKEN"])
     assert all(re.fullmatch("[0-9a-f]{64}", token) for token in tokens)
     assert len(tokens) == 2
-    assert "--container-image=r.io/ganray" in (tmp_path / "srun").read_text()
+    assert not list(home.iterdir())
+    step = (tmp_path / "srun").read_text().splitlines()[-1]
+    assert {"--cpus-per-task=64", "--container-image=r.io#ganray"} <= set(step.split())
+    assert f"--container-mounts={home}:{home}" in step
 
 
 def test_slurm_reads_the_options_of_the_job():
@@ -214,12 +246,29 @@ def test_slurm_reads_the_options_of_the_job():
     assert {"job-name=big", "exclusive", "requeue"} <= set(given)
 
 
-def test_slurm_fails_where_the_job_fails(tmp_path):
-    run_slurm(tmp_path, options("slurm"))
-    stand_in(tmp_path / "bin", "ray", "exit 7")
-    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-2]"}
-    env["OUT"] = str(tmp_path)
-    assert subprocess.run(["bash", "-c", render(options("slurm"))], env=env).returncode == 7
+@pytest.mark.parametrize(
+    ("ray", "code"),
+    [("exit 7", 7), ("exit 0", 1)],  # symmetric-run exits with 0 if Ray does not start
+    ids=["the job fails", "Ray does not start"],
+)
+def test_slurm_fails_where_the_job_or_ray_fails(tmp_path, ray, code):
+    assert run_slurm(tmp_path, options("slurm", storage=str(tmp_path / "home")), ray) == code
+
+
+@pytest.mark.parametrize(
+    ("image", "of_pyxis"),
+    [
+        ("ganray:1", "ganray:1"),
+        ("me/ganray", "me/ganray"),
+        ("registry.example.com/team/ganray:1", "registry.example.com#team/ganray:1"),
+        ("localhost:5000/ganray", "localhost:5000#ganray"),
+        ("me@registry.example.com#ganray", "me@registry.example.com#ganray"),
+        ("/scratch/ganray.sqsh", "/scratch/ganray.sqsh"),
+    ],
+)
+def test_slurm_names_the_image_as_pyxis_does(image, of_pyxis):
+    script = render(options("slurm", image=image))
+    assert f"--container-image={shlex.quote(of_pyxis)} " in script
 
 
 def test_the_image_copies_what_exists_and_what_is_not_ignored():
