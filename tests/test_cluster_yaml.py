@@ -71,6 +71,14 @@ def test_no_file_is_open_to_everyone(path):
     assert not re.search(r"chmod|-m 7?7[1-7]7", path.read_text())
 
 
+@ALL
+def test_the_folder_of_the_mlflow_store_is_made_before_the_container_mounts_it(path):
+    cluster = read(path)
+    mounts = [option.split()[1] for option in cluster["docker"]["run_options"] if "-v " in option]
+    (local,) = [mount.partition(":")[0] for mount in mounts if mount.endswith(":/home/ray/mlflow")]
+    assert f" {local} " in cluster["initialization_commands"][-1]
+
+
 @mock_aws
 def test_aws_opens_no_port_beyond_the_security_group_that_the_user_has_made(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))

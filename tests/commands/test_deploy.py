@@ -96,6 +96,21 @@ def test_the_manifest_is_filled_in():
     assert volume["persistentVolumeClaim"] == {"claimName": "shared"}
 
 
+def test_pods_without_gpus_see_none():
+    for gpus in (0, 4):
+        cluster = manifest(gpus=gpus)["spec"]["rayClusterSpec"]
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
+        pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
+        hidden = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+        seen = [hidden not in pod["spec"]["containers"][0]["env"] for pod in pods]
+        assert seen == [False, gpus > 0]
+    assert "ENV" not in (TEMPLATES / "Dockerfile").read_text()
+
+
+def test_a_failed_job_makes_no_second_cluster():
+    assert manifest()["spec"]["backoffLimit"] == 0
+
+
 def test_without_gpus_none_are_asked_for():
     assert "nvidia" not in render(options("rayjob", gpus=0))
     assert "gpu" not in render(options("slurm", gpus=0, image=None)).partition("set -euo")[2]

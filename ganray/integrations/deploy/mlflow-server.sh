@@ -2,8 +2,9 @@
 # Starts the MLflow server of a cluster's head, on 127.0.0.1:5000, unless it runs already, and waits
 # until it answers. Usage: mlflow-server.sh LOCAL SHARED [SECONDS]
 #
-# SQLite's locks fail on NFS, so the database is in LOCAL, a folder on this machine's own disk. Every
-# SECONDS (600) it is copied to SHARED, from where a new head restores it. Artifacts are in SHARED.
+# SQLite's locks fail on NFS, so the database is in LOCAL, a folder on this machine's own disk.
+# Every SECONDS (600) it is copied to SHARED, from where a new head restores it; the copy before is
+# kept as mlflow-backup.db.previous. Artifacts are in SHARED.
 set -euo pipefail
 local_folder=$1 shared=$2 seconds=${3:-600}
 database=$local_folder/mlflow.db backup=$shared/mlflow-backup.db
@@ -11,8 +12,8 @@ mkdir -p "$local_folder" "$shared"
 
 copy_database() { # as of one moment, while the server goes on writing
   rm -f "$database.copy" &&
-    python -c 'import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute("VACUUM INTO ?", sys.argv[2:])' \
-      "$database" "$database.copy" &&
+    python -c 'import sqlite3, sys
+sqlite3.connect(sys.argv[1]).execute("VACUUM INTO ?", sys.argv[2:])' "$database" "$database.copy" &&
     cp "$database.copy" "$backup.part" &&
     is_intact "$backup.part" &&
     { [ ! -e "$backup" ] || ln -f "$backup" "$backup.previous"; } &&
@@ -39,8 +40,9 @@ if flock --nonblock 9; then
     mv "$database.part" "$database"
   fi
   # setsid: `ray up` runs this in a terminal, and what it starts would end with that.
-  MLFLOW_DISABLE_TELEMETRY=true setsid nohup mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-    --backend-store-uri "sqlite:///$database" --artifacts-destination "$shared/mlartifacts" \
+  MLFLOW_DISABLE_TELEMETRY=true setsid nohup mlflow server --host 127.0.0.1 --port 5000 \
+    --workers 1 --backend-store-uri "sqlite:///$database" \
+    --artifacts-destination "$shared/mlartifacts" \
     >"$local_folder/server.log" 2>&1 </dev/null &
   server=$!
   (

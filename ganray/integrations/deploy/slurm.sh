@@ -28,7 +28,8 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds; a slow disk starts Python slowly
 {% if container and gpus %}
-export NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility # Slurm limits them to the job's
+# For Pyxis, which shows a container no GPU otherwise; Slurm restricts it to the GPUs of the job.
+export NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 {% endif %}
 
 # Starts Ray on every node, the command on the first, and stops Ray when that ends. It also succeeds
