@@ -102,9 +102,6 @@ def _run_locked(
     setup = ray_tune.TrialSetup(config, datasets.run_assets(), workers)
     save_sweep(plan, config, options)
     ray_cluster.connect(config.ray, has_trials=True)
-    ray_cluster.check_versions(config.ray)
-    for folder in datasets.local_folders():
-        ray_cluster.check_shared(folder)
     tags = train.run_tags(config, workers)
     folder, training = config.home / "runs", set[str]()
     with (
@@ -114,6 +111,11 @@ def _run_locked(
         observer = SweepObserver(plan, config, options, runs, training)
         if observer.has_runs_left():
             try:
+                # What has to be on all nodes is checked when they have been started.
+                ray_cluster.wait_for_resources(config.ray, workers)
+                ray_cluster.check_versions(config.ray)
+                for shared in datasets.local_folders():
+                    ray_cluster.check_shared(shared)
                 ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
             except (KeyboardInterrupt, SystemExit):
                 request_stop(folder / name for name in training)

@@ -14,15 +14,17 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timedelta
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import yaml
+from ray.exceptions import GetTimeoutError, RayError, RpcError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -49,6 +51,12 @@ _NODE_GROUP = "ray.io/node-group"
 """Label of nodes that KubeRay or `ray up` started, for which there may be an autoscaler."""
 _LINE_S = 30
 """Seconds between two lines that say what a job waits for."""
+_POLL_S = 5
+"""Seconds between two looks at the autoscaler, which reports every 5 seconds."""
+_ANSWER_S = 60
+"""Seconds that a node has to run a task."""
+_SETUP_S = 600
+"""Seconds that Ray gives a node to install a runtime environment, unless the job says otherwise."""
 
 
 def start(config: RayConfig, has_trials: bool = False) -> None:
@@ -201,13 +209,42 @@ def _nodes() -> list[str]:
 def _on_each_node(function: Callable[[], T]) -> dict[str, T]:
     """Return what a function returns on each node, by the id of the node."""
     task = ray.remote(num_cpus=0)(function)
-    results = {
-        node: task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote()
-        for node in _nodes()
-    }
-    return dict(zip(results, ray.get([*results.values()]), strict=True))
+    return _answers(
+        {
+            node: task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote()
+            for node in _nodes()
+        }
+    )
+
+
+def _answers(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of each node's task. A node that is lost meanwhile has none.
+
+    Raises:
+        UserError: A node does not answer, although it may first have installed the job's runtime
+            environment.
+    """
+    env = _submitted_job().get("runtime_env", {})
+    timeout = _ANSWER_S + env.get("config", {}).get("setup_timeout_seconds", _SETUP_S)
+    ray.wait([*tasks.values()], num_returns=len(tasks), timeout=timeout)
+    answers, silent = {}, []
+    for node, task in tasks.items():
+        try:
+            answers[node] = ray.get(task, timeout=0)
+        except RayError as error:
+            if node not in _nodes():
+                continue
+            if not isinstance(error, GetTimeoutError):
+                raise
+            silent.append(node[:8])
+    if silent:
+        raise UserError(
+            f"nodes {', '.join(silent)} did not answer within {timeout} s; see their logs, or"
+            " remove them from the cluster"
+        )
+    return answers
 
 
 def not_shared(folder: Path, nodes: str) -> UserError:
@@ -319,12 +356,26 @@ def _max_resources() -> dict[str, int]:
     if not is_head or not path.exists():
         return {}
     config = yaml.safe_load(path.read_text())
-    limit, total = config["max_workers"], {"CPU": 0, "GPU": 0}
-    for name, kind in config["available_node_types"].items():
-        is_head = name == config["head_node_type"]
-        count = 1 if is_head else min(limit, kind.get("max_workers", limit))
-        for resource in total:
-            total[resource] += count * int(kind["resources"].get(resource, 0))
+    kinds = dict(config["available_node_types"])
+    head = kinds.pop(config["head_node_type"])
+    return {name: _max_resource(name, head, [*kinds.values()], config) for name in ("CPU", "GPU")}
+
+
+def _max_resource(
+    name: str,
+    head: Mapping[str, Any],
+    kinds: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+) -> int:
+    """Return how much of a resource a head has with the workers that have most of it."""
+
+    def amount(kind: Mapping[str, Any]) -> int:
+        return int(kind["resources"].get(name, 0))
+
+    total, left = amount(head), config["max_workers"]
+    for kind in sorted(kinds, key=amount, reverse=True):
+        count = min(left, kind.get("max_workers", left))
+        total, left = total + count * amount(kind), left - count
     return total
 
 
@@ -352,7 +403,7 @@ def wait_for_resources(config: RayConfig, workers: Workers) -> None:
         bundle_label_selector=[config.labels] * workers.count,
     )
     try:
-        while not group.wait(1):
+        while not group.wait(_POLL_S):
             if _address(config) == "local":  # Ray on this machine alone never grows
                 version, failure = time.monotonic(), ""
             else:
@@ -411,19 +462,28 @@ def _is_in_use() -> bool:
     return any(free.get(name, 0) < total.get(name, 0) for name in ("CPU", "GPU"))
 
 
+@cache
+def _gcs_client(address: str) -> Any:
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+
+    return GcsClient(address=address)
+
+
 def _autoscaler_refusal(group: str) -> tuple[int, str]:
     """Return the number of the autoscaler's report if it refuses a placement group, else 0.
 
     The text is why a node could not be started, '' if none failed. Ray has no public call for
-    either. Its older autoscaler (v1) reports neither; a cluster without one refuses what it lacks.
+    either, so both are unknown if its internals have changed or the head does not answer. Its older
+    autoscaler (v1), which `ray start --head` starts without a config, reports neither.
     """
-    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.core.generated import autoscaler_pb2
+    try:
+        from ray.core.generated import autoscaler_pb2
 
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    messages: Any = autoscaler_pb2  # whose names are made at run time
-    reply = messages.GetClusterStatusReply.FromString(client.get_cluster_status())
-    state = reply.autoscaling_state
+        messages: Any = autoscaler_pb2  # whose names are made at run time
+        status = _gcs_client(ray.get_runtime_context().gcs_address).get_cluster_status()
+        state = messages.GetClusterStatusReply.FromString(status).autoscaling_state
+    except (ImportError, AttributeError, RpcError):
+        return 0, ""
     refused = any(r.details.startswith(group) for r in state.infeasible_gang_resource_requests)
     failed = [f"{f.ray_node_type_name}: {f.reason}" for f in state.failed_instance_requests]
     reason = f"; a node could not be started: {failed[-1].splitlines()[0]}" if failed else ""

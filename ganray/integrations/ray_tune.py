@@ -122,14 +122,12 @@ def run(
         observer: Receiver of the events, in this process.
 
     Raises:
-        UserError: Ray killed runs because of low memory more often than they may be retried, or
-            the cluster has no room for a single one.
+        UserError: Ray killed runs because of low memory more often than they may be retried.
     """
 
     def ganray_trial(values: dict[str, Any]) -> None:  # its name appears in Tune's records
         _run_trial(setup, plan, options, values)
 
-    ray_cluster.wait_for_resources(setup.base.ray, setup.workers)
     resources = _resources(setup.base.ray, setup.workers, options)
     trainable = tune.with_resources(ganray_trial, resources)
     callback = _Callback(setup, plan, options, observer)

@@ -94,7 +94,7 @@ def run_slurm(folder: Path, nodes: dict[str, Machine]) -> None:
     )
     write_program(folder / "bin" / "scontrol", f"printf '{HEAD}\\n{WORKER}\\n'")
     tasks = [
-        f'[[ ${{only:-{name}}} != {name} ]] ||'
+        f"[[ ${{only:-{name}}} != {name} ]] ||"
         f' HOME={nodes[name].home} nsenter --target {nodes[name].pid} --all -- "$@" & pids+=($!)'
         for name in (HEAD, WORKER)
     ]

@@ -339,7 +339,7 @@ def start_server(tmp_path):
     stand_in(
         tmp_path,
         "cp",
-        f"[ -e {tmp_path}/full ] || exec /bin/cp \"$@\"\n"
+        f'[ -e {tmp_path}/full ] || exec /bin/cp "$@"\n'
         f'echo >>{tmp_path}/full; head -c 100 "$1" >"$2"; exit 1',
     )
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -213,7 +213,6 @@ def run_fits(monkeypatch, tmp_path, setup):
 
         monkeypatch.setattr(ray_tune, "_tuner", tuner)
         monkeypatch.setattr(ray_tune, "time", SimpleNamespace(sleep=lambda _: None))
-        monkeypatch.setattr(ray_tune.ray_cluster, "wait_for_resources", lambda *_: None)
         ray_tune.run(setup, small_sweep(), SweepConfig(retries=1), tmp_path, 2, observer)
         assert not remaining
         return observer.pauses
