@@ -22,6 +22,7 @@ from ganray.sweeps import design
 from ganray.sweeps.axes import DEFAULT_AXES, parse_axis
 from ganray.sweeps.family import (
     COMPARED,
+    FEW_SEEDS_CAVEAT,
     LEVELS_ALPHA,
     RANKING_ALPHA,
     confidence,
@@ -35,6 +36,8 @@ TYPICAL_SPREADS = {"coverage": 0.02, "recall": 0.01}
 """Standard deviations of runs between seeds where no sweep has measured them: those of the sweeps
 on MNIST in tests/benchmarks/README.md. The faces of `cpu32` have 0.05 in coverage."""
 _SEEDS = (3, 5, 10, 20)
+_ENDED = ("finished", "diverged")
+_REMEDY = "resume the sweep, which writes it again"
 logger = logging.getLogger(__name__)
 
 
@@ -102,6 +105,11 @@ def log_power(config: Config, options: SweepConfig, read: Callable[[str, str], A
     axes = [parse_axis(text, config, read) for text in options.axis or DEFAULT_AXES]
     plan = design.make_plan("power", axes, 1, design=options.design, settings=options.settings)
     counts = [len(axis.levels) for axis in axes]
+    if len(plan.settings) == 1:
+        names = ", ".join(axis.name for axis in axes)
+        raise UserError(
+            f"sweep.axis: {names} has one setting; nothing to compare; give more levels"
+        )
     source, spreads = _spreads(config.home, config.name)
     rows = [["levels of", "metric", *(f"{seeds} seeds" for seeds in _SEEDS)]]
     for comparison in comparisons([axis.title for axis in axes], counts, len(plan.settings)):
@@ -116,7 +124,7 @@ def log_power(config: Config, options: SweepConfig, read: Callable[[str, str], A
         log.wrap(
             f"Standard deviations between seeds: {known}, {source}. Single settings: another one"
             " and the first of the ranking. -: none, as these metrics lie in [0, 1]. If nothing"
-            " differs, at most 5 % of sweeps claim a difference."
+            f" differs, about 5 % of sweeps at most claim a difference; {FEW_SEEDS_CAVEAT}."
         )
     )
 
@@ -139,8 +147,15 @@ def _spreads(home: Path, name: str) -> tuple[str, Mapping[str, float]]:
     """Return where spreads come from, and the spread of each metric."""
     reports = home.glob(f"sweeps/{name or '*'}/report.json")
     for path in sorted(reports, key=lambda path: path.stat().st_mtime, reverse=True):
-        if spreads := measured_spreads(path.parent):
-            return f"those of the sweep {path.parent.name}", spreads
+        try:
+            spreads = measured_spreads(path.parent)
+            preset = read_json(path.parent / "config.json", _REMEDY).get("preset", "unknown")
+        except UserError:
+            if name:
+                raise
+            continue
+        if spreads:
+            return f"those of the sweep {path.parent.name} (preset {preset})", spreads
     if name:
         raise UserError(
             f"sweep.power: {home} holds no finished sweep named {name!r} with two seeds or more;"
@@ -154,15 +169,25 @@ def measured_spreads(folder: Path) -> dict[str, float]:
 
     Args:
         folder: Folder of a sweep with a plan and a report.
+
+    Raises:
+        UserError: The plan or the report is damaged.
     """
-    runs = read_json(folder / "report.json", "resume the sweep, which writes it again")["runs"]
+    report, trials = read_json(folder / "report.json", _REMEDY), design.load_plan(folder).trials
+    try:
+        ended = [
+            (trial.levels, run["values"])
+            for trial in trials
+            if (run := report["runs"].get(trial.name, {})).get("status") in _ENDED
+        ]
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{folder / 'report.json'}: damaged ({error!r}); {_REMEDY}") from error
     spreads = {}
     for metric in COMPARED:
         settings = defaultdict(list)
-        for trial in design.load_plan(folder).trials:
-            run = runs.get(trial.name, {})
-            if run.get("status") in ("finished", "diverged") and metric in run["values"]:
-                settings[trial.levels].append(run["values"][metric])
+        for levels, values in ended:
+            if metric in values:
+                settings[levels].append(values[metric])
         squares = sum(len(values) * pvariance(values) for values in settings.values())
         free = sum(len(values) - 1 for values in settings.values())
         if free and squares:

@@ -11,7 +11,7 @@ import numpy as np
 from ganray.metrics.intervals import Estimate
 from ganray.sweeps.analysis import HIGHER, RESIDUAL, Difference, Effect, RankedSetting
 from ganray.sweeps.axes import Axis
-from ganray.sweeps.family import COMPARED, MIN_SEEDS
+from ganray.sweeps.family import COMPARED, FEW_SEEDS_CAVEAT, MIN_SEEDS
 from ganray.sweeps.results import Results, Status
 
 _NAMED = 3
@@ -58,7 +58,9 @@ def summarize(
         sentences.append(
             "Brackets are intervals over seeds: those of differences hold for all axes, levels and"
             " metrics here together, others with 95 % each. If nothing differed, this summary would"
-            " name a difference or a worse setting with a probability of 5 % at most."
+            " name a difference or a worse setting with a probability of about 5 % at most"
+            + (f"; {FEW_SEEDS_CAVEAT}" if seeds == MIN_SEEDS else "")
+            + "."
         )
         sentences += reference_notes(axes)
         for axis in axes:

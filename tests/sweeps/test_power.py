@@ -36,6 +36,7 @@ def save(folder, sweep):
     sweep.plan.save(folder)
     runs = {name: {"status": r.status, "values": r.values} for name, r in sweep.by_trial.items()}
     (folder / "report.json").write_text(json.dumps({"runs": runs}))
+    (folder / "config.json").write_text('{"preset": "normal-100"}')
 
 
 def test_two_levels_have_the_power_of_a_paired_t_test():
@@ -75,11 +76,28 @@ def test_spreads_are_those_of_the_named_or_newest_sweep(home, power):
     save(home / "sweeps" / "s", sweep)
     spreads = measured_spreads(home / "sweeps" / "s")
     assert spreads == pytest.approx({"coverage": 0.02, "recall": 0.01})
-    assert "those of the sweep s." in " ".join(power())
+    assert "those of the sweep s (preset normal-100)." in " ".join(power())
     save(home / "sweeps" / "unfinished", results(KINDS, seeds=1))
-    assert "those of the sweep s." in " ".join(power())
+    assert "those of the sweep s (preset normal-100)." in " ".join(power())
     with pytest.raises(ValueError, match="no finished sweep named 'unfinished' with two seeds"):
         power("--name", "unfinished")
+
+
+def test_a_sweep_that_cannot_be_read_is_skipped_unless_it_is_named(home, power):
+    (home / "sweeps" / "odd").mkdir(parents=True)
+    (home / "sweeps" / "odd" / "report.json").write_text('{"runs": {}}')  # and no plan
+    assert "typical of MNIST" in " ".join(power())
+    with pytest.raises(ValueError, match=r"plan\.json: missing"):
+        power("--name", "odd")
+
+
+@pytest.mark.parametrize("runs", ["", '"runs": []', '"runs": {"s.uniform-1-s0": 1}'])
+def test_a_report_of_another_form_is_an_error(home, runs):
+    folder = home / "sweeps" / "s"
+    save(folder, results(KINDS, SIZES))
+    (folder / "report.json").write_text(f"{{{runs}}}")
+    with pytest.raises(ValueError, match=r"report\.json: damaged"):
+        measured_spreads(folder)
 
 
 def test_failed_runs_and_settings_are_no_spread(home):
@@ -97,6 +115,7 @@ def test_failed_runs_and_settings_are_no_spread(home):
     ("options", "message"),
     [
         (["--sweep.design", "asha"], r"sweep\.design=asha compares no levels"),
+        (["--sweep.axis", "latent.size=10"], r"latent\.size has one setting; nothing to compare"),
         (["--resume"], "leave out --resume"),
         (["--sweep.axis", "latent.size=1,many"], "many"),
     ],

@@ -74,9 +74,11 @@ def test_significant_differences_are_counted_and_the_largest_are_named():
 
 
 def test_summary_states_its_rate_of_false_claims_where_it_may_claim():
-    rate = "would name a difference or a worse setting with a probability of 5 % at most"
+    rate = "would name a difference or a worse setting with a probability of about 5 % at most"
     assert rate in summary_of(sweep_of([0.5, 0.5]))
     assert rate not in summary_of(sweep_of([0.5, 0.5], seeds=2))
+    assert "with 3 seeds 6 %" in summary_of(sweep_of([0.5, 0.5], seeds=3))
+    assert "with 3 seeds" not in summary_of(sweep_of([0.5, 0.5], seeds=4))
 
 
 def test_recall_is_counted_separately():
