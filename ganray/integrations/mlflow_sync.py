@@ -289,8 +289,9 @@ class _Journal:
     """A run's journal, and how much of it MLflow has.
 
     The position is saved beside the journal with the run it belongs to, so that a restarted driver
-    continues from there. In another store, or after a request whose answer was lost, MLflow is
-    asked for the points and images that it has, and they are not sent twice.
+    continues from there. In another store, in one that was restored from an older copy, or after a
+    request whose answer was lost, MLflow is asked for the points and images that it has, and they
+    are not sent twice.
     """
 
     def __init__(self, open_run: Callable[[], Run]) -> None:
@@ -298,6 +299,8 @@ class _Journal:
         self.finish: Callable[[Run], None] | None = None
         self.run: Run | None = None
         self._offset = 0
+        self._last: tuple[str, int] | None = None
+        """The last point that MLflow has: metric and step."""
         self._known: dict[str, set[int]] = {}
 
     def send(self) -> Callable[[Run], None] | None:
@@ -329,16 +332,22 @@ class _Journal:
                     client.set_tag(run.run_id, COLLAPSE_WARNING_TAG, event["warning"])
             if (is_new and is_image) or len(points) >= _BATCH_SIZE or offset == events[-1][1]:
                 client.log_batch(run.run_id, metrics=points)
+                if points:
+                    self._last = points[-1].key, points[-1].step
                 points, self._offset = [], offset
-                mark = json.dumps(_owner(run) | {"offset": offset})
+                mark = json.dumps(_owner(run) | {"offset": offset, "last": self._last})
                 with suppress(UserError):  # without it, the next driver asks MLflow what it has
                     write_atomic(run.folder / _BOOKMARK_FILE, mark)
 
     def _read_offset(self, run: Run) -> int:
         try:
             mark = read_json(run.folder / _BOOKMARK_FILE, "")
+            metric, step = mark["last"]
             is_own = mark.items() >= _owner(run).items()
-            return int(mark["offset"]) if is_own else 0
+            if not is_own or step not in _steps(run, metric):  # the store may be an older copy
+                return 0
+            self._last = metric, step
+            return int(mark["offset"])
         except (UserError, KeyError, TypeError, ValueError):  # MLflow is asked what it has
             return 0
 
@@ -375,11 +384,14 @@ def _owner(run: Run) -> dict[str, str]:
     return {"uri": redact(run.uri), "run_id": run.run_id}
 
 
+def _steps(run: Run, metric: str) -> set[int]:
+    return {point.step for point in run.client().get_metric_history(run.run_id, metric)}
+
+
 def _sent_steps(run: Run, event: journal.Event) -> set[int]:
     """Return the steps at which MLflow has events of this kind."""
     if "values" in event:
-        metric = next(iter(event["values"]))
-        return {m.step for m in run.client().get_metric_history(run.run_id, metric)}
+        return _steps(run, next(iter(event["values"])))
     # `log_image` sends the thumbnail last.
     name = re.compile(rf"images/{event['name']}\+step\+(\d+)\+.*compressed\.webp")
     files = run.client().list_artifacts(run.run_id, "images")

@@ -20,7 +20,8 @@ class RankTimes:
     """Measures how long this rank waits for data and computes, between two log lines.
 
     The gradients of D's first layer are computed last, and DDP waits for those of other ranks after
-    them. So the time from a batch to these gradients is of this rank alone.
+    them. So the time from a batch to these gradients is of this rank alone. The update of G is not
+    part of it, because it begins when all ranks have the gradients of D.
     """
 
     def __init__(self, D: nn.Module, device: torch.device) -> None:
@@ -29,7 +30,7 @@ class RankTimes:
         self._steps: list[tuple[Any, Any]] = []
         """Begin and end of the computation: events of a GPU, which is behind the host, or times."""
         self._begin = self._end = None
-        if not self._is_alone:  # otherwise it is in a CUDA graph, and speed/step_ms tells all
+        if not self._is_alone:  # otherwise it is in a CUDA graph, and speed/step_ms suffices
             next(D.parameters()).register_post_accumulate_grad_hook(self._note_end)
 
     def fetch(self, batches: Iterator[torch.Tensor]) -> torch.Tensor:
@@ -47,7 +48,7 @@ class RankTimes:
         self._close_step()
         metrics = {"speed/data_wait_ms": 1000 * fmean(self._waits)}
         if self._steps:
-            metrics["speed/compute_ms"] = fmean(map(self._milliseconds, self._steps))
+            metrics["speed/D_compute_ms"] = fmean(map(self._milliseconds, self._steps))
         self._waits.clear()
         self._steps.clear()
         return metrics

@@ -121,11 +121,25 @@ def test_a_store_that_was_deleted_gets_the_whole_history_again(config, empty_sto
     assert images(run) == [10, 20, 30]
 
 
+def test_a_store_that_was_restored_from_an_older_copy_gets_what_it_lacks(config, run):
+    write(config, 10)
+    journal_sync(run).flush()
+    shutil.copy(config.home / "mlflow.db", config.home / "copy.db")
+    write(config, 20)
+    journal_sync(run).flush()
+    shutil.copy(config.home / "copy.db", config.home / "mlflow.db")
+    write(config, 30)
+    journal_sync(start(config)).flush()
+    assert points(run) == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert images(run) == [10, 20, 30]  # artifacts are not in the database
+
+
 def test_the_saved_position_names_the_run_and_contains_no_password(config, run):
     write(config, 10)
     journal_sync(run).flush()
     position = json.loads((run.folder / "mlflow-sent.json").read_text())
     size = (run.folder / "journal.jsonl").stat().st_size
+    assert position.pop("last") == ["loss/G", 10]
     assert position == {"uri": run.uri, "run_id": run.run_id, "offset": size}
     with_password = replace(run, uri=f"{run.uri}?at=http://me:secret@host")
     journal_sync(with_password).flush()

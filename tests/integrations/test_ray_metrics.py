@@ -16,7 +16,7 @@ def test_the_dashboard_shows_gauges_that_exist(trained_run):
     events = [event for event, _ in journal.read(trained_run.config.run_folder())]
     names = {name for event in events for name in event.get("values", {})}
     names |= {f"collapse/{metric.name}" for metric in METRICS}
-    names |= {"speed/compute_ms", "system/gpu_utilization_percentage"}  # ranks and GPUs
+    names |= {"speed/D_compute_ms", "system/gpu_utilization_percentage"}  # ranks and GPUs
     exported = {f"ray_{gauge_name(name)}" for name in names}
     dashboard = json.loads(DASHBOARD.read_text())
     shown = set(re.findall(r"ray_ganray_\w+", json.dumps(dashboard)))

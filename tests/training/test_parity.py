@@ -97,7 +97,7 @@ def test_means_weight_all_images_equally(two_ranks):
 
 def test_a_slow_rank_is_seen_by_its_own_time(two_ranks):
     """A step takes both ranks equally long. D runs twice in its own update, on real and fake."""
-    fast, slow = (facts(two_ranks, rank)["speed/compute_ms"] for rank in (0, 1))
+    fast, slow = (facts(two_ranks, rank)["speed/D_compute_ms"] for rank in (0, 1))
     assert slow == 5 * fast > 0
 
 
