@@ -27,7 +27,7 @@ SHAPE, IMAGES, ORIGINAL = (64, 64, 3), 202_599, 218 * 178 * 3
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU by its data sheet, and nodes as clouds rent them."""
+    """A GPU by its data sheet, and nodes with an assumed network."""
 
     name: str
     tflops: float
@@ -38,7 +38,7 @@ class Card:
     link_gigabytes_per_s: float
     """Between the GPUs of a node; 80 % of what the hardware promises."""
     network_gbit: float
-    """Of a node."""
+    """Of a node; assumed."""
 
     def slowdown(self) -> float:
         """Return how much longer than on an H200 a step takes, by the worse of two ratios."""
