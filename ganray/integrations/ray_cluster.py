@@ -336,7 +336,12 @@ def _resources() -> Cluster:
     cpus, gpus = (max(int(current.get(k, 0)), int(maximum.get(k, 0))) for k in ("CPU", "GPU"))
     grows = cpus > int(current.get("CPU", 0)) or gpus > int(current.get("GPU", 0))
     is_open_ended = not maximum and any(_NODE_GROUP in node["Labels"] for node in nodes)
-    return Cluster(cpus, gpus, len(nodes), grows, is_open_ended)
+    sizes = tuple((_amount(node, "CPU"), _amount(node, "GPU")) for node in nodes)
+    return Cluster(cpus, gpus, len(nodes), grows, is_open_ended, () if grows else sizes)
+
+
+def _amount(node: Mapping[str, Any], resource: str) -> int:
+    return int(node["Resources"].get(resource, 0))
 
 
 def _max_resources() -> dict[str, int]:

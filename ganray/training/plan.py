@@ -33,6 +33,13 @@ class Cluster:
     """Whether the cluster has to grow to have these resources."""
     is_open_ended: bool = False
     """Whether an autoscaler, whose limits are not known here, may add nodes to these."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """CPUs and GPUs of each node; empty if there is one node, or if nodes are yet to come."""
+
+    def room(self, cpus: int, gpu: bool) -> int:
+        """Return how many workers fit, each of which is on one node."""
+        sizes = self.sizes or ((self.cpus, self.gpus),)
+        return sum(min(has // cpus, gpus) if gpu else has // cpus for has, gpus in sizes)
 
     def __str__(self) -> str:
         growth = " after autoscaling" if self.grows else ""
@@ -68,16 +75,22 @@ def resolve_workers(config: Config, cluster: Cluster) -> Workers:
     """
     gpu = cluster.gpus > 0 if config.ray.gpu is None else config.ray.gpu
     cpus = config.ray.cpus_per_worker
-    default = max(cluster.gpus, 1) if gpu else min(2, cluster.cpus // cpus)
+    available = cluster.room(cpus, gpu)
+    largest = max((has for has, _ in cluster.sizes), default=cluster.cpus)
+    default = max(cluster.gpus, 1) if gpu else min(2, available)
     count = config.ray.workers or min(default, config.train.batch_size)
-    available = min(cluster.cpus // cpus, cluster.gpus) if gpu else cluster.cpus // cpus
     is_possible = count <= available or (cluster.is_open_ended and config.ray.workers)
     if count < 1 or not is_possible:
         need = _count(cpus, "CPU") + (" and 1 GPU" if gpu else "")
         raise UserError(
-            f"ray.workers={max(count, 1)} need {need} each, but the cluster has {cluster};"
-            f" try --ray.workers {max(available, 1)}"
-            + (f" --ray.cpus_per_worker {max(cluster.cpus, 1)}" if cpus > cluster.cpus else "")
+            f"ray.workers={max(count, 1)} need {need} each, but the cluster has {cluster}"
+            + (
+                f", and {_count(largest, 'CPU')} on the largest node"
+                if len(cluster.sizes) > 1
+                else ""
+            )
+            + f"; try --ray.workers {max(available, 1)}"
+            + (f" --ray.cpus_per_worker {max(largest, 1)}" if cpus > largest else "")
             + (" --ray.gpu false" if gpu and not available else "")
         )
     check_workers(config, count)

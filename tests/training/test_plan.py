@@ -61,6 +61,17 @@ def test_too_many_workers_are_rejected_with_the_clusters_resources(cluster, ray,
     assert message in str(error.value)
 
 
+def test_each_worker_has_to_fit_on_one_node():
+    nodes = Cluster(16, 2, 2, sizes=((8, 2), (8, 0)))
+    assert resolve_workers(config(workers=2, cpus_per_worker=8, gpu=False), nodes).count == 2
+    assert resolve_workers(config(workers=2, cpus_per_worker=4), nodes).count == 2
+    too_large = config(workers=1, cpus_per_worker=16, gpu=False)
+    with pytest.raises(ValueError, match=r"8 CPUs on the largest node; .* --ray.cpus_per_worker 8"):
+        resolve_workers(too_large, nodes)
+    with pytest.raises(ValueError, match=r"try --ray.workers 1$"):
+        resolve_workers(config(workers=2, cpus_per_worker=8), nodes)  # one node has no GPU
+
+
 def test_an_autoscaler_of_unknown_limits_decides_on_workers_that_were_asked_for():
     head = Cluster(cpus=1, gpus=0, nodes=1, is_open_ended=True)
     assert resolve_workers(config(workers=8, gpu=True), head) == Workers(8, True, 1)
