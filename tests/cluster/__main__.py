@@ -106,7 +106,7 @@ def run_slurm(folder: Path, nodes: dict[str, Machine]) -> None:
     write_program(
         folder / "bin" / "ganray", 'cd ~/ganray && exec python -m ganray.commands.main "$@"'
     )
-    env = nodes[HEAD].environment(SLURM_JOB_NODELIST="n[1-2]")
+    env = nodes[HEAD].environment(SLURM_JOB_NODELIST="n[1-2]", SLURM_JOB_ID="1")
     with step("Slurm's script: a run with a worker on each node"):
         done = subprocess.run(
             ["bash", "-c", render(options)],
