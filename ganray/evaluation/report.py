@@ -221,7 +221,7 @@ def evaluate_samples(
     if neighbours and spacing and read_training:
         pairs = _closest_training_images(shown, neighbours, spacing, read_training)
     else:
-        nearest = nearest_rows(features.features[:SHOWN_PAIRS], reference.features)[1][:, 0].cpu()
+        nearest = nearest_rows(features.features[:SHOWN_PAIRS], reference.features)[1].cpu()
         pairs = torch.stack([shown[: len(nearest)], reference_images[nearest]], 1)
     page = Page(title, shown.numpy(), modes, pairs.numpy())
     return EvaluationReport(metrics, diagnosis, page)
