@@ -17,6 +17,8 @@ from ganray.metrics.diversity import vendi_score
 from ganray.metrics.intervals import Estimate
 from ganray.metrics.precision_recall import DENSITY_COVERAGE_K, Manifold, manifold_scores
 
+HELD = 0.1
+"""A mode is held if its share of the samples is at least this part of its reference share."""
 MIN_IMAGES_PER_MODE = 20
 """Images of a mode that a subsample must have on average."""
 _TINY = 1e-4
@@ -138,6 +140,37 @@ def compare_shares(
     rare, frequent = draws.cdf(fake) < alpha, draws.sf(fake - 1) < alpha
     columns = zip(names, fake / n, real / (2 * n), rare, frequent, strict=True)
     return tuple(ShareResult(a, float(b), float(c), bool(d), bool(e)) for a, b, c, d, e in columns)
+
+
+def lost_modes(
+    reference: ImageStatistics, samples: ImageStatistics, control: ImageStatistics, level: float
+) -> list[int]:
+    """Return the modes that the samples do not hold, the most frequent first.
+
+    A mode is held if its share of the samples is at least ``HELD`` of its reference share. Real
+    images do not hold all rare modes either. So a mode counts only if it is significantly rarer
+    among the samples than among real images (Fisher's exact test), or, if no single one of many
+    rare modes is, if samples hold significantly fewer of them than other real images do (McNemar's
+    test).
+    """
+    if not samples.has_modes:
+        return []
+    from scipy.stats import binomtest, hypergeom
+
+    n, real = len(samples), reference.counts + control.counts
+    missing, others = (
+        (reference.counts > 0) & (images.counts < np.maximum(1, HELD * reference.counts))
+        for images in (samples, control)
+    )
+    rarer = hypergeom(3 * n, samples.counts + real, n).cdf(samples.counts)
+    lost = missing & (rarer < (1 - level) / len(missing))
+    only = missing & ~others
+    if not lost.any() and only.any():
+        differ = int((missing ^ others).sum())
+        if binomtest(int(only.sum()), differ, alternative="greater").pvalue < 1 - level:
+            lost = only
+    modes = np.flatnonzero(lost)
+    return modes[np.argsort(-reference.counts[modes], kind="stable")].tolist()
 
 
 def _counts(images: ImageStatistics) -> np.ndarray:

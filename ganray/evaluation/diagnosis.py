@@ -158,8 +158,7 @@ def _modes(report: MetricsReport) -> Answer | None:
     held = report.results.get("modes_held")
     if held is None or not held.reference or not _has_confident_modes(report):
         return None
-    # Other real images miss rare modes, too.
-    missing = report.missing() if _is_below(held) else []
+    missing = report.missing
     rare = [s for s in most_different(report.shares, rare=True) if s.name not in missing]
     frequent = most_different(report.shares, rare=False)
     text = f"{held.estimate.value:.0f} of {len(report.mode_names)} modes are there"

@@ -17,10 +17,12 @@ import torch
 
 from ganray.errors import UserError
 from ganray.evaluation.breakdown import (
+    HELD,
     ModeResult,
     ShareResult,
     comparable_modes,
     compare_shares,
+    lost_modes,
     mode_variety,
 )
 from ganray.evaluation.classifier import ImageBatch
@@ -45,8 +47,6 @@ QUESTION_LEVEL = 0.99
 """Probability with which the interval of a difference from other real images is meant to hold, and
 those of all modes together. The diagnosis rests on about six of them: false alarms are measured in
 `tests/benchmarks/evaluation.py`."""
-HELD = 0.1
-"""A mode is held if its share of the samples is at least this part of its reference share."""
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -253,6 +253,8 @@ class MetricsReport:
     """Samples per mode; empty without modes."""
     reference_counts: list[int]
     """Reference images per mode."""
+    missing: tuple[str, ...] = ()
+    """Names of modes that the samples do not hold, see `lost_modes`, the most frequent first."""
     modes: tuple[ModeResult, ...] = ()
     """Variety within each mode with enough images."""
     shares: tuple[ShareResult, ...] = ()
@@ -262,17 +264,9 @@ class MetricsReport:
         """Return the value of a metric."""
         return self.results[name].estimate.value
 
-    def missing(self) -> list[str]:
-        """Return the names of modes that are not held, the most frequent first."""
-        samples, reference = np.array(self.sample_counts), np.array(self.reference_counts)
-        if not len(samples):
-            return []
-        lost = np.flatnonzero((reference > 0) & (samples < np.maximum(1, HELD * reference)))
-        return [self.mode_names[i] for i in lost[np.argsort(-reference[lost], kind="stable")]]
-
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, with None for infinities."""
-        return _finite(asdict(self)) | {"missing": self.missing()}
+        return _finite(asdict(self))
 
 
 def _finite(value: Any) -> Any:
@@ -392,6 +386,10 @@ def report(
         mode_names=reference.mode_names,
         sample_counts=samples.counts.tolist() if samples.has_modes else [],
         reference_counts=reference.counts.tolist() if samples.has_modes else [],
+        missing=tuple(
+            reference.mode_names[mode]
+            for mode in lost_modes(reference, samples, control, QUESTION_LEVEL)
+        ),
         modes=tuple(
             ModeResult(
                 reference.mode_names[mode],

@@ -90,10 +90,10 @@ def test_diagnosis_names_the_failure(name):
     assert (*diagnosis.kinds, "none")[0] == KINDS.get(name, name), diagnosis.text
     assert diagnosis.collapsed == (name in ("one image", "few modes", "repeats"))
     if name == "few modes":
-        assert sorted(report.missing()) == ["a", "c", "e"]
+        assert sorted(report.missing) == ["a", "c", "e"]
         assert "2 of 5 modes are there (other real images: 5), without" in diagnosis.text
     if name == "lost modes":
-        assert report.missing() == ["d"]
+        assert report.missing == ("d",)
         assert "Coverage is below that of real images" in diagnosis.text
         assert "4 of 5 modes are there (other real images: 5), without d." in diagnosis.text
     if name == "repeats":
@@ -186,7 +186,7 @@ def test_report_is_plain_json():
     content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert content["samples"] == N
     assert content["extractor"] == "stripes"
-    assert content["missing"] == report.missing()
+    assert content["missing"] == list(report.missing)
     assert content["results"]["recall"]["estimate"]["value"] == report["recall"]
     assert suite._finite({"high": math.inf, "low": 1.5}) == {"high": None, "low": 1.5}
 
@@ -248,7 +248,7 @@ def test_metrics_of_modes_are_left_out_without_modes():
     report = suite.evaluate(REAL, np.concatenate([stripes(N, 0), stripes(N, 1)]), resamples=4)
     needs_modes = {metric.name for metric in suite.METRICS if metric.needs_modes}
     assert set(report.results) == set(suite.METRICS_BY_NAME) - needs_modes - PUBLISHED
-    assert report.missing() == []
+    assert report.missing == ()
     assert diagnose(report).kinds == ()
 
 
@@ -272,6 +272,29 @@ def test_samples_repeat_only_if_reference_images_repeat_less(distinct, repeats):
     report = suite.report(reference, samples, control, resamples=20)
     assert report.results["support"].reference == pytest.approx(40, rel=0.2)
     assert ("repeats" in diagnose(report).kinds) == repeats
+
+
+class RareModesExtractor(PixelClassExtractor):
+    """Extractor for images of one pixel with 1,000 modes, given by two bytes."""
+
+    mode_names = tuple(str(i) for i in range(1000))
+
+    def extract(self, images):
+        high, low = torch.as_tensor(images).long().reshape(len(images), 2).T
+        features = torch.randn(len(high), 2, generator=torch.Generator().manual_seed(0))
+        return Features(features, features, 256 * high + low, torch.ones(len(high)))
+
+
+@pytest.mark.parametrize(("modes", "is_lost"), [(1000, False), (400, True)])
+def test_modes_that_real_images_miss_by_chance_are_not_lost(modes, is_lost):
+    """600 images of 1,000 modes: about half of the modes are absent on each side."""
+    rng = np.random.default_rng(1)
+    numbers = rng.integers(0, (1000, modes, 1000), (600, 3)).T
+    parts = np.stack([numbers // 256, numbers % 256], 2).astype(np.uint8)[..., None, None]
+    reference, samples, control = (statistics_of(part, RareModesExtractor()) for part in parts)
+    report = suite.report(reference, samples, control, resamples=4)
+    assert bool(report.missing) == is_lost
+    assert len(report.missing) < 400
 
 
 def test_half_life_is_the_first_fall_below_half_of_the_maximum():
