@@ -1,6 +1,6 @@
 """How true the evaluation is: on known failures, by feature space, and in its intervals.
 
-    python -m tests.benchmarks.evaluation failures --root MNIST     # 10 minutes
+    python -m tests.benchmarks.evaluation failures --root MNIST     # 5 minutes
     python -m tests.benchmarks.evaluation features                  # 30 minutes
     python -m tests.benchmarks.evaluation intervals --root MNIST    # 20 minutes
 
