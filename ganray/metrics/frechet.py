@@ -6,7 +6,6 @@ All mix fidelity and diversity into one number, so none shows by itself that mod
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,10 +16,7 @@ from ganray.metrics.matrices import blocks, check_features, eigh
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of feature rows, which is all that the Frechet distance needs.
-
-    The moments of parts merge to those of the whole, up to float64 rounding, in any order.
-    """
+    """Count, mean and scatter of feature rows, which is all that the Frechet distance needs."""
 
     count: int
     """Number of rows."""
@@ -45,21 +41,6 @@ class Moments:
         mean = rows.mean(0)
         rows = rows - mean
         return cls(len(rows), mean, rows.T @ rows)
-
-    @classmethod
-    def merged(cls, parts: Sequence[Moments]) -> Moments:
-        """Return the moments of the rows of all parts, at least one (Chan et al. 1979)."""
-        count = sum(part.count for part in parts)
-        if count == 0:
-            return parts[0]
-        shifts = torch.stack([part.mean for part in parts]) - parts[0].mean
-        weights = shifts.new_tensor([part.count for part in parts])[:, None]
-        shift = (weights * shifts).sum(0) / count
-        shifts = weights.sqrt() * (shifts - shift)
-        scatter = shifts.T @ shifts
-        for part in parts:
-            scatter += part.scatter
-        return cls(count, parts[0].mean + shift, scatter)
 
     def covariance(self) -> torch.Tensor:
         """Return the unbiased covariance, float64 (d, d), of at least 2 rows."""

@@ -28,8 +28,6 @@ class Manifold:
     """float32 or float64 (n, d), as given, on its device."""
     nearest: torch.Tensor
     """float64 (n, k): *squared* distances to the k nearest others, ascending; 0 for duplicates."""
-    neighbours: torch.Tensor
-    """int64 (n, k): row numbers of those others."""
 
     @classmethod
     def fit(cls, features: torch.Tensor, k: int = DENSITY_COVERAGE_K) -> Manifold:
@@ -45,13 +43,11 @@ class Manifold:
         # Allocated before the loop: small tensors that outlive a block would fragment its memory,
         # and a process with 50,000 rows would grow to 18 GB.
         nearest = points.new_empty(len(points), k)
-        neighbours = nearest.new_empty(nearest.shape, dtype=torch.int64)
         for rows in blocks(len(points), len(points)):
             squares = squared_distances(points[rows], points)
             squares.diagonal(rows.start).fill_(-1)  # the row itself precedes any duplicate
-            closest = squares.topk(k + 1, largest=False)
-            nearest[rows], neighbours[rows] = closest.values[:, 1:], closest.indices[:, 1:]
-        return cls(features, nearest, neighbours)
+            nearest[rows] = squares.topk(k + 1, largest=False).values[:, 1:]
+        return cls(features, nearest)
 
 
 @dataclass(frozen=True)

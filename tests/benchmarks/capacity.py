@@ -31,14 +31,14 @@ class Card:
 
     name: str
     tflops: float
-    """Of TF32, dense."""
+    """Dense TF32 TFLOP/s."""
     terabytes_per_s: float
-    """Of its memory."""
+    """Memory bandwidth."""
     per_node: int
     link_gigabytes_per_s: float
-    """Between the GPUs of a node; 80 % of what the hardware promises."""
+    """Bandwidth between the GPUs of a node, 80 % of the data sheet's."""
     network_gbit: float
-    """Of a node; assumed."""
+    """Assumed network bandwidth of a node."""
 
     def slowdown(self) -> float:
         """Return how much longer than on an H200 a step takes, by the worse of two ratios."""
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def basis(self) -> str:
-        """Where the images/s come from."""
+        """Origin of the images/s."""
         card = "" if self.card is CARDS[0] else "data sheet"
         model = "" if self.gpus == 1 else "DDP model"
         return " + ".join(filter(None, [card, model])) or "measured"
