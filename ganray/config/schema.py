@@ -46,7 +46,8 @@ def option(
         factory: Makes the default if that is mutable.
     """
     metadata = {"resume": resume, "sweep": sweep, "identity": identity, "secret": secret}
-    return field(default=default, default_factory=factory, metadata=metadata)
+    # Ray's dashboard shows the repr of what workers are given.
+    return field(default=default, default_factory=factory, metadata=metadata, repr=not secret)
 
 
 def require(name: str, value: object, rule: str, holds: bool) -> None:

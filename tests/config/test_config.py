@@ -56,6 +56,12 @@ def test_secrets_in_urls_are_redacted(root, redacted):
     check_resumes(from_dict(to_dict(config)), config)
 
 
+def test_the_repr_which_rays_dashboard_shows_has_no_secrets():
+    url = "https://user:password@host/shards"
+    config = Config(data=DataConfig(root=url), tracking=TrackingConfig(uri=url))
+    assert "password" not in repr(config)
+
+
 def test_flat_names_and_values():
     flat = flatten(Config())
     assert flat["latent.size"] == 100
