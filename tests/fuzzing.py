@@ -29,6 +29,7 @@ from ganray.errors import UserError
 from ganray.sweeps import design, results
 from ganray.training import journal
 from ganray.training.checkpoints import write_checkpoint
+from ganray.training.run_folder import RunFolder
 from ganray.training.state import TrainState, read_config, read_state, verify_checkpoint
 from tests.conftest import Squares, tiny_config
 
@@ -162,17 +163,16 @@ def _make_cifar10(folder: Path) -> None:
 
 
 def _make_journal(folder: Path) -> None:
-    log = journal.Journal(folder)
+    log = journal.Journal(RunFolder(folder))
     for step in (10, 20, 30):
         log.metrics(step, {"loss/D": 1.0, "loss/G": 2.0, "speed/images_per_s": 3.0})
         log.collapse(step, {"collapse/recall": 0.5}, "")
         log.image("samples", step, np.zeros((4, 4, 3), np.uint8))
     journal.add_status(folder, "training", is_training=True)
-    log.close()
 
 
 def _read_journal(folder: Path) -> None:
-    journal.Journal(folder).close()
+    journal.Journal(RunFolder(folder))
     journal.history(folder, "loss/D")
     journal.is_training(folder)
     results.images_seen(folder)

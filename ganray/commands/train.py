@@ -50,6 +50,7 @@ from ganray.training.plan import (
     resolve_workers,
 )
 from ganray.training.profiling import profile_files
+from ganray.training.run_folder import RunFolder
 from ganray.training.run_lock import lock_folder
 from ganray.training.state import generator_from_checkpoint
 from ganray.training.stopping import wait_for_checkpoints
@@ -165,9 +166,9 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
     with _sync_run(datasets, digest, workers) as sync:
         with (
             print_progress(config),
-            closing(Journal(config.run_folder())) as journal,
             closing(prepare.open_dataset(config.data, images.location)) as dataset,
         ):
+            journal = Journal(RunFolder(config.run_folder()))
             result = check_discriminator(config, dataset, journal)
         logger.info(f"check       {result}")
         logger.info(f"picture     {result.figure}")

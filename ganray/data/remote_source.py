@@ -1,4 +1,4 @@
-"""A folder behind a URL, read in ranges with retries: anything that fsspec opens."""
+"""A folder behind a URL, read and written with retries: anything that fsspec opens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRIES, OPEN_TRIES = 5, 3
 """Requests in a row that may fail; fewer for the manifest, as the URL may be wrong."""
 BACKOFF_S = 0.5  # doubles with each failure
 _CREDENTIALS = (
-    "give this process credentials that may read it, for s3 AWS_ACCESS_KEY_ID and"
+    "give this process credentials for it, for s3 AWS_ACCESS_KEY_ID and"
     " AWS_SECRET_ACCESS_KEY or AWS_PROFILE; a public bucket needs FSSPEC_S3_ANON=true"
 )
 T = TypeVar("T")
@@ -32,17 +32,18 @@ class StoppedError(RuntimeError):
 
 
 class RemoteFolder:
-    """A folder behind a URL, read in ranges with retries. No message contains its password.
+    """A folder behind a URL, with retries. No message contains its password.
 
     Args:
         url: Address of the folder.
         stop: Event that ends reading with ``StoppedError``.
+        option: Name of the option that the address was given by.
 
     Raises:
         UserError: The protocol is unknown, or its package is not installed.
     """
 
-    def __init__(self, url: str, stop: threading.Event) -> None:
+    def __init__(self, url: str, stop: threading.Event, option: str = "data.root") -> None:
         self._stop = stop
         user = re.match(r"[^/]*//([^/]*)@", url)
         secrets = [user[1], user[1].partition(":")[2]] if user else []
@@ -51,10 +52,13 @@ class RemoteFolder:
         self._secrets = sorted(variants, key=len, reverse=True)
         self._public_url = self._redact(url.rstrip("/"))
         if HIDDEN in url:
-            raise UserError(f"data.root={url}: its password was not kept; give the whole URL again")
+            raise UserError(f"{option}={url}: its password was not kept; give the whole URL again")
+        self.fs: Any
+        """The file system, of fsspec."""
+        self.path: str
+        """Path of the folder in it."""
         try:
-            self._fs: Any
-            self._fs, path = fsspec.core.url_to_fs(url)
+            self.fs, path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             raise UserError(f"{self}: a package is missing: {self._redact(error)}") from None
         except Exception as error:  # each package raises its own
@@ -62,7 +66,7 @@ class RemoteFolder:
                 f"{self}: cannot be opened ({self._redact(error)}); use an address that fsspec"
                 " knows, such as s3://bucket/folder, gs://, https://, or a path"
             ) from None
-        self._path: str = path.rstrip("/")
+        self.path = path.rstrip("/")
 
     def __str__(self) -> str:
         return self._public_url
@@ -82,7 +86,7 @@ class RemoteFolder:
                 raise UserError(f"has more than {MAX_MANIFEST_BYTES} bytes, so it is no manifest")
             return data
 
-        return self._retry(MANIFEST, "", read, OPEN_TRIES)
+        return self.retry(MANIFEST, "", read, OPEN_TRIES)
 
     def read(self, name: str, start: int, size: int) -> Iterator[bytes]:
         """Yield the bytes of a file from ``start`` on, at most ``RANGE_BYTES`` at once.
@@ -116,21 +120,26 @@ class RemoteFolder:
             return data
 
         while start < size:
-            data = self._retry(name, f" at byte {start} of {size}", read_range)
+            data = self.retry(name, f" at byte {start} of {size}", read_range)
             start += len(data)
             yield data
 
     def _open(self, name: str) -> Any:
-        path = f"{self._path}/{name}"
-        return self._fs.open(path, "rb", block_size=RANGE_BYTES, cache_type="none")
+        path = f"{self.path}/{name}"
+        return self.fs.open(path, "rb", block_size=RANGE_BYTES, cache_type="none")
 
-    def _retry(self, name: str, where: str, read: Callable[[int], T], tries: int = TRIES) -> T:
-        """Return ``read(number of failures so far)``, called up to ``tries`` times."""
+    def retry(self, name: str, where: str, call: Callable[[int], T], tries: int = TRIES) -> T:
+        """Return ``call(number of failures so far)``, called up to ``tries`` times.
+
+        Raises:
+            UserError: It fails each time, or for a reason that does not pass; names the file.
+            StoppedError: ``stop`` was set.
+        """
         problem = ""
         for failures in range(tries):
             self.check_open()
             try:
-                return read(failures)
+                return call(failures)
             except Exception as error:  # each package raises its own
                 # The traceback ends here, as messages in it may contain the password.
                 is_final, text = _classify(error)
@@ -141,7 +150,7 @@ class RemoteFolder:
                 self._stop.wait(BACKOFF_S * 2**failures)
         raise UserError(
             f"{self}/{name}: the connection failed {tries} times in a row{where} ({problem});"
-            " check network and server, then start again: the bytes received so far are kept"
+            " check network and server, then start again: what was transferred so far is kept"
         )
 
     def _redact(self, text: object) -> str:
@@ -163,11 +172,11 @@ def _classify(error: BaseException) -> tuple[bool, str]:
     name = type(error).__name__
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return True, (
-            "does not exist; check the address, and whether the set was copied as a whole"
-            " (manifest.json and all shards)"
+            "does not exist; check the address, and whether all files were copied (for shards, also"
+            " manifest.json)"
         )
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in name:
-        return True, f"no permission to read it ({error}); {_CREDENTIALS}"
+        return True, f"no permission ({error}); {_CREDENTIALS}"
     if isinstance(error, ValueError):
         if re.search(r"range requests|seek streaming", str(error)):
             return True, (

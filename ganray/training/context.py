@@ -14,6 +14,7 @@ from ganray.config.schema import Config
 from ganray.distributed import local_device, world_size
 from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
+from ganray.training.run_folder import RunFolder
 from ganray.training.stopping import (
     StopRequested,
     confirm_stop,
@@ -28,6 +29,7 @@ class WorkerContext(Protocol):
     """One rank's view of its launcher. Rank and world size come from torch.distributed."""
 
     device: torch.device
+    folder: RunFolder
     reads_checkpoints: bool
     """Whether `report` reads the checkpoint, which must be written before."""
 
@@ -64,8 +66,11 @@ class LocalContext:
 
     reads_checkpoints = False
 
-    def __init__(self, config: Config, device: torch.device | None = None) -> None:
+    def __init__(
+        self, config: Config, device: torch.device | None = None, folder: RunFolder | None = None
+    ) -> None:
         self.device = device or local_device()
+        self.folder = folder or RunFolder(config.run_folder())
         self.is_supervised = world_size() > 1
         self._config = config
 
@@ -95,18 +100,20 @@ class LocalContext:
 class DrivenContext(LocalContext):
     """Context of a worker whose driver is another process, which follows the run folder."""
 
-    def __init__(self, config: Config, device: torch.device | None = None) -> None:
-        super().__init__(config, device)
+    def __init__(
+        self, config: Config, device: torch.device | None = None, folder: RunFolder | None = None
+    ) -> None:
+        super().__init__(config, device, folder)
         self.is_supervised = True
 
     def announce(self, text: str, *, is_training: bool = False) -> None:
         """Add the line to the journal, as the driver prints nothing of its workers."""
-        journal.add_status(self._config.run_folder(), text, is_training=is_training)
+        self.folder.call(journal.add_status, text, is_training=is_training)
 
     def stop_requests(self) -> AbstractContextManager[StopRequested]:
         """Yield a function that returns whether the driver requests a stop."""
-        return watch_stop_file(self._config.run_folder())
+        return watch_stop_file(self.folder)
 
     def stop(self) -> None:
         """Tell the driver that the checkpoint is saved."""
-        confirm_stop(self._config.run_folder())
+        confirm_stop(self.folder)

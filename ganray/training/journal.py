@@ -17,7 +17,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from PIL import Image
 
 from ganray import log
 from ganray.config.schema import Config
+from ganray.errors import UserError
 from ganray.files import cannot_write, write_atomic
+from ganray.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +49,9 @@ class Journal:
     and are not written again.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: RunFolder | None) -> None:
         self._folder = folder
-        self._file: io.FileIO | None = None
-        self._last: dict[str, int] = {}
-        if folder is None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE
-        _drop_torn_line(path)
-        for event, _ in read(folder):
-            self._last[event["name"]] = event["images"]
-        self._file = path.open("ab", buffering=0)
+        self._last = folder.call(_open) if folder else {}
 
     def metrics(self, images_seen: int, values: Mapping[str, float]) -> None:
         """Write training metrics by name."""
@@ -73,35 +66,58 @@ class Journal:
         if self._folder is None or self._is_repeated(name, images_seen):
             return
         relative = Path(name) / f"{images_seen:012d}.png"
-        path = self._folder / relative
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
-        write_atomic(path, buffer.getvalue())
+        self._folder.call(write_file, relative, buffer.getvalue())
         self._append(name, images_seen, path=str(relative))
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+    def history(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the curve of one metric; see the function of this name."""
+        return self._folder.call(history, name) if self._folder else _curve([])
 
     def _is_repeated(self, name: str, images_seen: int) -> bool:
         return images_seen <= self._last.get(name, -1)
 
     def _append(self, name: str, images_seen: int, **content: Any) -> None:
-        if self._file is None or self._is_repeated(name, images_seen):
+        if self._folder is None or self._is_repeated(name, images_seen):
             return
         self._last[name] = images_seen
         event = {"name": name, "images": images_seen, "time": round(time.time(), 3)} | content
-        line = json.dumps(event).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) < len(line):  # the disk is full
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())  # otherwise the driver sees it late on network storage
-        except OSError as error:
-            with contextlib.suppress(OSError):  # leave no half of a line
-                self._file.truncate(end)
-            raise cannot_write(Path(self._file.name), error, len(line)) from error
+        self._folder.call(_append_line, event)
+
+
+def _open(folder: Path) -> dict[str, int]:
+    """Create the folder and return the images seen at the last event of each name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _drop_torn_line(folder / FILE)
+    return {event["name"]: event["images"] for event, _ in read(folder)}
+
+
+def _append_line(folder: Path, event: Event) -> None:
+    """Append an event to the file.
+
+    Raises:
+        UserError: It cannot be written, for example because the disk is full.
+    """
+    path, line = folder / FILE, json.dumps(event).encode() + b"\n"
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) < len(line):  # the disk is full
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())  # otherwise the driver sees it late on network storage
+            except OSError:
+                with contextlib.suppress(OSError):  # leave no half of a line
+                    file.truncate(end)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error, len(line)) from error
+
+
+def write_file(folder: Path, name: str | Path, content: bytes) -> None:
+    """Write a file in a folder, complete or not at all."""
+    write_atomic(folder / name, content)
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
@@ -160,11 +176,8 @@ def add_status(folder: Path, text: str, *, is_training: bool) -> None:
     Any process may call it, as the line is written at once.
     """
     event = {"name": "status", "images": 0, "time": round(time.time(), 3), "text": text}
-    line = json.dumps(event | {"is_training": is_training}).encode() + b"\n"
-    with contextlib.suppress(OSError), (folder / FILE).open("ab", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        if file.write(line) < len(line):  # the disk is full
-            file.truncate(end)
+    with contextlib.suppress(UserError):
+        _append_line(folder, event | {"is_training": is_training})
 
 
 def is_training(folder: Path) -> bool:
@@ -180,6 +193,10 @@ def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
         for event, _ in read(folder)
         if name in event.get("values", {})
     ]
+    return _curve(points)
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     images, values = zip(*points, strict=True) if points else ((), ())
     return np.array(images, dtype=np.int64), np.array(values, dtype=np.float64)
 

@@ -26,6 +26,7 @@ from ganray.training.context import LocalContext, WorkerContext
 from ganray.training.error_file import ERROR_FILE, append_error
 from ganray.training.journal import Journal
 from ganray.training.loop import train
+from ganray.training.run_folder import RunFolder
 from ganray.training.state import CONFIG_FILE, read_config
 from ganray.training.stopping import STOP_FILE
 from ganray.training.watchdog import Watchdog
@@ -54,14 +55,14 @@ def run_worker(
     if context.device.type == "cuda":
         choose_kernels(config.train)
     with (
-        _record_errors(config.run_folder()),
-        closing(Watchdog(config.run_folder(), config.train.hang_timeout, context)) as watchdog,
-        closing(Journal(config.run_folder() if rank() == 0 else None)) as journal,
+        _record_errors(context.folder),
+        closing(Watchdog(config.train.hang_timeout, context)) as watchdog,
         closing(open_dataset(config.data, images)) as dataset,
         _open_reference(config, dataset, assets.reference) as reference,
     ):
         reference_set = assets.reference_set(config, reference)
         evaluator = Evaluator(config.evaluation, reference_set, context.device)
+        journal = Journal(context.folder if rank() == 0 else None)
         train(config, dataset, evaluator, context, journal, watchdog)
 
 
@@ -78,7 +79,7 @@ def choose_kernels(train: TrainConfig) -> None:
 
 
 @contextmanager
-def _record_errors(folder: Path) -> Iterator[None]:
+def _record_errors(folder: RunFolder) -> Iterator[None]:
     """Append the traceback of any exception but UserError to the run's `error.txt`."""
     try:
         yield
@@ -86,7 +87,7 @@ def _record_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception:
         worker = f"rank {rank()} of {world_size()} on {platform.node()}"
-        append_error(folder, worker, traceback.format_exc())
+        folder.call(append_error, worker, traceback.format_exc())
         raise
 
 

@@ -6,28 +6,26 @@ import math
 from collections.abc import Mapping
 
 from ganray.evaluation.diagnosis import WATCHED, collapse_warning, half_life
-from ganray.training import journal
+from ganray.training.journal import Journal
 from ganray.training.state import TrainState
 
 
-def record_scores(
-    state: TrainState, log: journal.Journal, scores: Mapping[str, float]
-) -> dict[str, float]:
+def record_scores(state: TrainState, log: Journal, scores: Mapping[str, float]) -> dict[str, float]:
     """Write the scores of an evaluation to the journal. Rank 0 only.
 
     Returns:
         The journal's values, named `collapse/NAME`.
     """
-    folder, images_seen = state.config.run_folder(), state.images_seen
+    images_seen = state.images_seen
     curves = {}
     for name in WATCHED:
-        images, values = journal.history(folder, f"collapse/{name}")
+        images, values = log.history(f"collapse/{name}")
         earlier = images < images_seen  # a resumed run repeats evaluations since its checkpoint
         curves[name] = (
             [*images[earlier], images_seen],
             [*values[earlier], scores[name]],
         )
-    saturation = journal.history(folder, "discriminator/saturation")[1][-1:]
+    saturation = log.history("discriminator/saturation")[1][-1:]
     warning = collapse_warning(
         {name: values for name, (_, values) in curves.items()},
         float(saturation[0]) if len(saturation) else math.nan,

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from ganray.training import journal
+from ganray.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +71,13 @@ def defer_signals() -> Iterator[StopRequested]:
 
 
 @contextmanager
-def watch_stop_file(folder: Path) -> Iterator[StopRequested]:
+def watch_stop_file(folder: RunFolder) -> Iterator[StopRequested]:
     """Yield a function that returns whether the driver requests a stop; see `request_stop`."""
-    path, requested, closed = folder / STOP_FILE, threading.Event(), threading.Event()
+    requested, closed = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not closed.wait(_POLL_S):
-            if path.exists():
+            if folder.call(_has_stop_file):
                 requested.set()
                 return
 
@@ -96,12 +97,20 @@ def request_stop(folders: Iterable[Path]) -> None:
                 (folder / STOP_FILE).touch()
 
 
-def confirm_stop(folder: Path) -> None:
+def _has_stop_file(folder: Path) -> bool:
+    return (folder / STOP_FILE).exists()
+
+
+def confirm_stop(folder: RunFolder) -> None:
     """Tell the driver that the checkpoint is saved, and wait to be killed with it."""
-    with suppress(OSError):
-        (folder / STOP_FILE).unlink()
+    folder.call(_delete_stop_file)
     time.sleep(2 * _WAIT_S)
     raise RuntimeError("the driver requested a stop, but still runs")
+
+
+def _delete_stop_file(folder: Path) -> None:
+    with suppress(OSError):
+        (folder / STOP_FILE).unlink()
 
 
 @contextmanager

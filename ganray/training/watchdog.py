@@ -19,8 +19,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from ganray.distributed import rank, world_size
+from ganray.errors import UserError
 from ganray.files import read_json
 from ganray.training.context import WorkerContext
 from ganray.training.error_file import append_error
@@ -56,13 +58,12 @@ class Watchdog:
     """Watches the ranks from a thread of each. Training calls `enter` at each phase.
 
     Args:
-        run_folder: The run folder.
         timeout_s: Time after which a phase hangs, or a rank whose file is not written is lost.
-        context: Receiver of the message; it says whether the process is to be ended.
+        context: Receiver of the message; it has the run folder, and says whether the process is to
+            be ended.
     """
 
-    def __init__(self, run_folder: Path, timeout_s: float, context: WorkerContext) -> None:
-        self._run_folder, self._folder = run_folder, run_folder / FOLDER
+    def __init__(self, timeout_s: float, context: WorkerContext) -> None:
         self._timeout_s, self._context = timeout_s, context
         self._interval_s = min(_MAX_INTERVAL_S, timeout_s / 10)
         self._thread_id = threading.get_ident()
@@ -101,20 +102,15 @@ class Watchdog:
         )
         self._seen[rank()].update(position, self._beats)
         self._beats += 1
-        path = self._folder / f"{rank()}.json"
-        part = path.with_suffix(".part")
-        with suppress(OSError):  # the others see that it is not written
-            self._folder.mkdir(exist_ok=True)
-            part.write_text(json.dumps(asdict(position) | {"beat": self._beats}))
-            part.replace(path)
+        content = json.dumps(asdict(position) | {"beat": self._beats})
+        self._context.folder.call(_write_position, rank(), content)
 
     def _read(self) -> None:
-        for other, seen in enumerate(self._seen):
+        for other, values in self._context.folder.call(_read_positions, world_size()).items():
             if other != rank():
-                with suppress(ValueError, TypeError, KeyError):  # not written yet, or damaged
-                    values = read_json(self._folder / f"{other}.json", "")
+                with suppress(TypeError, KeyError):  # damaged
                     beat = values.pop("beat")
-                    seen.update(Position(**values), beat)
+                    self._seen[other].update(Position(**values), beat)
 
     def _report(self) -> None:
         """Name the rank that the others wait for, and end this process if it is restarted then."""
@@ -132,7 +128,7 @@ class Watchdog:
                 f"rank {r} {one}\n{one.position.stack if one.position else ''}"
                 for r, one in enumerate(self._seen)
             ]
-            path = append_error(self._run_folder, text, "\n".join(stacks))
+            path = self._context.folder.call(append_error, text, "\n".join(stacks))
             end = "this attempt ends" if self._context.is_supervised else "still waiting"
             self._context.announce(
                 f"{text}; {end} (train.hang_timeout={self._timeout_s:g}; all stacks: {path})"
@@ -141,6 +137,24 @@ class Watchdog:
             time.sleep(4 * self._interval_s)  # the end of a rank would end the one that reports
         if self._context.is_supervised:
             os._exit(1)
+
+
+def _write_position(folder: Path, rank: int, content: str) -> None:
+    path = folder / FOLDER / f"{rank}.json"
+    part = path.with_suffix(".part")
+    with suppress(OSError):  # the others see that it is not written
+        path.parent.mkdir(exist_ok=True)
+        part.write_text(content)
+        part.replace(path)
+
+
+def _read_positions(folder: Path, count: int) -> dict[int, dict[str, Any]]:
+    """Return what the ranks below `count` have written, without damaged files."""
+    positions = {}
+    for number in range(count):
+        with suppress(UserError):
+            positions[number] = read_json(folder / FOLDER / f"{number}.json", "")
+    return positions
 
 
 class _Seen:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ganray.config.serialization import to_dict
 from ganray.errors import UserError
 from ganray.integrations import mlflow_runs
 from ganray.training.journal import Journal
+from ganray.training.run_folder import RunFolder
 from ganray.training.state import TrainState, save_content
 from tests.conftest import TrainedRun, tiny_config
 
@@ -203,9 +203,8 @@ def test_the_runs_of_a_home_are_listed_with_their_scores(trained_run, tmp_path, 
     shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / "older")
     shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / "newer")
     os.utime(tmp_path / "runs" / "older", (0, 0))
-    with closing(Journal(tmp_path / "runs" / "newer")) as log:
-        values = {"collapse/coverage": 0.25, "collapse/recall": 0.5, "collapse/vendi_share": 0.75}
-        log.collapse(240, values, "")
+    values = {"collapse/coverage": 0.25, "collapse/recall": 0.5, "collapse/vendi_share": 0.75}
+    Journal(RunFolder(tmp_path / "runs" / "newer")).collapse(240, values, "")
     os.utime(tmp_path / "runs" / "newer")
     (tmp_path / "runs" / "empty").mkdir()
     for job in (main.evaluate, main.explore):

@@ -265,7 +265,7 @@ def test_missing_files(server, url, cache, tmp_path):
 def test_missing_permission(server, url, cache):
     server.status[SHARD_0] = 403
     text = failure(url, cache)
-    assert f"{url}/{SHARD_0}: no permission to read it (403" in text
+    assert f"{url}/{SHARD_0}: no permission (403" in text
     assert "AWS_PROFILE" in text
     assert server.log == []
 
@@ -294,7 +294,7 @@ def test_s3_errors(bucket, cache, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     s3fs.S3FileSystem.clear_instance_cache()
     text = failure("s3://images/set", cache)
-    assert "no permission to read it (Unable to locate credentials)" in text
+    assert "no permission (Unable to locate credentials)" in text
     assert "FSSPEC_S3_ANON=true" in text
 
 

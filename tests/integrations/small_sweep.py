@@ -11,6 +11,7 @@ from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.design import SweepPlan, Trial, make_plan
 from ganray.sweeps.results import RunResult
 from ganray.training.journal import Journal
+from ganray.training.run_folder import RunFolder
 from tests.conftest import tiny_config
 
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
@@ -36,7 +37,7 @@ def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, samples: int =
     rng = np.random.default_rng([trial.rng_seed, len(trial.name)])
     is_wide = trial.levels[-1] != "1"
     end = (0.75 if is_wide else 0.35) + (0.08 if trial.levels[0] == "normal" else 0.0)
-    journal = Journal(folder)
+    journal = Journal(RunFolder(folder))
     for tick in range(1, ticks + 1):
         images, growth = tick * IMAGES_PER_TICK, 1 - math.exp(-tick / 6)
         losses = {"loss/D": 1.3 - 0.4 * growth, "loss/G": 0.7 + 0.8 * growth}
@@ -57,7 +58,6 @@ def write_journal(folder: Path, trial: Trial, ticks: int = TICKS, samples: int =
             )
         if tick % max(ticks // samples, 1) == 0:
             journal.image("samples", images, _samples(rng, int(1 + 15 * end * growth)))
-    journal.close()
 
 
 def _samples(rng: np.random.Generator, kinds: int, cells: int = 4, side: int = 24) -> np.ndarray:

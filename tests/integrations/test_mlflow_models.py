@@ -3,7 +3,6 @@
 import json
 import shutil
 import zipfile
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ganray.integrations import mlflow_models, mlflow_runs
 from ganray.integrations.mlflow_sync import event_metrics
 from ganray.training import journal
 from ganray.training.checkpoints import BEST_FOLDER
+from ganray.training.run_folder import RunFolder
 from ganray.training.state import STATE_FILE, generator_from_checkpoint
 from tests.conftest import TrainedRun
 
@@ -85,9 +85,9 @@ def test_the_newest_generator_is_one_whose_logging_ended(trained_run, uri):
 def test_the_best_checkpoint_is_logged_with_its_step_and_metrics(trained_run, uri, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained_run.checkpoint.with_name("checkpoint_0000000010"), folder / BEST_FOLDER)
-    with closing(journal.Journal(folder)) as events:
-        events.collapse(60, {"collapse/coverage": 0.3}, "")
-        events.collapse(120, {"collapse/coverage": 0.4}, "")
+    events = journal.Journal(RunFolder(folder))
+    events.collapse(60, {"collapse/coverage": 0.3}, "")
+    events.collapse(120, {"collapse/coverage": 0.4}, "")
     run = replace(mlflow_runs.get_run(uri, trained_run.run_id)[0], folder=folder)
     for event, _ in journal.read(folder):
         run.client().log_batch(run.run_id, metrics=event_metrics(event))

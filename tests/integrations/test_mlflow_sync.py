@@ -18,6 +18,7 @@ from ganray.integrations import mlflow_sync
 from ganray.integrations.mlflow_runs import log_summary, open_run
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training.journal import Journal
+from ganray.training.run_folder import RunFolder
 from tests.conftest import tiny_config
 
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
@@ -54,11 +55,10 @@ def started_sync(run, poll_s=60.0):
 
 
 def write(config, *steps):
-    journal = Journal(config.run_folder())
+    journal = Journal(RunFolder(config.run_folder()))
     for step in steps:
         journal.metrics(step, {"loss/D": float(step), "loss/G": 1.0})
         journal.image("samples", step, np.full((4, 4, 3), step, np.uint8))
-    journal.close()
 
 
 def points(run, name="loss/D"):

@@ -15,6 +15,7 @@ from ganray.sweeps.axes import Axis
 from ganray.training.error_file import append_error
 from ganray.training.journal import Journal
 from ganray.training.plan import Workers
+from ganray.training.run_folder import RunFolder
 from tests.integrations.small_sweep import base_config, small_sweep
 
 ACTOR_DIED = """The actor died unexpectedly before finishing this task.
@@ -134,9 +135,8 @@ def test_a_search_gets_the_metric_of_a_run_that_ended_while_the_driver_was_dead(
     monkeypatch.setattr(ray_tune.tune, "get_context", lambda: context)
     monkeypatch.setattr(ray_tune, "run_worker", None)  # the run is not repeated
     folder = trial.config(setup.base).run_folder()
-    journal = Journal(folder)
+    journal = Journal(RunFolder(folder))
     journal.collapse(240, {f"collapse/{name}": value for name, value in values.items()}, "")
-    journal.close()
     results.record(folder, status)
     options = SweepConfig(design="tpe", metric="recall")
     ray_tune._run_trial(setup, small_sweep(), options, {"trial": ray_tune._as_json(trial)})

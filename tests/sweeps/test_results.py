@@ -10,17 +10,17 @@ from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.design import make_plan
 from ganray.sweeps.results import Results, RunResult, collect, record
 from ganray.training.journal import Journal
+from ganray.training.run_folder import RunFolder
 
 SIZES = Axis("latent.size", tuple(Level(str(n), {"latent.size": n}) for n in (1, 10)))
 KINDS = Axis("optimizer.name", tuple(Level(n, {"optimizer.name": n}) for n in ("sgd", "adam")))
 
 
 def write_journal(folder, *recalls):
-    log = Journal(folder)
+    log = Journal(RunFolder(folder))
     for i, recall in enumerate(recalls):
         log.metrics(10 * i, {"speed/images_per_s": 100.0 * (i + 1), "loss/D": 0.5})
         log.collapse(10 * i, {"collapse/recall": recall, "collapse/kl_corrected": 0.4}, "")
-    log.close()
 
 
 def test_result_has_the_last_evaluation_and_the_median_speed(tmp_path):

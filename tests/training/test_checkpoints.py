@@ -13,6 +13,7 @@ import torch
 from ganray.errors import UserError
 from ganray.training import checkpoints, journal, run_figures
 from ganray.training.launch import launch
+from ganray.training.run_folder import RunFolder
 from ganray.training.state import file_digest, read_state
 from tests.conftest import tiny_config
 from tests.training.test_resume import states_equal
@@ -119,14 +120,13 @@ def test_a_checkpoint_that_does_not_fit_replaces_the_oldest(squares, small_home)
 def test_a_full_disk_leaves_no_half_of_a_line(mount_disk):
     """One page of 4 KiB is all there is beside the folder, and lines have 100 bytes."""
     disk = mount_disk("16k")
-    log, step = journal.Journal(disk), 0
+    log, step = journal.Journal(RunFolder(disk)), 0
     with suppress(UserError):
         for step in range(1000):
             log.metrics(step, {"loss/D": float(step)})
     assert step < 999
     for _ in range(100):
         journal.add_status(disk, "rank 0 failed", is_training=False)
-    log.close()
     content = (disk / "journal.jsonl").read_bytes()
     assert content.endswith(b"}\n")
     steps, _ = journal.history(disk, "loss/D")
@@ -135,10 +135,9 @@ def test_a_full_disk_leaves_no_half_of_a_line(mount_disk):
 
 
 def test_damaged_lines_of_a_journal_are_skipped_with_one_warning(tmp_path, ganray_log):
-    log = journal.Journal(tmp_path)
+    log = journal.Journal(RunFolder(tmp_path))
     for step in (10, 20, 30):
         log.metrics(step, {"loss/D": float(step)})
-    log.close()
     path = tmp_path / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     garbage = [b"\x00\xff\n", b"[]\n", b'{"name": 1}\n', b"[" * 10_000 + b"\n", b"{}\n"]

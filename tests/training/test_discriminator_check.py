@@ -1,6 +1,5 @@
 """The discriminator check passes a D that separates images from noise and fails another."""
 
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from ganray.data.writer import write_shards
 from ganray.errors import UserError
 from ganray.training import journal
 from ganray.training.discriminator_check import check_discriminator
+from ganray.training.run_folder import RunFolder
 from tests.conftest import Squares, regularized_config, tiny_config
 
 
@@ -34,8 +34,8 @@ def many_squares(tmp_path_factory):
 
 
 def check(config, squares, reader=ShardedDataset):
-    with closing(journal.Journal(config.run_folder())) as log:
-        return check_discriminator(config, reader(squares), log)
+    log = journal.Journal(RunFolder(config.run_folder()))
+    return check_discriminator(config, reader(squares), log)
 
 
 @pytest.mark.parametrize("conditional", [False, True])

@@ -1,7 +1,6 @@
 """The journal: complete events, once and in order, even if the writer is killed."""
 
 import time
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from PIL import Image
 
 from ganray.training import journal
 from ganray.training.journal import Journal
+from ganray.training.run_folder import RunFolder
 from tests.conftest import tiny_config
 
 
@@ -17,10 +17,9 @@ def events(folder, offset=0):
 
 
 def test_events_are_read_in_order_and_images_are_files(tmp_path):
-    log = Journal(tmp_path)
+    log = Journal(RunFolder(tmp_path))
     log.metrics(10, {"loss/D": 0.5})
     log.image("samples", 10, np.full((2, 3, 3), 7, np.uint8))
-    log.close()
     metrics, image = events(tmp_path)
     assert (metrics["name"], metrics["images"], metrics["values"]) == (
         "metrics",
@@ -33,30 +32,27 @@ def test_events_are_read_in_order_and_images_are_files(tmp_path):
 
 def test_a_resumed_run_does_not_write_a_step_twice(tmp_path):
     for start in (1, 3):  # the second writer repeats steps 3 and 4
-        log = Journal(tmp_path)
+        log = Journal(RunFolder(tmp_path))
         for step in range(start, start + 4):
             log.metrics(step, {"x": float(step)})
             log.image("samples", step, np.zeros((1, 1, 3), np.uint8))
-        log.close()
     assert journal.history(tmp_path, "x")[0].tolist() == [1, 2, 3, 4, 5, 6]
     assert sum(event["name"] == "samples" for event in events(tmp_path)) == 6
 
 
 def test_an_incomplete_last_line_is_skipped_and_then_replaced(tmp_path):
-    log = Journal(tmp_path)
+    log = Journal(RunFolder(tmp_path))
     log.metrics(1, {"x": 1.0})
-    log.close()
     with (tmp_path / journal.FILE).open("a") as file:
         file.write('{"name": "metrics", "imag')
     assert len(events(tmp_path)) == 1
-    log = Journal(tmp_path)
+    log = Journal(RunFolder(tmp_path))
     log.metrics(2, {"x": 2.0})
-    log.close()
     assert journal.history(tmp_path, "x")[1].tolist() == [1.0, 2.0]
 
 
 def test_events_can_be_read_from_an_offset(tmp_path):
-    log = Journal(tmp_path)
+    log = Journal(RunFolder(tmp_path))
     log.metrics(1, {"x": 1.0})
     ((_, offset),) = journal.read(tmp_path)
     log.metrics(2, {"x": 2.0})
@@ -68,7 +64,6 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     log = Journal(None)
     log.metrics(1, {"x": 1.0})
     log.image("samples", 1, np.zeros((1, 1, 3), np.uint8))
-    log.close()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +109,8 @@ def metrics(kimg: float) -> dict[str, float]:
 def test_progress_lines_come_once_a_second_and_the_last_one_always(tmp_path, ganray_log):
     config = tiny_config(tmp_path)
     folder = config.run_folder()
-    with closing(journal.Journal(folder)) as writer, journal.print_progress(config):
+    writer = journal.Journal(RunFolder(folder))
+    with journal.print_progress(config):
         for kimg in range(30):
             writer.metrics(kimg, metrics(kimg))
             time.sleep(0.02)

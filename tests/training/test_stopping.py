@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ganray.training.checkpoints import list_checkpoints
+from ganray.training.run_folder import RunFolder
 from ganray.training.watchdog import Watchdog
 from tests.integrations.cluster import ROOT, environment, lines_of, wait_for
 
@@ -26,8 +27,8 @@ class Context:
 
     is_supervised = False
 
-    def __init__(self):
-        self.lines = []
+    def __init__(self, folder):
+        self.folder, self.lines = RunFolder(folder), []
 
     def announce(self, text, *, is_training=False):
         self.lines.append(text)
@@ -41,8 +42,8 @@ def sleep_until(condition):
 
 
 def test_a_phase_that_does_not_end_is_announced_once_with_the_stack(tmp_path):
-    context = Context()
-    watchdog = Watchdog(tmp_path, 0.3, context)  # pyright: ignore[reportArgumentType]
+    context = Context(tmp_path)
+    watchdog = Watchdog(0.3, context)  # pyright: ignore[reportArgumentType]
     watchdog.enter("step", 7)
     sleep_until(lambda: context.lines)
     time.sleep(0.5)
@@ -56,8 +57,8 @@ def test_a_phase_that_does_not_end_is_announced_once_with_the_stack(tmp_path):
 
 
 def test_a_long_phase_has_an_allowance(tmp_path):
-    context = Context()
-    watchdog = Watchdog(tmp_path, 0.3, context)  # pyright: ignore[reportArgumentType]
+    context = Context(tmp_path)
+    watchdog = Watchdog(0.3, context)  # pyright: ignore[reportArgumentType]
     watchdog.enter("evaluation", 7)
     time.sleep(1)
     watchdog.close()
