@@ -35,6 +35,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise cannot_write(path, error, len(data)) from error
 
 
+def write_file(folder: Path, name: str | Path, content: bytes) -> None:
+    """Write a file in a folder; see `write_atomic`."""
+    write_atomic(folder / name, content)
+
+
 def publish(part: Path, path: Path) -> None:
     """Flush a finished file and rename it, so that its final name never denotes a partial file."""
     sync(part)

@@ -214,3 +214,36 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def config(tmp_path: Path) -> Config:
     """Tiny config with a temporary home."""
     return tiny_config(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def moto():
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def bucket(moto, monkeypatch):
+    import boto3
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    settings = {
+        "ACCESS_KEY_ID": "nobody",
+        "SECRET_ACCESS_KEY": "nothing",
+        "DEFAULT_REGION": "us-east-1",
+        "EC2_METADATA_DISABLED": "true",
+        "SHARED_CREDENTIALS_FILE": "/nowhere",
+        "CONFIG_FILE": "/nowhere",
+        "ENDPOINT_URL": f"http://{moto[0]}:{moto[1]}",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    boto3.client("s3").create_bucket(Bucket="images")
+    yield "images"
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -58,10 +58,12 @@ def evaluate(options: EvaluateConfig) -> None:
         _evaluate_images(options, options.images, options.against, home)
         return
     if not options.run:
-        logger.info(list_runs(home))
+        logger.info(list_runs(home, options.storage))
         return
     names = [options.run] + ([options.against] if options.against else [])
-    generators = [load_generator(name, home, options.tracking_uri) for name in names]
+    generators = [
+        load_generator(name, home, options.tracking_uri, options.storage) for name in names
+    ]
     run = generators[0].find_run() if options.register else None
     config = _reference_config(generators[0], options)
     datasets = locate_datasets(config)

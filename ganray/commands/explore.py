@@ -53,7 +53,7 @@ def explore(options: ExploreConfig) -> None:
     """
     home = home_folder(options.home)
     if not options.run:
-        logger.info(list_runs(home))
+        logger.info(list_runs(home, options.storage))
         return
     if options.animation == "mp4":
         require_encoder()
@@ -61,7 +61,7 @@ def explore(options: ExploreConfig) -> None:
         require_exporter(options.export)
     if options.project:
         check_image(options.project)
-    generator = load_generator(options.run, home, options.tracking_uri)
+    generator = load_generator(options.run, home, options.tracking_uri, options.storage)
     _check_label(generator, options)
     latent, classes = generator.config.latent, generator.classes
     inputs = f"{latent.distribution} latents of size {latent.size}"

@@ -16,14 +16,17 @@ from torch import nn
 from ganray import log
 from ganray.config.commands import command_line
 from ganray.config.schema import Config, TrackingConfig
+from ganray.data.storage import open_storage
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
 from ganray.gan.networks import one_hot_labels
 from ganray.integrations import mlflow_models, mlflow_registry, mlflow_runs
 from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run
 from ganray.training import journal
+from ganray.training.run_storage import fetch_run, push_folder, stored_names
 from ganray.training.state import (
     CONFIG_FILE,
+    DIGEST_FILE,
     STATE_FILE,
     generator_from_checkpoint,
     read_config,
@@ -106,7 +109,12 @@ class TrainedGenerator:
         return home / name / self.label
 
     def log(self, files: Sequence[Path], folder: str, what: str = "files") -> None:
-        """Add files to a folder of the MLflow run's artifacts, or log why that failed."""
+        """Add files to a folder of the MLflow run's artifacts, or log why that failed.
+
+        Those in the run folder are uploaded to the storage too, if there is one.
+        """
+        if self.folder and self.config.storage:
+            push_folder(self.folder, self.config.storage)
         folder = str(Path(folder, self.checkpoint))
         try:
             run = self.run or mlflow_runs.find_run(self.config)
@@ -143,8 +151,14 @@ class TrainedGenerator:
         logger.info(f"registry    {outcome}")
 
 
-def list_runs(home: Path) -> str:
-    """Return a table of the trained runs in a home, newest first, with their last scores."""
+def list_runs(home: Path, storage: str | None = None) -> str:
+    """Return a table of the trained runs in a home, newest first, with their last scores.
+
+    Of those in a storage, if one is given, it is a list of the names.
+    """
+    if (stored := open_storage(storage)) is not None:
+        names = stored_names(stored, "runs", DIGEST_FILE)
+        return f"Runs in {stored}: {', '.join(names) or 'none'}"
     runs = [folder for folder in (home / "runs").glob("*") if _find_checkpoint(folder)]
     if not runs:
         return f"{home} has no trained runs; train one: {command_line('celeba', home=home)}"
@@ -177,7 +191,9 @@ def list_runs(home: Path) -> str:
     return f"Runs in {home}, newest first:\n" + "\n".join(lines) + more
 
 
-def load_generator(name: str, home: Path, tracking_uri: str | None = None) -> TrainedGenerator:
+def load_generator(
+    name: str, home: Path, tracking_uri: str | None = None, storage: str | None = None
+) -> TrainedGenerator:
     """Load a generator.
 
     Args:
@@ -185,10 +201,17 @@ def load_generator(name: str, home: Path, tracking_uri: str | None = None) -> Tr
             checkpoint; an MLflow run id, for its logged generator; or a ``models:/`` URI.
         home: Home folder.
         tracking_uri: MLflow store; None: the run's own, else the environment's, else the home's.
+        storage: URL from which a run is downloaded into the home first, by its name.
 
     Raises:
         UserError: The name is none of these, or has no readable generator.
     """
+    fetch_run(name, home, storage)
+    generator = _load(name, home, tracking_uri)
+    return replace(generator, config=replace(generator.config, storage=storage))
+
+
+def _load(name: str, home: Path, tracking_uri: str | None) -> TrainedGenerator:
     if name.startswith("models:/"):
         return _from_model(name, _store_uri(home, tracking_uri), home)
     for folder in (Path(name).expanduser(), home / "runs" / name):

@@ -21,6 +21,7 @@ from ganray.config.commands import SweepConfig, command_line
 from ganray.config.schema import Config, fields_where
 from ganray.config.serialization import check_resumes, to_dict
 from ganray.data import prepare
+from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.files import read_json, write_atomic
 from ganray.integrations import mlflow_view, ray_cluster, ray_tune
@@ -32,6 +33,7 @@ from ganray.integrations.mlflow_runs import (
     store_uri,
 )
 from ganray.integrations.mlflow_sweep import SweepRuns, has_means, sync_sweep
+from ganray.integrations.ray_driver import DriverNode
 from ganray.sweeps import design, report, results
 from ganray.sweeps.axes import DEFAULT_AXES, Axis, Level, parse_axis, share_reference
 from ganray.sweeps.datasets import SweepDatasets
@@ -42,6 +44,7 @@ from ganray.sweeps.summary import reference_notes
 from ganray.training import launch
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
 from ganray.training.run_lock import lock_folder
+from ganray.training.run_storage import pull_folder, stored_names, upload_folders
 from ganray.training.state import CONFIG_FILE, read_config
 from ganray.training.stopping import request_stop, wait_for_checkpoints
 
@@ -73,6 +76,8 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     """
     if options.resume:
         config, options = load_resumed(config, options)
+    else:
+        _pull(config, config.name)
     check_store(config)
     axes = [parse_axis(text, config, read) for text in options.axis or DEFAULT_AXES]
     config, axes = share_reference(base_config(config, options, axes), axes)
@@ -84,8 +89,14 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
     log_plan(plan, config, options, datasets, workers, concurrent)
     if config.dry_run:
         return
-    with lock_folder(sweep_folder(config)):
+    folder, url = sweep_folder(config), config.storage
+    with lock_folder(folder, url), upload_folders(url, lambda: _folders(config)):
         _run_locked(plan, config, options, datasets, workers, concurrent)
+
+
+def _folders(config: Config) -> list[Path]:
+    """Return the folder of the sweep and those of its runs."""
+    return [sweep_folder(config), *(config.home / "runs").glob(f"{config.name}.*")]
 
 
 def _run_locked(
@@ -99,9 +110,11 @@ def _run_locked(
     """Prepare, run and report, as the only driver of the sweep."""
     datasets.prepare_datasets()
     launch.record_dataset(sweep_folder(config), *datasets.identity())
-    setup = ray_tune.TrialSetup(config, datasets.run_assets(), workers)
+    assets = datasets.run_assets()
     save_sweep(plan, config, options)
     ray_cluster.connect(config.ray, has_trials=True)
+    driver = DriverNode() if config.storage else None
+    setup = ray_tune.TrialSetup(config, assets, workers, driver)
     tags = train.run_tags(config, workers)
     folder, training = config.home / "runs", set[str]()
     with (
@@ -114,7 +127,7 @@ def _run_locked(
                 # What has to be on all nodes is checked when they have been started.
                 ray_cluster.wait_for_resources(config.ray, workers)
                 ray_cluster.check_versions(config.ray)
-                for shared in datasets.local_folders():
+                for shared in [] if config.storage else datasets.local_folders():
                     ray_cluster.check_shared(shared)
                 ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
             except (KeyboardInterrupt, SystemExit):
@@ -124,6 +137,19 @@ def _run_locked(
         _report(observer.plan, config, options, runs)
     if runs.has_given_up:
         sys.exit(train.NOT_SENT)
+
+
+def _pull(config: Config, name: str) -> None:
+    """Download a sweep and its runs, without checkpoints, if they are in the storage."""
+    storage = open_storage(config.storage)
+    if storage is None or config.storage is None or config.dry_run:
+        return
+    storage.check()
+    runs = stored_names(storage, "runs", CONFIG_FILE)
+    pull_folder(config.home / "sweeps" / name, config.storage)
+    for run in runs:
+        if run.startswith(f"{name}."):
+            pull_folder(config.home / "runs" / run, config.storage)
 
 
 def sweep_folder(config: Config) -> Path:
@@ -137,7 +163,19 @@ def resume_command(config: Config) -> str:
 
 
 def load_resumed(config: Config, options: SweepConfig) -> tuple[Config, SweepConfig]:
-    """Return config and options of the sweep to resume: that of config.name, else the newest."""
+    """Return config and options of the sweep to resume: that of config.name, else the newest.
+
+    With a storage it is downloaded; without config.name, there must be a single one.
+    """
+    if (storage := open_storage(config.storage)) is not None:
+        names = [config.name] if config.name else stored_names(storage, "sweeps", _OPTIONS_FILE)
+        if len(names) != 1:
+            raise UserError(
+                f"sweep.resume: {storage} holds {len(names)} sweeps ({', '.join(names)}); give the"
+                " --name of one"
+            )
+        config = replace(config, name=names[0])
+        _pull(config, config.name)
     files = config.home.glob(f"sweeps/{config.name or '*'}/{_OPTIONS_FILE}")
     newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
@@ -149,7 +187,14 @@ def load_resumed(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
     # A URL is saved without its password, so it may be given again.
     data = replace(saved.data, root=config.data.root or saved.data.root)
     return (
-        replace(saved, home=config.home, data=data, ray=config.ray, dry_run=config.dry_run),
+        replace(
+            saved,
+            home=config.home,
+            storage=config.storage or saved.storage,
+            data=data,
+            ray=config.ray,
+            dry_run=config.dry_run,
+        ),
         replace(saved_options, concurrent=options.concurrent, retries=options.retries),
     )
 

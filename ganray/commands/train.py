@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 from ganray.config.presets import changed_options
 from ganray.config.schema import Config
 from ganray.data import prepare
-from ganray.data.prepare import DatasetPlan
+from ganray.data.storage import open_storage
 from ganray.distributed import (
     available_threads,
     broadcast_from_rank0,
@@ -52,6 +53,7 @@ from ganray.training.plan import (
 from ganray.training.profiling import profile_files
 from ganray.training.run_folder import RunFolder
 from ganray.training.run_lock import lock_folder
+from ganray.training.run_storage import pull_folder, share_checkpoint, upload_folders
 from ganray.training.state import generator_from_checkpoint
 from ganray.training.stopping import wait_for_checkpoints
 from ganray.training.watchdog import ALLOWANCE
@@ -70,9 +72,12 @@ def run(config: Config) -> None:
     """
     with torchrun_group(ALLOWANCE * config.train.hang_timeout):
         config = broadcast_from_rank0(config)  # the default name contains the time of one process
+        _check_storage(config)
         mlflow_runs.check_store(config)
         if resume_kimg(config) is None:  # a run with a checkpoint of its own does not need it
             config = locate_initial_weights(config)
+            if rank() == 0 and config.init_from and not config.dry_run:
+                share_checkpoint(Path(config.init_from), config.storage)
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(
@@ -94,8 +99,27 @@ def run(config: Config) -> None:
             logger.info(describe_plan(datasets, workers, mlflow_runs.store_uri(config)))
         if config.dry_run:
             return
-        with lock_folder(config.run_folder()) if rank() == 0 else nullcontext():
-            _run_locked(datasets, workers)
+        folder, url = config.run_folder(), config.storage
+        with lock_folder(folder, url) if rank() == 0 else nullcontext():
+            if rank() == 0 and url:
+                pull_folder(folder, url)
+            with upload_folders(url if rank() == 0 else None, lambda: [folder]):
+                _run_locked(datasets, workers)
+
+
+def _check_storage(config: Config) -> None:
+    """Raise UserError if the storage cannot be reached, or not be used by these processes."""
+    storage = open_storage(config.storage)
+    if storage is None:
+        return
+    processes = world_size()
+    if config.launcher == "torch" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < processes:
+        raise UserError(
+            "storage: torchrun on several nodes needs a disk that they share; leave out --storage"
+            " and put --home there, or use --launcher ray"
+        )
+    if not config.dry_run and rank() == 0:
+        storage.check()
 
 
 def _run_locked(datasets: RunDatasets, workers: Workers) -> None:
@@ -107,11 +131,13 @@ def _run_locked(datasets: RunDatasets, workers: Workers) -> None:
     if config.check_discriminator:
         _check_discriminator(datasets, digest, workers)
         return
+    with rank0_first() as is_rank0:
+        published = datasets.publish(assets) if is_rank0 else ("", NO_ASSETS)
     torch.set_num_threads(available_threads(config.ray.cpus_per_worker))
     if config.launcher == "ray":
         ray_cluster.connect(config.ray)
     if rank() == 0:
-        _train_and_report(datasets, digest, assets, workers)
+        _train_and_report(datasets, digest, assets, published, workers)
     else:
         launch.launch(config, datasets.images.location, assets)
 
@@ -187,8 +213,13 @@ def _check_discriminator(datasets: RunDatasets, digest: str, workers: Workers) -
 
 
 def _train_and_report(
-    datasets: RunDatasets, digest: str, assets: EvaluationAssets, workers: Workers
+    datasets: RunDatasets,
+    digest: str,
+    assets: EvaluationAssets,
+    published: tuple[str, EvaluationAssets],
+    workers: Workers,
 ) -> None:
+    """Train, evaluate and log; `published`: where other nodes find the images and `assets`."""
     config, images = datasets.config, datasets.images
     folder = config.run_folder()
     with (
@@ -196,7 +227,7 @@ def _train_and_report(
         wait_for_checkpoints(folder.parent, lambda: [folder.name]),
         _sync_run(datasets, digest, workers) as sync,
     ):
-        checkpoint = _train(config, images, assets, workers)
+        checkpoint = _train(datasets, assets, published, workers)
         figures = {
             "losses": run_figures.draw_losses(folder, config.loss.name),
             "samples": run_figures.last_samples(folder),
@@ -249,14 +280,20 @@ def _log_stop(config: Config) -> Iterator[None]:
         raise
 
 
-def _train(config: Config, images: DatasetPlan, assets: EvaluationAssets, workers: Workers) -> Path:
+def _train(
+    datasets: RunDatasets,
+    assets: EvaluationAssets,
+    published: tuple[str, EvaluationAssets],
+    workers: Workers,
+) -> Path:
     """Train and return the last checkpoint."""
+    config = datasets.config
     if config.launcher == "torch":
         with print_progress(config):
-            return launch.launch(config, images.location, assets)
+            return launch.launch(config, datasets.images.location, assets)
     ray_cluster.wait_for_resources(config.ray, workers)
     with print_progress(config, lambda: ray_train.describe_resources(config, workers)):
-        return ray_train.launch(config, images.location, assets, workers)
+        return ray_train.launch(config, *published, workers)
 
 
 def _evaluate(

@@ -98,6 +98,8 @@ class ExploreConfig:
     """Folder for the files. None: `explore` in the run folder, or explore/NAME in the home."""
     home: Path | None = None
     """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
+    storage: str | None = None
+    """URL of the runs, if they were trained with --storage. None: they are in the home."""
     tracking_uri: str | None = None
     """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
     rng_seed: int = 0
@@ -192,6 +194,8 @@ class EvaluateConfig:
     run, or that of the file or folder of samples. An earlier report of that name is overwritten."""
     home: Path | None = None
     """Folder of the runs. None: $GANRAY_HOME, else ~/.ganray."""
+    storage: str | None = None
+    """URL of the runs, if they were trained with --storage. None: they are in the home."""
     tracking_uri: str | None = None
     """MLflow store or server. None: the run's own, else $MLFLOW_TRACKING_URI, else the home's."""
     data_root: str | None = None

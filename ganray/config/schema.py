@@ -658,6 +658,10 @@ class Config:
     """Run name. The same name resumes the run. Empty: preset and time."""
     home: Path = option(Path("~/.ganray"), resume="free", sweep="no")
     """Folder for shards, runs and the MLflow store; on a cluster, storage that all nodes share."""
+    storage: str | None = option(None, resume="free", sweep="no", secret=True)
+    """URL that all nodes reach, if they share no disk: s3://bucket/ganray, or any other that fsspec
+    opens. Shards, checkpoints, journals, pictures and reports go there, and the home is a folder of
+    each node. None: all is in the home."""
     init_from: str = option("", resume="free", sweep="no")
     """Run, or folder of a run or checkpoint, whose networks a new run starts from: fine-tuning on
     other images. It must have ended, as running ones delete checkpoints. Optimizers start anew.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ganray.config.schema import DataConfig, absolute
+from ganray.config.serialization import without_secrets
 from ganray.data.format import MANIFEST, SPLITS, VERSION, Manifest, Shape
 from ganray.data.loader import ImageDataset
 from ganray.data.reader import ShardedDataset
@@ -25,6 +27,7 @@ from ganray.data.sources import (
     open_source,
     source_options,
 )
+from ganray.data.storage import Storage
 from ganray.data.subset import Subset
 from ganray.data.writer import is_complete, write_shards
 from ganray.errors import UserError
@@ -64,7 +67,7 @@ class DatasetPlan:
     image_shape: Shape
     """(H, W, C) that the networks get."""
     location: str
-    """Folder of the shards, or a URL without its password."""
+    """Folder or URL of the shards."""
     bytes: int
     """Approximate size of the shards."""
     classes: int
@@ -111,8 +114,10 @@ def fetch(data: DataConfig, home: Path) -> DataConfig:
     return data
 
 
-def plan_dataset(data: DataConfig, home: Path) -> DatasetPlan:
+def plan_dataset(data: DataConfig, home: Path, storage: Storage | None = None) -> DatasetPlan:
     """Locate the images and their shards.
+
+    Shards in the storage are used where they, or the images, are not on this machine.
 
     Raises:
         UserError: The images are not there, the split is empty, or the disk has too little room.
@@ -120,6 +125,23 @@ def plan_dataset(data: DataConfig, home: Path) -> DatasetPlan:
     if data.is_remote():
         remote = open_remote(data)
         return _plan_existing(data, remote.manifest, str(remote))
+    if storage is None:
+        return _plan_local(data, home)
+    try:
+        plan = _plan_local(data, home)
+        if plan.ready:
+            return plan
+    except UserError:
+        if stored := _plan_stored(data, storage):
+            return stored
+        raise
+    stored = _plan_stored(data, storage)
+    if stored is None:
+        return plan
+    return replace(plan, location=stored.location, count=stored.count, ready=True, source=None)
+
+
+def _plan_local(data: DataConfig, home: Path) -> DatasetPlan:
     root = _root(data, home)
     if (root / MANIFEST).exists():
         return _plan_existing(data, Manifest.read(root), str(root))
@@ -134,8 +156,8 @@ def prepare_dataset(data: DataConfig, plan: DatasetPlan) -> str:
     Returns:
         Digest of the shards, 16 hex digits.
     """
-    if data.is_remote():
-        return _digest(data, open_remote(data).manifest)
+    if remote := _open_url(data, plan.location):
+        return _digest(data, remote.manifest)
     folder = Path(plan.location)
     if plan.source is None or is_complete(folder):
         return _digest(data, Manifest.read(folder))
@@ -159,8 +181,8 @@ def dataset_identity(data: DataConfig, plan: DatasetPlan) -> str:
 
     Unlike the digest they are the same if shards of the same images are written again.
     """
-    remote = data.is_remote()
-    manifest = open_remote(data).manifest if remote else Manifest.read(Path(plan.location))
+    remote = _open_url(data, plan.location)
+    manifest = remote.manifest if remote else Manifest.read(Path(plan.location))
     return _digest(data, manifest, manifest.recipe.digest())
 
 
@@ -179,7 +201,7 @@ def _count_used(data: DataConfig, manifest: Manifest) -> int:
 
 def open_dataset(data: DataConfig, location: str) -> ImageDataset:
     """Open prepared shards in the process that reads them; see `DatasetPlan.location`."""
-    folder = open_remote(data) if data.is_remote() else Path(location)
+    folder = _open_url(data, location) or Path(location)
     manifest = folder.manifest if isinstance(folder, RemoteShards) else Manifest.read(folder)
     dataset = ShardedDataset(
         folder,
@@ -189,6 +211,54 @@ def open_dataset(data: DataConfig, location: str) -> ImageDataset:
     )
     count = _count_used(data, manifest)
     return dataset if count == len(dataset) else Subset(dataset, np.arange(count))
+
+
+def publish(data: DataConfig, plan: DatasetPlan, storage: Storage) -> str:
+    """Upload prepared shards to the storage unless they are there; return their location.
+
+    Another driver finds them by the options of the images, even if it does not have the images.
+    """
+    if "://" in plan.location:
+        return plan.location
+    folder = Path(plan.location)
+    manifest = Manifest.read(folder)
+    name = f"shards/{folder.name}-{manifest.digest()}"
+    content = (folder / MANIFEST).read_bytes()
+    if storage.read(f"{name}/{MANIFEST}") != content:
+        there = storage.sizes(name)
+        shards = [s for s in manifest.shards if there.get(f"{name}/{s.name}") != s.bytes]
+        images = sum(shard.rows for shard in shards)
+        with Progress(images, f"uploading {folder.name}", "images") as progress:
+            for shard in shards:
+                storage.upload(folder / shard.name, f"{name}/{shard.name}")
+                progress.add(shard.rows)
+        storage.write(f"{name}/{MANIFEST}", content)
+    storage.write(_index(data), json.dumps({"shards": name}).encode())
+    return storage.url(name)
+
+
+def _plan_stored(data: DataConfig, storage: Storage) -> DatasetPlan | None:
+    """Return the plan of shards that `publish` has uploaded; None if there are none."""
+    content = storage.read(_index(data))
+    if content is None:
+        return None
+    url = storage.url(json.loads(content)["shards"])
+    remote = _open_url(data, url)
+    manifest = remote.manifest if remote else Manifest.read(Path(url))
+    return _plan_existing(data, manifest, url)
+
+
+def _index(data: DataConfig) -> str:
+    """Return the name of the file in the storage that says where shards of these options are."""
+    options = json.dumps([VERSION, *data.identity()], default=str)
+    return f"sets/{hashlib.sha256(options.encode()).hexdigest()[:16]}.json"
+
+
+def _open_url(data: DataConfig, location: str) -> RemoteShards | None:
+    """Open shards that are not on this machine; None if they are."""
+    if data.is_remote():
+        return open_remote(data)
+    return open_remote(replace(data, root=location)) if "://" in location else None
 
 
 def open_remote(data: DataConfig) -> RemoteShards:
@@ -207,7 +277,7 @@ def _plan_existing(data: DataConfig, manifest: Manifest, location: str) -> Datas
             "give any size"
         )
     return DatasetPlan(
-        description=f"{manifest.recipe.source} in {location}",
+        description=f"{manifest.recipe.source} in {without_secrets(location)}",
         count=_count_used(data, manifest),
         stored_shape=stored,
         image_shape=_network_shape(data, stored),

@@ -37,6 +37,8 @@ class Storage:
     def __init__(self, url: str) -> None:
         self._folder = RemoteFolder(url, threading.Event(), "storage")
         self._url = url.rstrip("/")
+        self.fs = self._folder.fs
+        """The file system, of fsspec."""
         protocols = self._folder.fs.protocol
         names = {protocols} if isinstance(protocols, str) else {*protocols}
         self._is_atomic = not names.isdisjoint(_ATOMIC)
@@ -45,29 +47,37 @@ class Storage:
         """Return the URL without its password."""
         return str(self._folder)
 
+    def check(self) -> None:
+        """Raise UserError unless files can be written."""
+        self.write(".writable", b"")
+
     def url(self, name: str) -> str:
         """Return the URL of a file or folder, with the password, if there is one."""
         return f"{self._url}/{name}"
 
+    def path(self, name: str) -> str:
+        """Return the path of a file or folder in the file system."""
+        return f"{self._folder.path}/{name}"
+
     def upload(self, source: Path, name: str) -> None:
         """Upload a file."""
-        self._put(name, lambda path: self._fs.put_file(str(source), path))
+        self._put(name, lambda path: self.fs.put_file(str(source), path))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file."""
-        self._put(name, lambda path: self._fs.pipe_file(path, content))
+        self._put(name, lambda path: self.fs.pipe_file(path, content))
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None if it does not exist."""
-        return self._call(name, lambda path: self._fs.cat_file(path), None)
+        return self._call(name, lambda path: self.fs.cat_file(path), None)
 
     def download(self, name: str, target: Path) -> bool:
         """Download a file; return False if it does not exist."""
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
 
         def get(path: str) -> bool:
-            size = self._fs.info(path)["size"]
-            self._fs.get_file(path, str(part))
+            size = self.fs.info(path)["size"]
+            self.fs.get_file(path, str(part))
             if part.stat().st_size != size:
                 raise ConnectionError(f"{part.stat().st_size} of {size} bytes came")
             return True
@@ -87,8 +97,8 @@ class Storage:
         """Return the size of each file below a folder, without unfinished ones, by name, sorted."""
 
         def find(path: str) -> dict[str, Any]:
-            self._fs.invalidate_cache()  # other nodes write too
-            return self._fs.find(path, detail=True)
+            self.fs.invalidate_cache()  # other nodes write too
+            return self.fs.find(path, detail=True)
 
         root = self._folder.path.lstrip("/") + "/"
         found = {
@@ -99,22 +109,18 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it."""
-        self._call(name, lambda path: self._fs.rm(path, recursive=True), None)
-
-    @property
-    def _fs(self) -> Any:
-        return self._folder.fs
+        self._call(name, lambda path: self.fs.rm(path, recursive=True), None)
 
     def _put(self, name: str, put: Callable[[str], None]) -> None:
         def replace(_: int) -> None:
-            path = f"{self._folder.path}/{name}"
+            path = self.path(name)
             if self._is_atomic:
                 put(path)
                 return
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
             put(part)
-            self._fs.mv(part, path)
+            self.fs.mv(part, path)
 
         self._folder.retry(name, "", replace)
 
@@ -123,7 +129,7 @@ class Storage:
 
         def try_call(_: int) -> T:
             try:
-                return call(f"{self._folder.path}/{name}")
+                return call(self.path(name))
             except FileNotFoundError:
                 return absent
 
@@ -134,6 +140,13 @@ class Storage:
 def open_storage(url: str | None) -> Storage | None:
     """Return the storage at a URL, one object per process; None if there is no URL."""
     return Storage(url) if url else None
+
+
+def fetch(path: Path, home: Path, url: str | None) -> None:
+    """Download a file of the home, if it is not there, but in the storage."""
+    storage = open_storage(url)
+    if storage and not path.exists():
+        storage.download(name_of(path, home), path)
 
 
 def name_of(path: Path, home: Path) -> str:

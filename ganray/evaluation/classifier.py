@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot, pad
 
 from ganray.data.format import Shape
+from ganray.data.storage import fetch
 from ganray.errors import UserError
 from ganray.progress import Progress
 
@@ -160,6 +161,7 @@ def reference_classifier(
     cache: Path,
     device: torch.device,
     recipe: TrainingRecipe | None = None,
+    storage: str | None = None,
 ) -> Classifier:
     """Return the classifier of these images, read from ``cache/<hash>.pt`` or trained.
 
@@ -178,6 +180,7 @@ def reference_classifier(
         device: Where the classifier is trained and stays.
         recipe: Hyperparameters; None for ``TrainingRecipe()``, or ``ATTRIBUTES_RECIPE`` if labels
             are attributes.
+        storage: URL of the storage from which the file is downloaded if it is there only.
 
     Raises:
         UserError: There are too few labelled images or classes.
@@ -192,6 +195,7 @@ def reference_classifier(
     text = json.dumps(identity | asdict(recipe), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache / f"{digest}.pt"
+    fetch(path, cache.parent, storage)
     if path.exists():
         try:
             return _load(path, device)

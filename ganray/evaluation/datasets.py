@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ganray.config.schema import Config
+from ganray.config.serialization import without_secrets
 from ganray.data import prepare
 from ganray.data.loader import ImageDataset
 from ganray.data.prepare import DatasetPlan
+from ganray.data.storage import name_of, open_storage
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.evaluation.held_out import HeldOutImages, locate_held_out, prepare_held_out
@@ -76,10 +79,32 @@ class RunDatasets:
         held_out = self.held_out and prepare_held_out(self.config, self.images, self.held_out)
         return EvaluationAssets(classifier, reference, held_out or "")
 
+    def publish(self, assets: EvaluationAssets) -> tuple[str, EvaluationAssets]:
+        """Return where workers find the training images and what `assets` names.
+
+        All of it is uploaded to the storage first, if there is one and it is not there yet.
+        """
+        storage, home = open_storage(self.config.storage), self.config.home
+        if storage is None:
+            return self.images.location, assets
+        images = prepare.publish(self.config.data, self.images, storage)
+        if assets.reference:
+            data = self.config.reference_data()
+            reference = prepare.publish(data, self.reference, storage)
+            assets = replace(assets, reference=reference)
+        if self.held_out:  # not for the workers, but for a driver elsewhere
+            prepare.publish(self.held_out.data, self.held_out.plan, storage)
+        for file in filter(None, (assets.classifier, assets.held_out)):
+            name = name_of(Path(file), home)
+            if name not in storage.sizes(name):
+                storage.upload(Path(file), name)
+        return images, assets
+
     def info(self, digest: str) -> dict[str, str]:
         """Return name, digest and path of the training images for MLflow's lineage."""
         name = "procedural faces" if self.images.procedural else self.config.data.source
-        return {"name": name, "digest": digest, "path": self.images.location}
+        path = without_secrets(self.images.location)
+        return {"name": name, "digest": digest, "path": path}
 
 
 def locate_datasets(config: Config) -> RunDatasets:
@@ -89,14 +114,15 @@ def locate_datasets(config: Config) -> RunDatasets:
         UserError: They are not there, the disk has too little room for their shards, or samples
             cannot be resized to the reference images.
     """
-    images = prepare.plan_dataset(config.data, config.home)
+    storage = open_storage(config.storage)
+    images = prepare.plan_dataset(config.data, config.home, storage)
     data, is_used = config.reference_data(), config.evaluation.is_enabled()
     if not is_used or config.check_discriminator:
         return RunDatasets(config, images, images)
     if data == config.data:
         return _with_held_out(config, images, images)
     try:
-        reference = prepare.plan_dataset(data, config.home)
+        reference = prepare.plan_dataset(data, config.home, storage)
     except UserError as error:
         option = f"evaluation.reference={config.evaluation.reference}"
         raise UserError(f"reference images, {option}: {error}") from error

@@ -19,6 +19,7 @@ import torch
 from ganray.config.schema import Config, DataConfig
 from ganray.data import prepare
 from ganray.data.prepare import DatasetPlan
+from ganray.data.storage import fetch, open_storage
 from ganray.errors import UserError
 from ganray.evaluation.extractors import coarse_pixels
 from ganray.evaluation.reference import read
@@ -68,7 +69,8 @@ def locate_held_out(
     elif data.split == "train":
         test = replace(data, split="test", images=None)
         try:
-            held_out = HeldOutImages(test, prepare.plan_dataset(test, config.home))
+            storage = open_storage(config.storage)
+            held_out = HeldOutImages(test, prepare.plan_dataset(test, config.home, storage))
             prepare.check_room([images, reference, held_out.plan], config.home)
         except UserError:  # this source has no test split, or the disk no room for it
             return None
@@ -88,6 +90,7 @@ def prepare_held_out(config: Config, images: DatasetPlan, held_out: HeldOutImage
     identity = f"1 {digests} {held_out.first} {images.image_shape}"  # 1: version of this code
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = config.home / "held_out" / f"{name}.npz"
+    fetch(path, config.home, config.storage)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         sets = (config.data, images, 0), (held_out.data, held_out.plan, held_out.first)

@@ -167,6 +167,7 @@ def prepare_classifier(
             data_digest=f"{digest}/{data.crop}/{count}{'/flip' if data.flip else ''}",
             cache=cache,
             device=device,
+            storage=config.storage,
         )
     except FewImagesError as error:
         logger.warning(f"no modes, and samples are compared by their pixels: {error}")

@@ -21,9 +21,17 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ganray.config.schema import Config
+from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.integrations import ray_cluster
+from ganray.integrations.ray_driver import (
+    DriverNode,
+    assets_on_this_node,
+    on_this_node,
+    ray_storage,
+    run_folder,
+)
 from ganray.integrations.ray_metrics import Gauges
 from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
@@ -32,6 +40,8 @@ from ganray.training.error_file import append_error
 from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Workers
+from ganray.training.run_folder import RunFolder
+from ganray.training.run_storage import BEST_FOLDER, download_checkpoint
 from ganray.training.stopping import request_stop
 from ganray.training.watchdog import ALLOWANCE
 
@@ -45,11 +55,13 @@ def launch(
     assets: EvaluationAssets,
     workers: Workers,
     callbacks: Sequence[UserCallback] = (),
+    driver: DriverNode | None = None,
 ) -> Path:
     """Train on the workers and return the last checkpoint.
 
-    Checkpoints are kept in the run folder, as without Ray. They are not reported to Ray, which
-    would resume only from those that it keeps itself, and reject a run if one of these is gone.
+    Checkpoints are kept in the run folder and the storage, as without Ray. They are not reported to
+    Ray, which would resume only from those that it keeps itself, reject a run if one of these is
+    gone, and end an attempt whose upload fails.
 
     Args:
         config: Config of the run.
@@ -57,6 +69,7 @@ def launch(
         assets: Evaluation assets.
         workers: Workers, from `resolve_workers`.
         callbacks: Callbacks of Ray Train.
+        driver: Node of the run folder if there is a storage; None: this one.
 
     Raises:
         Diverged: A loss is no longer finite.
@@ -67,19 +80,19 @@ def launch(
     _set_timeouts(config)
     ray_cluster.connect(config.ray)
     ray_cluster.check_versions(config.ray)
-    folder = config.run_folder()
-    ray_cluster.check_shared(folder)
-    if config.init_from:
-        ray_cluster.check_shared(Path(config.init_from))
-    if not config.data.is_remote():
-        for location in filter(None, (images, assets.reference)):
-            ray_cluster.check_shared(Path(location))
+    here = on_this_node(config) if driver else config
+    if config.storage:
+        driver = driver or DriverNode()
+    else:
+        _check_shared(config, images, assets)
+    folder = run_folder(config, driver)
     trainer = _Trainer(
         _train_worker,
         train_loop_config={
             "config": config,
             "images": images,
             "assets": assets,
+            "driver": driver,
             "reports": bool(callbacks),
         },
         scaling_config=ray.train.ScalingConfig(
@@ -91,22 +104,34 @@ def launch(
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(folder.parent),
+            **ray_storage(config, config.run_folder().parent),
             failure_config=ray.train.FailureConfig(
                 max_failures=config.ray.max_failures,
                 controller_failure_limit=_CONTROLLER_FAILURES,
             ),
-            callbacks=[_FailureCallback(config, workers.count), *callbacks],
+            callbacks=[_FailureCallback(config, workers.count, folder), *callbacks],
         ),
         torch_config=TorchConfig(timeout_s=math.ceil(ALLOWANCE * config.train.hang_timeout)),
     )
-    result = _fit(trainer, config, workers)
+    result = _fit(trainer, config, workers, folder)
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
-    checkpoint = find_checkpoint(folder, config.train.strict_resume)
+    storage = open_storage(config.storage)
+    checkpoint = find_checkpoint(here.run_folder(), config.train.strict_resume, storage)
     if checkpoint is None:
-        raise UserError(f"run {config.name!r} ended without a checkpoint; see {folder}")
+        raise UserError(f"run {config.name!r} ended without a checkpoint; see {folder.path}")
+    if storage:
+        download_checkpoint(storage, checkpoint.with_name(BEST_FOLDER))
     return checkpoint
+
+
+def _check_shared(config: Config, images: str, assets: EvaluationAssets) -> None:
+    ray_cluster.check_shared(config.run_folder())
+    if config.init_from:
+        ray_cluster.check_shared(Path(config.init_from))
+    if not config.data.is_remote():
+        for location in filter(None, (images, assets.reference)):
+            ray_cluster.check_shared(Path(location))
 
 
 def _set_timeouts(config: Config) -> None:
@@ -122,19 +147,21 @@ def _set_timeouts(config: Config) -> None:
     os.environ.setdefault("RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S", str(0.75 * hang_s))
 
 
-def _fit(trainer: TorchTrainer, config: Config, workers: Workers) -> ray.train.Result:
+def _fit(
+    trainer: TorchTrainer, config: Config, workers: Workers, folder: RunFolder
+) -> ray.train.Result:
     """Train. If this process is stopped, ask the workers for a checkpoint first.
 
     They live on while the exception propagates, whose frames refer to Ray's controller.
     """
-    folder, maximum = config.run_folder(), config.ray.max_failures
+    maximum = config.ray.max_failures
     # Ray's handler of Ctrl-C kills the workers at once; there is no public way to leave it out.
     trainer._register_sigint_handler = lambda controller: None  # noqa: ARG005
     for restart in itertools.count(1):
         try:
             return trainer.fit()
         except (KeyboardInterrupt, SystemExit):
-            request_stop([folder])
+            request_stop([folder.path])
             raise
         except _DEATHS as error:  # the controller died, and Ray keeps the resources of its workers
             raise _death("training failed", error, folder) from error
@@ -147,9 +174,9 @@ def _fit(trainer: TorchTrainer, config: Config, workers: Workers) -> ray.train.R
                 raise _failure(error, folder) from error
             if restart > maximum:
                 raise _death("training failed", cause, folder) from error
-            path = append_error(folder, "Ray", str(cause))
-            journal.add_status(
-                folder,
+            path = folder.call(append_error, "Ray", str(cause))
+            folder.call(
+                journal.add_status,
                 f"a worker died at its start ({_reason(cause)}; details: {path}); restart {restart}"
                 f" of at most {maximum}, from the last checkpoint",
                 is_training=False,
@@ -178,20 +205,21 @@ class _Trainer(TorchTrainer):
 class _FailureCallback(UserCallback):
     """Tells the driver, from Ray's controller, that workers failed."""
 
-    def __init__(self, config: Config, count: int) -> None:
+    def __init__(self, config: Config, count: int, folder: RunFolder) -> None:
         self._config, self._count, self._failures = config, count, 0
+        self._folder = folder
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Add a line to the journal."""
         del run_context
         self._failures += 1
-        maximum, folder = self._config.ray.max_failures, self._config.run_folder()
+        maximum = self._config.ray.max_failures
         rank, error = min(worker_exceptions.items())
-        path = append_error(folder, f"rank {rank} of {self._count}", str(error))
+        path = self._folder.call(append_error, f"rank {rank} of {self._count}", str(error))
         text = f"rank {rank} failed ({_reason(error)}; details: {path})"
         if self._failures <= maximum:
             text += f"; restart {self._failures} of at most {maximum}, from the last checkpoint"
-        journal.add_status(folder, text, is_training=False)
+        self._folder.call(journal.add_status, text, is_training=False)
 
 
 def describe_resources(config: Config, workers: Workers) -> str:
@@ -206,16 +234,19 @@ class RayContext(DrivenContext):
     Args:
         config: Config of the run.
         reports: Whether anything receives Ray's reports, each of which waits for Ray's controller.
+        folder: The run folder, if it is on another node.
 
     Raises:
         UserError: This node does not see the run folder.
     """
 
-    def __init__(self, config: Config, reports: bool = True) -> None:
-        folder = config.run_folder()
-        if not folder.is_dir():  # the node may have booted after `check_shared`
-            raise ray_cluster.not_shared(folder, f"node {socket.gethostname()}")
-        super().__init__(config, get_device())
+    def __init__(
+        self, config: Config, reports: bool = True, folder: RunFolder | None = None
+    ) -> None:
+        path = config.run_folder()
+        if not (config.storage or path.is_dir()):  # the node may have booted after `check_shared`
+            raise ray_cluster.not_shared(path, f"node {socket.gethostname()}")
+        super().__init__(config, get_device(), folder)
         self._reports = reports
         self._gauges = Gauges(config.name)
 
@@ -236,10 +267,13 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     Divergence is returned, not raised: after an exception Ray would restart all workers, and the
     loss would diverge again. All ranks diverge at the same step, so none is left waiting.
     """
-    config = arguments["config"]
-    context = RayContext(config, arguments["reports"])
+    given, assets = arguments["config"], arguments["assets"]
+    config, folder = on_this_node(given), run_folder(given, arguments["driver"])
+    context = RayContext(config, arguments["reports"], folder)
     try:
-        run_worker(config, arguments["images"], arguments["assets"], context)
+        if config.storage:
+            assets = assets_on_this_node(assets, given.home, config)
+        run_worker(config, arguments["images"], assets, context)
     except Diverged as error:
         return {"diverged": str(error)}
     return {}
@@ -252,7 +286,7 @@ class WorkerFailedError(RuntimeError):
 _DEATHS = (RayActorError, OutOfMemoryError)
 
 
-def _failure(error: ray.train.TrainingFailedError, folder: Path) -> Exception:
+def _failure(error: ray.train.TrainingFailedError, folder: RunFolder) -> Exception:
     """Return what to raise for a failed run, after recording what Ray knows in `error.txt`.
 
     A UserError of any rank comes first: other ranks fail because that one is gone.
@@ -266,7 +300,7 @@ def _failure(error: ray.train.TrainingFailedError, folder: Path) -> Exception:
         # The name of the class of a worker that no longer answers is private to Ray.
         if isinstance(cause, _DEATHS) or type(cause).__name__ == "WorkerHealthCheckTimeoutError":
             return _death(f"training failed on rank {rank}", cause, folder)
-    path = append_error(folder, "Ray Train", str(error))
+    path = folder.call(append_error, "Ray Train", str(error))
     cause = next(iter(causes.values()), error)
     summary = "".join(traceback.format_exception_only(cause)).strip().splitlines()[-1]
     return WorkerFailedError(f"training failed: {summary}; the traceback is in {path}")
@@ -279,9 +313,9 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _death(summary: str, error: Exception, folder: Path) -> UserError:
+def _death(summary: str, error: Exception, folder: RunFolder) -> UserError:
     """Return the error for a killed process; Ray's text begins with the reason."""
-    path = append_error(folder, "Ray", str(error))
+    path = folder.call(append_error, "Ray", str(error))
     return UserError(
         f"{summary}: {_reason(error)}; the same --name resumes from the last checkpoint"
         f" (details: {path})"

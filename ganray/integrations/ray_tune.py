@@ -40,6 +40,13 @@ from ganray.config.schema import Config, RayConfig
 from ganray.config.serialization import to_dict
 from ganray.errors import UserError
 from ganray.integrations import ray_cluster, ray_train
+from ganray.integrations.ray_driver import (
+    DriverNode,
+    assets_on_this_node,
+    on_this_node,
+    ray_storage,
+    run_folder,
+)
 from ganray.integrations.ray_metrics import Gauges
 from ganray.sweeps import results
 from ganray.sweeps.axes import Axis, Level
@@ -50,6 +57,7 @@ from ganray.training.error_file import append_error
 from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
+from ganray.training.run_folder import RunFolder
 from ganray.training.state import CONFIG_FILE
 
 _TUNE_FOLDER = "tune"
@@ -67,6 +75,8 @@ class TrialSetup:
     """Images and evaluation assets by `Config.images_identity`."""
     workers: Workers
     """Workers of each trial."""
+    driver: DriverNode | None = None
+    """Node of the sweep's driver, if nodes share a storage instead of a disk."""
 
     def assets_of(self, config: Config) -> RunAssets:
         """Return the images and evaluation assets of a trial's config."""
@@ -176,9 +186,10 @@ def _tuner(
     trials. So only searches, whose trials are known to Tune alone, are restored; the trials of
     other designs resume from their own folders.
     """
-    path = str(folder / _TUNE_FOLDER)
-    if options.is_adaptive and tune.Tuner.can_restore(path):
-        tuner = tune.Tuner.restore(path, trainable, resume_errored=True)
+    storage = ray_storage(setup.base, folder)
+    path, system = f"{storage['storage_path']}/{_TUNE_FOLDER}", storage.get("storage_filesystem")
+    if options.is_adaptive and tune.Tuner.can_restore(path, system):
+        tuner = tune.Tuner.restore(path, trainable, resume_errored=True, storage_filesystem=system)
         # The restored callback has lost what cannot be pickled; Tune has no public way to set one.
         assert tuner._local_tuner is not None
         tuner._local_tuner.get_run_config().callbacks = [callback]
@@ -189,7 +200,7 @@ def _tuner(
         tune_config=_tune_config(setup, plan, options, concurrent),
         run_config=tune.RunConfig(
             name=_TUNE_FOLDER,
-            storage_path=str(folder),
+            **storage,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=options.retries),
             callbacks=[callback],
@@ -368,22 +379,24 @@ def _run_trial(
     """Run one trial in Tune's actor and record its result in its folder."""
     trial = trial_of(plan, options, values, tune.get_context().get_trial_id() or "")
     config = trial.config(setup.base)
-    folder, assets = config.run_folder(), setup.assets_of(config)
-    result = results.read(folder)
+    folder, assets = run_folder(config, setup.driver), setup.assets_of(config)
+    result = folder.call(results.read)
     if result is not None and result.scored:  # the driver was killed before it got the result
         _report_result(config, options, result)
         return
     try:
         if setup.workers.count > 1:
             callbacks = [TuneReportCallback()]
-            ray_train.launch(config, assets.shards, assets.assets, setup.workers, callbacks)
+            ray_train.launch(
+                config, assets.shards, assets.assets, setup.workers, callbacks, setup.driver
+            )
         else:
-            _run_in_actor(config, assets, setup.workers, options)
+            _run_in_actor(config, assets, setup.workers, options, folder)
     except Diverged as error:
-        result = results.record(folder, "diverged", str(error), assets.num_classes)
+        result = folder.call(results.record, "diverged", str(error), assets.num_classes)
         _report_result(config, options, result)
     else:
-        results.record(folder, "finished")
+        folder.call(results.record, "finished")
 
 
 def _report_result(config: Config, options: SweepConfig, result: results.RunResult) -> None:
@@ -393,20 +406,23 @@ def _report_result(config: Config, options: SweepConfig, result: results.RunResu
 
 
 def _run_in_actor(
-    config: Config, assets: RunAssets, workers: Workers, options: SweepConfig
+    given: Config, assets: RunAssets, workers: Workers, options: SweepConfig, folder: RunFolder
 ) -> None:
     torch.set_num_threads(workers.cpus)
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1 / options.trials_per_gpu)
-    context = TuneContext(config, is_population=options.design == "pbt")
-    run_worker(config, assets.shards, assets.assets, context)
+    config, used = on_this_node(given), assets.assets
+    if config.storage:
+        used = assets_on_this_node(used, given.home, config)
+    context = TuneContext(config, folder, is_population=options.design == "pbt")
+    run_worker(config, assets.shards, used, context)
 
 
 class TuneContext(DrivenContext):
     """Worker context of a run of one worker: checkpoints in its folder, metrics to Tune."""
 
-    def __init__(self, config: Config, is_population: bool) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, folder: RunFolder, is_population: bool) -> None:
+        super().__init__(config, folder=folder)
         self._gauges = Gauges(config.name)
         self.reads_checkpoints = is_population  # another member may continue from it
 

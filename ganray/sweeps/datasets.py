@@ -84,8 +84,8 @@ class SweepDatasets:
             if reference_id not in classifiers:
                 classifiers[reference_id] = sets.prepare_classifier()
                 _check_enough(sets, halved=bool(classifiers[reference_id]))
-            assets = sets.assets(classifiers[reference_id])
-            given[key] = RunAssets(sets.images.location, assets, sets.images.classes)
+            location, assets = sets.publish(sets.assets(classifiers[reference_id]))
+            given[key] = RunAssets(location, assets, sets.images.classes)
         return given
 
     def local_folders(self) -> list[Path]:

@@ -9,18 +9,28 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ganray.config.schema import Config
+from ganray.data.storage import Storage, open_storage
 from ganray.distributed import rank
 from ganray.errors import UserError
 from ganray.files import cannot_write, sync
+from ganray.training.run_storage import (
+    BEST_FOLDER,
+    delete_checkpoint,
+    download_checkpoint,
+    push_folder,
+    stored_checkpoints,
+    upload_checkpoint,
+)
 from ganray.training.state import (
     DIGEST_FILE,
     STATE_FILE,
@@ -30,11 +40,14 @@ from ganray.training.state import (
     verify_checkpoint,
 )
 
+if TYPE_CHECKING:
+    from ganray.training.context import WorkerContext
+
 logger = logging.getLogger(__name__)
 
-BEST_FOLDER = "best_coverage"
-"""Subfolder of the run folder for the checkpoint with the highest coverage."""
 _SCORE_FILE = "score.json"
+_LAST_UPLOAD_S, _RETRY_S = 300.0, 5.0
+"""Time for which the upload of the last checkpoint is tried, and the wait between two tries."""
 _Buffers = dict[tuple[int, torch.Size], torch.Tensor]
 """Copies of tensors by the address and shape of the original."""
 
@@ -45,11 +58,16 @@ class CheckpointWriter:
     A step starts while the state is still being copied: weights and moments do not change before
     an optimizer's step, which waits for the end of the copy. A CUDA graph contains that step, so
     whoever runs one calls `wait_for_copy` before. The copy takes as much host memory as the state.
+    A checkpoint that cannot be uploaded to the storage is announced, and training goes on.
     """
 
-    def __init__(self, state: TrainState) -> None:
+    def __init__(self, state: TrainState, context: WorkerContext) -> None:
         self._state, self._train = state, state.config.train
+        self._context, self._storage = context, open_storage(state.config.storage)
         self._folder = state.config.run_folder()
+        self._not_uploaded: Path | None = None
+        if self._storage and rank() == 0:
+            download_checkpoint(self._storage, self._folder / BEST_FOLDER)
         self._best = best_coverage(self._folder)
         self._buffers: _Buffers = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -108,6 +126,22 @@ class CheckpointWriter:
         """Wait until the last checkpoint is written; raises as `check` does."""
         self._written.result()
 
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written, and is in the storage, if there is one.
+
+        Raises:
+            UserError: It could not be written, or not be uploaded for five minutes.
+        """
+        self.wait()
+        deadline = time.monotonic() + _LAST_UPLOAD_S
+        while (checkpoint := self._not_uploaded) is not None:
+            try:
+                self._upload(checkpoint)
+            except UserError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
+
     def close(self) -> None:
         """Finish the checkpoint that is being written."""
         self._thread.shutdown()
@@ -151,8 +185,33 @@ class CheckpointWriter:
         if score is not None:
             texts = {_SCORE_FILE: json.dumps(score)}
             write_checkpoint(content, config, self._folder / BEST_FOLDER, texts)
+            self._try_upload(self._folder / BEST_FOLDER)
         if target is not None:
             self._write_latest(content, target)
+            self._try_upload(target)
+
+    def _try_upload(self, checkpoint: Path) -> None:
+        try:
+            self._upload(checkpoint)
+        except UserError as error:
+            text = f"{error}; {checkpoint.name} is not uploaded yet, and training goes on"
+            self._context.announce(text, is_training=True)
+
+    def _upload(self, checkpoint: Path) -> None:
+        """Upload a checkpoint, after the events before it, and delete those no longer kept."""
+        storage, url = self._storage, self._state.config.storage
+        if storage is None or url is None:
+            return
+        is_latest = checkpoint.name != BEST_FOLDER
+        if is_latest:
+            self._not_uploaded = checkpoint
+        self._context.folder.call(push_folder, url)
+        upload_checkpoint(storage, checkpoint)
+        if is_latest:
+            self._not_uploaded = None
+            stored = self._deletable(stored_checkpoints(storage, self._folder))
+            for old in stored[: -self._train.keep_checkpoints]:
+                delete_checkpoint(storage, old)
 
     def _write_latest(self, content: dict[str, Any], target: Path) -> None:
         """Write a checkpoint and delete those that are no longer kept.
@@ -164,23 +223,22 @@ class CheckpointWriter:
         try:
             write_checkpoint(content, self._state.config, target)
         except UserError:
-            older = [path for path in self._deletable() if path != target]
+            older = [path for path in self._local() if path != target]
             if len(older) < keep or keep == 1 or not _is_full(self._folder, content):
                 raise
             shutil.rmtree(older[0])
             write_checkpoint(content, self._state.config, target)
-        for old in self._deletable()[:-keep]:
+        for old in self._local()[:-keep]:
             shutil.rmtree(old)
 
-    def _deletable(self) -> list[Path]:
+    def _local(self) -> list[Path]:
+        return self._deletable(list_checkpoints(self._folder))
+
+    def _deletable(self, checkpoints: Sequence[Path]) -> list[Path]:
         """Return the checkpoints that are not kept forever."""
         every = self._train.keep_every
         interval = self._train.kimg_to_steps(every) if every else 0
-        return [
-            path
-            for path in list_checkpoints(self._folder)
-            if not interval or checkpoint_step(path) % interval
-        ]
+        return [path for path in checkpoints if not interval or checkpoint_step(path) % interval]
 
 
 def write_checkpoint(
@@ -243,19 +301,22 @@ def _is_finite(weights: Mapping[str, torch.Tensor]) -> bool:
     return all(bool(weight.isfinite().all()) for weight in weights.values())
 
 
-def find_checkpoint(run_folder: Path, strict: bool) -> Path | None:
+def find_checkpoint(run_folder: Path, strict: bool, storage: Storage | None = None) -> Path | None:
     """Return the newest undamaged checkpoint of a run; None if the run has no checkpoint.
 
     Args:
         run_folder: The run folder.
         strict: Whether to raise if the newest one is damaged.
+        storage: Where the run's checkpoints are; they are downloaded into the run folder.
 
     Raises:
-        UserError: All checkpoints are damaged, or `strict`.
+        UserError: All checkpoints are damaged, or `strict`, or the storage does not answer.
     """
-    checkpoints = list_checkpoints(run_folder)
+    checkpoints = list_checkpoints(run_folder, storage)
     problem = None
     for checkpoint in reversed(checkpoints):
+        if storage:
+            download_checkpoint(storage, checkpoint)
         try:
             verify_checkpoint(checkpoint)
         except UserError as error:
@@ -281,10 +342,11 @@ def locate_initial_weights(config: Config) -> Config:
     """
     if not config.init_from:
         return config
-    for folder in (Path(config.init_from).expanduser(), config.home / "runs" / config.init_from):
+    own, storage = config.home / "runs" / config.init_from, open_storage(config.storage)
+    for folder in (Path(config.init_from).expanduser(), own):
         if (folder / STATE_FILE).is_file():
             return replace(config, init_from=str(folder.resolve()))
-        if checkpoint := find_checkpoint(folder, strict=False):
+        if checkpoint := find_checkpoint(folder, False, storage if folder == own else None):
             return replace(config, init_from=str(checkpoint.resolve()))
     raise UserError(
         f"init_from={config.init_from} must be a run in {config.home}, or the folder of a run or"
@@ -292,8 +354,13 @@ def locate_initial_weights(config: Config) -> Config:
     )
 
 
-def list_checkpoints(run_folder: Path) -> list[Path]:
-    """Return the checkpoints of a run by step, without unfinished ones, which end in .part."""
+def list_checkpoints(run_folder: Path, storage: Storage | None = None) -> list[Path]:
+    """Return the checkpoints of a run by step, without unfinished ones, which end in .part.
+
+    They are those in the storage, if one is given, as paths in the run folder.
+    """
+    if storage:
+        return stored_checkpoints(storage, run_folder)
     return sorted(run_folder.glob("checkpoint_*[0-9]"))
 
 
@@ -304,7 +371,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def resume_kimg(config: Config) -> float | None:
     """Return the kimg of the latest checkpoint of a run; None if it has none."""
-    checkpoints = list_checkpoints(config.run_folder())
+    checkpoints = list_checkpoints(config.run_folder(), open_storage(config.storage))
     if not checkpoints:
         return None
     return checkpoint_step(checkpoints[-1]) * config.train.batch_size / 1000

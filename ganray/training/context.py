@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 
 from ganray.config.schema import Config
-from ganray.distributed import local_device, world_size
+from ganray.data.storage import open_storage
+from ganray.distributed import local_device, rank, world_size
 from ganray.training import journal
 from ganray.training.checkpoints import find_checkpoint
 from ganray.training.run_folder import RunFolder
@@ -93,8 +94,11 @@ class LocalContext:
         """Do nothing: without Ray, nothing monitors the processes."""
 
     def checkpoint(self) -> Path | None:
-        """Return the newest undamaged checkpoint in the run folder."""
-        return find_checkpoint(self._config.run_folder(), self._config.train.strict_resume)
+        """Return the newest undamaged checkpoint in the run folder, or in the storage."""
+        storage, strict = open_storage(self._config.storage), self._config.train.strict_resume
+        if storage and rank():  # rank 0 downloads it
+            return None
+        return find_checkpoint(self._config.run_folder(), strict, storage)
 
 
 class DrivenContext(LocalContext):

@@ -27,7 +27,7 @@ from PIL import Image
 from ganray import log
 from ganray.config.schema import Config
 from ganray.errors import UserError
-from ganray.files import cannot_write, write_atomic
+from ganray.files import cannot_write, write_file
 from ganray.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -113,11 +113,6 @@ def _append_line(folder: Path, event: Event) -> None:
                 raise
     except OSError as error:
         raise cannot_write(path, error, len(line)) from error
-
-
-def write_file(folder: Path, name: str | Path, content: bytes) -> None:
-    """Write a file in a folder, complete or not at all."""
-    write_atomic(folder / name, content)
 
 
 def read(folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:

@@ -32,6 +32,7 @@ from ganray.training.context import WorkerContext
 from ganray.training.journal import Journal
 from ganray.training.profiling import profile_steps
 from ganray.training.rank_times import RankTimes
+from ganray.training.run_storage import node_copy
 from ganray.training.schedules import scheduled_values
 from ganray.training.scores import record_scores
 from ganray.training.state import TrainState
@@ -95,9 +96,9 @@ def _train(
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)
     if checkpoint := broadcast_from_rank0(context.checkpoint()):
-        state.load(checkpoint)
+        state.load(node_copy(checkpoint, config))
     elif config.init_from:
-        state.load_weights(Path(config.init_from))
+        state.load_weights(node_copy(Path(config.init_from), config))
     state.rollbacks = max(state.rollbacks, rollbacks)
     first_step = state.step
     sampler = build_sampler(config.data, images, state.rng_seed)
@@ -110,9 +111,9 @@ def _train(
 
     with (
         contextlib.closing(build_loader(config, images, sampler, device, state.step)) as batches,
-        contextlib.closing(CheckpointWriter(state)) as writer,
+        contextlib.closing(CheckpointWriter(state, context)) as writer,
         context.stop_requests() as stop_requested,
-        profile_steps(config, device) as end_step,
+        profile_steps(config.profile, device, context.folder) as end_step,
     ):
         update = Updates(state, weight, writer.wait_for_copy)
         if rank() == 0:
@@ -199,7 +200,7 @@ def _train(
                 context.stop()
                 break
         watchdog.enter("end", state.step)
-        writer.wait()
+        writer.finish()
     barrier()  # all ranks see the last checkpoint
     return state
 

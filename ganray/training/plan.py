@@ -14,6 +14,7 @@ from torch import nn
 from ganray import log
 from ganray.config.schema import Config, TrainConfig
 from ganray.data.prepare import DatasetPlan
+from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.evaluation.datasets import RunDatasets
 from ganray.evaluation.reference import usable_count
@@ -174,7 +175,7 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     height, width, channels = images.stored_shape
     root = config.data.root or ""
     label = f" and one of {classes} labels" if classes else ""
-    return {
+    rows = {
         "data": "; ".join([str(images).replace(root, log.unbroken(root)), *images.notes]),
         "shards": f"{height}x{width}x{channels} {config.data.encoding},"
         f" {images.bytes / 2**20:,.0f} MiB,"
@@ -187,6 +188,9 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
         "workers": str(workers),
         "evaluation": _describe_evaluation(datasets),
     }
+    if storage := open_storage(config.storage):
+        rows["storage"] = f"{storage}: shards, checkpoints and results for all nodes"
+    return rows
 
 
 def few_images_warning(datasets: RunDatasets) -> str | None:

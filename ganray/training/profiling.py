@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from ganray.config.schema import Config
 from ganray.distributed import rank
+from ganray.files import write_file
+from ganray.training.run_folder import RunFolder
 
 FOLDER = "profile"
 """Subfolder of the run folder with the trace and its summary."""
@@ -21,25 +23,27 @@ _ROWS = 40
 
 
 @contextmanager
-def profile_steps(config: Config, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Yield a function to call at the end of each step, which records `config.profile` of them.
+def profile_steps(
+    count: int, device: torch.device, folder: RunFolder
+) -> Iterator[Callable[[], None]]:
+    """Yield a function to call at the end of each step, which records `count` of them.
 
     A run that ends earlier leaves what was recorded until then. Only rank 0 records.
     """
-    if not config.profile or rank():
+    if not count or rank():
         yield lambda: None
         return
 
     def write(profiler: profile) -> None:
-        folder = config.run_folder() / FOLDER
-        folder.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(folder / TRACE))
+        with TemporaryDirectory() as temporary:
+            profiler.export_chrome_trace(f"{temporary}/{TRACE}")
+            folder.call(write_file, f"{FOLDER}/{TRACE}", Path(temporary, TRACE).read_bytes())
         order = f"self_{device.type}_time_total"
         table = profiler.key_averages().table(order, row_limit=_ROWS, max_name_column_width=80)
-        (folder / SUMMARY).write_text(table)
+        folder.call(write_file, f"{FOLDER}/{SUMMARY}", table.encode())
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    steps = schedule(wait=_WAIT, warmup=_WARM_UP, active=config.profile, repeat=1)
+    steps = schedule(wait=_WAIT, warmup=_WARM_UP, active=count, repeat=1)
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:
         yield profiler.step
 

@@ -10,6 +10,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+RANKS_FOLDER = "ranks"
+"""Subfolder with one file per rank, for the watchdog."""
+OWNER_FILE = "driver.json"
+"""File that names the driver which holds the folder of a run or sweep."""
 Caller = Callable[[Callable[[], Any]], Any]
 """Calls a function where the folder is, and returns its result or raises its error."""
 

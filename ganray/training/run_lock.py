@@ -17,21 +17,28 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.files import cannot_write, read_json, write_atomic
+from ganray.training.run_folder import OWNER_FILE
 
 logger = logging.getLogger(__name__)
 
-_LOCK_FILE, _OWNER_FILE = ".driver.lock", "driver.json"
+_LOCK_FILE = ".driver.lock"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of file systems without locks, where only the heartbeat excludes another driver."""
 HEARTBEAT_S = 10.0
-"""Interval at which a driver updates the time of its owner file."""
+"""Interval at which a driver writes its owner file again, with the time."""
+_FORGOTTEN_S = 600.0
+"""Age at which an owner file in the storage is certainly that of a killed driver."""
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, url: str | None = None) -> Iterator[None]:
     """Hold the folder of a run or sweep for this driver while the block runs.
+
+    With a storage, at `url`, also against drivers on nodes with other folders: the owner file is
+    uploaded with the rest of the folder.
 
     The kernel releases the lock when the driver ends, however it ends. Where a file system does not
     lock across hosts, the heartbeat of a driver on another host shows that it is alive.
@@ -48,17 +55,20 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise cannot_write(folder, error) from error
-    owner, stop = folder / _OWNER_FILE, threading.Event()
+    owner, stop = folder / OWNER_FILE, threading.Event()
     try:
         _check_heartbeat(folder, lock.is_locked)
+        _check_stored_owner(folder, url)
         content = {
+            "folder": str(folder),
             "user": _user(),
             "host": platform.node(),
             "pid": os.getpid(),
             "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         }
-        write_atomic(owner, json.dumps(content))
-        thread = threading.Thread(target=_beat, args=(owner, stop), name="heartbeat", daemon=True)
+        write_atomic(owner, json.dumps(content | {"beat": time.time()}))
+        work = owner, content, stop
+        thread = threading.Thread(target=_beat, args=work, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
@@ -67,6 +77,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
             thread.join()
             with suppress(OSError):
                 owner.unlink()
+            if (storage := open_storage(url)) is not None:
+                with suppress(UserError):
+                    storage.delete(_stored_owner(folder))
     finally:
         lock.release()
 
@@ -75,7 +88,7 @@ def _check_heartbeat(folder: Path, is_locked: bool) -> None:
     """Raise UserError if another driver, which the lock cannot exclude, updates the owner file."""
     owner = _read_owner(folder)
     with suppress(OSError):
-        path = folder / _OWNER_FILE
+        path = folder / OWNER_FILE
         before = path.stat().st_mtime_ns
         is_recent = time.time() - before / 1e9 < 6 * HEARTBEAT_S
         is_here = owner.get("host", platform.node()) == platform.node()
@@ -91,6 +104,41 @@ def _check_heartbeat(folder: Path, is_locked: bool) -> None:
                 raise _held(folder, owner)
 
 
+def _check_stored_owner(folder: Path, url: str | None) -> None:
+    """Raise UserError if a driver with another folder updates the owner file in the storage."""
+    storage = open_storage(url)
+    content = storage.read(_stored_owner(folder)) if storage else None
+    if storage is None or content is None:
+        return
+    owner = _parse(content)
+    is_here = (owner.get("host"), owner.get("folder")) == (platform.node(), str(folder))
+    beat = owner.get("beat")
+    is_recent = isinstance(beat, float) and time.time() - beat < _FORGOTTEN_S
+    if is_here or not is_recent:  # its lock is released, or it was killed long ago
+        return
+    logger.info(
+        "%s is held by a driver on %s, unless that was killed; checking for %g s",
+        f"{storage}/{_stored_owner(folder)}",
+        owner.get("host"),
+        2.5 * HEARTBEAT_S,
+    )
+    time.sleep(2.5 * HEARTBEAT_S)
+    if storage.read(_stored_owner(folder)) not in (content, None):
+        raise _held(folder, owner)
+
+
+def _stored_owner(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}/{OWNER_FILE}"
+
+
+def _parse(content: bytes) -> dict[str, object]:
+    try:
+        owner = json.loads(content)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
 def _held(folder: Path, owner: dict[str, object]) -> UserError:
     known = {"user", "host", "pid", "since"} <= owner.keys()
     who = "{user}@{host}, process {pid}, since {since}".format(**owner) if known else "unknown"
@@ -102,7 +150,7 @@ def _held(folder: Path, owner: dict[str, object]) -> UserError:
 
 def _read_owner(folder: Path) -> dict[str, object]:
     try:
-        return read_json(folder / _OWNER_FILE, "")
+        return read_json(folder / OWNER_FILE, "")
     except UserError:
         return {}
 
@@ -114,7 +162,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
+def _beat(path: Path, content: dict[str, object], stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
-        with suppress(OSError):
-            os.utime(path)
+        with suppress(UserError):
+            write_atomic(path, json.dumps(content | {"beat": time.time()}))

@@ -26,11 +26,10 @@ from ganray.errors import UserError
 from ganray.files import read_json
 from ganray.training.context import WorkerContext
 from ganray.training.error_file import append_error
+from ganray.training.run_folder import RANKS_FOLDER
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "ranks"
-"""Subfolder of the run folder with one file per rank."""
 ALLOWANCE = 10
 """Phases that may be long end within this many times `train.hang_timeout`."""
 _LONG = {"start", "first step", "sample grid", "evaluation", "checkpoint", "end"}
@@ -140,7 +139,7 @@ class Watchdog:
 
 
 def _write_position(folder: Path, rank: int, content: str) -> None:
-    path = folder / FOLDER / f"{rank}.json"
+    path = folder / RANKS_FOLDER / f"{rank}.json"
     part = path.with_suffix(".part")
     with suppress(OSError):  # the others see that it is not written
         path.parent.mkdir(exist_ok=True)
@@ -153,7 +152,7 @@ def _read_positions(folder: Path, count: int) -> dict[int, dict[str, Any]]:
     positions = {}
     for number in range(count):
         with suppress(UserError):
-            positions[number] = read_json(folder / FOLDER / f"{number}.json", "")
+            positions[number] = read_json(folder / RANKS_FOLDER / f"{number}.json", "")
     return positions
 
 

@@ -108,39 +108,40 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def cutting_proxy(target: tuple[str, int], budgets: list[int]) -> Iterator[int]:
+def cutting_proxy(
+    target: tuple[str, int], budgets: list[int], uploads: list[int] | None = None
+) -> Iterator[int]:
     """Forward TCP; cut as many connections as there are budgets, each after so many bytes down.
 
     A budget counts once a connection has brought 64 KiB, so that only large answers are cut.
+    `uploads` are budgets of what a connection takes up.
     """
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def down(server: socket.socket, client: socket.socket) -> None:
+    def forward(source: socket.socket, sink: socket.socket, budgets: list[int]) -> None:
         total, budget = 0, None
         with contextlib.suppress(OSError):
-            while data := server.recv(65536):
+            while data := source.recv(65536):
                 total += len(data)
                 if total > 65536 and budget is None and budgets:
                     budget = budgets.pop(0)
                 if budget is not None and total > budget:
                     break
-                client.sendall(data)
-        for end in (server, client):
+                sink.sendall(data)
+            else:
+                return
+        for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-
-    def up(client: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := client.recv(65536):
-                server.sendall(data)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
                 server = socket.create_connection(target)
-                threading.Thread(target=down, args=(server, client), daemon=True).start()
-                threading.Thread(target=up, args=(client, server), daemon=True).start()
+                pairs = (server, client, budgets), (client, server, uploads or [])
+                for pair in pairs:
+                    threading.Thread(target=forward, args=pair, daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:
