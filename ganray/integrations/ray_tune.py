@@ -31,6 +31,7 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 import torch
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
@@ -59,6 +60,11 @@ from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.run_folder import RunFolder
 from ganray.training.state import CONFIG_FILE
+
+# Tune would pass the driver's credentials to the nodes through their logs; nodes have their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
 _TUNE_FOLDER = "tune"
 """Folder of Tune's own state, in the sweep's folder."""

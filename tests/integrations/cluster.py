@@ -39,7 +39,7 @@ def cluster_environment(home):
 
 
 @contextmanager
-def two_nodes(env):
+def two_nodes(env, worker_env=None):
     """Start a head and a worker node; `ray stop` would stop every Ray on the machine."""
     start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
     head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
@@ -51,7 +51,10 @@ def two_nodes(env):
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
         _node([*start, *head, *_node_options(METRICS[0], one)], env),
-        _node([*start, f"--address=127.0.0.1:{PORT}", *_node_options(METRICS[1], two)], env),
+        _node(
+            [*start, f"--address=127.0.0.1:{PORT}", *_node_options(METRICS[1], two)],
+            worker_env or env,
+        ),
     ):
         _wait_for_agent(env)
         yield

@@ -1,0 +1,121 @@
+"""Runs and sweeps on two nodes without a common disk, which share a bucket of an S3 server."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ganray.training import journal
+from ganray.training.checkpoints import list_checkpoints
+from tests.data.remote_servers import cutting_proxy
+from tests.integrations.cluster import (
+    PORT,
+    ROOT,
+    cluster_environment,
+    kill_session,
+    lines_of,
+    two_nodes,
+    wait_for,
+)
+
+TINY = ["cpu32", "--data.size", "16", "--data.faces", "600", "--latent.size", "8"]
+TINY += ["--network.width_G", "8", "--network.width_D", "8", "--train.batch_size", "12"]
+TINY += ["--train.log_every", "0.3", "--train.sample_every", "1.2", "--evaluation.max_share", "1"]
+TINY += ["--evaluation.samples", "80", "--evaluation.report_samples", "100"]
+SECRET = "NeverWriteThisDown"
+STORAGE = "s3://images/ganray"
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def cluster(moto, bucket, tmp_path, monkeypatch):
+    """Start two nodes with a home each and return an environment of drivers, and upload budgets."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    uploads: list[int] = []
+    with cutting_proxy(moto, [], uploads) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        environments = [cluster_environment(tmp_path / f"node-{i}") for i in range(2)]
+        with two_nodes(*environments):
+            env = environments[0] | {"RAY_ADDRESS": f"127.0.0.1:{PORT}", "PYTHONPATH": str(ROOT)}
+            yield env, uploads
+
+
+def start(job, env, home, *options):
+    """Start a driver whose home is its own, as that of another machine."""
+    command = [sys.executable, f"jobs/{job}.py", *options, "--home", str(home)]
+    return subprocess.Popen(
+        [*command, "--storage", STORAGE],
+        env=env,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(driver):
+    output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output[-6000:]
+    return output
+
+
+@pytest.mark.timeout(600)
+def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, tmp_path):
+    """The first driver is killed, and the connection drops in the midst of some uploads."""
+    env, uploads = cluster
+    run = [*TINY, "--name", "one", "--ray.workers", "2", "--train.checkpoint_every", "1.2"]
+    uploads += [80_000, 100_000, 150_000]
+    first = start("celeba", env, tmp_path / "first", *run, "--train.kimg", "3600")
+    wait_for(lines_of(first), r"^ +6\.\d / 3600 kimg", 200)
+    kill_session(first.pid)
+    assert not uploads
+    one = tmp_path / "first" / "runs" / "one"
+    assert not list_checkpoints(one)  # they are on the nodes and in the storage
+    nodes = [tmp_path / f"node-{i}" / "runs" / "one" for i in range(2)]
+    assert sum(len(list_checkpoints(node)) > 0 for node in nodes) == 1
+
+    output = finish(start("celeba", env, tmp_path / "second", *run, "--train.kimg", "12"))
+    assert "(goes on from" in output
+    assert not (tmp_path / "second" / "data").exists()  # nor are faces drawn again
+    folder = tmp_path / "second" / "runs" / "one"
+    seen, _ = journal.history(folder, "loss/D")
+    assert seen.tolist() == list(range(300, 12_001, 300))
+    before, _ = journal.history(one, "loss/D")
+    assert 0 < len(before) < len(seen)
+    assert len([*(folder / "samples").iterdir()]) == 10
+
+    arguments = ["one", "--samples", "80", "--home", str(tmp_path / "third")]
+    evaluate = [sys.executable, "jobs/evaluate.py", *arguments, "--storage", STORAGE]
+    subprocess.run(evaluate, env=env, cwd=ROOT, check=True, timeout=100)
+    report = json.loads((tmp_path / "third/runs/one/evaluation/report.json").read_text())
+    assert report["run"] == "one"
+    check_no_secret(tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_is_stopped_and_resumed_from_the_storage(cluster, tmp_path):
+    env, _ = cluster
+    axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2", "--name", "two"]
+    first = start("sweep", env, tmp_path / "first", *TINY, *axes, "--train.kimg", "3.6")
+    wait_for(lines_of(first), r"1 / 4 runs", 200)
+    first.send_signal(signal.SIGTERM)
+    first.wait(60)
+    output = finish(start("sweep", env, tmp_path / "second", "--resume"))
+    assert "2 at a time" in output
+    assert "4 runs: 4 finished" in output
+    results = [*(tmp_path / "second" / "runs").glob("two.*/result.json")]
+    assert len(results) == 4
+    check_no_secret(tmp_path)
+
+
+def check_no_secret(folder: Path):
+    """Look into every file of the homes and of the nodes' Ray, its logs among them."""
+    folders = [folder, *(p for p in Path("/tmp").glob("ray-*") if p.is_dir())]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
