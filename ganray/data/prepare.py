@@ -258,7 +258,7 @@ def _open_url(data: DataConfig, location: str) -> RemoteShards | None:
     """Open shards that are not on this machine; None if they are."""
     if data.is_remote():
         return open_remote(data)
-    return open_remote(replace(data, root=location)) if "://" in location else None
+    return open_remote(replace(data, root=location)) if "://" in str(location) else None
 
 
 def open_remote(data: DataConfig) -> RemoteShards:

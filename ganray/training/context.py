@@ -76,9 +76,8 @@ class LocalContext:
         self._config = config
 
     def announce(self, text: str, *, is_training: bool = False) -> None:
-        """Log the line, unless it only says that training begins, which is seen here."""
-        if not is_training:
-            logger.warning(text)
+        """Log the line."""
+        logger.log(logging.INFO if is_training else logging.WARNING, text)
 
     def stop_requests(self) -> AbstractContextManager[StopRequested]:
         """Yield a function that returns whether this process got a signal."""

@@ -23,6 +23,7 @@ import torch
 from ganray.config.presets import CELEBA
 from ganray.gan.step import discriminator_step, generator_step
 from ganray.training.checkpoints import CheckpointWriter
+from ganray.training.context import LocalContext
 from ganray.training.state import TrainState
 
 BATCH, REPEATS, SHAPE = 64, 8, (218, 178, 3)
@@ -38,7 +39,7 @@ def main() -> None:
         step = make_step(state)
         seconds(step)
         undisturbed = statistics.median(seconds(step) for _ in range(REPEATS))
-        writer = CheckpointWriter(state)
+        writer = CheckpointWriter(state, LocalContext(config))
         writer.reserve()
         while not writer._written.done():
             step()

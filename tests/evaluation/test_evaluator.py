@@ -26,6 +26,7 @@ from ganray.evaluation.reference import EvaluationAssets
 from ganray.evaluation.report import differences
 from ganray.evaluation.suite import MetricsReport, measure
 from ganray.training import checkpoints, journal
+from ganray.training.context import LocalContext
 from ganray.training.launch import launch
 from ganray.training.state import CONFIG_FILE, TrainState, read_state
 from tests.conftest import Squares, load_job, tiny_config
@@ -194,7 +195,8 @@ def test_evaluations_that_exceed_the_share_of_time_are_skipped_except_the_last(s
 
 def test_only_a_better_state_replaces_the_best(tmp_path):
     config = tiny_config(tmp_path)
-    writer = checkpoints.CheckpointWriter(TrainState(config, (16, 16, 3), CPU))
+    state, context = TrainState(config, (16, 16, 3), CPU), LocalContext(config, CPU)
+    writer = checkpoints.CheckpointWriter(state, context)
     for coverage, kept in ((0.2, 0.2), (0.1, 0.2), (0.3, 0.3), (0.0, 0.3)):
         writer.save(latest=False, coverage=coverage)
         writer.wait()

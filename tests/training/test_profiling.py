@@ -9,6 +9,7 @@ import torch
 
 from ganray.training.launch import launch
 from ganray.training.profiling import profile_files, profile_steps
+from ganray.training.run_folder import RunFolder
 from tests.conftest import tiny_config
 
 
@@ -26,6 +27,7 @@ def test_the_steps_after_the_first_twelve_are_recorded(squares, tmp_path, asked,
 
 def test_a_run_is_not_profiled_by_default(tmp_path):
     config = tiny_config(tmp_path)
-    with profile_steps(config, torch.device("cpu")) as end_step:
+    folder = RunFolder(config.run_folder())
+    with profile_steps(config.profile, torch.device("cpu"), folder) as end_step:
         end_step()
     assert profile_files(config.run_folder()) == []

@@ -1,0 +1,218 @@
+"""Runs in a storage, here a folder that stands for one behind a URL."""
+
+import json
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import pytest
+
+from ganray.data.storage import Storage
+from ganray.errors import UserError
+from ganray.training import checkpoints, journal, launch, run_lock
+from ganray.training.checkpoints import find_checkpoint, list_checkpoints
+from ganray.training.run_lock import lock_folder
+from ganray.training.run_storage import (
+    fetch_run,
+    pull_folder,
+    push_folder,
+    share_checkpoint,
+    upload_folders,
+)
+from ganray.training.state import read_state
+from tests.conftest import tiny_config
+from tests.training.test_resume import states_equal
+
+
+@pytest.fixture
+def url(tmp_path):
+    return str(tmp_path / "storage")
+
+
+@pytest.fixture
+def stored(url):
+    return Storage(url)
+
+
+def stored_config(home, url, **train):
+    return replace(tiny_config(home, **train), storage=url)
+
+
+def steps(names):
+    return sorted({name.split("/")[2] for name in names if "/checkpoint_" in name})
+
+
+def test_a_run_goes_on_bit_for_bit_in_another_home(squares, tmp_path, url):
+    uninterrupted = launch.launch(tiny_config(tmp_path / "whole"), squares)
+    launch.launch(stored_config(tmp_path / "one", url, kimg=0.12), squares)
+    shutil.rmtree(tmp_path / "one")
+    config = stored_config(tmp_path / "two", url)
+    pull_folder(config.run_folder(), url)
+    resumed = launch.launch(config, squares)
+    assert resumed.parent == config.run_folder()
+    assert states_equal(read_state(uninterrupted), read_state(resumed))
+    curves = [journal.history(p.parent, "loss/D") for p in (uninterrupted, resumed)]
+    assert curves[0][0].tolist() == curves[1][0].tolist()
+    assert curves[0][1].tolist() == curves[1][1].tolist()
+
+
+def test_checkpoints_in_the_storage_are_kept_as_those_on_the_disk(squares, tmp_path, url, stored):
+    """As long as the run lasts, whatever other nodes have."""
+    keep = {"keep_checkpoints": 1, "keep_every": 0.12, "checkpoint_every": 0.024}
+    launch.launch(stored_config(tmp_path / "one", url, kimg=0.18, **keep), squares)
+    config = stored_config(tmp_path / "two", url, kimg=0.24, **keep)
+    launch.launch(config, squares)
+    launch.launch(tiny_config(tmp_path / "whole", **keep), squares)
+    expected = [path.name for path in list_checkpoints(tmp_path / "whole" / "runs" / "tiny")]
+    assert steps(stored.sizes("runs/tiny")) == expected
+    assert len(list_checkpoints(tmp_path / "two" / "runs" / "tiny")) < len(expected) == 3
+
+
+def test_a_damaged_copy_is_downloaded_again_and_a_damaged_original_is_not_used(
+    squares, tmp_path, url, stored, capsys
+):
+    config = stored_config(tmp_path / "one", url, checkpoint_every=0.12)
+    last = launch.launch(config, squares)
+    before = read_state(last)
+    (last / "state.pt").write_bytes(b"damaged")
+    assert find_checkpoint(last.parent, True, stored) == last
+    assert states_equal(read_state(last), before)
+    stored.write(f"runs/tiny/{last.name}/state.pt", b"damaged")
+    folder = tmp_path / "two" / "runs" / "tiny"
+    found = find_checkpoint(folder, False, stored)
+    assert found is not None
+    assert found.name == "checkpoint_0000000010"
+    assert "resuming from the earlier checkpoint" in capsys.readouterr().out
+    with pytest.raises(UserError, match="damaged"):
+        find_checkpoint(folder, True, stored)
+    stored.delete(f"runs/tiny/{found.name}/digests.json")  # as if its upload had been cut off
+    assert [path.name for path in list_checkpoints(folder, stored)] == [last.name]
+
+
+def test_training_outlives_an_outage_and_the_last_checkpoint_is_uploaded(
+    squares, tmp_path, url, stored, monkeypatch, capsys
+):
+    failures = iter(range(6))
+    upload = Storage.upload
+
+    def fail(self, source, name):
+        if "checkpoint_" in name and next(failures, None) is not None:
+            raise UserError(f"{self}/{name}: the connection failed")
+        upload(self, source, name)
+
+    monkeypatch.setattr(Storage, "upload", fail)
+    monkeypatch.setattr(checkpoints, "_RETRY_S", 0.01)
+    config = stored_config(tmp_path, url, checkpoint_every=0.06)
+    last = launch.launch(config, squares)
+    assert steps(stored.sizes("runs/tiny")) == [last.name]
+    assert (
+        "checkpoint_0000000005 is not uploaded yet, and training goes on" in capsys.readouterr().out
+    )
+    monkeypatch.setattr(checkpoints, "_LAST_UPLOAD_S", 0.0)
+    failures = iter(range(100))
+    with pytest.raises(UserError, match="the connection failed"):
+        launch.launch(replace(config, train=replace(config.train, kimg=0.3)), squares)
+
+
+def test_the_journal_is_there_before_the_checkpoint(squares, tmp_path, url, stored, monkeypatch):
+    """If the driver is killed then, no event before the checkpoint is lost."""
+    uploaded = []
+    upload = Storage.upload
+    monkeypatch.setattr(Storage, "upload", lambda *args: uploaded.append(args[2]) or upload(*args))
+    launch.launch(stored_config(tmp_path, url), squares)
+    last = uploaded.index("runs/tiny/checkpoint_0000000020/digests.json")
+    assert "runs/tiny/journal.jsonl" in uploaded[:last]
+    pull_folder(tmp_path / "other" / "runs" / "tiny", url)
+    seen, _ = journal.history(tmp_path / "other" / "runs" / "tiny", "loss/D")
+    assert seen[-1] == 240
+
+
+def test_a_longer_journal_stays_and_another_one_is_replaced(tmp_path, url, stored):
+    folder = tmp_path / "runs" / "one"
+    for name, content in {"journal.jsonl": b"1\n2\n", "samples/1.png": b"new"}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    stored.write("runs/one/journal.jsonl", b"1\n")
+    stored.write("runs/one/config.json", b"{}")
+    stored.write("runs/one/../../outside", b"")
+    for own in ("driver.json", "stop", "ranks/0.json", "checkpoint_0000000001/state.pt"):
+        stored.write(f"runs/one/{own}", b"{}")
+    pull_folder(folder, url)
+    assert (folder / "journal.jsonl").read_bytes() == b"1\n2\n"
+    push_folder(folder, url)
+    assert stored.read("runs/one/journal.jsonl") == b"1\n2\n"
+    stored.write("runs/one/journal.jsonl", b"1\n3\n")  # by another driver
+    pull_folder(folder, url)
+    assert (folder / "journal.jsonl").read_bytes() == b"1\n3\n"
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert files == ["config.json", "journal.jsonl", "samples/1.png"]
+    assert not (tmp_path / "outside").exists()
+
+
+def test_folders_are_uploaded_at_the_end_however_it_ends(tmp_path, url, stored):
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+
+    def write(name, end=None):
+        with upload_folders(url, lambda: [folder]):
+            (folder / name).write_text(name)
+            if end:
+                raise end
+
+    write("report.json")
+    with pytest.raises(KeyboardInterrupt):
+        write("losses.png", KeyboardInterrupt)
+    assert [*stored.sizes("")] == ["runs/one/losses.png", "runs/one/report.json"]
+
+
+def test_a_run_and_one_of_its_checkpoints_are_fetched_by_name(squares, tmp_path, url):
+    config = stored_config(tmp_path / "one", url, checkpoint_every=0.12)
+    last = launch.launch(config, squares)
+    push_folder(last.parent, url)
+    home = tmp_path / "two"
+    for name in ("tiny", "tiny/checkpoint_0000000010", "other", "../one", "tiny/other"):
+        fetch_run(name, home, url)
+    assert [*(home / "runs").iterdir()] == [home / "runs" / "tiny"]
+    found = list_checkpoints(home / "runs" / "tiny")
+    assert [path.name for path in found] == ["checkpoint_0000000010", last.name]
+    assert journal.history(home / "runs" / "tiny", "loss/D")[0].tolist()
+
+
+def test_initial_weights_come_from_a_run_in_the_storage(squares, tmp_path, url, stored):
+    source = launch.launch(tiny_config(tmp_path / "one"), squares)
+    share_checkpoint(source, url)
+    config = replace(stored_config(tmp_path / "two", url, name="tuned"), init_from="tiny")
+    located = checkpoints.locate_initial_weights(config)
+    assert located.init_from == str(tmp_path / "two" / "runs" / "tiny" / source.name)
+    assert states_equal(read_state(source), read_state(source.__class__(located.init_from)))
+
+
+def test_a_driver_in_another_home_is_recognized_by_its_file_in_the_storage(
+    tmp_path, url, stored, monkeypatch
+):
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.2)
+    one, two = (tmp_path / home / "runs" / "one" for home in ("a", "b"))
+    stop = threading.Event()
+
+    def push():
+        while not stop.wait(0.05):
+            push_folder(one, url)
+
+    thread = threading.Thread(target=push)
+    with lock_folder(one, url):
+        push_folder(one, url)
+        owner = stored.read("runs/one/driver.json")
+        thread.start()
+        try:
+            rule = rf"{two} is held by another driver .*, process {os.getpid()}, since"
+            with pytest.raises(UserError, match=rule), lock_folder(two, url):
+                pass
+        finally:
+            stop.set()
+            thread.join()
+    assert stored.read("runs/one/driver.json") is None
+    stored.write("runs/one/driver.json", owner)  # as if it had been killed
+    with lock_folder(two, url):
+        assert json.loads((two / "driver.json").read_text())["folder"] == str(two)
