@@ -45,14 +45,14 @@ def test_commands_are_understood(command: str, monkeypatch):
             for axis in options.axis:
                 parse_axis(axis, config, cli.parse_value)
         case "evaluate":
-            cli.parse_command(words, EvaluateConfig, ("run",), None, "")
+            cli.parse_command(words, EvaluateConfig, ("run",), {}, "")
         case "explore":
-            cli.parse_command(words, ExploreConfig, ("run",), None, "")
+            cli.parse_command(words, ExploreConfig, ("run",), {}, "")
         case "shard":
-            cli.parse_command(words, ShardConfig, ("source", "path"), None, "")
+            cli.parse_command(words, ShardConfig, ("source", "path"), {}, "")
         case "deploy":
             words = words[: words.index(">")]
-            deploy.render(cli.parse_command(words, DeployConfig, ("target",), None, ""))
+            deploy.render(cli.parse_command(words, DeployConfig, ("target",), {}, ""))
         case "celeba":
             cli.parse(words, CELEBA, lambda _: "cpu32", "", "cpu32")
         case "mnist":

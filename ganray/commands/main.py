@@ -1,17 +1,18 @@
 """The jobs: ``python jobs/NAME.py ...`` and, from an installed package, ``ganray NAME ...``.
 
-Each function's docstring is the description in its --help. Torch, Ray and MLflow take seconds to
-import, so functions import them only after the options are parsed.
+Each function's docstring is the description in its --help, up to the first examples, and in full in
+its --help all. Torch, Ray and MLflow take seconds to import, so functions import them
+only after the options are parsed.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from ganray import log
-from ganray.config import cli
+from ganray.config import cli, help
 from ganray.config.commands import DeployConfig, EvaluateConfig, ExploreConfig, ShardConfig
 from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 from ganray.config.schema import Config
@@ -36,17 +37,20 @@ def celeba(argv: Sequence[str]) -> None:
 def mnist(argv: Sequence[str]) -> None:
     """Train the source text's GANs on MNIST, one preset per step of the text.
 
-    The source text is the introduction to GANs that ganray grew from. The default preset is
-    normal-100. MNIST is read from --data.root, or downloaded once (11 MB) into the home folder;
-    without a network, scikit-learn's 8x8 digits are used instead. The presets stacked-* train on
-    stacked MNIST: three digits per image, 1,000 modes.
+    Without options: the preset normal-100 on MNIST, downloaded once (11 MB).
 
-        python jobs/mnist.py first
-        python jobs/mnist.py normal-100 --data.root ~/mnist
+        python jobs/mnist.py
+        python jobs/mnist.py first --data.root ~/mnist
+        ray job submit --working-dir . -- python jobs/mnist.py long
+
+    The source text is the introduction to GANs that ganray grew from. MNIST is read from
+    --data.root, or downloaded into the home folder; without a network, scikit-learn's 8x8 digits
+    are used instead. The presets stacked-* train on stacked MNIST: three digits per image, 1,000
+    modes.
+
         python jobs/mnist.py conditional --train.rng_seed 3
         python jobs/mnist.py first --check_discriminator
         python jobs/mnist.py stacked-t3-quarter
-        ray job submit --working-dir . -- python jobs/mnist.py long
     """
     presets, default = MNIST | STACKED, "normal-100"
     _train(cli.parse(argv, presets, lambda _: default, _help(mnist), default))
@@ -56,8 +60,18 @@ def sweep(argv: Sequence[str]) -> None:
     r"""Sweep latents, optimizers or any other option: many runs on Ray Tune, compared in MLflow.
 
     Trains every combination of the axes' levels with several seeds and reports a ranking with
-    confidence intervals, pairwise differences, the share of the variance that each axis explains,
-    heat maps, and samples of every setting: in the terminal, as an HTML page, and in MLflow.
+    confidence intervals, in the terminal, as an HTML page, and in MLflow.
+
+        python jobs/sweep.py
+        python jobs/sweep.py --sweep.axis latent.size=1,10,100 \
+            --sweep.axis optimizer=sgd,adam
+        python jobs/sweep.py cpu32 --sweep.seeds 3 \
+            --sweep.axis loss.name=bce,hinge,relativistic
+        python jobs/sweep.py --power
+        python jobs/sweep.py --resume
+
+    The report also has pairwise differences, the share of the variance that each axis explains,
+    heat maps, and samples of every setting.
 
     Without an axis: MNIST, latents of different mean, spread and shape x size 1, 10, 100 x three
     optimizers x 5 seeds. An axis varies an option of the data, latents, networks, loss, optimizer
@@ -65,18 +79,11 @@ def sweep(argv: Sequence[str]) -> None:
     their own) or `rate` (a factor on the learning rates). --power prints how small a difference a
     number of seeds finds.
 
-        python jobs/sweep.py
-        python jobs/sweep.py --sweep.axis latent.size=1,10,100 \
-            --sweep.axis optimizer=sgd,adam
-        python jobs/sweep.py cpu32 --sweep.seeds 3 \
-            --sweep.axis loss.name=bce,hinge,relativistic
         python jobs/sweep.py --sweep.axis \
             latent.distribution+latent.scaling=uniform+raw,uniform+centred
         python jobs/sweep.py --sweep.axis data.images=500,5000,null
         python jobs/sweep.py --sweep.design tpe --sweep.settings 30 \
             --sweep.axis rate=0.1..10
-        python jobs/sweep.py --power
-        python jobs/sweep.py --resume
         ray job submit --working-dir . -- python jobs/sweep.py --name latents \
             --home /mnt/ganray
     """
@@ -112,7 +119,7 @@ def evaluate(argv: Sequence[str]) -> None:
         python jobs/evaluate.py ~/.ganray/runs/faces/best_coverage --out report
         python jobs/evaluate.py --images samples.npz --against ~/pictures --size 64
     """
-    options = cli.parse_command(argv, EvaluateConfig, ("run",), None, _help(evaluate))
+    options = cli.parse_command(argv, EvaluateConfig, ("run",), {}, _help(evaluate))
     log.configure(options.log_level)
     from ganray.commands.evaluate import evaluate as run_evaluate
 
@@ -142,7 +149,7 @@ def explore(argv: Sequence[str]) -> None:
         python jobs/explore.py faces --project me.jpg
         python jobs/explore.py faces --export onnx
     """
-    options = cli.parse_command(argv, ExploreConfig, ("run",), None, _help(explore))
+    options = cli.parse_command(argv, ExploreConfig, ("run",), {}, _help(explore))
     log.configure(options.log_level)
     from ganray.commands.explore import explore as run_explore
 
@@ -166,8 +173,7 @@ def shard(argv: Sequence[str]) -> None:
         "faces": "procedural faces in CelebA's layout: draws --faces of them into PATH",
         "verify": "convert nothing, but read all shards in PATH and compare every digest",
     }
-    description = f"{_help(shard)}\n\nSOURCE is one of:\n\n{_table(sources)}"
-    options = cli.parse_command(argv, ShardConfig, ("source", "path"), sources, description)
+    options = cli.parse_command(argv, ShardConfig, ("source", "path"), sources, _help(shard))
     log.configure(options.log_level)
     from ganray.commands.shard import shard as run_shard
 
@@ -192,8 +198,7 @@ def deploy(argv: Sequence[str]) -> None:
         "rayjob": "a RayJob of KubeRay, for kubectl apply",
         "slurm": "a script for sbatch",
     }
-    description = f"{_help(deploy)}\n\nTARGET is one of:\n\n{_table(targets)}"
-    options = cli.parse_command(argv, DeployConfig, ("target",), targets, description)
+    options = cli.parse_command(argv, DeployConfig, ("target",), targets, _help(deploy))
     log.configure(options.log_level)
     from ganray.commands.deploy import deploy as print_file
 
@@ -212,7 +217,7 @@ def main() -> None:
 
 def _dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("--help", "-h"):
-        jobs = _table({name: _help(job).splitlines()[0] for name, job in JOBS.items()})
+        jobs = help.table({name: _help(job).splitlines()[0] for name, job in JOBS.items()})
         print(f"usage: ganray JOB [...]; ganray JOB --help describes a job\n\n{jobs}")
         return
     name, *rest = argv
@@ -238,14 +243,6 @@ def _preset_for_hardware(config: Config) -> str:
     from ganray.integrations import ray_cluster
 
     return "dcgan64" if ray_cluster.cluster_resources(config.ray).gpus else "cpu32"
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    """Return names and their texts, wrapped at the width of the terminal."""
-    width = max(map(len, rows))
-    return "\n".join(
-        log.wrap(text, f"  {name:{width}s}  ", width + 4) for name, text in rows.items()
-    )
 
 
 def _help(job: Callable[[Sequence[str]], None]) -> str:

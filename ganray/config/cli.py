@@ -30,8 +30,6 @@ from ganray.log import redact
 
 T = TypeVar("T")
 _FIELDS = typing.get_type_hints(Config)
-_SWEEP = ("axis", "seeds", "design", "resume", "power")
-"""Options of a sweep that most users need."""
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -85,7 +83,7 @@ def parse(
     Raises:
         UserError: One line with the option, its value and the rule.
     """
-    _show_help(argv, presets, default, description, {})
+    _show_help(argv, presets, default, description, help.COMMON, {})
     return _build(_parse(argv, presets, auto, {}, {}))
 
 
@@ -97,7 +95,7 @@ def parse_sweep(
     Args:
         argv: As in ``parse``; `--resume` and `--power` stand for `--sweep.resume` and
             `--sweep.power`, `--sweep.axis` adds an axis.
-        presets: As in ``parse``.
+        presets: As in ``parse``; --help lists those other than `default` by their names only.
         default: Preset if none is named.
         description: As in ``parse``.
 
@@ -107,7 +105,7 @@ def parse_sweep(
     aliases = {f"--{name}": f"--sweep.{name}" for name in ("resume", "power")}
     aliases["--sweep.axis"] = "--sweep.axis+"
     sections = {"sweep": SweepConfig}
-    _show_help(argv, presets, default, description, sections)
+    _show_help(argv, presets, default, description, help.COMMON_OF_SWEEPS, sections)
     values = _parse(argv, presets, lambda _: default, sections, aliases)
     config, sweep = _build(values), values["sweep"]
     if (sweep.resume or sweep.power) and not values["name"]:
@@ -132,7 +130,7 @@ def parse_command(
     argv: Sequence[str],
     kind: type[T],
     positional: Sequence[str],
-    choices: Iterable[str] | None,
+    choices: Mapping[str, str],
     description: str,
 ) -> T:
     """Return the options of a small job: a flat dataclass, some fields of which are positional.
@@ -141,17 +139,14 @@ def parse_command(
         argv: Arguments without the program's name.
         kind: The dataclass.
         positional: Positional fields in order.
-        choices: Values of the first positional field; None: any.
+        choices: Values of the first positional field, with their descriptions; empty: any.
         description: First lines of --help.
 
     Raises:
         UserError: As in ``parse``.
     """
-    words = [word.replace("_", "-") for word in argv]
-    if "--help" in words or "-h" in words or "--help-all" in words:
-        shown = [option for option in help.options(kind, kind()) if option.name not in positional]
-        usage = f"{_program()} {' '.join(map(str.upper, positional))} [--OPTION VALUE ...]"
-        _print_help(f"usage: {usage}\n\n{help.reflow(description)}\n\n{help.in_full(shown)}")
+    if (topic := help.topic(argv)) is not None:
+        _show_command_help(topic, kind, positional, choices, description)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(cast(Any, kind)):
@@ -164,11 +159,11 @@ def parse_command(
     flags = {f"--{name}" for name, hint in hints.items() if hint is bool}
     values = _parse_args(_normalize(argv, flags, {}), parser, instantiate=True)
     first = values[positional[0]]
-    if choices is not None and first not in (names := list(choices)):
+    if choices and first not in choices:
         raise UserError(
-            _not_one_of(positional[0], first, names)
+            _not_one_of(positional[0], first, choices)
             if first
-            else f"{positional[0]} is missing: name one of {', '.join(names)}"
+            else f"{positional[0]} is missing: name one of {', '.join(choices)}"
         )
     return kind(**{field: values[field] for field in hints})
 
@@ -218,48 +213,91 @@ def _show_help(
     presets: Mapping[str, Config],
     default: str,
     description: str,
+    common: Sequence[str],
     sections: Mapping[str, type],
 ) -> None:
-    """Print help and exit if --help, --help SECTION, --help OPTION or --help_all is given.
+    """Print help and exit if --help is given, alone or with a preset, section, option or `all`.
 
     Raises:
         UserError: There is no such section or option.
     """
-    words = ["--help" if word == "-h" else word.replace("-", "_") for word in argv]
-    words = [word.replace("__help", "--help") for word in words]
-    asked = next((word for word in words if word in ("--help", "--help_all")), None)
-    if asked is None:
+    topic = help.topic(argv)
+    if topic is None:
         return
-    topic = "".join(argv[words.index(asked) + 1 :][:1])
-    name = next((word for word in (argv[0], topic) if word in presets), default)
-    given = list(help.options(Config, dataclasses.replace(presets[name], preset=name)))
+    names = (argv[0], topic.replace("_", "-"))
+    name = next((word for word in names if word in presets), default)
+    given: list[help.Option] = []
     for section, kind in sections.items():
         given += help.options(kind, kind(), f"{section}.")
+    given += help.options(Config, dataclasses.replace(presets[name], preset=name))
     topics = dict.fromkeys(o.name.partition(".")[0] for o in given if "." in o.name)
-    if asked == "--help" and topic and topic not in presets and not topic.startswith("-"):
-        option = topic.replace("-", "_")
-        chosen = [o for o in given if o.name == option or o.name.startswith(f"{option}.")]
-        if not chosen:
-            similar = _did_you_mean(option, [*topics, *(o.name for o in given)])
-            raise UserError(
-                f"--help {topic}: no such section ({', '.join(topics)}) or option{similar}"
-            )
-        what = "Options of" if option in topics else "Option"
-        heading = f"{what} {option}, with the values of the preset {name}:"
-        _print_help(f"{heading}\n\n{help.in_full(chosen)}")
-    common = (*help.COMMON, *(f"{section}.{word}" for section in sections for word in _SWEEP))
-    chosen = given if asked == "--help_all" else [o for o in given if o.name in common]
-    about = help.table({preset: ABOUT[preset] for preset in presets})
+    about = {preset: ABOUT[preset] for preset in presets}
+    if topic and topic != "all" and names[1] not in presets:
+        chosen = _options_about(topic, given, topics)
+        what = "Options of" if topic in topics else "Option"
+        text = f"{what} {topic}, with the values of the preset {name}:\n\n{help.in_full(chosen)}"
+        _print_help(f"{text}\n\n{help.table(about)}" if topic == "preset" else text)
+    full = topic == "all"
+    if full:
+        text, table, chosen = description, help.table(about), given
+    else:
+        own = {default: about[default]} if sections else about
+        others = ", ".join(preset for preset in about if preset not in own)
+        text, table = help.beginning(description), help.table(own, full=False)
+        table += f"\n{log.wrap(f'and those of the other jobs: {others}', '  ', 2)}" * bool(others)
+        chosen = [option for option in given if option.name in common]
     more = (
-        f"--help SECTION explains {', '.join(topics)}; --help OPTION one option; --help_all lists"
-        " all. A YAML file may hold any of them (--config FILE; --print_config prints one), and so"
-        " may the environment: GANRAY_TRAIN__KIMG=100 is --train.kimg 100."
+        f"{'' if full else '--help all shows more, '}--help preset the presets, --help OPTION one"
+        f" option, --help SECTION one of {', '.join(topics)}. A YAML file may hold any option"
+        " (--config FILE; --print_config prints one), and so may the environment:"
+        " GANRAY_TRAIN__KIMG=100 is --train.kimg 100."
     )
     _print_help(
-        f"usage: {_program()} [PRESET] [--OPTION VALUE ...]\n\n{help.reflow(description)}\n\n"
-        f"Presets:\n{about}\n\nOptions, with the values of the preset {name}:\n"
+        f"usage: {_program()} [PRESET] [--OPTION VALUE ...]\n\n{help.reflow(text)}\n\n"
+        f"Presets:\n{table}\n\nOptions, with the values of the preset {name}:\n"
         f"{help.one_line_each(chosen)}\n\n{log.wrap(more)}"
     )
+
+
+def _show_command_help(
+    topic: str,
+    kind: type,
+    positional: Sequence[str],
+    choices: Mapping[str, str],
+    description: str,
+) -> NoReturn:
+    """Print the help of a small job, its first screen unless a topic is given, and exit.
+
+    Raises:
+        UserError: There is no such option.
+    """
+    given = [option for option in help.options(kind, kind()) if option.name not in positional]
+    full = topic == "all"
+    if topic and not full:
+        _print_help(help.in_full(_options_about(topic, given, ())))
+    paragraphs = [
+        f"usage: {_program()} {' '.join(map(str.upper, positional))} [--OPTION VALUE ...]",
+        help.reflow(description if full else help.beginning(description)),
+    ]
+    if choices:
+        table = help.table(choices, full=full)
+        paragraphs.append(f"{positional[0].upper()} is one of:\n{table}")
+    paragraphs.append(help.in_full(given) if full else f"Options:\n{help.one_line_each(given)}")
+    if not full:
+        paragraphs.append("--help all explains all options, --help OPTION one.")
+    _print_help("\n\n".join(paragraphs))
+
+
+def _options_about(
+    topic: str, given: Sequence[help.Option], topics: Iterable[str]
+) -> list[help.Option]:
+    """Return the options of a section, or the one of that name; UserError if there is none."""
+    chosen = [o for o in given if o.name == topic or o.name.startswith(f"{topic}.")]
+    if not chosen:
+        similar = _did_you_mean(topic, [*topics, *(option.name for option in given)])
+        what = f"section ({', '.join(topics)}) or option" if topics else "option"
+        raise UserError(f"--help {topic}: no such {what}{similar}")
+    return chosen
 
 
 def _print_help(text: str) -> NoReturn:

@@ -64,11 +64,11 @@ class ShardConfig:
     missing: Literal["skip", "error"] = "skip"
     """Whether images and lists of CelebA may be missing."""
     labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
-    """Where classes come from. auto, of a folder: StyleGAN's dataset.json if it has labels, else
+    """Source of the classes. auto, of a folder: StyleGAN's dataset.json if it has labels, else
     the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
     images."""
     bad_images: Literal["error", "skip"] = "error"
-    """What is done about images that cannot be read, each of which the log names."""
+    """Treatment of images that cannot be read; the log names each of them."""
     background: Literal["white", "black", "gray"] = "white"
     """Color behind what is transparent in the images of a folder."""
     dataset: str | None = None

@@ -1,4 +1,4 @@
-"""The help of the jobs: one line for each option, or all there is to say about a section.
+"""The help of the jobs: a first screen with a line for each option, and topics with all details.
 
 argparse's own help repeats choices, shows Python's types and needs 460 lines.
 """
@@ -38,7 +38,25 @@ COMMON = (
     "ray.workers",
     "tracking.uri",
 )
-"""Options that most users need."""
+"""Options of training that most users need."""
+COMMON_OF_SWEEPS = (
+    "sweep.axis",
+    "sweep.seeds",
+    "sweep.design",
+    "sweep.resume",
+    "sweep.power",
+    "name",
+    "home",
+    "dry_run",
+    "data.source",
+    "data.root",
+    "data.size",
+    "train.kimg",
+    "train.batch_size",
+    "ray.workers",
+    "tracking.uri",
+)
+"""Options of sweeps that most users need."""
 _SHORT = 32
 
 
@@ -50,9 +68,9 @@ class Option(NamedTuple):
     """Its docstring: first the meaning, in one sentence, then details."""
     choices: tuple[str, ...]
     default: str
-    """As a user would type it; '' for None."""
+    """Its default, as a user would type it; '' for None."""
     unset: str
-    """What the docstring says of None or '', in a few words."""
+    """Meaning of None or '' according to the docstring, in a few words."""
 
 
 def options(kind: type, defaults: object, prefix: str = "") -> Iterator[Option]:
@@ -67,6 +85,24 @@ def options(kind: type, defaults: object, prefix: str = "") -> Iterator[Option]:
             choices = tuple(map(str, _choices(hint)))
             text = texts.get(name, "").replace("None: ", "null: ")  # as a user types it
             yield Option(prefix + name, text, choices, _shown(default), _unset(text))
+
+
+def topic(argv: Sequence[str]) -> str | None:
+    """Return the word after --help, with underscores; '' if there is none, None without --help."""
+    words = [word.replace("-", "_") for word in argv]
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word in ("_h", "__help"):
+            return "" if following.startswith("_") else following
+        if word == "__help_all":
+            return "all"
+    return None
+
+
+def beginning(description: str) -> str:
+    """Return the paragraphs of a description up to its first examples, for the first screen."""
+    paragraphs = description.split("\n\n")
+    examples = [i for i, paragraph in enumerate(paragraphs) if paragraph.startswith(" ")]
+    return "\n\n".join(paragraphs[: examples[0] + 1] if examples else paragraphs)
 
 
 def one_line_each(given: Sequence[Option]) -> str:
@@ -105,9 +141,14 @@ def reflow(description: str) -> str:
     return "\n\n".join(p if p.startswith(" ") else log.wrap(p) for p in paragraphs)
 
 
-def table(rows: Mapping[str, str]) -> str:
-    """Return names and their first sentences."""
+def table(rows: Mapping[str, str], *, full: bool = True) -> str:
+    """Return names and their texts; unless `full`, as much of the first sentence as fits a line."""
     width = max(map(len, rows))
+    if full:
+        return "\n".join(
+            log.wrap(" ".join(text.split()), f"  {name:{width}s}  ", width + 4)
+            for name, text in rows.items()
+        )
     room = log.columns() - width - 4
     return "\n".join(
         f"  {name:{width}s}  {_shorten(_first_sentence(text), room)}" for name, text in rows.items()
@@ -123,7 +164,9 @@ def _shorten(text: str, width: int) -> str:
     """Return a text that fits: without what is in parentheses, then cut at a word."""
     if len(text) > width:
         text = re.sub(r" \([^)]*\)", "", text)
-    return textwrap.shorten(text, max(20, width), placeholder=" ...")
+    return textwrap.shorten(
+        text, max(20, width), placeholder=" ...", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -121,13 +121,13 @@ class DataConfig:
     labels: Literal["auto", "folder", "none", "dataset.json"] = option(
         "auto", identity="content", resume="fixed", sweep="axis"
     )
-    """Where classes come from. auto, of a folder: StyleGAN's dataset.json if it has labels, else
+    """Source of the classes. auto, of a folder: StyleGAN's dataset.json if it has labels, else
     the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
     images."""
     bad_images: Literal["error", "skip"] = option(
         "error", identity="content", resume="free", sweep="axis"
     )
-    """What is done about images that cannot be read, each of which the log names."""
+    """Treatment of images that cannot be read; the log names each of them."""
     background: Literal["white", "black", "gray"] = option(
         "white", identity="content", resume="fixed", sweep="axis"
     )

@@ -1,5 +1,7 @@
 """The console script, which runs the same jobs as jobs/*.py, without a checkout."""
 
+import inspect
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,6 +11,7 @@ import pytest
 
 from ganray.commands import main
 from ganray.data.format import Manifest
+from ganray.errors import UserError
 
 
 def test_each_file_in_jobs_is_a_job():
@@ -40,6 +43,43 @@ def test_help_fits_the_terminal(name, columns, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert output.startswith(f"usage: ganray {name}".rstrip())
     assert max(map(len, output.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("name", main.JOBS)
+def test_the_first_screen_of_help_has_at_most_50_lines_and_all_has_the_rest(
+    name, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = []
+    for topic in ([], ["all"]):
+        with pytest.raises(SystemExit):
+            main.JOBS[name](["--help", *topic])
+        texts.append(capsys.readouterr().out)
+    first, everything = texts
+    assert first.count("\n") <= 50
+    assert "--help all" in first
+    description = inspect.getdoc(main.JOBS[name])
+    assert set(description.split()) <= set(everything.split())
+    options = set(re.findall(r"^  (--\S+)", first, re.MULTILINE))
+    assert options <= set(re.findall(r"^  (--\S+)", everything, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["shard", "--help", "label"], "--help label: no such option; did you mean labels?"),
+        (["shard", "--help", "celeba"], "--help celeba: no such option"),
+    ],
+)
+def test_help_of_an_unknown_option_is_an_error(argv, message):
+    with pytest.raises(UserError, match=message):
+        main.JOBS[argv[0]](argv[1:])
+
+
+def test_help_explains_one_option_of_a_small_job(capsys):
+    with pytest.raises(SystemExit):
+        main.shard(["--help", "bad-images"])
+    assert capsys.readouterr().out.startswith("  --bad_images error | skip [error]\n")
 
 
 def test_an_unknown_job_is_rejected(monkeypatch, capsys):
