@@ -311,14 +311,14 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         has_classifier = len(source.class_names) > 1 or bool(source.attribute_names)
         total, original = _count(source, data.split), source.image_shape
         classes = len(source.class_names)
-        key = f"{data.source}-{source.fingerprint()[:8]}-{data.split}"
+        key = f"{source.name}-{source.fingerprint()[:8]}-{data.split}"
         key += "-skip" * (data.bad_images == "skip")
         description = {
             "digits": "scikit-learn's digits",
             "folder": f"the {'folder' if root.is_dir() else 'file'} {root}",
             "hdf5": f"the file {root}",
             "source-text": f"the source text's file {root}",
-        }.get(data.source, f"{data.source} in {root}")
+        }.get(source.name, f"{source.name} in {root}")
     count = min(data.images or total, total)
     if count == 0:
         raise UserError(f"data.split={data.split} has no images in {root}; try all")

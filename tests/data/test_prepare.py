@@ -13,6 +13,7 @@ from ganray.config.schema import DataConfig
 from ganray.data import prepare, sources
 from ganray.data.format import SPLITS, Manifest
 from ganray.data.reader import ShardedDataset
+from tests.data.sources.source_text_files import SHAPE, expected, write_text
 
 DRAWN = DataConfig(faces=12, size=16)
 
@@ -214,6 +215,23 @@ def test_jpegs_are_kept_once_and_read_in_any_size(tmp_path, celeba_zip):
         again = prepare.plan_dataset(other, tmp_path)
         assert (again.location, again.ready) == (plan.location, True)
         assert prepare.open_dataset(other, plan.location).image_shape == shape
+
+
+@pytest.mark.parametrize("size", [0, 32])
+def test_the_file_of_the_source_text_is_celeba_at_any_size(tmp_path, size):
+    file = write_text(tmp_path / "celeba.h5py", compression="gzip", compression_opts=9)
+    data = DataConfig(root=str(file), size=size)
+    plan = prepare.plan_dataset(data, tmp_path)
+    assert (str(plan), plan.ready) == (f"13 images of the source text's file {file}", False)
+    prepare.prepare_dataset(data, plan)
+    again = prepare.plan_dataset(replace(data, source="source-text"), tmp_path)
+    assert (again.location, again.ready) == (plan.location, True)
+    with closing(prepare.open_dataset(data, plan.location)) as images:
+        assert images.image_shape == ((size, size, 3) if size else SHAPE)
+        if not size:
+            batch = torch.empty((13, *SHAPE), dtype=torch.uint8)
+            images.read_batch(np.arange(13), batch)
+            np.testing.assert_array_equal(batch, expected())
 
 
 def test_splits_of_faces_are_known_before_they_are_drawn(tmp_path):

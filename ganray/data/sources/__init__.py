@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ganray.data.format import Shape
 
 NAMES = {
-    "celeba": "aligned CelebA: PATH holds its images, zipped or not, and its lists, at any depth",
+    "celeba": "aligned CelebA: PATH holds its images, zipped or not, and its lists, at any depth;"
+    " or it is the source text's HDF5 file",
     "mnist": "70,000 handwritten digits, 28x28: PATH holds MNIST/raw/, as torchvision lays it out",
     "fashion-mnist": "70,000 pictures of clothes, 28x28: PATH holds FashionMNIST/raw/",
     "stacked-mnist": "1,000 classes of three digits in red, green, blue: PATH as for mnist",
@@ -26,7 +27,7 @@ NAMES = {
     "folder": "any images: PATH is a folder or zip of them, perhaps with a folder for each class",
     "hdf5": "all images in one dataset: PATH is an HDF5 file, as BigGAN and StudioGAN write it",
     "numpy": "all images in one array: PATH is a .npz or .npy file, as guided-diffusion writes it",
-    "source-text": "faces as the source text stores them: PATH is its HDF5 file",
+    "source-text": "CelebA as the source text stores it: PATH is its HDF5 file",
 }
 """Sources by their names on the command line, with a line of help each."""
 
@@ -175,7 +176,10 @@ def open_source(
     path = Path(path)
     if name == "celeba":
         from ganray.data.sources.celeba import CelebA
+        from ganray.data.sources.source_text import SourceTextHDF5, is_source_text
 
+        if is_source_text(path):
+            return SourceTextHDF5.open(path)
         return CelebA.download(path) if download else CelebA.open(path, options.missing)
     if name == "folder":
         from ganray.data.sources.image_folder import ImageFolder

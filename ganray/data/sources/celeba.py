@@ -215,8 +215,8 @@ def _search(folder: Path) -> _Found:
         raise UserError(f"{printable(folder)}: no such folder; {BY_HAND}")
     if folder.is_file() and is_hdf5(folder):
         raise UserError(
-            f"{printable(folder)}: is an HDF5 file; use --data.source hdf5, or source-text for the"
-            " file that the source text makes"
+            f"{printable(folder)}: is an HDF5 file, but not one that the source text makes; use"
+            " --data.source hdf5"
         )
     top = Tree(folder)
     trees, problems = [top], []

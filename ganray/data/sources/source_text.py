@@ -24,7 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
+from ganray.data.sources.hdf5_file import (
+    is_elsewhere,
+    is_hdf5,
+    one_line,
+    open_file,
+    sample_digest,
+)
 from ganray.data.sources.listing import split_by_name
 from ganray.errors import UserError
 
@@ -114,6 +120,18 @@ class SourceTextHDF5:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the handle, because HDF5 objects cannot be pickled."""
         return self.__dict__ | {"_handle": None}
+
+
+def is_source_text(path: Path) -> bool:
+    """Return whether a path is an HDF5 file with the text's group of images."""
+    path = path.expanduser()
+    if not (path.is_file() and is_hdf5(path)):
+        return False
+    try:
+        with open_group(path):
+            return True
+    except UserError:
+        return False
 
 
 @contextlib.contextmanager

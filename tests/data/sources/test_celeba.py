@@ -98,7 +98,7 @@ def test_missing_things_are_named(folder: Path, tmp_path: Path):
     assert error.endswith("or for other images use --data.source folder")
     with h5py.File(tmp_path / "celeba.h5", "w"):
         pass
-    assert "use --data.source hdf5, or source-text" in rejected(tmp_path / "celeba.h5")
+    assert "use --data.source hdf5" in rejected(tmp_path / "celeba.h5")
 
 
 def as_csv(path: Path, header: str):
