@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from ganray.config.schema import (
     AugmentConfig,
@@ -20,7 +19,7 @@ from ganray.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from ganray.config.serialization import flatten
+from ganray.config.serialization import flatten, typed
 
 
 def cpu32() -> Config:
@@ -314,8 +313,8 @@ SWEEPS = _by_name(latents)
 """Presets of jobs/sweep.py, beside all others."""
 
 
-def changed_options(config: Config) -> dict[str, Any]:
-    """Return the options that differ from the config's preset, with their values.
+def changed_options(config: Config) -> dict[str, str]:
+    """Return the options that differ from the config's preset, with their values as typed.
 
     Empty for a preset that is not known here.
     """
@@ -324,4 +323,4 @@ def changed_options(config: Config) -> dict[str, Any]:
         return {}
     values, defaults = flatten(config), flatten(preset)
     ignored = ("name", "home", "dry_run")
-    return {k: v for k, v in values.items() if k not in ignored and v != defaults.get(k)}
+    return {k: typed(v) for k, v in values.items() if k not in ignored and v != defaults.get(k)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
     secret = fields_where("secret", True)
     return plain(dataclasses.asdict(config), "")
+
+
+def typed(value: Any) -> str:
+    """Return a JSON value as a user types it: null, true, 0.1, celeba."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def without_secrets(text: str) -> str:

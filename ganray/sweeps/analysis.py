@@ -35,6 +35,8 @@ Array = NDArray[np.float64]
 
 RESIDUAL, HIGHER = ("seeds",), ("higher interactions",)
 """Factors of the `Effect`s that belong to no axis and no pair of axes."""
+_UNDETERMINED = 0.9
+"""Width from which on the interval of a share, which lies in [0, 1], states nothing."""
 _ROUNDING = 1e-9
 """Values this close to 0 are rounding errors."""
 
@@ -96,6 +98,11 @@ class Effect:
     """Sum of squares of the effect / total; biased upwards, since noise explains variance too."""
     share: Estimate
     """eta squared less its bias; n counts seeds. Meaningless without its interval."""
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether the interval excludes more than a tenth of all possible shares."""
+        return self.share.high - self.share.low < _UNDETERMINED
 
 
 def excludes_zero(difference: Estimate) -> bool:

@@ -31,6 +31,8 @@ DPI = 200
 _SAMPLES_DPI = 140
 _MAX_WIDTH = 11.5
 """Width of a figure in inches, unless a single panel is wider."""
+_CAPTION = 0.22
+"""Height of the caption of a tile, as a share of the tile's width."""
 _TEXT, _MUTED, _BLANK = "0.15", "0.45", "0.92"
 _TITLES = {
     "kl_corrected": "corrected KL (nats)",
@@ -136,7 +138,7 @@ def heat_maps(results: Results, metric: str, path: Path) -> None:
     low, high = min([*known, 0.0]), max([*known, 0.0]) or 1.0
     better = direction(metric)
     colors = colormaps["viridis_r" if better == "lower" else "viridis"]
-    figure, axes = _panels(grid, 0.8 * shape[2] + 0.2, 0.45 * shape[1])
+    figure, axes = _panels(grid, 0.9 * shape[2] + 0.2, 0.45 * shape[1])
     for panel, ax in enumerate(axes):
         ax.imshow(means[panel], cmap=colors, vmin=low, vmax=high, aspect="auto")
         for y, x in np.ndindex(shape[1:]):
@@ -175,7 +177,7 @@ def _write(ax: Any, x: int, y: int, value: str, note: str, color: str) -> None:
     style = {"ha": "center", "color": color, "textcoords": "offset points"}
     if value:
         ax.annotate(value, (x, y), (0, 0 if note else -3), weight="bold", fontsize=9, **style)
-    ax.annotate(note, (x, y), (0, -8 if value else -3), fontsize=6.5, **style)
+    ax.annotate(note, (x, y), (0, -9 if value else -3), fontsize=7.5, **style)
 
 
 def _num_runs(grid: SettingGrid) -> np.ndarray:
@@ -243,9 +245,14 @@ def effects_chart(effects: Sequence[Effect], title: str, path: Path) -> None:
     effects = sorted(effects, key=lambda e: (e.factors == RESIDUAL, -e.share.value))
     figure = Figure((7.5, 0.34 * len(effects) + 1.0), layout="constrained")
     ax = figure.subplots()
-    ends = [max(e.share.value, min(1.0, e.share.high)) for e in effects]
+    ends = [max(e.share.value, min(1.0, e.share.high)) if e.is_determined else 0 for e in effects]
     for y, (effect, high) in enumerate(zip(effects, ends, strict=True)):
         share = max(0.0, effect.share.value)
+        if not effect.is_determined:
+            words = f"not determined with {effect.share.n} seeds"
+            ax.annotate(words, (0, y), (5, 0), textcoords="offset points", va="center", fontsize=9,
+                        color=_MUTED)  # fmt: skip
+            continue
         interaction = len(effect.factors) > 1 or effect.factors == HIGHER
         color = "0.7" if effect.factors == RESIDUAL else COLORS[4 if interaction else 0]
         ax.barh(y, share, 0.66, color=color)
@@ -262,7 +269,8 @@ def effects_chart(effects: Sequence[Effect], title: str, path: Path) -> None:
     ax.grid(axis="x", alpha=0.25)
     ax.set_axisbelow(True)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    _save(figure, path, title, "")
+    note = "Blue: an axis; light blue: an interaction; gray: the seeds; lines: 95 % intervals."
+    _save(figure, path, title, note)
 
 
 def effect_name(effect: Effect) -> str:
@@ -280,7 +288,7 @@ def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "cover
         results: Results of the sweep.
         runs: Parent of the run folders.
         path: PNG to write.
-        metric: Metric whose mean stands below each tile.
+        metric: Metric whose mean is written below each tile.
     """
     grid = setting_grid(results, metric)
     shape = grid.values.shape[:3]
@@ -288,24 +296,25 @@ def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "cover
     sides = [tile.shape for tile in tiles.values() if tile is not None] or [(1, 1)]
     tall = sides[0][0] / sides[0][1]
     inches = float(np.clip(8 / math.sqrt(math.prod(shape)), 0.6, 1.3))
-    figure, axes = _panels(grid, inches * shape[2], inches * (tall + 0.16) * shape[1])
+    figure, axes = _panels(grid, inches * shape[2], inches * (tall + _CAPTION) * shape[1])
     for panel, ax in enumerate(axes):
         for y, x in np.ndindex(shape[1:]):
             tile = tiles[panel, y, x]
-            box = (x - 0.48, x + 0.48, y + 0.36, y - 0.48)
+            bottom = y - 0.48 + 0.96 * tall / (tall + _CAPTION)
+            box = (x - 0.48, x + 0.48, bottom, y - 0.48)
             if tile is None:
                 status = _missing(grid, panel, y, x).replace("value", "samples")
                 ax.text(x, y - 0.06, status, ha="center", va="center", fontsize=7, color=_MUTED)
                 tile = np.full((1, 1, 3), 232, np.uint8)
             ax.imshow(tile, extent=box, aspect="auto")
             if estimate := grid.estimate(panel, y, x):
-                caption = " ".join(format_estimate(estimate, decimals([estimate.value])))
-                ax.text(x, y + 0.38, caption, ha="center", va="top", fontsize=6.5, color=_MUTED)
+                caption, _ = format_estimate(estimate, decimals([estimate.value]))
+                ax.text(x, bottom + 0.02, caption, ha="center", va="top", fontsize=8.5, color=_TEXT)
         ax.set(xlim=(-0.5, shape[2] - 0.5), ylim=(shape[1] - 0.5, -0.5))
-        ax.set_box_aspect((tall + 0.16) * shape[1] / shape[2])
+        ax.set_box_aspect((tall + _CAPTION) * shape[1] / shape[2])
         ax.set_xticks(range(shape[2]), grid.columns.labels, fontsize=9, color=_TEXT)
         ax.set_xlabel(grid.columns.title, fontsize=9, color=_MUTED)
-    note = f"Below each tile: {title_of(metric)}, mean over seeds and half of its 95 % t-interval."
+    note = f"Below each tile: {title_of(metric)}, mean over seeds."
     _save(figure, path, "", note, dpi=_SAMPLES_DPI)
 
 

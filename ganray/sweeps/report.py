@@ -17,7 +17,7 @@ from PIL import Image
 
 from ganray import log
 from ganray.config.schema import Config
-from ganray.config.serialization import flatten, without_secrets
+from ganray.config.serialization import flatten, typed, without_secrets
 from ganray.evaluation.suite import METRICS_BY_NAME
 from ganray.files import write_atomic
 from ganray.sweeps import charts
@@ -313,7 +313,9 @@ def _embed(path: Path) -> tuple[str, int]:
 def _details(base: Config, commit: str) -> dict[str, Any]:
     """Return how the sweep was made, without passwords."""
     values, defaults = flatten(base), flatten(Config())
-    changed = {k: v for k, v in values.items() if k != "home" and v != defaults.get(k, object())}
+    changed = {
+        k: typed(v) for k, v in values.items() if k != "home" and v != defaults.get(k, object())
+    }
     versions = {name: version(name) for name in ("ganray", "torch", "ray", "mlflow")}
     details = {
         "command": " ".join(["python", *map(without_secrets, sys.argv)]),
@@ -342,7 +344,7 @@ def _metrics(
     best = settings[0].means if settings else {}
     values |= {f"sweep/best_{name}": best[name].value for name in RANKED if name in best}
     for metric, explained in effects.items():
-        for effect in explained:
+        for effect in filter(lambda effect: effect.is_determined, explained):
             factors = "_x_".join(factor.replace("+", "_and_") for factor in effect.factors)
             name = f"sweep/{metric}_share_of_{factors}".replace(" ", "_")
             values[name] = effect.share.value

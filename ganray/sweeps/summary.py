@@ -15,7 +15,7 @@ from ganray.sweeps.family import COMPARED, FEW_SEEDS_CAVEAT, MIN_SEEDS
 from ganray.sweeps.results import Results, Status
 
 _NAMED = 3
-"""Maximum number of differences or interactions that are named."""
+"""Maximum number of differences, interactions or settings that are named."""
 _MIN_INTERACTION = 0.05
 """Interactions whose share of the variance may be smaller are not reported."""
 
@@ -68,6 +68,16 @@ def summarize(
         sentences += _variance_sentences(axes, effects)
     if ranking and not math.isnan(ranking[0].rank):
         sentences.append(_best_sentence(axes, ranking, censored))
+        tied = {
+            (axis.name, label)
+            for row in ranking
+            for axis, label in zip(axes, row.levels, strict=True)
+            if row.ties_best
+        }
+        if any(d.significant and {(d.axis, d.a), (d.axis, d.b)} <= tied for d in differences):
+            sentences.append(
+                "Levels can differ where single settings do not, as they average over settings."
+            )
     return " ".join(filter(None, sentences))
 
 
@@ -125,9 +135,19 @@ def _variance_sentences(axes: Sequence[Axis], effects: Sequence[Effect]) -> list
         return ["Coverage is the same in all runs."]
     titles = {axis.name: axis.title for axis in axes} | {RESIDUAL[0]: "the seed"}
     single = [e for e in effects if len(e.factors) == 1 and e.factors != HIGHER]
-    single.sort(key=lambda e: -e.share.value)
-    shares = ", ".join(f"{titles[e.factors[0]]} {_percent(e.share)}" for e in single)
-    sentences = [f"Share of the variance of coverage: {shares}."]
+    single.sort(key=lambda e: (not e.is_determined, -e.share.value))
+    known = [f"{titles[e.factors[0]]} {_percent(e.share)}" for e in single if e.is_determined]
+    unknown = [titles[e.factors[0]] for e in single if not e.is_determined]
+    sentences = [f"Share of the variance of coverage: {', '.join(known)}."] if known else []
+    if unknown:
+        seeds = _count(single[0].share.n, "seed")
+        which = f"of {' and '.join(unknown)} " if known else ""
+        verb = "is" if len(unknown) == 1 else "are"
+        noun = "share" if len(unknown) == 1 else "shares"
+        sentences.append(
+            f"The {noun} {which}{'' if known else 'of the variance of coverage '}{verb} not"
+            f" determined with {seeds}."
+        )
     for effect in interactions(effects)[:_NAMED]:
         first, second = (titles[name] for name in effect.factors)
         share = _percent(effect.share)
@@ -136,20 +156,30 @@ def _variance_sentences(axes: Sequence[Axis], effects: Sequence[Effect]) -> list
 
 
 def _best_sentence(axes: Sequence[Axis], ranking: Sequence[RankedSetting], censored: bool) -> str:
-    first, *others = ranking
-    levels = zip(axes, first.levels, strict=True)
-    text = f"The best setting by mean rank is {', '.join(level_name(*pair) for pair in levels)}"
-    if "coverage" in first.means:
-        text += f", with coverage {first.means['coverage'].brief()}"
-    if censored:
-        return f"{text}; it was selected by its results, so expect less of a new run."
-    if not others:
+    """Return the best setting, or those among which the ranking does not distinguish."""
+    tied = [row for row in ranking if row.ties_best]
+    worse = sum(not (row.ties_best or math.isnan(row.rank)) for row in ranking)
+    if censored or len(tied) == 1:
+        text = f"The best setting by mean rank is {_setting(axes, ranking[0])}"
+        if censored:
+            return f"{text}; it was selected by its results, so expect less of a new run."
+        if not worse:
+            return f"{text}."
+        others = "the other setting is" if worse == 1 else f"all {worse} others are"
+        return f"{text}; {others} significantly worse."
+    named = "; ".join(_setting(axes, row) for row in tied[:_NAMED])
+    named += f"; and {len(tied) - _NAMED} more" if len(tied) > _NAMED else ""
+    text = f"No single setting is best: {len(tied)} do not differ significantly ({named})"
+    if not worse:
         return f"{text}."
-    worse = sum(not row.ties_best for row in others)
-    if len(others) == 1:
-        return f"{text}; the other setting is {'' if worse else 'not '}significantly worse."
-    verb = "is" if worse < 2 else "are"
-    return f"{text}; {worse or 'none'} of {len(others)} others {verb} significantly worse."
+    return f"{text}, and the {'other is' if worse == 1 else f'{worse} others are'} worse."
+
+
+def _setting(axes: Sequence[Axis], row: RankedSetting) -> str:
+    text = ", ".join(level_name(*pair) for pair in zip(axes, row.levels, strict=True))
+    return text + (
+        f", with coverage {row.means['coverage'].brief()}" if "coverage" in row.means else ""
+    )
 
 
 def _count(n: int, noun: str) -> str:

@@ -144,6 +144,10 @@ def test_effects_are_drawn_largest_first_and_seeds_last(tmp_path, saved):
     labels = [label.get_text() for label in saved[-1].axes[0].get_yticklabels()]
     assert labels == ["size", "optimizer", "size × optimizer", "seeds"]  # noqa: RUF001
     assert {"30%", "10%", "0%", "50%"} <= set(texts(saved[-1]))
+    unknown = Effect(("optimizer",), 0.5, Estimate(0.5, 0.0, 1.0, 3))
+    charts.effects_chart([unknown], "coverage", tmp_path / "a.png")
+    assert "not determined with 3 seeds" in texts(saved[-1])
+    assert "50%" not in texts(saved[-1])
 
 
 def area(picture, color):

@@ -11,7 +11,7 @@ import pytest
 from ganray.config.schema import Config
 from ganray.metrics.intervals import Estimate
 from ganray.sweeps import report
-from ganray.sweeps.analysis import RankedSetting, compare, ranking
+from ganray.sweeps.analysis import Effect, RankedSetting, compare, ranking
 from ganray.sweeps.report import difference_table, ranking_table, write
 from ganray.sweeps.results import RunResult
 from tests.sweeps.small import KINDS, OPTIMIZERS, SIZES, axis, results, write_samples
@@ -51,6 +51,20 @@ def test_command_in_the_report_has_no_secrets(base, monkeypatch):
     assert "commit" not in details
 
 
+def test_changed_defaults_are_shown_as_typed(base):
+    data = replace(base.data, flip=True, images=500)
+    changed = report._details(replace(base, data=data), "")["changed defaults"]
+    assert (changed["data.flip"], changed["data.images"]) == ("true", "500")
+
+
+def test_shares_that_are_not_determined_are_not_logged():
+    sweep = results(KINDS)
+    shares = {"optimizer": Estimate(0.5, 0.0, 1.0, 3), "latent.size": Estimate(0.5, 0.4, 0.6, 3)}
+    effects = {"coverage": [Effect((name,), 0.5, share) for name, share in shares.items()]}
+    logged = [name for name in report._metrics(sweep, [], effects) if "share_of" in name]
+    assert logged == ["sweep/coverage_share_of_latent.size"]
+
+
 def test_text_json_html_and_mlflow_metrics_agree(base, tmp_path):
     sweep = results(KINDS, SIZES, diverged=["normal-1-s0"], failed=["uniform-10-s1"])
     write_samples(base.home / "runs" / "s.normal-100-s0", (0, 90, 0))
@@ -70,8 +84,12 @@ def test_text_json_html_and_mlflow_metrics_agree(base, tmp_path):
     assert max(shares, key=lambda factors: shares[factors]) == ("latent.distribution",)
     assert written.metrics["sweep/best_coverage"] == pytest.approx(0.22)
     assert written.metrics["sweep/diverged"] == 1
-    share = written.metrics["sweep/coverage_share_of_latent.distribution"]
-    assert share == pytest.approx(shares["latent.distribution",])
+    logged = {k: v for k, v in written.metrics.items() if k.startswith("sweep/coverage_share_of_")}
+    assert logged == {
+        f"sweep/coverage_share_of_{'_x_'.join(e['factors'])}": e["share"]["value"]
+        for e in data["share_of_variance"]["coverage"]
+        if e["share"]["high"] - e["share"]["low"] < 0.9
+    }
     html = written.html.read_text()
     for text in (data["summary"].split(".")[0], "abc123"):
         assert text in html

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from ganray.sweeps.analysis import anova, compare, ranking
+from ganray.metrics.intervals import Estimate
+from ganray.sweeps.analysis import Effect, anova, compare, ranking
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.report import pairwise_differences
 from ganray.sweeps.results import Results, RunResult
@@ -125,12 +126,45 @@ def test_interactions_are_named_and_compared_at_each_level():
     assert "depends on" not in summary_of(sweep_of([[0.2, 0.4], [0.6, 0.8]]))
 
 
-def test_best_setting_and_how_many_are_significantly_worse():
+def test_the_best_setting_is_named_only_if_all_others_are_significantly_worse():
     text = summary_of(sweep_of([0.1, 0.5, 0.9]))
     assert "The best setting by mean rank is c0, with coverage 0.891 [" in text
-    assert text.endswith("; 2 of 2 others are significantly worse.")
-    text = summary_of(sweep_of([0.5, 0.5, 0.5]))
-    assert text.endswith("; none of 2 others is significantly worse.")
+    assert text.endswith("; all 2 others are significantly worse.")
+    assert summary_of(sweep_of([0.1, 0.9])).endswith("; the other setting is significantly worse.")
+    text = summary_of(sweep_of([0.5, 0.5, 0.1]))
+    assert "No single setting is best: 2 do not differ significantly (" in text
+    assert text.endswith("]), and the other is worse.")
+    assert "best setting" not in text
+    text = summary_of(sweep_of([0.5] * 5))
+    assert "best: 5 do not differ significantly (" in text
+    assert text.endswith("; and 2 more).")
+
+
+def test_levels_that_differ_do_not_contradict_settings_that_do_not():
+    """With all runs collapsed, sizes differ over all optimizers, but no two settings do."""
+    why = "Levels can differ where single settings do not"
+    coverage = 0.01 * np.array([[1.0, 1.1], [1.4, 1.5]])[..., None] + 0.0005 * noise(2, 2, 3)
+    kl = 2 + noise(2, 2, 3, seed=1)
+    text = summary_of(results_of(coverage=coverage, kl_corrected=kl))
+    assert "b0 exceeds a0 by" in text
+    assert "No single setting is best: 4 do not differ significantly" in text
+    assert why in text
+    assert why not in summary_of(sweep_of([[0.2, 0.2], [0.9, 0.9]]))
+
+
+def test_a_share_whose_interval_is_everything_is_not_stated():
+    def shares(size, optimizer):
+        effects = [Effect(("latent.size",), 0.5, size), Effect(("optimizer.name",), 0.1, optimizer)]
+        sweep = sweep_of([[0.2, 0.2], [0.9, 0.9]], seeds=3)
+        return summarize(sweep, ranking(sweep), [], effects)
+
+    wide, narrow = Estimate(0.5, 0, 1, 3), Estimate(0.1, 0.05, 0.15, 3)
+    text = shares(wide, narrow)
+    assert "Share of the variance of coverage: optimizer 10 % [5, 15]." in text
+    assert "The share of size is not determined with 3 seeds." in text
+    text = shares(wide, wide)
+    assert "The shares of the variance of coverage are not determined with 3 seeds." in text
+    assert "%" not in text.partition("shares of the variance")[2]
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "1 seed"), (2, "2 seeds")])
