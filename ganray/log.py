@@ -15,6 +15,15 @@ from typing import Literal
 
 HIDDEN = "***"
 """Replaces the secrets of a URL."""
+_USER = re.compile(r"://[^/\s'\"]*@")
+_SECRET_PARAM = re.compile(
+    r"""([?&;](?:[\w.-]*[-_.])?
+    (?:sig|signature|token|\w*password|passwd|pwd|key|(?:api|access|account)_?key|awsaccesskeyid
+    |secret|credentials?|auth|authorization)=)
+    [^&\#\s'"]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Parameter of a URL's query string that holds a secret, such as X-Amz-Signature or api_key."""
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -43,12 +52,12 @@ def configure(level: Level = "info", rank: int = 0) -> None:
 
 
 def redact(text: object) -> str:
-    """Return the text without the user and password of any URL in it.
+    """Return the text without user, password and secret parameters of any URL in it.
 
     Everything that ganray prints passes through this function, so that messages of libraries, which
     repeat the addresses that they were given, reveal nothing.
     """
-    return re.sub(r"://[^/\s'\"]*@", f"://{HIDDEN}@", str(text))
+    return _SECRET_PARAM.sub(rf"\1{HIDDEN}", _USER.sub(f"://{HIDDEN}@", str(text)))
 
 
 def two_digits(value: float) -> str:

@@ -2,6 +2,8 @@
 
 import logging
 
+import pytest
+
 from ganray import log
 
 
@@ -12,6 +14,26 @@ def test_messages_of_libraries_are_printed_without_passwords(capsys):
     assert capsys.readouterr().out == (
         "WARNING: no answer from http://***@host:5000/api, s3://bucket/a@b, http://host/#/x?a=1\n"
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "X-Goog-Signature", "sig",
+        "Signature", "AWSAccessKeyId", "token", "access_token", "password", "sslpassword", "key",
+        "api_key", "apikey", "client_secret",
+    ],
+)  # fmt: skip
+def test_secret_parameters_of_a_query_string_are_redacted(name):
+    address = f"https://host/a.h5?{name}=hu%2Fsh&expires=1&{name}=hush#top"
+    shown = f"https://host/a.h5?{name}=***&expires=1&{name}=***#top"
+    assert log.redact(f"no answer from '{address}'") == f"no answer from '{shown}'"
+
+
+def test_parameters_that_are_no_secret_are_printed():
+    view = "http://h/#/experiments/1/runs?orderByKey=a&viewStateShareKey=b&monkey=c&sign=d"
+    assert log.redact(view) == view
+    assert log.redact("key=3, token = 5") == "key=3, token = 5"
 
 
 def test_a_warning_fits_the_terminal_but_is_one_line_of_a_job_log(monkeypatch, capsys):
