@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -233,7 +234,9 @@ def write_run(client: MlflowClient, experiment_id: str, content: RunContent) -> 
     }
     run_id = find_run_id(client, experiment_id, content.name)
     if run_id is None:
-        run_id = client.create_run(experiment_id, run_name=content.label, tags=tags).info.run_id
+        with _without_http_retries():
+            run = client.create_run(experiment_id, run_name=content.label, tags=tags)
+        run_id = run.info.run_id
     else:
         client.update_run(run_id, status="RUNNING")
         client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
@@ -242,6 +245,26 @@ def write_run(client: MlflowClient, experiment_id: str, content: RunContent) -> 
         params = [Param(name, str(value)) for name, value in content.params.items()]
         client.log_batch(run_id, params=params)
     return run_id
+
+
+@contextmanager
+def _without_http_retries() -> Iterator[None]:
+    """Send each request to MLflow once.
+
+    MLflow repeats a request whose answer was lost, and so would create a second run. Callers of
+    `write_run` try again later, and find the run by its name. All other requests may be repeated:
+    the store knows a point, param or tag that it has.
+    """
+    variable = MLFLOW_HTTP_REQUEST_MAX_RETRIES.name
+    before = os.environ.get(variable)
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def find_run_id(client: MlflowClient, experiment_id: str, name: str) -> str | None:

@@ -1,17 +1,22 @@
 """MLflow runs: one per name, complete from the start, and found again."""
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from ganray.errors import UserError
 from ganray.integrations import mlflow_runs
+from ganray.integrations.mlflow_runs import RunContent
 from tests.conftest import TrainedRun, tiny_config
 
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
@@ -71,6 +76,58 @@ def test_a_run_whose_creation_was_interrupted_is_completed(config, monkeypatch):
     stored = interrupted.client().get_run(interrupted.run_id)
     assert stored.data.params["latent.size"] == "8"
     assert stored.inputs.dataset_inputs
+
+
+@pytest.fixture
+def losing_server(tmp_path, empty_store):
+    """The address of a server that creates runs and loses the answers, and its store's client."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{shutil.copy(empty_store, tmp_path / 's.db')}")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("/runs/create"):
+                tags = {tag["key"]: tag["value"] for tag in body.get("tags", [])}
+                client.create_run(body["experiment_id"], tags=tags)
+                self.send_error(503)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", client
+        server.shutdown()
+
+
+def test_a_creation_whose_answer_was_lost_leaves_one_run_that_is_found_again(
+    losing_server, monkeypatch
+):
+    """MLflow's client alone would create a run with each of its attempts."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    url, store = losing_server
+    content = RunContent("faces", "faces", {"a": 1}, {}, DATASET)
+    with pytest.raises(MlflowException, match="503"):
+        mlflow_runs.write_run(MlflowClient(tracking_uri=url), "0", content)
+    (run,) = store.search_runs(["0"])
+    assert mlflow_runs.write_run(store, "0", content) == run.info.run_id
+    with pytest.raises(MlflowException, match="503"):
+        MlflowClient(tracking_uri=url).create_run("0")
+    assert len(store.search_runs(["0"])) == 1 + 3
+
+
+def test_points_and_params_that_are_sent_again_are_stored_once(config):
+    run = start(config)
+    points = [Metric("loss/D", 1.0, 5, 10), Metric("loss/D", 2.0, 6, 20)]
+    for _ in range(2):
+        run.client().log_batch(run.run_id, metrics=points, params=[Param("a", "1")])
+    history = run.client().get_metric_history(run.run_id, "loss/D")
+    assert [(point.step, point.value) for point in history] == [(10, 1.0), (20, 2.0)]
 
 
 def test_a_run_that_ganray_did_not_create(config):
