@@ -40,6 +40,8 @@ _COMPARED_RUNS = 20
 _MAX_LEGEND = 3
 """Maximum number of lines whose names fit below a chart; for more, the list of runs is the legend.
 Hidden, it leaves room for the titles of charts where MLflow's assistant is open beside them."""
+_COLUMNS_BESIDE_LIST = 2
+"""Maximum number of charts per row beside the list of runs; of three, titles would be cut."""
 _OTHER_METRICS = ("collapse", "discriminator", "loss", "speed", "system", "final")
 """Prefixes of metrics without a chart here. MLflow adds a section for each; they stay closed."""
 _DESCRIPTION = """\
@@ -108,7 +110,8 @@ def view_url(base_url: str, experiment_id: str, title: str) -> str:
 def compare_url(base_url: str, experiment_id: str, run_ids: Sequence[str]) -> str:
     """Return the URL of MLflow's own page that compares runs."""
     runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    return f"{base_url.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}"
+    query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
+    return f"{base_url.rstrip('/')}/#/compare-runs?{query}"
 
 
 def _views(plan: SweepPlan, step: int, means: bool) -> dict[str, dict[str, Any]]:
@@ -177,12 +180,16 @@ def _state(
     is_partial = runs > PAGE_RUNS
     titles = {name: sections[name][0] for name in section_names}
     if is_partial:
-        first = titles[section_names[0]].partition(" (")[0]
-        titles[section_names[0]] = f"{first}: {PAGE_RUNS} of {runs} runs (press Load more)"
+        titles[section_names[0]] = f"{PAGE_RUNS} of {runs} runs loaded"
     charts = [chart for name in section_names for chart in sections[name][3]]
     if "samples" not in section_names:  # MLflow would add a chart of images
         charts += [chart | {"deleted": True} for chart in sections["samples"][3]]
     mode, group_key, values = groups or ("", "", [])
+    hides_list = 0 < len(values) <= _MAX_LEGEND
+    columns = {
+        name: sections[name][1] if hides_list else min(sections[name][1], _COLUMNS_BESIDE_LIST)
+        for name in section_names
+    }
     return {
         "searchFilter": runs_filter,
         # The best runs come first, unless that leaves others out: then one seed after another, each
@@ -205,10 +212,13 @@ def _state(
         },
         # Collapsed, the list of groups is the legend of the charts.
         "groupsExpanded": {f"{mode}.{group_key}.{value}": False for value in values},
-        "runListHidden": 0 < len(values) <= _MAX_LEGEND,
+        "runListHidden": hides_list,
         "useGroupedValuesInCharts": True,
         "compareRunSections": [
-            *(_section(name, title, *sections[name][1:3]) for name, title in titles.items()),
+            *(
+                _section(name, title, columns[name], sections[name][2])
+                for name, title in titles.items()
+            ),
             *(_section(prefix, prefix, 3, 300, is_open=False) for prefix in _OTHER_METRICS),
         ],
         "compareRunCharts": charts,

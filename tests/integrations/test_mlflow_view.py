@@ -77,7 +77,7 @@ def test_a_view_of_more_runs_than_the_page_loads_does_not_begin_with_the_best(ho
     assert averages["searchFilter"] == "tags.`ganray.sweep_means` = 'large'"
 
 
-def test_the_list_of_runs_is_shown_where_it_is_the_legend(home):
+def test_the_list_of_runs_is_shown_where_it_is_the_legend_and_leaves_room_for_titles(home):
     run, _ = saved(home, small_sweep("lists"))
     hidden = {
         name: state["runListHidden"] for name, state in states(run).items() if "lists" in name
@@ -89,6 +89,14 @@ def test_the_list_of_runs_is_shown_where_it_is_the_legend(home):
         "lists every run": False,
         "lists samples of seed 0": False,
     }
+    columns = {
+        name: max(
+            section["columns"] for section in state["compareRunSections"] if section["display"]
+        )
+        for name, state in states(run).items()
+        if "lists" in name
+    }
+    assert columns == {name: 3 if hides_list else 2 for name, hides_list in hidden.items()}
 
 
 def test_the_installed_mlflow_knows_every_name_of_the_format(home):
@@ -116,5 +124,5 @@ def test_urls():
         "?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey=a-b"
     )
     assert compare_url(SERVER, "3", ["r1", "r2"]) == (
-        f"{SERVER}/#/compare-runs?runs=%5B%22r1%22%2C%20%22r2%22%5D&experiments=%5B%223%22%5D"
+        f"{SERVER}/#/compare-runs?runs=%5B%22r1%22%2C%20%22r2%22%5D&experiments=%5B%223%22%5D&workflowType=machine_learning"
     )
