@@ -282,7 +282,7 @@ class SweepConfig:
     """Options of jobs/sweep.py: what is varied, and how."""
 
     axis: list[str] = field(default_factory=list)
-    """What is varied, as latent.size=1,10,100; repeat the option for further axes.
+    """Axis of the sweep, such as latent.size=1,10,100; repeat the option for further axes.
     FIELD+FIELD=A+B,C+D varies fields together. `optimizer` takes named optimizers with learning
     rates of their own, `rate` factors on both learning rates; searches also take a range,
     rate=0.1..10. Default: the sweep of latents, sizes and optimizers."""

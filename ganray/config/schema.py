@@ -161,7 +161,7 @@ class DataConfig:
     residence: Literal["stream", "device"] = option(
         "stream", identity="none", resume="free", sweep="axis"
     )
-    """Where the images are. stream: batches are copied to the device. device: keep all images
+    """Place of the images. stream: batches are copied to the device. device: keep all images
     there, if they fit."""
     threads: int = option(1, identity="none", resume="free", sweep="axis")
     """Threads per worker that copy or decode the images of a batch. Use more than 1 only if cores
@@ -169,7 +169,7 @@ class DataConfig:
     verify: Literal["sizes", "first-touch"] = option(
         "sizes", identity="none", resume="free", sweep="axis"
     )
-    """What is checked of shards. sizes: their structure, in milliseconds. first-touch: also check
+    """Checks of shards. sizes: their structure, in milliseconds. first-touch: also check
     digests when images are first read. `python jobs/shard.py verify FOLDER` checks everything."""
     cache: Path = option(Path("~/.cache/ganray"), identity="none", resume="free", sweep="axis")
     """Folder on each node's local disk for shards that come from a URL."""
@@ -443,8 +443,9 @@ class TrainConfig:
     """Whether to stop if the newest checkpoint is damaged, instead of using an earlier one."""
     hang_timeout: float = option(120, resume="free", sweep="axis")
     """Seconds after which a step hangs, or a worker that no longer answers is lost: all stacks go
-    to error.txt, and the run resumes from its last checkpoint. The first step, evaluations, sample
-    grids and checkpoints may take ten times as long."""
+    to error.txt, and the run resumes from its last checkpoint. The start, the first step, sample
+    grids, evaluations and checkpoints may take ten times as long. Ray itself gives up a worker that
+    does not answer it for 1.25 times as long."""
     on_nan: Literal["stop", "rollback"] = option("stop", resume="free", sweep="axis")
     """Reaction to a loss or weight that is not finite. stop: end the run. rollback: go back to the
     last checkpoint and continue with other batches and latents, at most three times."""

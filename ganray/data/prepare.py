@@ -79,7 +79,7 @@ class DatasetPlan:
     procedural: bool = False
     """Whether the images are procedural faces, which are drawn into `source` first."""
     notes: tuple[str, ...] = ()
-    """What the source has detected or left out."""
+    """Findings and omissions of the source, one line each."""
     has_classifier: bool = False
     """Whether the images have classes or attributes, on which a classifier can be trained."""
 

@@ -38,7 +38,7 @@ class _Member(NamedTuple):
 
 @dataclass(frozen=True)
 class _Found:
-    """What a search has found."""
+    """Result of a search for CelebA."""
 
     images: _Member
     files: set[str]
@@ -70,7 +70,7 @@ class CelebA:
     annotations_sha256: str
     """SHA-256 of the attribute and the partition list, for the fingerprint."""
     notes: tuple[str, ...] = ()
-    """What is missing, for the plan."""
+    """Missing lists and images, for the plan."""
     name: str = "celeba"
     """Name of the source in recipes and manifests."""
     image_shape: tuple[int, int, int] = (218, 178, 3)

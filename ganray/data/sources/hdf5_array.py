@@ -53,7 +53,7 @@ class HDF5Array(WithoutAttributes):
     split: NDArray[np.uint8]
     """(N,) 0 train, 2 test."""
     notes: tuple[str, ...]
-    """What was detected, for the plan."""
+    """Detected range, layout and labels, for the plan."""
     name: str = "hdf5"
     """Name of the source in recipes and manifests."""
     attribute_names: tuple[str, ...] = ()

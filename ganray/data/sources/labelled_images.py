@@ -16,7 +16,7 @@ from ganray.errors import UserError
 
 
 class WithoutAttributes:
-    """What sources of images with labels and no attributes have in common."""
+    """Base of sources whose images have labels and no attributes."""
 
     labels: NDArray[np.int64]
 

@@ -76,7 +76,7 @@ class NumpyArray(WithoutAttributes):
     split: NDArray[np.uint8]
     """(N,) 0 train, 2 test."""
     notes: tuple[str, ...]
-    """What was found, for the plan."""
+    """Detected layout and labels, for the plan."""
     name: str = "numpy"
     """Name of the source in recipes and manifests."""
     attribute_names: tuple[str, ...] = ()
