@@ -81,7 +81,7 @@ def browser():
 @pytest.fixture
 def open_page(browser, request):
     """Open a URL and wait for a text; take a screenshot at the end of the test."""
-    page = browser.new_page(viewport={"width": 1600, "height": 2900})
+    page = browser.new_page(viewport={"width": 1600, "height": 3800})
     page.set_default_timeout(TIMEOUT_MS)
 
     def open_url(url, text):
