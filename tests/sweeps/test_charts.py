@@ -178,6 +178,14 @@ def test_contact_sheet_names_why_samples_are_missing(tmp_path, saved):
     assert {"failed", "diverged", "no samples"} <= set(texts(saved[-1]))
 
 
+def test_no_text_is_tiny(tmp_path, saved):
+    sweep = results(KINDS, SIZES)
+    charts.heat_maps(sweep, "coverage", tmp_path / "a.png")
+    charts.contact_sheet(sweep, tmp_path, tmp_path / "b.png")
+    shown = [text for figure in saved for text in figure.findobj(Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in shown) >= 7
+
+
 def test_contact_sheet_of_many_settings_stays_small(tmp_path):
     sizes = axis("latent.size", *map(str, range(12)))
     sweep = results(axis("latent.distribution", *"abcdefghi"), sizes, OPTIMIZERS, seeds=1)
