@@ -110,8 +110,9 @@ def _check(options: DeployConfig) -> None:
     require("--image", image, rule, bool(re.fullmatch(pattern, image)))
     storage = options.storage or ""
     if options.target == "rayjob":
-        valid = re.fullmatch(rf"{_DNS_LABEL}(\.{_DNS_LABEL})*", storage)
-        require("--storage", storage, "be the name of a PersistentVolumeClaim", bool(valid))
+        name, url = rf"{_DNS_LABEL}(\.{_DNS_LABEL})*", r"[a-z][a-z0-9]*://[\w./+-]+"
+        rule = "be the name of a PersistentVolumeClaim, or a URL such as s3://bucket/ganray"
+        require("--storage", storage, rule, bool(re.fullmatch(f"{name}|{url}", storage)))
     else:
         rule = "be an absolute path, without spaces, colons and commas"
         require("--storage", storage, rule, bool(re.fullmatch(r"/[\w./@+-]+", storage)))
@@ -125,5 +126,7 @@ def _check_job(job: str) -> None:
     rule = f"begin with one of {', '.join(_JOBS)}"
     require("--job", job, rule, bool(words) and words[0] in _JOBS)
     given = {word.partition("=")[0] for word in words}
-    for option, own in {"name": "name", "home": "storage", "tracking.uri": "tracking_uri"}.items():
-        require("--job", job, f"leave out --{option}; use --{own}", f"--{option}" not in given)
+    options = {"name": "name", "home": "storage", "tracking.uri": "tracking_uri"}
+    for option, own in (options | {"storage": "storage"}).items():
+        rule = f"leave out --{option}; use --{own} of this command"
+        require("--job", job, rule, f"--{option}" not in given)

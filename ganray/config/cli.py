@@ -329,7 +329,11 @@ def _build(values: dict[str, Any]) -> Config:
     config = Config(**{name: values[name] for name in _FIELDS})
     label = f"{config.preset}-check" if config.check_discriminator else config.preset
     name = config.name or f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return dataclasses.replace(config, home=absolute("home", config.home), name=name)
+    storage = config.storage
+    if storage and "://" not in storage:
+        storage = str(absolute("storage", Path(storage)))
+    home = absolute("home", config.home)
+    return dataclasses.replace(config, home=home, storage=storage, name=name)
 
 
 def _parser(base: Config, sections: Mapping[str, type]) -> ArgumentParser:

@@ -265,7 +265,7 @@ class DeployConfig:
     """CPU cores of each node. rayjob: with 4 GiB of memory each."""
     storage: str | None = None
     """Storage that all nodes share, for shards, runs and checkpoints. rayjob: the name of a
-    PersistentVolumeClaim with the access mode ReadWriteMany. slurm: a folder."""
+    PersistentVolumeClaim with the access mode ReadWriteMany, or a URL. slurm: a folder."""
     tracking_uri: str | None = None
     """Address of an MLflow server that the cluster reaches, without a password: rayjob takes that
     from a Secret, slurm from the environment, as the printed file says."""

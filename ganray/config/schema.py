@@ -658,7 +658,7 @@ class Config:
     name: str = option("", resume="fixed", sweep="no")
     """Run name. The same name resumes the run. Empty: preset and time."""
     home: Path = option(Path("~/.ganray"), resume="free", sweep="no")
-    """Folder for shards, runs and the MLflow store; on a cluster, storage that all nodes share."""
+    """Folder for shards, runs and the MLflow store; on a cluster, a disk that all nodes share."""
     storage: str | None = option(None, resume="free", sweep="no", secret=True)
     """URL that all nodes reach, if they share no disk: s3://bucket/ganray, or any other that fsspec
     opens. Shards, checkpoints, journals, pictures and reports go there, and the home is a folder of

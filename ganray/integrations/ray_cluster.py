@@ -250,7 +250,8 @@ def _answers(tasks: Mapping[str, Any]) -> dict[str, Any]:
 def not_shared(folder: Path, nodes: str) -> UserError:
     """Return the error for a folder that some nodes do not see."""
     return UserError(
-        f"home: {folder} does not exist on {nodes}; put --home on storage that all nodes share"
+        f"home: {folder} does not exist on {nodes}; put --home on a disk that all nodes share, or"
+        " give a URL that they all reach, such as --storage s3://bucket/ganray"
     )
 
 

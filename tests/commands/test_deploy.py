@@ -96,6 +96,20 @@ def test_the_manifest_is_filled_in():
     assert volume["persistentVolumeClaim"] == {"claimName": "shared"}
 
 
+def test_nodes_without_a_common_disk_have_a_storage():
+    job = manifest(storage="s3://bucket/ganray")
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]]
+    for pod in pods:
+        assert set(pod["spec"]) == POD_SPEC - {"volumes"} - ({"tolerations"} - set(pod["spec"]))
+        (container,) = pod["spec"]["containers"]
+        assert set(container) == CONTAINER - {"volumeMounts"}
+    (driver,) = pods[0]["spec"]["containers"]
+    assert {"name": "GANRAY_STORAGE", "value": "s3://bucket/ganray"} in driver["env"]
+    with pytest.raises(UserError, match="PersistentVolumeClaim, or a URL"):
+        manifest(storage="S3//bucket")
+
+
 def test_pods_without_gpus_see_none():
     for gpus in (0, 4):
         cluster = manifest(gpus=gpus)["spec"]["rayClusterSpec"]
@@ -150,6 +164,7 @@ def test_a_job_reaches_its_program_as_it_was_given(job, tmp_path):
         ({"job": "rm -rf /"}, "begin with one of celeba, mnist, sweep"),
         ({"job": "celeba 'x"}, "No closing quotation"),
         ({"job": "celeba --home /x"}, "leave out --home; use --storage"),
+        ({"job": "celeba --storage /x"}, "leave out --storage; use --storage of this command"),
         ({"name": "Faces"}, "--name=Faces must be lower-case"),
         ({"name": "x\n#SBATCH --uid=0"}, "must be lower-case"),
         ({"image": "a b"}, "--image=a b must be an image"),

@@ -1,5 +1,6 @@
 """Which images a run trains on: found, refused or drawn before anything is held for it."""
 
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from ganray.config.schema import DataConfig
 from ganray.data import prepare, sources
 from ganray.data.format import SPLITS, Manifest
 from ganray.data.reader import ShardedDataset
+from ganray.data.storage import Storage
+from ganray.errors import UserError
 from tests.data.sources.source_text_files import SHAPE, expected, write_text
 
 DRAWN = DataConfig(faces=12, size=16)
@@ -242,3 +245,31 @@ def test_splits_of_faces_are_known_before_they_are_drawn(tmp_path):
         prepare.prepare_dataset(data, plan)
         with closing(prepare.open_dataset(data, plan.location)) as images:
             assert len(images) == plan.count
+
+
+def test_another_driver_finds_shards_in_the_storage_without_the_images(celeba_folder, tmp_path):
+    folder = shutil.copytree(celeba_folder, tmp_path / "celeba")
+    data = DataConfig(root=str(folder), size=16, cache=tmp_path / "cache")
+    storage = Storage(f"memory://{tmp_path}")
+    plan = prepare.plan_dataset(data, tmp_path / "one", storage)
+    assert not plan.ready
+    digest = prepare.prepare_dataset(data, plan)
+    location = prepare.publish(data, plan, storage)
+    assert prepare.plan_dataset(data, tmp_path / "one", storage).location == plan.location
+    elsewhere = prepare.plan_dataset(data, tmp_path / "two", storage)  # it has the images
+    assert (elsewhere.ready, elsewhere.location) == (True, location)
+    assert str(elsewhere) == str(plan)
+    shutil.rmtree(folder)
+    prepare._open.cache_clear()  # another driver has read nothing yet
+    found = prepare.plan_dataset(data, tmp_path / "two", storage)
+    assert (found.ready, found.location, found.count) == (True, location, plan.count)
+    assert prepare.prepare_dataset(data, found) == digest
+    assert prepare.publish(data, found, storage) == location
+    assert prepare.dataset_identity(data, found) == prepare.dataset_identity(data, plan)
+    batches = torch.empty((2, 7, 16, 16, 3), dtype=torch.uint8)
+    for batch, where in zip(batches, (plan, found), strict=True):
+        with closing(prepare.open_dataset(data, where.location)) as images:
+            images.read_batch(np.arange(7), batch)
+    assert torch.equal(*batches)
+    with pytest.raises(UserError, match="celeba"):
+        prepare.plan_dataset(replace(data, size=32), tmp_path / "two", storage)
