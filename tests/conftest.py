@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -227,6 +228,14 @@ def moto():
 
 @pytest.fixture
 def bucket(moto, monkeypatch):
+    """Return a bucket on the S3 server, which the environment names from then on."""
+    with s3_environment(moto, monkeypatch):
+        yield "images"
+
+
+@contextmanager
+def s3_environment(moto, monkeypatch):
+    """Set the environment of clients of the S3 server, which has a bucket `images`."""
     import boto3
     import s3fs
 
@@ -245,5 +254,5 @@ def bucket(moto, monkeypatch):
         monkeypatch.setenv(f"AWS_{name}", value)
     s3fs.S3FileSystem.clear_instance_cache()
     boto3.client("s3").create_bucket(Bucket="images")
-    yield "images"
+    yield
     s3fs.S3FileSystem.clear_instance_cache()

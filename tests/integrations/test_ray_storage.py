@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ganray.data.storage import Storage
 from ganray.training import journal
 from ganray.training.checkpoints import list_checkpoints
+from tests.conftest import s3_environment
 from tests.data.remote_servers import cutting_proxy
 from tests.integrations.cluster import (
     PORT,
@@ -31,14 +33,24 @@ STORAGE = "s3://images/ganray"
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
-def cluster(moto, bucket, tmp_path, monkeypatch):
-    """Start two nodes with a home each and return an environment of drivers, and upload budgets."""
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """Return the homes of two nodes."""
+    return [tmp_path_factory.mktemp(f"node-{i}") for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def cluster(moto, nodes):
+    """Start the nodes and return an environment of drivers, and upload budgets."""
     uploads: list[int] = []
-    with cutting_proxy(moto, [], uploads) as port:
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        s3_environment(moto, monkeypatch),
+        cutting_proxy(moto, [], uploads) as port,
+    ):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        environments = [cluster_environment(tmp_path / f"node-{i}") for i in range(2)]
+        environments = [cluster_environment(home) for home in nodes]
         with two_nodes(*environments):
             env = environments[0] | {"RAY_ADDRESS": f"127.0.0.1:{PORT}", "PYTHONPATH": str(ROOT)}
             yield env, uploads
@@ -65,7 +77,7 @@ def finish(driver):
 
 
 @pytest.mark.timeout(600)
-def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, tmp_path):
+def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, nodes, tmp_path):
     """The first driver is killed, and the connection drops in the midst of some uploads."""
     env, uploads = cluster
     run = [*TINY, "--name", "one", "--ray.workers", "2", "--train.checkpoint_every", "1.2"]
@@ -76,9 +88,9 @@ def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, tmp_path
     assert not uploads
     one = tmp_path / "first" / "runs" / "one"
     assert not list_checkpoints(one)  # they are on the nodes and in the storage
-    nodes = [tmp_path / f"node-{i}" / "runs" / "one" for i in range(2)]
-    assert sum(len(list_checkpoints(node)) > 0 for node in nodes) == 1
+    assert sum(len(list_checkpoints(node / "runs" / "one")) > 0 for node in nodes) == 1
 
+    Storage(STORAGE).delete("runs/one/driver.json")  # its heartbeat would be waited for
     output = finish(start("celeba", env, tmp_path / "second", *run, "--train.kimg", "12"))
     assert "(goes on from" in output
     assert not (tmp_path / "second" / "data").exists()  # nor are faces drawn again
@@ -94,11 +106,11 @@ def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, tmp_path
     subprocess.run(evaluate, env=env, cwd=ROOT, check=True, timeout=100)
     report = json.loads((tmp_path / "third/runs/one/evaluation/report.json").read_text())
     assert report["run"] == "one"
-    check_no_secret(tmp_path)
+    check_no_secret(tmp_path, *nodes)
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_is_stopped_and_resumed_from_the_storage(cluster, tmp_path):
+def test_a_sweep_is_stopped_and_resumed_from_the_storage(cluster, nodes, tmp_path):
     env, _ = cluster
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2", "--name", "two"]
     first = start("sweep", env, tmp_path / "first", *TINY, *axes, "--train.kimg", "3.6")
@@ -110,12 +122,12 @@ def test_a_sweep_is_stopped_and_resumed_from_the_storage(cluster, tmp_path):
     assert "4 runs: 4 finished" in output
     results = [*(tmp_path / "second" / "runs").glob("two.*/result.json")]
     assert len(results) == 4
-    check_no_secret(tmp_path)
+    check_no_secret(tmp_path, *nodes)
 
 
-def check_no_secret(folder: Path):
+def check_no_secret(*homes: Path):
     """Look into every file of the homes and of the nodes' Ray, its logs among them."""
-    folders = [folder, *(p for p in Path("/tmp").glob("ray-*") if p.is_dir())]
+    folders = [*homes, *(p for p in Path("/tmp").glob("ray-*") if p.is_dir())]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
