@@ -53,7 +53,7 @@ from ganray.training.plan import (
 from ganray.training.profiling import profile_files
 from ganray.training.run_folder import RunFolder
 from ganray.training.run_lock import lock_folder
-from ganray.training.run_storage import pull_folder, share_checkpoint, upload_folders
+from ganray.training.run_storage import pull_folder, share_checkpoint, share_run, upload_folders
 from ganray.training.state import generator_from_checkpoint
 from ganray.training.stopping import wait_for_checkpoints
 from ganray.training.watchdog import ALLOWANCE
@@ -108,7 +108,7 @@ def run(config: Config) -> None:
 
 
 def _check_storage(config: Config) -> None:
-    """Raise UserError if the storage cannot be reached, or not be used by these processes."""
+    """Raise UserError if the storage cannot be written, or not be used by these processes."""
     storage = open_storage(config.storage)
     if storage is None:
         return
@@ -120,6 +120,7 @@ def _check_storage(config: Config) -> None:
         )
     if not config.dry_run and rank() == 0:
         storage.check()
+        share_run(config.run_folder(), config.storage)
 
 
 def _run_locked(datasets: RunDatasets, workers: Workers) -> None:

@@ -27,7 +27,13 @@ class DriverNode:
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_concurrency": _CONCURRENCY, "scheduling_strategy": here}
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_concurrency": _CONCURRENCY,
+            "max_restarts": -1,  # it has no state, and Ray may kill it to free memory
+            "max_task_retries": -1,
+            "scheduling_strategy": here,
+        }
         self._actor: Any = ray.remote(**options)(_Caller).remote()
 
     def __call__(self, function: Callable[[], Any]) -> Any:

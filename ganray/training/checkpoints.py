@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -23,13 +22,12 @@ from ganray.data.storage import Storage, open_storage
 from ganray.distributed import rank
 from ganray.errors import UserError
 from ganray.files import cannot_write, sync
+from ganray.training.checkpoint_uploader import CheckpointUploader
 from ganray.training.run_storage import (
     BEST_FOLDER,
-    delete_checkpoint,
     download_checkpoint,
     push_folder,
     stored_checkpoints,
-    upload_checkpoint,
 )
 from ganray.training.state import (
     DIGEST_FILE,
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SCORE_FILE = "score.json"
-_LAST_UPLOAD_S, _RETRY_S = 300.0, 5.0
-"""Time for which the upload of the last checkpoint is tried, and the wait between two tries."""
 _Buffers = dict[tuple[int, torch.Size], torch.Tensor]
 """Copies of tensors by the address and shape of the original."""
 
@@ -58,16 +54,13 @@ class CheckpointWriter:
     A step starts while the state is still being copied: weights and moments do not change before
     an optimizer's step, which waits for the end of the copy. A CUDA graph contains that step, so
     whoever runs one calls `wait_for_copy` before. The copy takes as much host memory as the state.
-    A checkpoint that cannot be uploaded to the storage is announced, and training goes on.
+    With a storage they are uploaded as well, see `CheckpointUploader`.
     """
 
     def __init__(self, state: TrainState, context: WorkerContext) -> None:
         self._state, self._train = state, state.config.train
-        self._context, self._storage = context, open_storage(state.config.storage)
         self._folder = state.config.run_folder()
-        self._not_uploaded: Path | None = None
-        if self._storage and rank() == 0:
-            download_checkpoint(self._storage, self._folder / BEST_FOLDER)
+        self._uploader = self._make_uploader(context) if rank() == 0 else None
         self._best = best_coverage(self._folder)
         self._buffers: _Buffers = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -79,6 +72,27 @@ class CheckpointWriter:
             optimizer.register_step_pre_hook(lambda *_: self.wait_for_copy())
             for optimizer in (state.D_optimizer, state.G_optimizer)
         ]
+
+    def _make_uploader(self, context: WorkerContext) -> CheckpointUploader | None:
+        """Return what uploads checkpoints; None without a storage.
+
+        The run folder of this node gets the best checkpoint, and loses those after the one that
+        training goes on from: they were not uploaded, and are not part of the run any more.
+        """
+        url, folder = self._state.config.storage, self._folder
+        if not url or (storage := open_storage(url)) is None:
+            return None
+        download_checkpoint(storage, folder / BEST_FOLDER)
+        for path in list_checkpoints(folder):
+            if checkpoint_step(path) > self._state.step:
+                shutil.rmtree(path)
+        return CheckpointUploader(
+            storage,
+            folder,
+            flush=lambda: context.folder.call(push_folder, url),
+            announce=lambda text: context.announce(text, is_training=True),
+            surplus=lambda stored: self._deletable(stored)[: -self._train.keep_checkpoints],
+        )
 
     def reserve(self) -> None:
         """Reserve memory for the copy, in the thread, so that the first one is no slower."""
@@ -100,7 +114,7 @@ class CheckpointWriter:
         self._best = max(coverage, self._best)
         if rank() != 0 or not (latest or is_best):
             return None
-        self.wait()
+        self._written.result()
         state, score = self._state, {"coverage": coverage, "images_seen": self._state.images_seen}
         target = self._folder / f"checkpoint_{state.step:010d}"  # sorts by step
         self._copied = self._thread.submit(self._copy, state.content())
@@ -123,8 +137,10 @@ class CheckpointWriter:
         self._copied.result()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written; raises as `check` does."""
+        """Wait until the last checkpoint is written and uploaded; raises as `check` does."""
         self._written.result()
+        if self._uploader:
+            self._uploader.wait()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is written, and is in the storage, if there is one.
@@ -132,19 +148,15 @@ class CheckpointWriter:
         Raises:
             UserError: It could not be written, or not be uploaded for five minutes.
         """
-        self.wait()
-        deadline = time.monotonic() + _LAST_UPLOAD_S
-        while (checkpoint := self._not_uploaded) is not None:
-            try:
-                self._upload(checkpoint)
-            except UserError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_RETRY_S)
+        self._written.result()
+        if self._uploader:
+            self._uploader.finish()
 
     def close(self) -> None:
-        """Finish the checkpoint that is being written."""
+        """Finish the checkpoint that is being written or uploaded."""
         self._thread.shutdown()
+        if self._uploader:
+            self._uploader.close()
         for hook in self._hooks:
             hook.remove()
 
@@ -185,33 +197,14 @@ class CheckpointWriter:
         if score is not None:
             texts = {_SCORE_FILE: json.dumps(score)}
             write_checkpoint(content, config, self._folder / BEST_FOLDER, texts)
-            self._try_upload(self._folder / BEST_FOLDER)
+            self._upload(self._folder / BEST_FOLDER)
         if target is not None:
             self._write_latest(content, target)
-            self._try_upload(target)
-
-    def _try_upload(self, checkpoint: Path) -> None:
-        try:
-            self._upload(checkpoint)
-        except UserError as error:
-            text = f"{error}; {checkpoint.name} is not uploaded yet, and training goes on"
-            self._context.announce(text, is_training=True)
+            self._upload(target)
 
     def _upload(self, checkpoint: Path) -> None:
-        """Upload a checkpoint, after the events before it, and delete those no longer kept."""
-        storage, url = self._storage, self._state.config.storage
-        if storage is None or url is None:
-            return
-        is_latest = checkpoint.name != BEST_FOLDER
-        if is_latest:
-            self._not_uploaded = checkpoint
-        self._context.folder.call(push_folder, url)
-        upload_checkpoint(storage, checkpoint)
-        if is_latest:
-            self._not_uploaded = None
-            stored = self._deletable(stored_checkpoints(storage, self._folder))
-            for old in stored[: -self._train.keep_checkpoints]:
-                delete_checkpoint(storage, old)
+        if self._uploader:
+            self._uploader.add(checkpoint)
 
     def _write_latest(self, content: dict[str, Any], target: Path) -> None:
         """Write a checkpoint and delete those that are no longer kept.

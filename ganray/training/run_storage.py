@@ -161,10 +161,10 @@ def stored_checkpoints(storage: Storage, run_folder: Path) -> list[Path]:
     return [run_folder / name for name in sorted(complete) if name != BEST_FOLDER]
 
 
-def upload_checkpoint(storage: Storage, checkpoint: Path) -> None:
-    """Upload a checkpoint, its digests last: without them it is not complete."""
-    for path in sorted(checkpoint.iterdir(), key=lambda path: path.name == DIGEST_FILE):
-        storage.upload(path, _name(path, parts=4))
+def upload_checkpoint(storage: Storage, source: Path, checkpoint: Path) -> None:
+    """Upload the files of `source` as a checkpoint, its digests last: they complete it."""
+    for path in sorted(source.iterdir(), key=lambda path: path.name == DIGEST_FILE):
+        storage.upload(path, f"{_name(checkpoint, parts=3)}/{path.name}")
 
 
 def download_checkpoint(storage: Storage, checkpoint: Path) -> bool:
@@ -198,11 +198,18 @@ def delete_checkpoint(storage: Storage, checkpoint: Path) -> None:
     storage.delete(name)
 
 
+def share_run(run_folder: Path, url: str | None) -> None:
+    """Upload the newest checkpoint of a run that began without the storage, if there is one."""
+    storage, own = open_storage(url), sorted(run_folder.glob("checkpoint_*[0-9]"))
+    if storage and own and not stored_checkpoints(storage, run_folder):
+        upload_checkpoint(storage, own[-1], own[-1])
+
+
 def share_checkpoint(checkpoint: Path, url: str | None) -> None:
     """Upload a checkpoint of a run in the home unless it is in the storage, if there is one."""
     storage, is_run = open_storage(url), checkpoint.parents[1].name == "runs"
     if storage and is_run and storage.read(f"{_name(checkpoint, parts=3)}/{DIGEST_FILE}") is None:
-        upload_checkpoint(storage, checkpoint)
+        upload_checkpoint(storage, checkpoint, checkpoint)
 
 
 def node_copy(checkpoint: Path, config: Config) -> Path:

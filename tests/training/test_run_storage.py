@@ -10,7 +10,7 @@ import pytest
 
 from ganray.data.storage import Storage
 from ganray.errors import UserError
-from ganray.training import checkpoints, journal, launch, run_lock
+from ganray.training import checkpoint_uploader, checkpoints, journal, launch, run_lock
 from ganray.training.checkpoints import find_checkpoint, list_checkpoints
 from ganray.training.run_lock import lock_folder
 from ganray.training.run_storage import (
@@ -18,6 +18,7 @@ from ganray.training.run_storage import (
     pull_folder,
     push_folder,
     share_checkpoint,
+    share_run,
     upload_folders,
 )
 from ganray.training.state import read_state
@@ -102,14 +103,13 @@ def test_training_outlives_an_outage_and_the_last_checkpoint_is_uploaded(
         upload(self, source, name)
 
     monkeypatch.setattr(Storage, "upload", fail)
-    monkeypatch.setattr(checkpoints, "_RETRY_S", 0.01)
+    monkeypatch.setattr(checkpoint_uploader, "_RETRY_S", 0.01)
     config = stored_config(tmp_path, url, checkpoint_every=0.06)
     last = launch.launch(config, squares)
     assert steps(stored.sizes("runs/tiny")) == [last.name]
-    assert (
-        "checkpoint_0000000005 is not uploaded yet, and training goes on" in capsys.readouterr().out
-    )
-    monkeypatch.setattr(checkpoints, "_LAST_UPLOAD_S", 0.0)
+    lines = capsys.readouterr().out
+    assert "checkpoint_0000000005 is not uploaded yet, and training goes on" in lines
+    monkeypatch.setattr(checkpoint_uploader, "_LAST_UPLOAD_S", 0.0)
     failures = iter(range(100))
     with pytest.raises(UserError, match="the connection failed"):
         launch.launch(replace(config, train=replace(config.train, kimg=0.3)), squares)
@@ -178,6 +178,19 @@ def test_a_run_and_one_of_its_checkpoints_are_fetched_by_name(squares, tmp_path,
     found = list_checkpoints(home / "runs" / "tiny")
     assert [path.name for path in found] == ["checkpoint_0000000010", last.name]
     assert journal.history(home / "runs" / "tiny", "loss/D")[0].tolist()
+
+
+def test_a_run_that_began_without_the_storage_goes_on_with_it(squares, tmp_path, url, stored):
+    first = launch.launch(tiny_config(tmp_path, kimg=0.12), squares)
+    config = stored_config(tmp_path, url)
+    share_run(config.run_folder(), url)
+    assert steps(stored.sizes("runs/tiny")) == [first.name]
+    launch.launch(config, squares)
+    (tmp_path / "runs/tiny/checkpoint_0000000099").mkdir()  # of an upload that failed
+    share_run(config.run_folder(), url)
+    assert steps(stored.sizes("runs/tiny")) == [first.name, "checkpoint_0000000020"]
+    launch.launch(config, squares)
+    assert not (tmp_path / "runs/tiny/checkpoint_0000000099").exists()
 
 
 def test_initial_weights_come_from_a_run_in_the_storage(squares, tmp_path, url, stored):
