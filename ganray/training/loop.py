@@ -29,7 +29,7 @@ from ganray.gan import latents, networks
 from ganray.gan.augmentation import DRAWS
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
-from ganray.training.journal import Journal
+from ganray.training.journal import Journal, history
 from ganray.training.profiling import profile_steps
 from ganray.training.rank_times import RankTimes
 from ganray.training.run_storage import node_copy
@@ -117,8 +117,10 @@ def _train(
     ):
         update = Updates(state, weight, writer.wait_for_copy)
         if rank() == 0:
+            _, sizes = history(config.run_folder(), "system/workers")
+            was = f" (was {sizes[-1]:g})" if len(sizes) and sizes[-1] != world_size() else ""
             context.announce(
-                f"training on {world_size()} worker{'s' * (world_size() > 1)} from"
+                f"training on {world_size()} worker{'s' * (world_size() > 1)}{was} from"
                 f" {state.images_seen / 1000:g} kimg",
                 is_training=True,
             )
@@ -360,6 +362,7 @@ class ThroughputMeter:
             "speed/images_per_s": images / seconds,
             "speed/step_ms": 1000 * seconds * batch_size / images,
             "system/peak_memory_gib": _peak_bytes(device) / 2**30,
+            "system/workers": world_size(),
         } | _machine_load(device)
 
 

@@ -24,6 +24,7 @@ def one_rank(squares, tmp_path_factory):
     home = tmp_path_factory.mktemp("one")
     torch.set_num_threads(1)
     launch(tiny_config(home, name="two"), squares)
+    launch(tiny_config(home, name="elastic"), squares)
     launch(tiny_config(home, name="odd", batch_size=13), squares)
     launch(regularized_config(home), squares)
     launch(augmented_config(home), squares)
@@ -34,12 +35,15 @@ def one_rank(squares, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_ranks(squares, tmp_path_factory):
-    """The same runs under torchrun on two gloo ranks."""
+    """The same runs under torchrun on two gloo ranks, the elastic one on 1, 2 and 1 again."""
     home = tmp_path_factory.mktemp("two")
+    torch.set_num_threads(1)
+    launch(tiny_config(home, name="elastic", kimg=0.06), squares)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(HERE / "two_ranks.py"), str(squares), str(home)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    launch(tiny_config(home, name="elastic"), squares)
     return home
 
 
@@ -47,7 +51,7 @@ def facts(home, rank=0):
     return json.loads((home / f"facts-{rank}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["two", "odd", "labels", "regularized", "augmented"])
+@pytest.mark.parametrize("name", ["two", "elastic", "odd", "labels", "regularized", "augmented"])
 def test_two_ranks_train_like_one(one_rank, two_ranks, name):
     penalties = ["loss/gp"] if name == "regularized" else []
     for metric in ("loss/D", "loss/G", "loss/r1", "discriminator/real_prob", *penalties):
@@ -62,6 +66,11 @@ def test_two_ranks_train_like_one(one_rank, two_ranks, name):
     for network in ("G", "D", "G_ema"):
         for key, value in states[0][network].items():
             torch.testing.assert_close(states[1][network][key], value, rtol=1e-4, atol=2e-5)
+
+
+def test_the_number_of_workers_is_a_metric(two_ranks):
+    images, workers = journal.history(two_ranks / "runs" / "elastic", "system/workers")
+    assert dict(zip(images, workers, strict=True)) == {60: 1, 120: 2, 180: 2, 240: 1}
 
 
 def test_only_gradients_of_the_trained_network_are_reduced(two_ranks):

@@ -159,6 +159,8 @@ def main() -> None:
         # NaN on one rank only: both go back to the checkpoint at step 10.
         loop.rank_latents = nan_on_rank1_at_step_15
         launch(tiny_config(home, name="nan", on_nan="rollback"), shards)
+        # The middle of a run that test_parity.py begins and ends on one rank.
+        launch(tiny_config(home, name="elastic", kimg=0.18), shards)
         (home / f"facts-{rank()}.json").write_text(json.dumps(facts))
 
 
