@@ -216,6 +216,11 @@ def base_config(config: Config, options: SweepConfig, axes: Sequence[Axis]) -> C
             "a sweep runs on Ray and trains both networks; remove --launcher torch and"
             " --check_discriminator"
         )
+    if config.ray.is_elastic():
+        raise UserError(
+            f"ray.workers={config.ray.workers}: the runs of a sweep have a fixed number of workers;"
+            " leave out the range, or train a single run"
+        )
     evaluation, training = replace(config.evaluation, report_samples=0), config.train
     if options.is_search:
         every = training.kimg / _REPORTS_PER_RUN

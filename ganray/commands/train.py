@@ -166,6 +166,11 @@ def warn_procedural_faces() -> None:
 def _resolve_workers(config: Config) -> Workers:
     if config.launcher == "ray":
         return resolve_workers(config, ray_cluster.cluster_resources(config.ray))
+    if config.ray.is_elastic():
+        raise UserError(
+            f"ray.workers={config.ray.workers}: only Ray changes the number of workers; leave out"
+            " --launcher torch, or the range"
+        )
     threads = available_threads(config.ray.cpus_per_worker)
     workers = Workers(world_size(), torch.cuda.is_available(), threads)
     check_workers(config, workers.count)
@@ -324,7 +329,7 @@ def run_tags(config: Config, workers: Workers) -> dict[str, str]:
     changed = changed_options(config)
     tags = {"changed": ", ".join(f"{k} {v}" for k, v in changed.items())[:1000]} if changed else {}
     tags |= {
-        "world_size": str(workers.count),
+        "world_size": f"{workers.count}:{workers.most}" if workers.most else str(workers.count),
         "device": _device_name(workers),
         "torch": torch.__version__,
         "mlflow.source.name": Path(sys.argv[0]).name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -607,14 +608,16 @@ class RayConfig:
 
     address: str | None = option(None, resume="free", sweep="no")
     """A running cluster ("auto" finds it). None: $RAY_ADDRESS, set for jobs, else a local Ray."""
-    workers: int | None = option(None, resume="free", sweep="no")
-    """DDP workers. None: one per GPU, or 2 on CPU."""
+    workers: str | int | None = option(None, resume="free", sweep="no")
+    """DDP workers. None: one per GPU, or 2 on CPU. 2:8: an elastic run of 2 to 8 workers, as many
+    as the nodes that come and go have room for. YAML needs quotes around it: "2:8"."""
     gpu: bool | None = option(None, resume="free", sweep="no")
     """Give each worker one GPU. None: if the cluster has any."""
     cpus_per_worker: int = option(1, resume="free", sweep="no")
     """CPU cores, and so torch threads, per worker; also threads of the report after training."""
     max_failures: int = option(3, resume="free", sweep="no")
-    """Worker failures (out of memory, preempted, killed) to survive before giving up."""
+    """Worker failures (out of memory, preempted, killed) to survive before giving up. Of an elastic
+    run, those since its last checkpoint."""
     wait: float = option(30, resume="free", sweep="no")
     """Minutes to wait for resources that are in use, or on nodes that an autoscaler must start."""
     placement: Literal["pack", "spread"] = option("pack", resume="free", sweep="no")
@@ -625,13 +628,34 @@ class RayConfig:
     """Labels that the node of each worker must have: --ray.labels '{"market": "spot"}'."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "ray.", "workers", "cpus_per_worker", "wait")
+        self.worker_range()
+        if not self.is_elastic() and self.workers is not None:
+            object.__setattr__(self, "workers", int(self.workers))  # command lines are text
+        require_positive(self, "ray.", "cpus_per_worker", "wait")
         failures = self.max_failures
         require("ray.max_failures", failures, "not be negative", failures >= 0)
         if self.accelerator and self.gpu is False:
             raise UserError(
                 f"ray.accelerator={self.accelerator} needs GPU workers; leave out --ray.gpu false"
             )
+
+    def is_elastic(self) -> bool:
+        """Return whether `workers` is a range."""
+        return ":" in str(self.workers)
+
+    def worker_range(self) -> tuple[int, int] | None:
+        """Return the smallest and the largest number of workers; None if `workers` is None.
+
+        Raises:
+            UserError: `workers` is neither a number nor a range.
+        """
+        if self.workers is None:
+            return None
+        found = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", str(self.workers), re.ASCII)
+        sizes = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        rule = "be a positive number, or a range of them such as 2:8"
+        require("ray.workers", self.workers, rule, sizes[0] <= sizes[1])
+        return sizes
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,16 @@ class Workers:
     """Number of DDP workers and the resources of each."""
 
     count: int
+    """Of an elastic run, the smallest number of workers."""
     gpu: bool
     cpus: int
+    most: int | None = None
+    """Largest number of workers of an elastic run; None: the number does not change."""
 
     def __str__(self) -> str:
         device = "one GPU each (nccl)" if self.gpu else f"{_count(self.cpus, 'core')} each (gloo)"
-        return f"{_count(self.count, 'DDP worker')}, {device}"
+        number = f"{self.count} to {self.most} DDP workers, as nodes come and go"
+        return f"{number if self.most else _count(self.count, 'DDP worker')}, {device}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -79,7 +83,8 @@ def resolve_workers(config: Config, cluster: Cluster) -> Workers:
     available = cluster.room(cpus, gpu)
     largest = max((has for has, _ in cluster.sizes), default=cluster.cpus)
     default = max(cluster.gpus, 1) if gpu else min(2, available)
-    count = config.ray.workers or min(default, config.train.batch_size)
+    default = min(default, config.train.batch_size)
+    count, most = config.ray.worker_range() or (default, default)
     is_possible = count <= available or (cluster.is_open_ended and config.ray.workers)
     if count < 1 or not is_possible:
         need = _count(cpus, "CPU") + (" and 1 GPU" if gpu else "")
@@ -94,22 +99,23 @@ def resolve_workers(config: Config, cluster: Cluster) -> Workers:
             + (f" --ray.cpus_per_worker {max(largest, 1)}" if cpus > largest else "")
             + (" --ray.gpu false" if gpu and not available else "")
         )
-    check_workers(config, count)
-    return Workers(count, gpu, cpus)
+    check_workers(config, count, most)
+    return Workers(count, gpu, cpus, most if config.ray.is_elastic() else None)
 
 
-def check_workers(config: Config, count: int) -> None:
-    """Check that the batch can be split over this number of workers."""
-    batch_size, network = config.train.batch_size, config.network
-    if batch_size < count:
+def check_workers(config: Config, count: int, most: int | None = None) -> None:
+    """Check that the batch can be split over this number of workers, or any up to `most`."""
+    batch_size, network, most = config.train.batch_size, config.network, most or count
+    if batch_size < most:
         raise UserError(
-            f"train.batch_size={batch_size} cannot be split over {count} workers; use at least"
-            f" {count}"
+            f"train.batch_size={batch_size} cannot be split over {most} workers; use at least"
+            f" {most}"
         )
-    multiple = network.group_size() * count
+    multiple = network.group_size() * math.lcm(*range(count, most + 1))
     if network.group_size() > 1 and batch_size % multiple:
+        number = f"{count} to {most} workers" if most > count else _count(count, "worker")
         raise UserError(
-            f"train.batch_size={batch_size} over {_count(count, 'worker')} must be a multiple of"
+            f"train.batch_size={batch_size} over {number} must be a multiple of"
             f" {multiple}, because D processes images in groups of {network.group_size()}"
             f" (network.pack={network.pack}, network.minibatch_stddev={network.minibatch_stddev});"
             f" try {max(1, round(batch_size / multiple)) * multiple}"
@@ -131,9 +137,9 @@ def check_workers(config: Config, count: int) -> None:
             f"train.microbatch={microbatch} and loss.unroll={config.loss.unroll} exclude each"
             " other, as D would be unrolled on a part of the batch; leave one out"
         )
-    if config.loss.unroll and count > 1:
+    if config.loss.unroll and most > 1:
         raise UserError(
-            f"loss.unroll={config.loss.unroll} must be 0 with {count} workers, because each would"
+            f"loss.unroll={config.loss.unroll} must be 0 with {most} workers, because each would"
             " unroll D on its own slice of the batch; try --ray.workers 1, or one process"
         )
 
@@ -259,7 +265,7 @@ def _describe_kernels(train: TrainConfig, workers: Workers) -> str:
     on_gpu = {
         "TF32": train.matmul_precision == "high",
         "deterministic": train.deterministic,
-        "CUDA graphs": train.cuda_graphs and workers.count == 1,
+        "CUDA graphs": train.cuda_graphs and (workers.most or workers.count) == 1,
     }
     terms = [term for term, is_used in on_gpu.items() if workers.gpu and is_used]
     return " + ".join([train.precision, *terms])

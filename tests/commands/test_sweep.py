@@ -145,6 +145,7 @@ def test_search_warns_that_effects_cannot_be_estimated(job, capsys):
         ),
         (["--evaluation.samples", "0"], "a sweep compares metrics"),
         (["--launcher", "torch"], "a sweep runs on Ray"),
+        (["--ray.workers", "1:2"], r"ray\.workers=1:2: the runs of a sweep have a fixed number"),
         (["--resume"], "holds no sweep to resume"),
         (["--resume", "--name", "gone"], "holds no sweep named 'gone'"),
         (["--sweep.seeds", "0"], r"sweep\.seeds=0 must be positive"),

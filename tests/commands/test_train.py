@@ -213,6 +213,7 @@ def test_damaged_celeba_is_rejected(fails, tmp_path, damage, message):
             [*TINY, "--network.pack", "8", "--dry_run"],
             "train.batch_size=12 over 1 worker must be a multiple of 8",
         ),
+        ([*TINY, "--ray.workers", "1:2"], "ray.workers=1:2: only Ray changes the number"),
         (
             ["--ray.address", "127.0.0.1:9", "--dry_run"],
             "ray.address=127.0.0.1:9: no cluster there",

@@ -11,6 +11,7 @@ import pytest
 from ganray.config import cli, help
 from ganray.config.presets import ABOUT, CELEBA, STACKED
 from ganray.config.schema import Config, TrainConfig
+from ganray.config.serialization import from_dict, to_dict
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,17 @@ def test_options_override_the_file_which_overrides_the_environment(monkeypatch, 
     assert (config.preset, train.kimg, train.batch_size, train.rng_seed) == ("mlp", 2, 6, 9)
 
 
+def test_a_number_of_workers_or_a_range_of_them_may_come_from_anywhere(monkeypatch, tmp_path):
+    assert parse("--ray.workers", "2").ray.workers == 2
+    assert parse("--ray.workers", "2:8").ray.worker_range() == (2, 8)
+    monkeypatch.setenv("GANRAY_RAY__WORKERS", "1:60")
+    assert parse().ray.worker_range() == (1, 60)
+    path = tmp_path / "run.yaml"
+    path.write_text('ray: {workers: "2:8"}\n')
+    assert parse("--config", str(path)).ray.is_elastic()
+    assert from_dict(to_dict(parse("--name", "n"))) == parse("--name", "n")
+
+
 def test_the_home_is_absolute_and_comes_from_the_environment(tmp_path):
     assert parse().home == tmp_path / "home"
     assert parse("--home", "here").home == Path.cwd() / "here"
@@ -100,6 +112,9 @@ def test_the_default_name_consists_of_preset_and_time():
         (["--latent.size", "1.5"], "latent.size=1.5 must be a whole number"),
         (["--data.images", "some"], "data.images=some must be a whole number"),
         (["--train.keep_every", "soon"], "train.keep_every=soon must be a number"),
+        (["--ray.workers", "8:2"], "ray.workers=8:2 must be a positive number, or a range of"),
+        (["--ray.workers", "0"], "ray.workers=0 must be a positive number"),
+        (["--ray.workers", "two"], "ray.workers=two must be a positive number"),
         (["--ray.gpu", "two"], "ray.gpu=two must be true or false"),
         (["--data.flip", "perhaps"], "data.flip=perhaps must be true or false"),
         (["--train", "3"], "--train is a group of options; see --help train"),
@@ -234,13 +249,14 @@ def test_the_topic_of_help_is_the_next_word(argv, expected):
 
 
 def test_print_config_prints_a_file_that_gives_the_same_config(tmp_path):
-    command = [sys.executable, str(ROOT / "jobs/celeba.py"), "mlp", "--name", "n"]
+    options = ["mlp", "--name", "n", "--ray.workers", "2:8"]
+    command = [sys.executable, str(ROOT / "jobs/celeba.py"), *options]
     result = subprocess.run(
         [*command, "--print_config"], capture_output=True, text=True, check=True
     )
     path = tmp_path / "run.yaml"
     path.write_text(result.stdout)
-    assert parse("--config", str(path)) == parse("mlp", "--name", "n")
+    assert parse("--config", str(path)) == parse(*options)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

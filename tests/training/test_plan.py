@@ -32,6 +32,7 @@ LAPTOP, SERVER = Cluster(cpus=2, gpus=0, nodes=1), Cluster(cpus=64, gpus=8, node
         (SERVER, {}, Workers(8, True, 1)),
         (SERVER, {"gpu": False}, Workers(2, False, 1)),
         (SERVER, {"workers": 3, "cpus_per_worker": 4}, Workers(3, True, 4)),
+        (LAPTOP, {"workers": "1:4"}, Workers(1, False, 1, most=4)),
         (Cluster(1, 0, 1), {}, Workers(1, False, 1)),
         (Cluster(16, 4, 1, grows=True), {}, Workers(4, True, 1)),
     ],
@@ -49,6 +50,7 @@ def test_all_gpus_are_used_or_two_cpu_workers(cluster, ray, expected):
             "ray.workers=5 need 1 CPU each, but the cluster has 1 node, 2 CPUs",
         ),
         (LAPTOP, {"workers": 5}, "try --ray.workers 2"),
+        (LAPTOP, {"workers": "3:5"}, "ray.workers=3 need 1 CPU each"),
         (LAPTOP, {"gpu": True}, "--ray.gpu false"),
         (SERVER, {"workers": 9}, "try --ray.workers 8"),
         (LAPTOP, {"cpus_per_worker": 4}, "need 4 CPUs each"),
@@ -83,6 +85,16 @@ def test_an_autoscaler_of_unknown_limits_decides_on_workers_that_were_asked_for(
 def test_a_batch_smaller_than_the_world_size_is_rejected():
     with pytest.raises(ValueError, match=r"train.batch_size=4 cannot be split over 8 workers"):
         resolve_workers(config(batch_size=4, workers=8), SERVER)
+
+
+def test_the_batch_of_an_elastic_run_fits_each_number_of_workers():
+    elastic = config(batch_size=12, workers="1:4")
+    assert resolve_workers(elastic, LAPTOP) == Workers(1, False, 1, most=4)
+    packed = replace(elastic, network=replace(elastic.network, pack=2))
+    with pytest.raises(ValueError, match=r"over 1 to 4 workers must be a multiple of 24, .*try 24"):
+        resolve_workers(packed, LAPTOP)
+    with pytest.raises(ValueError, match=r"train.batch_size=12 cannot be split over 16 workers"):
+        resolve_workers(config(batch_size=12, workers="1:16"), LAPTOP)
 
 
 def test_no_more_workers_are_chosen_than_the_batch_has_images():
