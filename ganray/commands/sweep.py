@@ -131,7 +131,8 @@ def _run_locked(
                     ray_cluster.check_shared(shared)
                 ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
             except (KeyboardInterrupt, SystemExit):
-                request_stop(folder / name for name in training)
+                for name in training:
+                    request_stop(folder / name)
                 logger.info("to resume   %s", resume_command(config))
                 raise
         _report(observer.plan, config, options, runs)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 import yaml
 from ray.exceptions import GetTimeoutError, RayError, RpcError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ganray.config.schema import RayConfig
@@ -147,7 +147,7 @@ def check_shared(folder: Path) -> None:
     Raises:
         UserError: A node does not see the folder.
     """
-    if len(_nodes()) == 1:
+    if len(nodes()) == 1:
         return
     answers = _on_each_node(lambda: os.path.exists(folder))
     if missing := [node for node, found in answers.items() if not found]:
@@ -202,7 +202,8 @@ def _other_versions(place: str, found: Mapping[str, str], own: Mapping[str, str]
     )
 
 
-def _nodes() -> list[str]:
+def nodes() -> list[str]:
+    """Return the ids of the nodes of the cluster."""
     return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -214,7 +215,7 @@ def _on_each_node(function: Callable[[], T]) -> dict[str, T]:
             node: task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
             ).remote()
-            for node in _nodes()
+            for node in nodes()
         }
     )
 
@@ -234,7 +235,7 @@ def _answers(tasks: Mapping[str, Any]) -> dict[str, Any]:
         try:
             answers[node] = ray.get(task, timeout=0)
         except RayError as error:
-            if node not in _nodes():
+            if node not in nodes():
                 continue
             if not isinstance(error, GetTimeoutError):
                 raise
@@ -392,8 +393,19 @@ def worker_resources(config: RayConfig, workers: Workers) -> dict[str, float]:
     return {"CPU": workers.cpus} | gpu | kind
 
 
+def reserve(config: RayConfig, workers: Workers, count: int) -> PlacementGroup:
+    """Return a placement group for some of the workers, which is ready when all of them fit."""
+    return placement_group(
+        [worker_resources(config, workers)] * count,
+        strategy=config.placement.upper(),
+        bundle_label_selector=[config.labels] * count,
+    )
+
+
 def wait_for_resources(config: RayConfig, workers: Workers) -> None:
     """Wait until the cluster has the resources for all workers, for which it may have to grow.
+
+    An elastic run waits for its smallest number of workers.
 
     They are reserved and given back, because Ray Train, which reserves them itself, says neither
     what it waits for nor that it waits in vain.
@@ -403,11 +415,7 @@ def wait_for_resources(config: RayConfig, workers: Workers) -> None:
     """
     began, start, line_at = datetime.now(), time.monotonic(), -math.inf
     needed, refusals = describe_workers(config, workers), set[float]()
-    group = placement_group(
-        [worker_resources(config, workers)] * workers.count,
-        strategy=config.placement.upper(),
-        bundle_label_selector=[config.labels] * workers.count,
-    )
+    group = reserve(config, workers, workers.count)
     try:
         while not group.wait(_POLL_S):
             if _address(config) == "local":  # Ray on this machine alone never grows
@@ -418,9 +426,9 @@ def wait_for_resources(config: RayConfig, workers: Workers) -> None:
             refusals = refusals | {version} if version and not _is_in_use() else set()
             if len(refusals) > 1:
                 raise UserError(
-                    f"ray.workers={workers.count}: the cluster cannot have {needed}, even after"
-                    f" autoscaling ({describe_free()}); ask for less by --ray.workers or"
-                    " --ray.cpus_per_worker, or for other nodes"
+                    f"ray.workers={config.workers or workers.count}: the cluster cannot have"
+                    f" {needed}, even after autoscaling ({describe_free()}); ask for less by"
+                    " --ray.workers or --ray.cpus_per_worker, or for other nodes"
                 )
             if time.monotonic() - start > 60 * config.wait:
                 raise gave_up(config, workers)
@@ -450,8 +458,9 @@ def describe_workers(config: RayConfig, workers: Workers) -> str:
     gpu = " and 1 GPU" if workers.gpu else ""
     kind = f" ({config.accelerator})" if config.accelerator else ""
     labels = ", ".join(f"{name}={value}" for name, value in config.labels.items())
+    number = f"at least {workers.count} of {workers.most}" if workers.most else workers.count
     return (
-        f"{workers.count} worker{'s' * (workers.count > 1)} with {workers.cpus}"
+        f"{number} worker{'s' * ((workers.most or workers.count) > 1)} with {workers.cpus}"
         f" CPU{'s' * (workers.cpus > 1)}{gpu}{kind} each"
     ) + (f" on nodes with {labels}" if labels else "")
 

@@ -1,11 +1,10 @@
 """Ray Train: run the training loop on every worker.
 
-The only importer of ray.train.
+The only importer of ray.train, with `ray_elastic`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import socket
@@ -34,7 +33,7 @@ from ganray.integrations.ray_driver import (
 )
 from ganray.integrations.ray_metrics import Gauges
 from ganray.training import journal
-from ganray.training.checkpoints import find_checkpoint
+from ganray.training.checkpoints import find_checkpoint, resume_kimg
 from ganray.training.context import DrivenContext
 from ganray.training.error_file import append_error
 from ganray.training.launch import run_worker
@@ -47,6 +46,11 @@ from ganray.training.watchdog import ALLOWANCE
 
 _CONTROLLER_FAILURES = 3
 """Times that Ray starts the workers again after a start that failed or took too long."""
+_RESIZE_S = 30
+"""Seconds between two looks for resources of more workers, as each change restarts all."""
+_START_S = 15
+"""Seconds for which an elastic run tries to start as many workers as before. By then Ray knows if a
+node is lost."""
 
 
 def launch(
@@ -85,7 +89,7 @@ def launch(
         driver = driver or DriverNode()
     else:
         _check_shared(config, images, assets)
-    folder = run_folder(config, driver)
+    folder, maximum = run_folder(config, driver), config.ray.max_failures
     trainer = _Trainer(
         _train_worker,
         train_loop_config={
@@ -96,7 +100,8 @@ def launch(
             "reports": bool(callbacks),
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
+            num_workers=(workers.count, workers.most) if workers.most else workers.count,
+            elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=workers.gpu,
             resources_per_worker=ray_cluster.worker_resources(config.ray, workers),
             placement_strategy=config.ray.placement.upper(),
@@ -106,13 +111,15 @@ def launch(
             name=config.name,
             **ray_storage(config, config.run_folder().parent),
             failure_config=ray.train.FailureConfig(
-                max_failures=config.ray.max_failures,
-                controller_failure_limit=_CONTROLLER_FAILURES,
+                max_failures=maximum,
+                # After each loss of a node, an elastic run may start as many workers as before.
+                controller_failure_limit=_CONTROLLER_FAILURES + bool(workers.most) * maximum,
             ),
             callbacks=[_FailureCallback(config, workers.count, folder), *callbacks],
         ),
         torch_config=TorchConfig(timeout_s=math.ceil(ALLOWANCE * config.train.hang_timeout)),
     )
+    trainer.elastic, trainer.folder = workers if workers.most else None, folder
     result = _fit(trainer, config, workers, folder)
     if diverged := (result.return_value or {}).get("diverged"):
         raise Diverged(diverged)
@@ -141,6 +148,8 @@ def _set_timeouts(config: Config) -> None:
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.25 * hang_s)
     # For the nodes of workers that restart. Ray tries again after each failed start.
     wait_s = 60 * config.ray.wait / (1 + _CONTROLLER_FAILURES)
+    if config.ray.is_elastic():  # then with the nodes that are left
+        wait_s = _START_S
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
     # It only records what NCCL knows, before the watchdog ends the attempt.
     os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
@@ -154,14 +163,14 @@ def _fit(
 
     They live on while the exception propagates, whose frames refer to Ray's controller.
     """
-    maximum = config.ray.max_failures
+    failures = _Failures(config)
     # Ray's handler of Ctrl-C kills the workers at once; there is no public way to leave it out.
     trainer._register_sigint_handler = lambda controller: None  # noqa: ARG005
-    for restart in itertools.count(1):
+    while True:
         try:
             return trainer.fit()
         except (KeyboardInterrupt, SystemExit):
-            request_stop([folder.path])
+            request_stop(folder.path)
             raise
         except _DEATHS as error:  # the controller died, and Ray keeps the resources of its workers
             raise _death("training failed", error, folder) from error
@@ -170,18 +179,45 @@ def _fit(
             cause = _cause(getattr(error, "controller_failure", error))
             if type(cause).__name__ == "WorkerGroupStartupTimeoutError":  # private to Ray
                 raise ray_cluster.gave_up(config.ray, workers) from error
+            if isinstance(cause, UserError):
+                raise cause from error
             if not isinstance(cause, _DEATHS):
                 raise _failure(error, folder) from error
-            if restart > maximum:
+            if not (restart := failures.add()):
                 raise _death("training failed", cause, folder) from error
             path = folder.call(append_error, "Ray", str(cause))
             folder.call(
                 journal.add_status,
-                f"a worker died at its start ({_reason(cause)}; details: {path}); restart {restart}"
-                f" of at most {maximum}, from the last checkpoint",
+                f"a worker died at its start ({_reason(cause)}; details: {path}); {restart}",
                 is_training=False,
             )
-    raise AssertionError("unreachable")
+
+
+class _Progress:
+    """Tells whether a run has saved a checkpoint since the last call."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._kimg = config, resume_kimg(config)
+
+    def __call__(self) -> bool:
+        """Return whether there is a new checkpoint."""
+        before, self._kimg = self._kimg, resume_kimg(self._config)
+        return self._kimg != before
+
+
+class _Failures:
+    """Counts the failures of a run, of an elastic one those since its last checkpoint."""
+
+    def __init__(self, config: Config) -> None:
+        self._maximum, self._count = config.ray.max_failures, 0
+        self._has_progress = _Progress(config) if config.ray.is_elastic() else lambda: False
+
+    def add(self) -> str:
+        """Count a failure and return which restart follows; '' if the run ends."""
+        self._count = 1 if self._has_progress() else self._count + 1
+        if self._count > self._maximum:
+            return ""
+        return f"restart {self._count} of at most {self._maximum}, from the last checkpoint"
 
 
 class _Trainer(TorchTrainer):
@@ -189,8 +225,26 @@ class _Trainer(TorchTrainer):
 
     Each is a process that starts before the workers. On a cluster, whose Ray outlives the driver,
     the cleaner stays, and on GPUs NCCL's detector of hangs. If Ray renames them, they start again,
-    and nothing else changes.
+    and nothing else changes. An elastic run has policies of its own.
     """
+
+    elastic: Workers | None = None
+    """Workers of an elastic run."""
+    folder: RunFolder
+    """The run folder."""
+
+    def _initialize_and_run_controller(self, **options: Any) -> ray.train.Result:
+        if self.elastic:
+            from ganray.integrations.ray_elastic import ElasticFailurePolicy, ElasticPolicy
+
+            config = (self.train_loop_config or {})["config"]
+            options["scaling_policy"] = ElasticPolicy(
+                self.scaling_config, config, self.elastic, self.folder
+            )
+            options["failure_policy"] = ElasticFailurePolicy(
+                options["failure_policy"].failure_config, _Progress(config)
+            )
+        return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = {"DatasetsCallback"}
@@ -206,19 +260,17 @@ class _FailureCallback(UserCallback):
     """Tells the driver, from Ray's controller, that workers failed."""
 
     def __init__(self, config: Config, count: int, folder: RunFolder) -> None:
-        self._config, self._count, self._failures = config, count, 0
-        self._folder = folder
+        self._folder, self._failures = folder, _Failures(config)
+        self._world = "" if config.ray.is_elastic() else f" of {count}"
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Add a line to the journal."""
         del run_context
-        self._failures += 1
-        maximum = self._config.ray.max_failures
         rank, error = min(worker_exceptions.items())
-        path = self._folder.call(append_error, f"rank {rank} of {self._count}", str(error))
+        path = self._folder.call(append_error, f"rank {rank}{self._world}", str(error))
         text = f"rank {rank} failed ({_reason(error)}; details: {path})"
-        if self._failures <= maximum:
-            text += f"; restart {self._failures} of at most {maximum}, from the last checkpoint"
+        if restart := self._failures.add():
+            text += f"; {restart}"
         self._folder.call(journal.add_status, text, is_training=False)
 
 

@@ -117,7 +117,7 @@ def _train(
     ):
         update = Updates(state, weight, writer.wait_for_copy)
         if rank() == 0:
-            _, sizes = history(config.run_folder(), "system/workers")
+            _, sizes = journal.history("system/workers")
             was = f" (was {sizes[-1]:g})" if len(sizes) and sizes[-1] != world_size() else ""
             context.announce(
                 f"training on {world_size()} worker{'s' * (world_size() > 1)}{was} from"

@@ -77,7 +77,7 @@ def watch_stop_file(folder: RunFolder) -> Iterator[StopRequested]:
 
     def watch() -> None:
         while not closed.wait(_POLL_S):
-            if folder.call(_has_stop_file):
+            if folder.call(has_stop_file):
                 requested.set()
                 return
 
@@ -89,26 +89,27 @@ def watch_stop_file(folder: RunFolder) -> Iterator[StopRequested]:
         closed.set()
 
 
-def request_stop(folders: Iterable[Path]) -> None:
-    """Ask the workers of runs to save a checkpoint; returns at once."""
-    for folder in folders:
-        if journal.is_training(folder):
-            with suppress(OSError):
-                (folder / STOP_FILE).touch()
+def request_stop(folder: Path) -> None:
+    """Ask the workers of a run to save a checkpoint and stop; returns at once."""
+    if journal.is_training(folder):
+        with suppress(OSError):
+            (folder / STOP_FILE).touch()
 
 
-def _has_stop_file(folder: Path) -> bool:
+def has_stop_file(folder: Path) -> bool:
+    """Return whether a stop was requested, and no checkpoint saved since."""
     return (folder / STOP_FILE).exists()
 
 
 def confirm_stop(folder: RunFolder) -> None:
     """Tell the driver that the checkpoint is saved, and wait to be killed with it."""
-    folder.call(_delete_stop_file)
+    folder.call(delete_stop_file)
     time.sleep(2 * _WAIT_S)
     raise RuntimeError("the driver requested a stop, but still runs")
 
 
-def _delete_stop_file(folder: Path) -> None:
+def delete_stop_file(folder: Path) -> None:
+    """Tell who requested the stop that the checkpoint is saved, or withdraw the request."""
     with suppress(OSError):
         (folder / STOP_FILE).unlink()
 

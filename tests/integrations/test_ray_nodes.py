@@ -17,7 +17,7 @@ def answers(monkeypatch):
         return task
 
     def run(tasks, alive):
-        monkeypatch.setattr(ray_cluster, "_nodes", lambda: alive)
+        monkeypatch.setattr(ray_cluster, "nodes", lambda: alive)
         return ray_cluster._answers(tasks)
 
     monkeypatch.setattr(ray_cluster.ray, "wait", lambda *_, **__: None)

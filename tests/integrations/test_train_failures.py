@@ -64,12 +64,12 @@ class DyingTrainer:
     """Trainer of which a worker dies at its start, `deaths` times."""
 
     def __init__(self, deaths):
-        self.deaths, self.fits = deaths, 0
+        self.deaths, self.fits, self.error = deaths, 0, ActorDiedError()
 
     def fit(self):
         self.fits += 1
         if self.fits <= self.deaths:
-            raise ControllerError(ActorDiedError())
+            raise ControllerError(self.error)
         return "result"
 
 
@@ -86,6 +86,14 @@ def test_a_worker_that_dies_at_its_start_is_restarted_as_often_as_any_other(tmp_
     ]
     with pytest.raises(UserError, match=r"training failed: .*the same --name resumes"):
         ray_train._fit(DyingTrainer(most + 1), config, Workers(1, False, 1))
+
+
+def test_a_user_error_of_the_controller_stays_a_user_error(tmp_path):
+    """Such as that of an elastic run whose workers have no room."""
+    trainer = DyingTrainer(1)
+    trainer.error = UserError("no room")
+    with pytest.raises(UserError, match=r"^no room$"):
+        ray_train._fit(trainer, tiny_config(tmp_path), Workers(1, False, 1))
 
 
 def test_another_error_of_the_controller_is_a_bug(tmp_path):

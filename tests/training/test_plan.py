@@ -197,7 +197,8 @@ def test_the_plan_describes_the_run(tmp_path):
         " only learn them by heart"
     )
     assert few_images_warning(RunDatasets(preset, images, images)) is None
-    text = describe(preset, few, Workers(1, False, 1))
+    text = describe(preset, few, Workers(1, False, 1, most=4))
+    assert "1 to 4 DDP workers, as nodes come and go, 1 core each (gloo)" in text
     assert "evaluation none, as 3 images to compare with are too few" in text
     text = describe(preset, replace(few, count=120, has_classifier=True), Workers(1, False, 1))
     assert "none, as 120 images, half of which train the classifier, to compare with" in text
