@@ -29,7 +29,7 @@ from ganray.gan import latents, networks
 from ganray.gan.augmentation import DRAWS
 from ganray.training.checkpoints import CheckpointWriter
 from ganray.training.context import WorkerContext
-from ganray.training.journal import Journal, history
+from ganray.training.journal import Journal
 from ganray.training.profiling import profile_steps
 from ganray.training.rank_times import RankTimes
 from ganray.training.run_storage import node_copy
