@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -34,30 +34,38 @@ def cluster_environment(home):
     """Return the environment of nodes and of submitted jobs, which import the submitted ganray."""
     env = environment(home, RAY_AUTH_MODE="disabled", RAY_API_SERVER_ADDRESS=DASHBOARD)
     env["RAY_metrics_report_interval_ms"] = "500"
+    env["RAY_health_check_period_ms"] = "500"  # a lost node is noticed after 5 of them
     env.pop("PYTHONPATH")
     return env
 
 
 @contextmanager
 def two_nodes(env, worker_env=None):
-    """Start a head and a worker node; `ray stop` would stop every Ray on the machine."""
+    """Start a head and a worker node; `ray stop` would stop every Ray on the machine.
+
+    Yields the process of the worker node, and a function that starts another such node.
+    """
     start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
     head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
-    # The agent takes jobs. On its default port it fails silently beside any other Ray.
-    head += ["--dashboard-agent-listen-port=52399"]
+    # The agent takes jobs. On its default port it fails silently beside any other Ray, and on ports
+    # above 32767 beside any connection that has got the same one.
+    head += ["--dashboard-agent-listen-port=28399"]
     # Each node has its own folder, as on two machines, into which it unpacks the working directory.
     # They are directly under /tmp, because the path of a socket must be short.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
         _node([*start, *head, *_node_options(METRICS[0], one)], env),
-        _node(
-            [*start, f"--address=127.0.0.1:{PORT}", *_node_options(METRICS[1], two)],
-            worker_env or env,
-        ),
+        ExitStack() as nodes,
     ):
+        worker = [*start, f"--address=127.0.0.1:{PORT}", *_node_options(METRICS[1], two)]
+
+        def start_node():
+            return nodes.enter_context(_node(worker, worker_env or env))
+
+        node = start_node()
         _wait_for_agent(env)
-        yield
+        yield node, start_node
 
 
 def _node_options(port, folder):
@@ -128,7 +136,7 @@ def _node(command, env):
     node = subprocess.Popen(command, env=env, start_new_session=True, **output)
     try:
         wait_for(lines_of(node), "Ray runtime started", 120)
-        yield
+        yield node
     finally:
         kill_session(node.pid)
         node.wait(60)

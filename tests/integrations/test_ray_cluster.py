@@ -1,22 +1,32 @@
 """The documented `ray job submit` commands on a cluster of two nodes with one CPU each."""
 
+import itertools
 import json
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from ganray.training import journal
+from ganray.training.checkpoints import list_checkpoints
+from ganray.training.launch import launch
+from ganray.training.state import read_config, read_state
 from tests.integrations.cluster import (
     DASHBOARD,
     METRICS,
+    PORT,
     RAY,
     ROOT,
     cluster_environment,
+    kill_session,
     lines_of,
     two_nodes,
     wait_for,
@@ -41,10 +51,15 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def env(home):
-    """Start both nodes and return their environment."""
-    env = cluster_environment(home)
-    with two_nodes(env):
-        yield env
+    """Return the environment of nodes and of submitted jobs."""
+    return cluster_environment(home)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nodes(env):
+    """Start both nodes; return the process of the second, and a function that starts it again."""
+    with two_nodes(env) as nodes:
+        yield nodes
 
 
 def submit(home, env, name, job, *options):
@@ -154,3 +169,58 @@ def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
     assert (resumed.info.run_id, resumed.info.status) == (parent.info.run_id, "FINISHED")
     children = mlflow_runs(home, "tags.`ganray.sweep` = 'sweep'")
     assert [child.info.status for child in children] == ["FINISHED"] * 4
+
+
+ELASTIC = """
+from ganray.commands import main
+from ganray.config import cli
+from ganray.integrations import ray_train
+
+ray_train._RESIZE_S, ray_train._START_S = 1, 4
+cli.run(main.celeba)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_an_elastic_run_outlives_the_loss_of_a_node_and_grows_when_it_is_back(home, env, nodes):
+    """Both changes are in the log, and neither in the weights. Growth loses no step.
+
+    Each step has a log line and a sample grid, so that there are few.
+    """
+    options = ["--ray.workers", "1:2", "--train.kimg", "3600", "--evaluation.samples", "0"]
+    options += ["--train.log_every", "0.012", "--train.sample_every", "0.012"]
+    options += ["--train.checkpoint_every", "0.12"]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", ELASTIC, *TINY, *options, "--name", "elastic", "--home", str(home)],
+        env=env | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{PORT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines, (node, start_node) = lines_of(driver), nodes
+    started = wait_for(lines, "training on 2 workers from 0 kimg", 120)
+    wait_for(lines, r" (0\.[2-9]|[1-9]\d*\.\d) / 3600 kimg", 60, started)
+    kill_session(node.pid)
+    lost = wait_for(lines, r"node .* is gone: going on with 1 worker of 2", 60)
+    start_node()
+    went_on = wait_for(lines, r"training on 1 worker \(was 2\) from [\d.]+ kimg", 60, lost)
+    more = wait_for(lines, "resources for 1 more worker are free: growing to 2", 60, went_on)
+    grew = wait_for(lines, r"training on 2 workers \(was 1\) from [\d.]+ kimg", 60, more)
+    wait_for(lines, r" [\d.]+ / 3600 kimg", 60, grew)
+    driver.terminate()
+    assert driver.wait(60) == 143
+
+    folder = home / "runs" / "elastic"
+    trained = read_state(list_checkpoints(folder)[-1])
+    images, sizes = journal.history(folder, "system/workers")  # at each step, when first taken
+    np.testing.assert_array_equal(images, range(12, images[-1] + 12, 12))
+    assert [int(size) for size, _ in itertools.groupby(sizes)] == [2, 1, 2]
+    assert f" from {images[sizes == 1][-1] / 1000:g} kimg" in lines[grew]
+    config = read_config(folder)
+    train = replace(config.train, kimg=trained["step"] * 12 / 1000, sample_every=1)
+    alone = replace(config, name="alone", train=replace(train, checkpoint_every=10))
+    torch.set_num_threads(1)
+    expected = read_state(launch(alone, str(next((home / "shards").glob("*-16")))))
+    for network in ("G", "D", "G_ema"):
+        for name, weight in expected[network].items():
+            torch.testing.assert_close(trained[network][name], weight, rtol=1e-4, atol=2e-5)

@@ -18,6 +18,7 @@ from ganray.integrations import ray_cluster, ray_train
 from ganray.integrations.ray_elastic import ElasticFailurePolicy, ElasticPolicy
 from ganray.training import journal
 from ganray.training.plan import Workers
+from ganray.training.run_folder import RunFolder
 from ganray.training.stopping import STOP_FILE
 from tests.conftest import tiny_config
 
@@ -40,7 +41,8 @@ def config(tmp_path):
 @pytest.fixture
 def policy(config, monkeypatch):
     """A policy of a cluster with room for as many workers as `policy.room` says."""
-    policy = ElasticPolicy(ScalingConfig(num_workers=(1, 3)), config, WORKERS)
+    folder = RunFolder(config.run_folder())
+    policy = ElasticPolicy(ScalingConfig(num_workers=(1, 3)), config, WORKERS, folder)
 
     def decide(policy, *_):
         return ResizeDecision(policy.room, {}) if policy.room else NoopDecision()
