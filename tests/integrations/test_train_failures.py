@@ -15,6 +15,7 @@ from ganray.errors import UserError
 from ganray.integrations import ray_train
 from ganray.training import journal
 from ganray.training.plan import Workers
+from ganray.training.run_folder import RunFolder
 from tests.conftest import tiny_config
 
 
@@ -29,7 +30,7 @@ def worker_failures(*causes):
 
 def test_a_user_error_of_any_rank_stays_a_user_error(tmp_path):
     failures = worker_failures(RuntimeError("peer lost"), UserError("bad file"))
-    error = ray_train._failure(failures, tmp_path)
+    error = ray_train._failure(failures, RunFolder(tmp_path))
     assert isinstance(error, UserError)
     assert str(error) == "training failed on rank 1: bad file"
     assert not (tmp_path / "error.txt").exists()
@@ -46,14 +47,14 @@ def test_workers_that_die_or_hang_more_often_than_they_may_are_no_bug(tmp_path, 
     """Its peer fails with an exception of its own, as the connection is lost."""
     for ranks in ((failure, RuntimeError("reset by peer")), (RuntimeError("reset"), failure)):
         failures = WorkerGroupError("workers failed", dict(enumerate(ranks)))
-        error = ray_train._failure(pickle.loads(pickle.dumps(failures)), tmp_path)
+        error = ray_train._failure(pickle.loads(pickle.dumps(failures)), RunFolder(tmp_path))
         assert isinstance(error, UserError)
         assert f"on rank {ranks.index(failure)}: " in str(error)
         assert "the same --name resumes from the last checkpoint" in str(error)
 
 
 def test_any_other_exception_is_no_user_error_and_names_its_traceback(tmp_path):
-    error = ray_train._failure(worker_failures(KeyError("gain")), tmp_path)
+    error = ray_train._failure(worker_failures(KeyError("gain")), RunFolder(tmp_path))
     assert not isinstance(error, UserError)
     path = tmp_path / "error.txt"
     assert str(error) == f"training failed: KeyError: 'gain'; the traceback is in {path}"
@@ -77,15 +78,15 @@ def test_a_worker_that_dies_at_its_start_is_restarted_as_often_as_any_other(tmp_
     config = tiny_config(tmp_path)
     config.run_folder().mkdir(parents=True)
     most = config.ray.max_failures
-    trainer = DyingTrainer(most)
-    assert ray_train._fit(trainer, config, Workers(1, False, 1)) == "result"
+    given = config, Workers(1, False, 1), RunFolder(config.run_folder())
+    assert ray_train._fit(DyingTrainer(most), *given) == "result"
     events = [event["text"] for event, _ in journal.read(config.run_folder())]
     assert [text.rpartition("; ")[2] for text in events] == [
         f"restart {number} of at most {most}, from the last checkpoint"
         for number in range(1, most + 1)
     ]
     with pytest.raises(UserError, match=r"training failed: .*the same --name resumes"):
-        ray_train._fit(DyingTrainer(most + 1), config, Workers(1, False, 1))
+        ray_train._fit(DyingTrainer(most + 1), *given)
 
 
 def test_a_user_error_of_the_controller_stays_a_user_error(tmp_path):
@@ -93,9 +94,9 @@ def test_a_user_error_of_the_controller_stays_a_user_error(tmp_path):
     trainer = DyingTrainer(1)
     trainer.error = UserError("no room")
     with pytest.raises(UserError, match=r"^no room$"):
-        ray_train._fit(trainer, tiny_config(tmp_path), Workers(1, False, 1))
+        ray_train._fit(trainer, tiny_config(tmp_path), Workers(1, False, 1), RunFolder(tmp_path))
 
 
 def test_another_error_of_the_controller_is_a_bug(tmp_path):
     error = ControllerError(KeyError("gain"))
-    assert isinstance(ray_train._failure(error, tmp_path), ray_train.WorkerFailedError)
+    assert isinstance(ray_train._failure(error, RunFolder(tmp_path)), ray_train.WorkerFailedError)
