@@ -50,7 +50,7 @@ UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.Un
 class TrainingRecipe:
     """Hyperparameters of the classifier. The hash covers every field and the data."""
 
-    version: int = 1
+    version: int = 2
     """Version of this module's code; it changes whenever the trained weights do."""
     epochs: float = 2.5
     """Passes over the training images; see ``min_images``."""
@@ -209,7 +209,10 @@ def reference_classifier(
     classifier = Classifier(shape, classes, recipe.rng_seed).to(device)
     classifier.hash = digest
     _train(classifier, as_tensor(train_images), as_tensor(train_labels), recipe)
-    _measure_accuracy(classifier, test_images, as_tensor(test_labels).cpu())
+    test_labels = as_tensor(test_labels).cpu()
+    if kind == "attributes":
+        _calibrate(classifier, test_images, test_labels)
+    _measure_accuracy(classifier, test_images, test_labels)
     _save(path, classifier)
     return classifier.requires_grad_(False)
 
@@ -388,6 +391,21 @@ def _train(
             schedule.step()
             progress.add(size)
     classifier.eval()
+
+
+def _calibrate(classifier: Classifier, images: ImageBatch, attributes: torch.Tensor) -> None:
+    """Shift the logits so that each attribute is predicted for as many images as have it.
+
+    Of the images that it is trained on the classifier predicts the true shares, of others it misses
+    some attributes in more images than it invents them. Copies of training images would seem to
+    have too many of these, as samples are compared with other images.
+    """
+    logits = classifier.predict(images).cpu()
+    for column, count in enumerate(attributes.sum(0).tolist()):
+        if 0 < count < len(images):
+            absent, present = logits[:, column].sort().values[-count - 1 :][:2]
+            if not absent <= 0 < present:
+                classifier.head.bias.data[column] -= (absent + present).item() / 2
 
 
 def _measure_accuracy(classifier: Classifier, images: ImageBatch, labels: torch.Tensor) -> None:

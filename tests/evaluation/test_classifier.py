@@ -130,7 +130,7 @@ def test_the_hash_depends_on_the_data_and_every_field_of_the_recipe(tmp_path, mo
 
 
 def test_the_hash_of_a_recipe_does_not_change(classifier):
-    assert classifier.hash == "770828025cfce333"
+    assert classifier.hash == "dc1b0b33da3b0362"
 
 
 def attributes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -163,6 +163,18 @@ def test_attributes_are_learned_and_cached(tmp_path, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
     # Noise is not a confident absence of both.
     assert trained.predict(noise)[:, :2].sigmoid().sub(0.5).abs().mean() < 0.2
+
+
+def test_attributes_are_predicted_for_as_many_held_out_images_as_have_them():
+    classifier = Classifier((8, 8, 1), 4, rng_seed=0)
+    classifier.head.bias.data.zero_()
+    columns = [[-3, -2, -1, -0.5, 2, 3], [-2, -1, 1, 2, 3, 4], [-5, -4, 1, 5, 6, 7], [-1] * 6]
+    logits = torch.tensor(columns).float().T
+    classifier.predict = lambda _: logits + classifier.head.bias
+    labels = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 1], [0] * 6]).T
+    classifier_module._calibrate(classifier, IMAGES, labels)
+    assert (classifier.predict(IMAGES) > 0).sum(0).tolist() == [3, 1, 4, 0]
+    assert classifier.head.bias.tolist() == [0.75, -3.5, 0, 0]  # 0: the numbers were right
 
 
 def test_balanced_accuracy_is_the_mean_accuracy_with_and_without_the_attribute():
