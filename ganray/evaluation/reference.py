@@ -46,7 +46,8 @@ _MAX_TRAINING_BYTES = 2**30
 """Maximum size of the classifier's training images."""
 _HELD_OUT = 10_000
 """Images, or half of a smaller set, that the classifier is not trained on, because it is more
-confident about training images than about any sample. Samples are compared with these."""
+confident about training images than about any sample. Samples are compared with these, and in sets
+so large that more images remain, with the rest as well."""
 _TEST_IMAGES = 5_000
 """Number of held-out images that measure the classifier's accuracy."""
 
@@ -105,8 +106,11 @@ class ReferenceSet:
         Returns:
             uint8 (n, H, W, C), n being `samples`, or fewer if there are too few images.
         """
-        ids = shuffled_ids(self.images)[part * samples : (part + 1) * samples]
-        return read(self.data, self.images, ids)
+        ids = shuffled_ids(self.images)
+        if self.classifier:
+            held = _held_out(len(ids))
+            ids = np.delete(ids, slice(held, held + _MAX_TRAINING_IMAGES))
+        return read(self.data, self.images, ids[part * samples : (part + 1) * samples])
 
     def extractor(self, device: torch.device) -> FeatureExtractor:
         """Build the feature extractor on `device`."""
@@ -122,11 +126,12 @@ def usable_count(images: int, halved: bool, samples: int, parts: int = 1) -> int
 
     Args:
         images: Number of images in the set.
-        halved: Whether a classifier is trained on half of them, which are excluded.
+        halved: Whether a classifier is trained on half of them, at most 60,000, which are excluded.
         samples: Number of images wanted.
         parts: Number of disjoint sets of that size.
     """
-    available = _held_out(images) if halved else images
+    trained = min(images - _held_out(images), _MAX_TRAINING_IMAGES) if halved else 0
+    available = images - trained
     count = min(samples, available // parts)
     return count if count >= MIN_IMAGES else 0
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -289,6 +290,29 @@ def test_usable_count_excludes_training_images_of_the_classifier():
         assert reference_set(Squares(count)).usable_count(90, parts) == expected
     assert reference_set(Squares(170), "file").usable_count(90) == 85
     assert reference_set(Squares(30_000), "file").usable_count(90_000) == 10_000
+    assert reference_set(Squares(160_000), "file").usable_count(90_000, 2) == 50_000
+
+
+def test_no_reference_image_of_a_large_set_trains_the_classifier(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "_HELD_OUT", 100)
+    monkeypatch.setattr(reference, "_MAX_TRAINING_IMAGES", 50)
+    monkeypatch.setattr(reference, "read", lambda data, images, ids: ids)
+    trained = []
+
+    def train(images, *_, **__):
+        trained.extend(images.read())
+        return SimpleNamespace(hash="classifier")
+
+    monkeypatch.setattr(reference, "reference_classifier", train)
+    write_shards(Squares(300), tmp_path, processes=1)
+    images = ShardedDataset(tmp_path)
+    config = evaluated_config(tmp_path)
+    file = reference.prepare_classifier(config, images, "digest", CPU)
+    reference_images = reference_set(images, file)
+    count = reference_images.usable_count(300, parts=2)
+    both = np.concatenate([reference_images.read(count, part) for part in (0, 1)])
+    assert (count, len(trained)) == (125, 50)
+    assert sorted([*both, *trained]) == list(range(300))
 
 
 def test_reference_images_come_from_all_shards_even_if_the_cache_holds_few(tmp_path):
