@@ -40,31 +40,34 @@ def cluster_environment(home):
 
 
 @contextmanager
-def two_nodes(env, worker_env=None):
+def two_nodes(env, worker_env=None, shift=0):
     """Start a head and a worker node; `ray stop` would stop every Ray on the machine.
 
-    Yields the process of the worker node, and a function that starts another such node.
+    Yields the process of the worker node, and a function that starts another such node. A cluster
+    beside that of other tests needs other ports, by a `shift`, and takes no jobs.
     """
+    port, dashboard = PORT + shift, int(DASHBOARD.rpartition(":")[2]) + shift
     start = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
-    head = ["--head", f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
+    head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}"]
     # The agent takes jobs. On its default port it fails silently beside any other Ray, and on ports
     # above 32767 beside any connection that has got the same one.
-    head += ["--dashboard-agent-listen-port=28399"]
+    head += [f"--dashboard-agent-listen-port={28399 + shift}"]
     # Each node has its own folder, as on two machines, into which it unpacks the working directory.
     # They are directly under /tmp, because the path of a socket must be short.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
-        _node([*start, *head, *_node_options(METRICS[0], one)], env),
+        _node([*start, *head, *_node_options(METRICS[0] + shift, one)], env),
         ExitStack() as nodes,
     ):
-        worker = [*start, f"--address=127.0.0.1:{PORT}", *_node_options(METRICS[1], two)]
+        worker = [*start, f"--address=127.0.0.1:{port}", *_node_options(METRICS[1] + shift, two)]
 
         def start_node():
             return nodes.enter_context(_node(worker, worker_env or env))
 
         node = start_node()
-        _wait_for_agent(env)
+        if not shift:
+            _wait_for_agent(env)
         yield node, start_node
 
 

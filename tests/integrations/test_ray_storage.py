@@ -51,8 +51,9 @@ def cluster(moto, nodes):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         environments = [cluster_environment(home) for home in nodes]
-        with two_nodes(*environments):
-            env = environments[0] | {"RAY_ADDRESS": f"127.0.0.1:{PORT}", "PYTHONPATH": str(ROOT)}
+        with two_nodes(*environments, shift=-10):
+            address = f"127.0.0.1:{PORT - 10}"
+            env = environments[0] | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
             yield env, uploads
 
 
