@@ -23,7 +23,7 @@ from ganray.gan.networks import one_hot_labels
 from ganray.integrations import mlflow_models, mlflow_registry, mlflow_runs
 from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run
 from ganray.training import journal
-from ganray.training.run_storage import fetch_run, push_folder, stored_names
+from ganray.training.run_storage import fetch_run, stored_names, upload_files
 from ganray.training.state import (
     CONFIG_FILE,
     DIGEST_FILE,
@@ -113,8 +113,10 @@ class TrainedGenerator:
 
         Those in the run folder are uploaded to the storage too, if there is one.
         """
-        if self.folder and self.config.storage:
-            push_folder(self.folder, self.config.storage)
+        try:
+            upload_files(files, self.folder, self.config.storage)
+        except UserError as error:
+            logger.warning(f"the {what} are on disk but not in the storage: {error}")
         folder = str(Path(folder, self.checkpoint))
         try:
             run = self.run or mlflow_runs.find_run(self.config)

@@ -19,7 +19,7 @@ from ganray import log
 from ganray.commands import train
 from ganray.config.commands import SweepConfig, command_line
 from ganray.config.schema import Config, fields_where
-from ganray.config.serialization import check_resumes, to_dict
+from ganray.config.serialization import check_resumes, to_dict, without_secrets
 from ganray.data import prepare
 from ganray.data.storage import open_storage
 from ganray.errors import UserError
@@ -94,6 +94,13 @@ def sweep(config: Config, options: SweepConfig, read: ReadValue) -> None:
         _run_locked(plan, config, options, datasets, workers, concurrent)
 
 
+def _shared_folders(config: Config, datasets: SweepDatasets) -> list[Path]:
+    """Return the folders that all nodes must be able to read."""
+    if config.storage:
+        return [] if "://" in config.storage else [Path(config.storage)]
+    return datasets.local_folders()
+
+
 def _folders(config: Config) -> list[Path]:
     """Return the folder of the sweep and those of its runs."""
     return [sweep_folder(config), *(config.home / "runs").glob(f"{config.name}.*")]
@@ -118,7 +125,7 @@ def _run_locked(
     tags = train.run_tags(config, workers)
     folder, training = config.home / "runs", set[str]()
     with (
-        wait_for_checkpoints(folder, lambda: training),
+        wait_for_checkpoints(folder, lambda: training, bool(config.storage)),
         sync_sweep(plan, config, datasets.dataset_info, tags) as runs,
     ):
         observer = SweepObserver(plan, config, options, runs, training)
@@ -127,7 +134,7 @@ def _run_locked(
                 # What has to be on all nodes is checked when they have been started.
                 ray_cluster.wait_for_resources(config.ray, workers)
                 ray_cluster.check_versions(config.ray)
-                for shared in [] if config.storage else datasets.local_folders():
+                for shared in _shared_folders(config, datasets):
                     ray_cluster.check_shared(shared)
                 ray_tune.run(setup, plan, options, sweep_folder(config), concurrent, observer)
             except (KeyboardInterrupt, SystemExit):
@@ -143,9 +150,10 @@ def _run_locked(
 def _pull(config: Config, name: str) -> None:
     """Download a sweep and its runs, without checkpoints, if they are in the storage."""
     storage = open_storage(config.storage)
-    if storage is None or config.storage is None or config.dry_run:
+    if storage is None or config.storage is None:
         return
-    storage.check()
+    if not config.dry_run:
+        storage.check()
     runs = stored_names(storage, "runs", CONFIG_FILE)
     pull_folder(config.home / "sweeps" / name, config.storage)
     for run in runs:
@@ -160,7 +168,8 @@ def sweep_folder(config: Config) -> Path:
 
 def resume_command(config: Config) -> str:
     """Return the command line that resumes the sweep."""
-    return command_line("sweep", "--resume", "--name", config.name, home=config.home)
+    words = ["--storage", without_secrets(config.storage)] if config.storage else []
+    return command_line("sweep", "--resume", "--name", config.name, *words, home=config.home)
 
 
 def load_resumed(config: Config, options: SweepConfig) -> tuple[Config, SweepConfig]:
@@ -183,6 +192,8 @@ def load_resumed(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
         named = f" named {config.name!r}" if config.name else ""
         raise UserError(f"sweep.resume: {config.home} holds no sweep{named} to resume")
     saved, saved_options = _load_sweep(newest.parent)
+    if saved.storage and not config.storage:
+        return load_resumed(replace(config, name=saved.name, storage=saved.storage), options)
     if saved_options.is_adaptive and options.concurrent is None:
         options = replace(options, concurrent=saved_options.concurrent)
     # A URL is saved without its password, so it may be given again.

@@ -53,7 +53,7 @@ from ganray.training.plan import (
 from ganray.training.profiling import profile_files
 from ganray.training.run_folder import RunFolder
 from ganray.training.run_lock import lock_folder
-from ganray.training.run_storage import pull_folder, share_checkpoint, share_run, upload_folders
+from ganray.training.run_storage import pull_folder, share_run, upload_folders
 from ganray.training.state import generator_from_checkpoint
 from ganray.training.stopping import wait_for_checkpoints
 from ganray.training.watchdog import ALLOWANCE
@@ -76,8 +76,6 @@ def run(config: Config) -> None:
         mlflow_runs.check_store(config)
         if resume_kimg(config) is None:  # a run with a checkpoint of its own does not need it
             config = locate_initial_weights(config)
-            if rank() == 0 and config.init_from and not config.dry_run:
-                share_checkpoint(Path(config.init_from), config.storage)
         if config.check_discriminator:
             if world_size() > 1:
                 raise UserError(
@@ -112,6 +110,8 @@ def _check_storage(config: Config) -> None:
     storage = open_storage(config.storage)
     if storage is None:
         return
+    if config.launcher == "ray" and (config.storage or "").startswith("memory:"):
+        raise UserError(f"storage={config.storage} is the memory of one process; use another")
     processes = world_size()
     if config.launcher == "torch" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < processes:
         raise UserError(
@@ -230,7 +230,7 @@ def _train_and_report(
     folder = config.run_folder()
     with (
         _log_stop(config),
-        wait_for_checkpoints(folder.parent, lambda: [folder.name]),
+        wait_for_checkpoints(folder.parent, lambda: [folder.name], bool(config.storage)),
         _sync_run(datasets, digest, workers) as sync,
     ):
         checkpoint = _train(datasets, assets, published, workers)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from ganray.errors import UserError
+from ganray.log import redact
 
 Identity = Literal["content", "selection", "none"]
 Resume = Literal["fixed", "free"]
@@ -720,6 +721,7 @@ class Config:
     def __post_init__(self) -> None:
         self.reference_data()
         self._check_schedule()
+        self._check_storage()
         require("profile", self.profile, "lie in 0 .. 100", 0 <= self.profile <= 100)
         bad = [c for c in self.name if not (c.isalnum() or c in "._-")]
         if bad or self.name.startswith("."):
@@ -735,6 +737,23 @@ class Config:
             raise UserError(
                 f"network.kind={self.network.kind} needs {name} to be 16 or more, not {size};"
                 f" try --{name} 64, or --network.kind mlp, which takes any size"
+            )
+
+    def _check_storage(self) -> None:
+        """Raise UserError if the storage is no place for the files of other nodes."""
+        storage = self.storage
+        if storage is None:
+            return
+        if redact(storage) != storage or "?" in storage:
+            raise UserError(
+                f"storage={redact(storage).partition('?')[0]}: leave out user, password and query;"
+                " credentials come from the environment of each node, such as AWS_ACCESS_KEY_ID"
+            )
+        local, home = Path(storage.removeprefix("file://")), self.home.expanduser()
+        if local.is_relative_to(home) or home.is_relative_to(local):
+            raise UserError(
+                f"storage={storage} must not be, contain or be in home={home}; leave it out if all"
+                " nodes share the home"
             )
 
     def _check_schedule(self) -> None:

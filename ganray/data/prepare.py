@@ -131,12 +131,14 @@ def plan_dataset(data: DataConfig, home: Path, storage: Storage | None = None) -
         plan = _plan_local(data, home)
         if plan.ready:
             return plan
-    except UserError:
+    except UserError as error:
         if stored := _plan_stored(data, storage):
+            logger.info("the images are not on this machine, but shards of them are: %s", error)
             return stored
         raise
     stored = _plan_stored(data, storage)
-    if stored is None:
+    # The images may have changed since, and with them the name of the folder.
+    if stored is None or f"/{Path(plan.location).name}-" not in stored.location:
         return plan
     return replace(plan, location=stored.location, count=stored.count, ready=True, source=None)
 

@@ -48,8 +48,18 @@ class Storage:
         return str(self._folder)
 
     def check(self) -> None:
-        """Raise UserError unless files can be written."""
-        self.write(".writable", b"")
+        """Raise UserError unless files can be written and replaced."""
+        try:
+            for content in (b"", b"yes"):
+                self.write(".writable", content)
+            is_there = self.read(".writable") == b"yes"
+        except UserError as error:
+            raise UserError(
+                f"storage={self}: cannot be written ({error}); create the bucket, or use another"
+                " --storage"
+            ) from error
+        if not is_there:
+            raise UserError(f"storage={self}: what is written cannot be read; use another store")
 
     def url(self, name: str) -> str:
         """Return the URL of a file or folder, with the password, if there is one."""
@@ -76,6 +86,7 @@ class Storage:
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
 
         def get(path: str) -> bool:
+            self.fs.invalidate_cache()  # which knows the size of an earlier version
             size = self.fs.info(path)["size"]
             self.fs.get_file(path, str(part))
             if part.stat().st_size != size:

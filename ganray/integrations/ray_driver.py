@@ -18,8 +18,8 @@ from ganray.data.storage import fetch, open_storage
 from ganray.evaluation.reference import EvaluationAssets
 from ganray.training.run_folder import RunFolder
 
-_CONCURRENCY = 16
-"""Calls at a time: an upload must not delay the heartbeats of other ranks."""
+_CONCURRENCY = 64
+"""Calls at a time: the uploads of some runs must not delay the heartbeats of others."""
 
 
 class DriverNode:

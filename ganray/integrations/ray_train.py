@@ -10,6 +10,7 @@ import os
 import socket
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Workers
 from ganray.training.run_folder import RunFolder
-from ganray.training.run_storage import BEST_FOLDER, download_checkpoint
+from ganray.training.run_storage import (
+    BEST_FOLDER,
+    download_checkpoint,
+    fetch_initial,
+    share_initial,
+)
 from ganray.training.stopping import request_stop
 from ganray.training.watchdog import ALLOWANCE
 
@@ -85,15 +91,20 @@ def launch(
     ray_cluster.connect(config.ray)
     ray_cluster.check_versions(config.ray)
     here = on_this_node(config) if driver else config
+    given = config
     if config.storage:
         driver = driver or DriverNode()
+        if "://" not in config.storage:
+            ray_cluster.check_shared(Path(config.storage))
+        if config.init_from:
+            given = replace(config, init_from=share_initial(config.init_from, config.storage))
     else:
         _check_shared(config, images, assets)
     folder, maximum = run_folder(config, driver), config.ray.max_failures
     trainer = _Trainer(
         _train_worker,
         train_loop_config={
-            "config": config,
+            "config": given,
             "images": images,
             "assets": assets,
             "driver": driver,
@@ -320,7 +331,8 @@ def _train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     loss would diverge again. All ranks diverge at the same step, so none is left waiting.
     """
     given, assets = arguments["config"], arguments["assets"]
-    config, folder = on_this_node(given), run_folder(given, arguments["driver"])
+    config = fetch_initial(on_this_node(given))
+    folder = run_folder(given, arguments["driver"])
     context = RayContext(config, arguments["reports"], folder)
     try:
         if config.storage:

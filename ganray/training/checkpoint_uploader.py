@@ -15,6 +15,7 @@ from ganray.data.storage import Storage
 from ganray.errors import UserError
 from ganray.training.run_storage import (
     BEST_FOLDER,
+    checkpoint_name,
     delete_checkpoint,
     stored_checkpoints,
     upload_checkpoint,
@@ -118,7 +119,7 @@ class CheckpointUploader:
     def _upload(self, snapshot: Path) -> None:
         checkpoint = self._run_folder / snapshot.parent.name
         self._flush()
-        upload_checkpoint(self._storage, snapshot, checkpoint)
+        upload_checkpoint(self._storage, snapshot, checkpoint_name(checkpoint))
         if not _is_best(snapshot):
             for old in self._surplus(stored_checkpoints(self._storage, self._run_folder)):
                 with suppress(UserError):  # it is deleted after the next upload

@@ -26,6 +26,7 @@ from ganray.training.checkpoint_uploader import CheckpointUploader
 from ganray.training.run_storage import (
     BEST_FOLDER,
     download_checkpoint,
+    fetch_run,
     push_folder,
     stored_checkpoints,
 )
@@ -82,7 +83,12 @@ class CheckpointWriter:
         url, folder = self._state.config.storage, self._folder
         if not url or (storage := open_storage(url)) is None:
             return None
-        download_checkpoint(storage, folder / BEST_FOLDER)
+        best = folder / BEST_FOLDER
+        try:
+            download_checkpoint(storage, best)
+            verify_checkpoint(best)
+        except UserError:  # there is none, or its upload was cut off
+            shutil.rmtree(best, ignore_errors=True)
         for path in list_checkpoints(folder):
             if checkpoint_step(path) > self._state.step:
                 shutil.rmtree(path)
@@ -335,11 +341,13 @@ def locate_initial_weights(config: Config) -> Config:
     """
     if not config.init_from:
         return config
-    own, storage = config.home / "runs" / config.init_from, open_storage(config.storage)
-    for folder in (Path(config.init_from).expanduser(), own):
+    given = Path(config.init_from).expanduser()
+    if not given.exists():
+        fetch_run(config.init_from, config.home, config.storage)
+    for folder in (given, config.home / "runs" / config.init_from):
         if (folder / STATE_FILE).is_file():
             return replace(config, init_from=str(folder.resolve()))
-        if checkpoint := find_checkpoint(folder, False, storage if folder == own else None):
+        if checkpoint := find_checkpoint(folder, strict=False):
             return replace(config, init_from=str(checkpoint.resolve()))
     raise UserError(
         f"init_from={config.init_from} must be a run in {config.home}, or the folder of a run or"

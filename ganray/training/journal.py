@@ -94,15 +94,18 @@ def _open(folder: Path) -> dict[str, int]:
 
 
 def _append_line(folder: Path, event: Event) -> None:
-    """Append an event to the file.
+    """Append an event to the file, unless it is the last: Ray repeats a call that may have failed.
 
     Raises:
         UserError: It cannot be written, for example because the disk is full.
     """
     path, line = folder / FILE, json.dumps(event).encode() + b"\n"
     try:
-        with path.open("ab", buffering=0) as file:
+        with path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - len(line)))
+            if file.read() == line:
+                return
             try:
                 if file.write(line) < len(line):  # the disk is full
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -17,7 +17,7 @@ from ganray.config.schema import Config, TrainConfig
 from ganray.config.serialization import check_resumes, to_dict
 from ganray.data.loader import ImageDataset
 from ganray.data.prepare import open_dataset
-from ganray.distributed import rank, world_size
+from ganray.distributed import broadcast_from_rank0, rank, world_size
 from ganray.errors import UserError
 from ganray.evaluation.evaluator import Evaluator
 from ganray.evaluation.reference import NO_ASSETS, EvaluationAssets
@@ -42,7 +42,7 @@ def launch(config: Config, images: str, assets: EvaluationAssets = NO_ASSETS) ->
     """
     context = LocalContext(config)
     run_worker(config, images, assets, context)
-    checkpoint = context.checkpoint()
+    checkpoint = broadcast_from_rank0(context.checkpoint())
     assert checkpoint is not None, "the loop ends with a checkpoint"
     return checkpoint
 

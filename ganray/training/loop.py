@@ -98,7 +98,7 @@ def _train(
     if checkpoint := broadcast_from_rank0(context.checkpoint()):
         state.load(node_copy(checkpoint, config))
     elif config.init_from:
-        state.load_weights(node_copy(Path(config.init_from), config))
+        state.load_weights(Path(config.init_from))
     state.rollbacks = max(state.rollbacks, rollbacks)
     first_step = state.step
     sampler = build_sampler(config.data, images, state.rng_seed)

@@ -37,6 +37,11 @@ class RunFolder:
     def __init__(self, path: Path, caller: Caller = call_here) -> None:
         self.path, self._caller = path, caller
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder is on another node, or might be."""
+        return self._caller is not call_here
+
     def call(
         self, function: Callable[Concatenate[Path, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

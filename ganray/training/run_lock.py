@@ -29,6 +29,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of file systems without locks, where only the heartbeat excludes another driver."""
 HEARTBEAT_S = 10.0
 """Interval at which a driver writes its owner file again, with the time."""
+_CLAIM_S = 1.0
+"""Time after which a driver looks whether another one has written the same owner file."""
 _FORGOTTEN_S = 600.0
 """Age at which an owner file in the storage is certainly that of a killed driver."""
 
@@ -37,8 +39,8 @@ _FORGOTTEN_S = 600.0
 def lock_folder(folder: Path, url: str | None = None) -> Iterator[None]:
     """Hold the folder of a run or sweep for this driver while the block runs.
 
-    With a storage, at `url`, also against drivers on nodes with other folders: the owner file is
-    uploaded with the rest of the folder.
+    With a storage, at `url`, also against drivers on nodes with other folders, by an owner file
+    there.
 
     The kernel releases the lock when the driver ends, however it ends. Where a file system does not
     lock across hosts, the heartbeat of a driver on another host shows that it is alive.
@@ -66,8 +68,8 @@ def lock_folder(folder: Path, url: str | None = None) -> Iterator[None]:
             "pid": os.getpid(),
             "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         }
-        write_atomic(owner, json.dumps(content | {"beat": time.time()}))
-        work = owner, content, stop
+        _claim(folder, content, url)
+        work = folder, content, url, stop
         thread = threading.Thread(target=_beat, args=work, name="heartbeat", daemon=True)
         thread.start()
         try:
@@ -79,7 +81,8 @@ def lock_folder(folder: Path, url: str | None = None) -> Iterator[None]:
                 owner.unlink()
             if (storage := open_storage(url)) is not None:
                 with suppress(UserError):
-                    storage.delete(_stored_owner(folder))
+                    if _is_own(storage.read(_stored_owner(folder)), content):
+                        storage.delete(_stored_owner(folder))
     finally:
         lock.release()
 
@@ -162,7 +165,28 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _beat(path: Path, content: dict[str, object], stop: threading.Event) -> None:
+def _claim(folder: Path, content: dict[str, object], url: str | None) -> None:
+    """Write the owner files; raise UserError if another driver has claimed the folder meanwhile."""
+    _write_owner(folder, content, url)
+    if (storage := open_storage(url)) is not None:
+        time.sleep(_CLAIM_S)
+        found = storage.read(_stored_owner(folder))
+        if not _is_own(found, content):
+            raise _held(folder, _parse(found or b""))
+
+
+def _write_owner(folder: Path, content: dict[str, object], url: str | None) -> None:
+    text = json.dumps(content | {"beat": time.time()})
+    write_atomic(folder / OWNER_FILE, text)
+    if (storage := open_storage(url)) is not None:
+        storage.write(_stored_owner(folder), text.encode())
+
+
+def _is_own(found: bytes | None, content: dict[str, object]) -> bool:
+    return _parse(found or b"").items() >= content.items()
+
+
+def _beat(folder: Path, content: dict[str, object], url: str | None, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
         with suppress(UserError):
-            write_atomic(path, json.dumps(content | {"beat": time.time()}))
+            _write_owner(folder, content, url)

@@ -6,13 +6,14 @@ asks for it before a checkpoint is complete, so that no event before a checkpoin
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from filelock import FileLock
@@ -21,9 +22,10 @@ from ganray.config.schema import Config
 from ganray.data.storage import Storage, open_storage
 from ganray.distributed import rank
 from ganray.errors import UserError
+from ganray.files import read_json, write_atomic
 from ganray.training import journal
 from ganray.training.run_folder import OWNER_FILE, RANKS_FOLDER
-from ganray.training.state import DIGEST_FILE, verify_checkpoint
+from ganray.training.state import DIGEST_FILE, STATE_FILE, verify_checkpoint
 from ganray.training.stopping import STOP_FILE
 
 logger = logging.getLogger(__name__)
@@ -32,44 +34,79 @@ BEST_FOLDER = "best_coverage"
 """Subfolder of the run folder for the checkpoint with the highest coverage."""
 _UPLOAD_S = 5.0
 """Interval at which a driver uploads what is new."""
-_RECENT_S = 30.0
-"""Time for which a changed file is uploaded again, even if its size is the same."""
+_STAMPS_FILE = ".stored.json"
+"""File in the folder of a run or sweep, see `_read_stamps`."""
 
 
 def push_folder(folder: Path, url: str) -> None:
     """Upload what is new in the folder of a run or sweep, except for checkpoints."""
-    storage = _open(url)
-    known, now = storage.sizes(_name(folder)), time.time()
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        name = f"{_name(folder)}/{relative.as_posix()}"
-        if not _is_shared(relative):
-            continue
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            status = path.stat()
-            is_recent = now - status.st_mtime < _RECENT_S and path.suffix != ".png"
-            if path.is_file() and (is_recent or known.get(name) != status.st_size):
-                storage.upload(path, name)
+    storage, known = _open(url), _read_stamps(folder)
+    before = dict(known)
+    try:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                if _is_shared(name) and path.is_file():
+                    stamp = _stamp(path)
+                    if known.get(str(name)) != stamp:
+                        storage.upload(path, f"{_name(folder)}/{name.as_posix()}")
+                        known[str(name)] = stamp
+    finally:
+        if known != before:
+            _write_stamps(folder, known)
+
+
+def upload_files(files: Iterable[Path], folder: Path | None, url: str | None) -> None:
+    """Upload those of some files that are in the folder of a run, if there is a storage."""
+    storage = open_storage(url)
+    for path in files:
+        if storage and folder and path.is_relative_to(folder):
+            storage.upload(path, f"{_name(folder)}/{path.relative_to(folder).as_posix()}")
 
 
 def pull_folder(folder: Path, url: str) -> None:
     """Download what differs in the folder of a run or sweep, except for checkpoints.
 
-    A journal that begins as the one in the storage stays: this driver was killed before it uploaded
-    the rest.
+    What has changed here since it was last uploaded stays, unless another driver has changed it,
+    too: this driver was killed before it uploaded the rest. Of a journal that goes on from the one
+    in the storage that is always so.
     """
-    storage = _open(url)
-    prefix = _name(folder) + "/"
-    for name, size in storage.sizes(_name(folder)).items():
-        relative = PurePosixPath(name.removeprefix(prefix))
-        path = folder / relative
-        if ".." in relative.parts or not _is_shared(relative) or path.name == OWNER_FILE:
+    storage, known = _open(url), _read_stamps(folder)
+    prefix, stored = f"{_name(folder)}/", storage.sizes(_name(folder))
+    for file, size in stored.items():
+        name = PurePosixPath(file.removeprefix(prefix))
+        path, stamp = folder / name, known.get(str(name))
+        if ".." in name.parts or not _is_shared(name):
             continue
-        if path.name == journal.FILE and path.exists():
-            if not path.read_bytes().startswith(storage.read(name) or b""):
-                storage.download(name, path)
-        elif path.suffix == ".json" or not path.exists() or path.stat().st_size != size:
-            storage.download(name, path)
+        if name.name == journal.FILE and path.exists():
+            if path.read_bytes().startswith(storage.read(file) or b""):
+                continue
+        elif path.exists() and stamp is not None and stamp[0] == size:
+            # The same there, unless it is JSON, which may have changed without its size.
+            if path.suffix != ".json" or stamp != _stamp(path):
+                continue
+        if storage.download(file, path):
+            known[str(name)] = _stamp(path)
+    known = {name: stamp for name, stamp in known.items() if f"{prefix}{name}" in stored}
+    if folder.exists():
+        _write_stamps(folder, known)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_stamps(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of the files when they were last the same as in the storage."""
+    try:
+        return read_json(folder / _STAMPS_FILE, "")
+    except UserError:
+        return {}
+
+
+def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
+    write_atomic(folder / _STAMPS_FILE, json.dumps(stamps))
 
 
 @contextmanager
@@ -83,14 +120,10 @@ def upload_folders(url: str | None, folders: Callable[[], Iterable[Path]]) -> It
         yield
         return
     stop, failed = threading.Event(), False
-    uploaded: dict[Path, object] = {}
 
     def push() -> None:
         for folder in folders():
-            state = _state(folder)
-            if uploaded.get(folder) != state:
-                push_folder(folder, url)
-                uploaded[folder] = state
+            push_folder(folder, url)
 
     def upload() -> None:
         nonlocal failed
@@ -115,16 +148,6 @@ def upload_folders(url: str | None, folders: Callable[[], Iterable[Path]]) -> It
     stop.set()
     thread.join()
     push()
-
-
-def _state(folder: Path) -> object:
-    """Return a value that changes with the files of a folder that other nodes need."""
-    state = []
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            if _is_shared(path.relative_to(folder)):
-                state.append((path, path.stat().st_mtime_ns))
-    return sorted(state)
 
 
 def fetch_run(name: str, home: Path, url: str | None) -> None:
@@ -161,18 +184,20 @@ def stored_checkpoints(storage: Storage, run_folder: Path) -> list[Path]:
     return [run_folder / name for name in sorted(complete) if name != BEST_FOLDER]
 
 
-def upload_checkpoint(storage: Storage, source: Path, checkpoint: Path) -> None:
-    """Upload the files of `source` as a checkpoint, its digests last: they complete it."""
+def upload_checkpoint(storage: Storage, source: Path, name: str) -> None:
+    """Upload the files of a checkpoint, its digests last: they complete it."""
+    storage.delete(f"{name}/{DIGEST_FILE}")  # of an earlier version
     for path in sorted(source.iterdir(), key=lambda path: path.name == DIGEST_FILE):
-        storage.upload(path, f"{_name(checkpoint, parts=3)}/{path.name}")
+        storage.upload(path, f"{name}/{path.name}")
 
 
-def download_checkpoint(storage: Storage, checkpoint: Path) -> bool:
+def download_checkpoint(storage: Storage, checkpoint: Path, name: str = "") -> bool:
     """Download a checkpoint unless it is here, intact; return whether the storage has it.
 
-    Processes of a node may call it at the same time.
+    Processes of a node may call it at the same time. `name` is its name in the storage, unless it
+    is that of the run.
     """
-    name = _name(checkpoint, parts=3)
+    name = name or checkpoint_name(checkpoint)
     digests = storage.read(f"{name}/{DIGEST_FILE}")
     if digests is None:
         return False
@@ -184,8 +209,9 @@ def download_checkpoint(storage: Storage, checkpoint: Path) -> bool:
                 return True
         partial = checkpoint.with_name(f"{checkpoint.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
-        for file in storage.sizes(name):
-            storage.download(file, partial / Path(file).name)
+        files = [*storage.sizes(name)]
+        if not files or not all(storage.download(f, partial / Path(f).name) for f in files):
+            return False  # it was deleted meanwhile
         shutil.rmtree(checkpoint, ignore_errors=True)
         partial.rename(checkpoint)
     return True
@@ -193,7 +219,7 @@ def download_checkpoint(storage: Storage, checkpoint: Path) -> bool:
 
 def delete_checkpoint(storage: Storage, checkpoint: Path) -> None:
     """Delete a checkpoint in the storage, its digests first, so that no half of it is used."""
-    name = _name(checkpoint, parts=3)
+    name = checkpoint_name(checkpoint)
     storage.delete(f"{name}/{DIGEST_FILE}")
     storage.delete(name)
 
@@ -202,23 +228,44 @@ def share_run(run_folder: Path, url: str | None) -> None:
     """Upload the newest checkpoint of a run that began without the storage, if there is one."""
     storage, own = open_storage(url), sorted(run_folder.glob("checkpoint_*[0-9]"))
     if storage and own and not stored_checkpoints(storage, run_folder):
-        upload_checkpoint(storage, own[-1], own[-1])
+        best = run_folder / BEST_FOLDER
+        for checkpoint in (own[-1], *([best] if best.is_dir() else [])):
+            upload_checkpoint(storage, checkpoint, checkpoint_name(checkpoint))
 
 
-def share_checkpoint(checkpoint: Path, url: str | None) -> None:
-    """Upload a checkpoint of a run in the home unless it is in the storage, if there is one."""
-    storage, is_run = open_storage(url), checkpoint.parents[1].name == "runs"
-    if storage and is_run and storage.read(f"{_name(checkpoint, parts=3)}/{DIGEST_FILE}") is None:
-        upload_checkpoint(storage, checkpoint, checkpoint)
+def share_initial(checkpoint: str, url: str) -> str:
+    """Upload the checkpoint that a run starts from unless it is there, and return its name."""
+    storage, source = _open(url), Path(checkpoint)
+    digest = read_json(source / DIGEST_FILE, "give another --init_from")[STATE_FILE]
+    name = f"init/{digest}"
+    if storage.read(f"{name}/{DIGEST_FILE}") is None:
+        upload_checkpoint(storage, source, name)
+    return name
+
+
+def fetch_initial(config: Config) -> Config:
+    """Return the config with the result of `share_initial` as a checkpoint on this node."""
+    storage = open_storage(config.storage)
+    if not (storage and config.init_from):
+        return config
+    checkpoint = config.home / config.init_from
+    download_checkpoint(storage, checkpoint, config.init_from)
+    return replace(config, init_from=str(checkpoint))
 
 
 def node_copy(checkpoint: Path, config: Config) -> Path:
-    """Return a checkpoint of another process as a path on this node, from the storage."""
+    """Return rank 0's checkpoint of the run on this node, from the storage if there is one."""
     storage = open_storage(config.storage)
     if storage is None or (rank() == 0 and checkpoint.is_dir()):
         return checkpoint
-    copy = config.home / _name(checkpoint, parts=3)
-    return copy if download_checkpoint(storage, copy) else checkpoint
+    copy = config.run_folder() / checkpoint.name
+    download_checkpoint(storage, copy)
+    return copy
+
+
+def checkpoint_name(checkpoint: Path) -> str:
+    """Return the name of a run's checkpoint in the storage."""
+    return "/".join(checkpoint.parts[-3:])
 
 
 def _open(url: str) -> Storage:
@@ -229,10 +276,10 @@ def _open(url: str) -> Storage:
 
 def _is_shared(path: PurePath) -> bool:
     """Return whether other nodes need a file of a run or sweep, besides checkpoints."""
-    own = ("checkpoint_", BEST_FOLDER, RANKS_FOLDER, STOP_FILE, "tune", ".")
+    own = ("checkpoint_", BEST_FOLDER, RANKS_FOLDER, OWNER_FILE, STOP_FILE, "tune", ".")
     return not path.parts[0].startswith(own) and path.suffix != ".part"
 
 
-def _name(path: Path, parts: int = 2) -> str:
-    """Return the last parts of a path: runs/NAME, of a run; with 3, of a checkpoint."""
-    return "/".join(path.parts[-parts:])
+def _name(folder: Path) -> str:
+    """Return the name of the folder of a run or sweep in the storage."""
+    return "/".join(folder.parts[-2:])

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from ganray.distributed import rank
 from ganray.training import journal
 from ganray.training.run_folder import RunFolder
 
@@ -22,9 +23,10 @@ logger = logging.getLogger(__name__)
 
 STOP_FILE = "stop"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_POLL_S = 0.1
-_WAIT_S = 10.0
-"""Time for which a driver waits for the checkpoint of its workers; it may be killed earlier."""
+_POLL_S, _REMOTE_POLL_S = 0.1, 0.5
+_WAIT_S, _UPLOAD_WAIT_S = 10.0, 60.0
+"""Time for which a driver waits for the checkpoint of its workers, and for its upload; it may be
+killed earlier."""
 
 StopRequested = Callable[[], bool]
 
@@ -72,11 +74,17 @@ def defer_signals() -> Iterator[StopRequested]:
 
 @contextmanager
 def watch_stop_file(folder: RunFolder) -> Iterator[StopRequested]:
-    """Yield a function that returns whether the driver requests a stop; see `request_stop`."""
+    """Yield a function that returns whether the driver requests a stop; see `request_stop`.
+
+    Only rank 0 learns it.
+    """
+    if rank() != 0:
+        yield lambda: False
+        return
     requested, closed = threading.Event(), threading.Event()
 
     def watch() -> None:
-        while not closed.wait(_POLL_S):
+        while not closed.wait(_REMOTE_POLL_S if folder.is_remote else _POLL_S):
             if folder.call(has_stop_file):
                 requested.set()
                 return
@@ -104,7 +112,7 @@ def has_stop_file(folder: Path) -> bool:
 def confirm_stop(folder: RunFolder) -> None:
     """Tell the driver that the checkpoint is saved, and wait to be killed with it."""
     folder.call(delete_stop_file)
-    time.sleep(2 * _WAIT_S)
+    time.sleep(2 * _UPLOAD_WAIT_S)
     raise RuntimeError("the driver requested a stop, but still runs")
 
 
@@ -115,20 +123,24 @@ def delete_stop_file(folder: Path) -> None:
 
 
 @contextmanager
-def wait_for_checkpoints(runs: Path, names: Callable[[], Iterable[str]]) -> Iterator[None]:
+def wait_for_checkpoints(
+    runs: Path, names: Callable[[], Iterable[str]], has_storage: bool = False
+) -> Iterator[None]:
     """If the block is left by a signal after `request_stop`, wait until checkpoints are saved.
 
     Args:
         runs: Parent of the run folders.
         names: Returns the names of the runs that train.
+        has_storage: Whether checkpoints are uploaded, which takes longer.
     """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         files = [runs / name / STOP_FILE for name in names()]
-        deadline = time.monotonic() + _WAIT_S
+        wait_s = _UPLOAD_WAIT_S if has_storage else _WAIT_S
+        deadline = time.monotonic() + wait_s
         if any(file.exists() for file in files):
-            logger.info("saving a checkpoint (up to %g s; Ctrl-C: without one)", _WAIT_S)
+            logger.info("saving a checkpoint (up to %g s; Ctrl-C: without one)", wait_s)
             while any(file.exists() for file in files) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
         for file in files:

@@ -24,6 +24,7 @@ from ganray.config.schema import (
     data_fields,
 )
 from ganray.config.serialization import check_resumes, flatten, from_dict, to_dict
+from ganray.errors import UserError
 
 
 def test_presets_are_the_same_after_a_round_trip_through_json():
@@ -196,3 +197,20 @@ def test_a_data_field_without_identity_is_an_error(monkeypatch):
     monkeypatch.setattr(schema, "DataConfig", Extended)
     with pytest.raises(TypeError, match=r"data\.gray needs an identity"):
         Extended(gray=True).identity()
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("s3://user:password@bucket/ganray", r"^storage=s3://\*\*\*@bucket/ganray: leave out user"),
+        ("https://host/ganray?token=password", r"^storage=https://host/ganray: leave out user"),
+        ("/home/me/.ganray", "must not be, contain or be in home=/home/me/.ganray"),
+        ("file:///home/me", "must not be, contain or be in home=/home/me/.ganray"),
+        ("/home/me/.ganray/store", "must not be, contain or be in home=/home/me/.ganray"),
+    ],
+)
+def test_a_storage_holds_no_password_and_is_not_the_home(storage, message):
+    with pytest.raises(UserError, match=message) as error:
+        Config(home=Path("/home/me/.ganray"), storage=storage)
+    assert "password@" not in str(error.value)
+    assert "token" not in str(error.value)

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,4 +132,6 @@ def check_no_secret(*homes: Path):
     folders = [*homes, *(p for p in Path("/tmp").glob("ray-*") if p.is_dir())]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 50
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    for path in files:
+        with suppress(FileNotFoundError):  # of another cluster
+            assert SECRET.encode() not in path.read_bytes(), path

@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +14,11 @@ from ganray.training import checkpoint_uploader, checkpoints, journal, launch, r
 from ganray.training.checkpoints import find_checkpoint, list_checkpoints
 from ganray.training.run_lock import lock_folder
 from ganray.training.run_storage import (
+    fetch_initial,
     fetch_run,
     pull_folder,
     push_folder,
-    share_checkpoint,
+    share_initial,
     share_run,
     upload_folders,
 )
@@ -104,7 +105,7 @@ def test_training_outlives_an_outage_and_the_last_checkpoint_is_uploaded(
 
     monkeypatch.setattr(Storage, "upload", fail)
     monkeypatch.setattr(checkpoint_uploader, "_RETRY_S", 0.01)
-    config = stored_config(tmp_path, url, checkpoint_every=0.06)
+    config = stored_config(tmp_path / "home", url, checkpoint_every=0.06)
     last = launch.launch(config, squares)
     assert steps(stored.sizes("runs/tiny")) == [last.name]
     lines = capsys.readouterr().out
@@ -120,7 +121,7 @@ def test_the_journal_is_there_before_the_checkpoint(squares, tmp_path, url, stor
     uploaded = []
     upload = Storage.upload
     monkeypatch.setattr(Storage, "upload", lambda *args: uploaded.append(args[2]) or upload(*args))
-    launch.launch(stored_config(tmp_path, url), squares)
+    launch.launch(stored_config(tmp_path / "home", url), squares)
     last = uploaded.index("runs/tiny/checkpoint_0000000020/digests.json")
     assert "runs/tiny/journal.jsonl" in uploaded[:last]
     pull_folder(tmp_path / "other" / "runs" / "tiny", url)
@@ -149,6 +150,41 @@ def test_a_longer_journal_stays_and_another_one_is_replaced(tmp_path, url, store
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     assert files == ["config.json", "journal.jsonl", "samples/1.png"]
     assert not (tmp_path / "outside").exists()
+
+
+def test_files_that_were_not_uploaded_in_time_stay_and_others_are_replaced(tmp_path, url, stored):
+    folder, other = tmp_path / "runs" / "one", tmp_path / "other" / "runs" / "one"
+    folder.mkdir(parents=True)
+    for name in ("result.json", "losses.png", "kept.png"):
+        (folder / name).write_bytes(b"1")
+    push_folder(folder, url)
+    (folder / "result.json").write_bytes(b"2")  # and the driver is killed
+    pull_folder(folder, url)
+    assert (folder / "result.json").read_bytes() == b"2"
+    pull_folder(other, url)
+    (other / "losses.png").write_bytes(b"22")
+    (other / "result.json").write_bytes(b"33")
+    push_folder(other, url)
+    pull_folder(folder, url)
+    found = {
+        name: (folder / name).read_bytes() for name in ("result.json", "losses.png", "kept.png")
+    }
+    assert found == {"result.json": b"33", "losses.png": b"22", "kept.png": b"1"}
+
+
+def test_only_what_has_changed_is_uploaded(tmp_path, url, stored, monkeypatch):
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    for name in ("a.json", "b.png"):
+        (folder / name).write_bytes(b"1")
+    push_folder(folder, url)
+    uploaded = []
+    monkeypatch.setattr(Storage, "upload", lambda *args: uploaded.append(args[2]))
+    push_folder(folder, url)
+    assert uploaded == []
+    (folder / "a.json").write_bytes(b"2")
+    push_folder(folder, url)
+    assert uploaded == ["runs/one/a.json"]
 
 
 def test_folders_are_uploaded_at_the_end_however_it_ends(tmp_path, url, stored):
@@ -181,25 +217,32 @@ def test_a_run_and_one_of_its_checkpoints_are_fetched_by_name(squares, tmp_path,
 
 
 def test_a_run_that_began_without_the_storage_goes_on_with_it(squares, tmp_path, url, stored):
-    first = launch.launch(tiny_config(tmp_path, kimg=0.12), squares)
-    config = stored_config(tmp_path, url)
+    first = launch.launch(tiny_config(tmp_path / "home", kimg=0.12), squares)
+    config = stored_config(tmp_path / "home", url)
     share_run(config.run_folder(), url)
     assert steps(stored.sizes("runs/tiny")) == [first.name]
     launch.launch(config, squares)
-    (tmp_path / "runs/tiny/checkpoint_0000000099").mkdir()  # of an upload that failed
+    (tmp_path / "home/runs/tiny/checkpoint_0000000099").mkdir()  # of an upload that failed
     share_run(config.run_folder(), url)
     assert steps(stored.sizes("runs/tiny")) == [first.name, "checkpoint_0000000020"]
     launch.launch(config, squares)
-    assert not (tmp_path / "runs/tiny/checkpoint_0000000099").exists()
+    assert not (tmp_path / "home/runs/tiny/checkpoint_0000000099").exists()
 
 
-def test_initial_weights_come_from_a_run_in_the_storage(squares, tmp_path, url, stored):
-    source = launch.launch(tiny_config(tmp_path / "one"), squares)
-    share_checkpoint(source, url)
-    config = replace(stored_config(tmp_path / "two", url, name="tuned"), init_from="tiny")
+@pytest.mark.parametrize("name", ["tiny", "tiny/checkpoint_0000000010"])
+def test_initial_weights_come_from_a_run_in_the_storage(squares, tmp_path, url, stored, name):
+    source = launch.launch(stored_config(tmp_path / "one", url, checkpoint_every=0.12), squares)
+    if "/" in name:
+        source = source.with_name("checkpoint_0000000010")
+    config = replace(stored_config(tmp_path / "two", url, name="tuned"), init_from=name)
     located = checkpoints.locate_initial_weights(config)
     assert located.init_from == str(tmp_path / "two" / "runs" / "tiny" / source.name)
-    assert states_equal(read_state(source), read_state(source.__class__(located.init_from)))
+    before = stored.sizes("runs/tiny")
+    shared = share_initial(located.init_from, url)
+    on_node = fetch_initial(replace(located, home=tmp_path / "node", init_from=shared))
+    assert states_equal(read_state(source), read_state(Path(on_node.init_from)))
+    assert Path(on_node.init_from).is_relative_to(tmp_path / "node")
+    assert stored.sizes("runs/tiny") == before
 
 
 def test_a_driver_in_another_home_is_recognized_by_its_file_in_the_storage(
@@ -207,24 +250,12 @@ def test_a_driver_in_another_home_is_recognized_by_its_file_in_the_storage(
 ):
     monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.2)
     one, two = (tmp_path / home / "runs" / "one" for home in ("a", "b"))
-    stop = threading.Event()
-
-    def push():
-        while not stop.wait(0.05):
-            push_folder(one, url)
-
-    thread = threading.Thread(target=push)
+    monkeypatch.setattr(run_lock, "_CLAIM_S", 0.2)
     with lock_folder(one, url):
-        push_folder(one, url)
         owner = stored.read("runs/one/driver.json")
-        thread.start()
-        try:
-            rule = rf"{two} is held by another driver .*, process {os.getpid()}, since"
-            with pytest.raises(UserError, match=rule), lock_folder(two, url):
-                pass
-        finally:
-            stop.set()
-            thread.join()
+        rule = rf"{two} is held by another driver .*, process {os.getpid()}, since"
+        with pytest.raises(UserError, match=rule), lock_folder(two, url):
+            pass
     assert stored.read("runs/one/driver.json") is None
     stored.write("runs/one/driver.json", owner)  # as if it had been killed
     with lock_folder(two, url):
