@@ -79,12 +79,12 @@ def pull_folder(folder: Path, url: str) -> None:
         if ".." in name.parts or not _is_shared(name):
             continue
         if name.name == journal.FILE and path.exists():
-            if path.read_bytes().startswith(storage.read(file) or b""):
-                continue
-        elif path.exists() and stamp is not None and stamp[0] == size:
-            # The same there, unless it is JSON, which may have changed without its size.
-            if path.suffix != ".json" or stamp != _stamp(path):
-                continue
+            keep = path.read_bytes().startswith(storage.read(file) or b"")
+        else:  # a JSON file may have changed there without its size
+            is_same_there = stamp is not None and stamp[0] == size and path.exists()
+            keep = is_same_there and (path.suffix != ".json" or stamp != _stamp(path))
+        if keep:
+            continue
         if storage.download(file, path):
             known[str(name)] = _stamp(path)
     known = {name: stamp for name, stamp in known.items() if f"{prefix}{name}" in stored}

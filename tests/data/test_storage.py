@@ -94,10 +94,12 @@ def test_errors_are_one_line_without_secrets(bucket, monkeypatch, call):
 
 
 def test_a_store_that_cannot_be_written_is_refused(bucket, tmp_path):
-    with pytest.raises(UserError, match=r"^s3://missing/home/\.writable: does not exist"):
+    with pytest.raises(
+        UserError, match=r"^storage=s3://missing/home: cannot be written .*does not"
+    ):
         Storage("s3://missing/home").check()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^/.*/\.writable: .*Not a directory"):
+    with pytest.raises(UserError, match=r"^storage=/.*/home: cannot be written .*Not a dir"):
         Storage(str(tmp_path / "file" / "home")).check()
 
 

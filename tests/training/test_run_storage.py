@@ -148,7 +148,7 @@ def test_a_longer_journal_stays_and_another_one_is_replaced(tmp_path, url, store
     pull_folder(folder, url)
     assert (folder / "journal.jsonl").read_bytes() == b"1\n3\n"
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    assert files == ["config.json", "journal.jsonl", "samples/1.png"]
+    assert files == [".stored.json", "config.json", "journal.jsonl", "samples/1.png"]
     assert not (tmp_path / "outside").exists()
 
 
@@ -166,10 +166,8 @@ def test_files_that_were_not_uploaded_in_time_stay_and_others_are_replaced(tmp_p
     (other / "result.json").write_bytes(b"33")
     push_folder(other, url)
     pull_folder(folder, url)
-    found = {
-        name: (folder / name).read_bytes() for name in ("result.json", "losses.png", "kept.png")
-    }
-    assert found == {"result.json": b"33", "losses.png": b"22", "kept.png": b"1"}
+    found = [(folder / name).read_bytes() for name in ("result.json", "losses.png", "kept.png")]
+    assert found == [b"33", b"22", b"1"]
 
 
 def test_only_what_has_changed_is_uploaded(tmp_path, url, stored, monkeypatch):
