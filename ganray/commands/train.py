@@ -252,6 +252,8 @@ def _train_and_report(
             logger.info(f"{name:11s} {figure}")
         for path in (profile := profile_files(folder)):
             logger.info(f"profile     {path}")
+        if storage := open_storage(config.storage):
+            logger.info(f"storage     {storage}/runs/{config.name}")
 
         def send_results() -> tuple[str, str]:
             (run,) = sync.unfinished()
