@@ -52,7 +52,7 @@ class Page:
 def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) -> None:
     """Draw the figure as a PNG."""
     figure = new_figure(14, 10.5)
-    text = "\n".join(textwrap.wrap(diagnosis.text, 150))
+    text = "\n".join(_balanced(diagnosis.text, 150))
     note = (
         f"{report.samples:,} samples and as many real images; whiskers: 95 % over new ones of both"
     )
@@ -67,6 +67,13 @@ def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) ->
     _by_mode(pictures[0], page, report.mode_names)
     _pairs(pictures[1], page)
     figure.savefig(path, dpi=100)
+
+
+def _balanced(text: str, width: int) -> list[str]:
+    """Return as few lines of at most this width as possible, and these of about equal length."""
+    fewest = len(textwrap.wrap(text, width))
+    wraps = (textwrap.wrap(text, w) for w in range(max(1, len(text) // max(1, fewest)), width + 1))
+    return next(lines for lines in wraps if len(lines) == fewest)
 
 
 def _modes(axes: Any, report: MetricsReport) -> None:
@@ -175,5 +182,5 @@ def _pairs(axes: Any, page: Page) -> None:
 
 def _show(axes: Any, images: np.ndarray, columns: int, title: str) -> None:
     axes.imshow(sample_grid(images, columns), interpolation="nearest")
-    axes.set_title("\n".join(textwrap.wrap(title, 80)[:2]), fontsize=11)
+    axes.set_title("\n".join(_balanced(title, 80)[:2]), fontsize=11)
     axes.set_axis_off()
