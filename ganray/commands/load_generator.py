@@ -209,11 +209,12 @@ def load_generator(
         UserError: The name is none of these, or has no readable generator.
     """
     fetch_run(name, home, storage)
-    generator = _load(name, home, tracking_uri)
+    places = f"{open_storage(storage)} or {home}" if storage else str(home)
+    generator = _load(name, home, tracking_uri, places)
     return replace(generator, config=replace(generator.config, storage=storage))
 
 
-def _load(name: str, home: Path, tracking_uri: str | None) -> TrainedGenerator:
+def _load(name: str, home: Path, tracking_uri: str | None, places: str) -> TrainedGenerator:
     if name.startswith("models:/"):
         return _from_model(name, _store_uri(home, tracking_uri), home)
     for folder in (Path(name).expanduser(), home / "runs" / name):
@@ -224,8 +225,8 @@ def _load(name: str, home: Path, tracking_uri: str | None) -> TrainedGenerator:
     runs = sorted(path.name for path in (home / "runs").glob("*") if _find_checkpoint(path))
     raise UserError(
         f"RUN={name!r} must be a checkpoint folder, a run folder with a checkpoint, an MLflow run"
-        f" id (32 hex digits), a models:/ URI, or the name of a run in {home}:"
-        f" {', '.join(runs) or 'it has none; give --home'}"
+        f" id (32 hex digits), a models:/ URI, or the name of a run in {places}:"
+        f" {', '.join(runs) or 'none is there; give --home or --storage'}"
     )
 
 

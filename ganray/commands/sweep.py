@@ -190,7 +190,8 @@ def load_resumed(config: Config, options: SweepConfig) -> tuple[Config, SweepCon
     newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         named = f" named {config.name!r}" if config.name else ""
-        raise UserError(f"sweep.resume: {config.home} holds no sweep{named} to resume")
+        place = f"{storage} or {config.home}" if storage else config.home
+        raise UserError(f"sweep.resume: {place} holds no sweep{named} to resume")
     saved, saved_options = _load_sweep(newest.parent)
     if saved.storage and not config.storage:
         return load_resumed(replace(config, name=saved.name, storage=saved.storage), options)

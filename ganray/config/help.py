@@ -19,6 +19,7 @@ from ganray import log
 COMMON = (
     "name",
     "home",
+    "storage",
     "launcher",
     "dry_run",
     "data.source",
@@ -47,6 +48,7 @@ COMMON_OF_SWEEPS = (
     "sweep.power",
     "name",
     "home",
+    "storage",
     "dry_run",
     "data.source",
     "data.root",

@@ -177,7 +177,7 @@ def test_a_wrong_name_is_rejected_in_one_line(trained_run, name, message):
 
 
 def test_a_home_without_runs_is_mentioned(tmp_path):
-    with pytest.raises(ValueError, match="it has none; give --home"):
+    with pytest.raises(ValueError, match="none is there; give --home or --storage"):
         load_generator.load_generator("tiny", tmp_path)
 
 
