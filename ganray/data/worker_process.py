@@ -1,4 +1,4 @@
-"""Processes of a pool: they leave Ctrl-C to their parent, and end with it."""
+"""Processes of a pool: they leave signals to their parent, and end with it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import threading
 
 
 def follow_parent() -> None:
-    """Let this process ignore Ctrl-C, and end when its parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    """Let this process ignore Ctrl-C and SIGTERM, and end when its parent does.
+
+    The parent handles both. It would wait forever for the rest of a result if SIGTERM, which `ray
+    job stop` sends to all processes, ended this one in the midst of sending it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
