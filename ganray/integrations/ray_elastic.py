@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -30,6 +32,10 @@ from ganray.training.stopping import delete_stop_file, has_stop_file, request_st
 
 _PROBE_S = 3
 """Seconds that placement groups have to become ready while no workers run."""
+_MAX_SPARE = 32
+"""Workers that are asked for at a time."""
+PAYBACK = 10
+"""A run grows after it has trained for this many times as long as its workers took to start."""
 
 
 class ElasticPolicy(ElasticScalingPolicy):
@@ -46,8 +52,18 @@ class ElasticPolicy(ElasticScalingPolicy):
     ) -> None:
         super().__init__(scaling_config)
         self._config, self._workers, self._folder = config.ray, workers, folder
-        self._spare: dict[PlacementGroup, Any] = {}
-        """Reservations for missing workers, each with a task that ends when its node is set up."""
+        self._spare: dict[PlacementGroup, tuple[Any, Any]] = {}
+        """Reservations for missing workers, each with its readiness, and a task that tells what the
+        node has once the job's environment is installed there."""
+        self._group: Any = None
+        """Placement group of the running or last workers."""
+        self._started_at = self._trains_at = 0.0
+        """When these workers were first seen, and first seen to train; 0: not yet."""
+        self._payback = PAYBACK
+        self._decided_at = 0.0
+        """When the running workers began to start."""
+        self._shared = None if config.storage else config.run_folder()
+        """Folder that all nodes must see; None: they share a storage."""
         self._hosts: dict[str, str] = {}
         """Addresses of the nodes of the running or last workers, by id."""
         self._held: list[str] = []
@@ -63,6 +79,10 @@ class ElasticPolicy(ElasticScalingPolicy):
     ) -> ScalingDecision:
         """Decide to grow, and do so when the workers have saved a checkpoint."""
         nodes = [worker.metadata for worker in worker_group_state.workers]
+        self._group = worker_group_state.placement_group_handle
+        now, is_training = time.monotonic(), self._folder.call(journal.is_training)
+        self._started_at = self._started_at or self._decided_at or now
+        self._trains_at = self._trains_at or (now if is_training else 0.0)
         self._hosts = {node.node_id: node.node_ip for node in nodes}
         self._held, self._last = [node.node_id for node in nodes], len(nodes)
         self._waits_since = None
@@ -71,14 +91,13 @@ class ElasticPolicy(ElasticScalingPolicy):
             decision = super().make_decision_for_running_worker_group(
                 worker_group_state, worker_group_status
             )
-            if isinstance(decision, ResizeDecision) and self._folder.call(journal.is_training):
+            if isinstance(decision, ResizeDecision) and is_training and self._has_paid(now):
                 self._growth = decision
                 self._folder.call(request_stop)
             return NoopDecision()
         if self._folder.call(has_stop_file):
             return NoopDecision()
         growth, self._growth, self._held = self._growth, None, []
-        self._reserve(0)
         more = growth.num_workers - self._last
         self._announce(
             f"resources for {more} more worker{'s' * (more > 1)} are free: growing to"
@@ -99,11 +118,13 @@ class ElasticPolicy(ElasticScalingPolicy):
         if now - self._waits_since > 60 * self._config.wait:
             raise ray_cluster.gave_up(self._config, self._workers)
         alive = ray_cluster.nodes()
-        self._held = [node for node in self._held if node in alive]
+        if self._group and any(node not in alive for node in self._held):
+            # Ray would move the lost worker's reservation to whatever room appears.
+            self._group.shutdown()
+            self._group, self._held = None, []
         self._reserve(self.scaling_config.max_workers - len(self._held))
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, ResizeDecision):
-            self._reserve(0)
             self._held = []  # if this start fails, all that hold resources have ended
             self._announce_size(decision.num_workers)
         return decision
@@ -111,21 +132,44 @@ class ElasticPolicy(ElasticScalingPolicy):
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         del reserved_resources
         if self._waits_since is None:
-            ready, _ = ray.wait([*self._spare.values()], num_returns=len(self._spare), timeout=0)
-        else:
-            refs = [group.ready() for group in self._spare]
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=_PROBE_S)
+            return len(self._held) + sum(self._is_fit(group) for group in [*self._spare])
+        refs = [ready for ready, _ in self._spare.values()]
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=_PROBE_S)
         return len(self._held) + len(ready)
 
+    def _is_fit(self, group: PlacementGroup) -> bool:
+        """Return whether a worker can start in a placement group, and drop it if it never can."""
+        try:
+            found = ray.get(self._spare[group][1], timeout=0)
+        except GetTimeoutError:
+            return False
+        except RayError:  # the job's environment cannot be installed there, or the node is lost
+            found = None
+        if found != (ray_cluster.versions(), True):
+            remove_placement_group(group)
+            del self._spare[group]
+            return False
+        return True
+
+    def _has_paid(self, now: float) -> bool:
+        """Return whether the workers have trained for long enough to be started again."""
+        start_s = self._trains_at - self._started_at
+        return now - self._trains_at >= self._payback * start_s
+
     def _reserve(self, missing: int) -> None:
-        """Change the number of placement groups for missing workers."""
+        """Change the number of placement groups for missing workers, at most 32 at a time."""
         while len(self._spare) > missing:
             remove_placement_group(self._spare.popitem()[0])
-        while len(self._spare) < missing:
+        while len(self._spare) < min(missing, _MAX_SPARE):
             group = ray_cluster.reserve(self._config, self._workers, 1)
             place = PlacementGroupSchedulingStrategy(group)
-            task = ray.remote(num_cpus=0)(lambda: None).options(scheduling_strategy=place)
-            self._spare[group] = task.remote()
+            task = ray.remote(num_cpus=0)(_describe_node).options(scheduling_strategy=place)
+            self._spare[group] = group.ready(), task.remote(self._shared)
+
+    def on_controller_start_worker_group(self, **_: Any) -> None:
+        """Give the reserved resources to the workers, whom Ray reserves them for next."""
+        self._reserve(0)
+        self._decided_at, self._started_at, self._trains_at = time.monotonic(), 0.0, 0.0
 
     def _announce_size(self, count: int) -> None:
         """Say how many workers go on, and which nodes are gone, if there are fewer than before."""
@@ -146,6 +190,11 @@ class ElasticPolicy(ElasticScalingPolicy):
         self._reserve(0)
         self._folder.call(delete_stop_file)
         await super().before_controller_shutdown()
+
+
+def _describe_node(shared: Path | None) -> tuple[dict[str, str], bool]:
+    """Return the versions that this node has, and whether it sees a folder, if one is given."""
+    return ray_cluster.versions(), shared is None or shared.exists()
 
 
 class ElasticFailurePolicy(DefaultFailurePolicy):

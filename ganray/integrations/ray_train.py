@@ -10,6 +10,7 @@ import os
 import socket
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,8 +212,10 @@ class _Progress:
         self._config, self._kimg = config, resume_kimg(config)
 
     def __call__(self) -> bool:
-        """Return whether there is a new checkpoint."""
-        before, self._kimg = self._kimg, resume_kimg(self._config)
+        """Return whether there is a new checkpoint; False if the storage does not answer."""
+        before = self._kimg
+        with suppress(UserError):
+            self._kimg = resume_kimg(self._config)
         return self._kimg != before
 
 

@@ -195,7 +195,7 @@ def _train(
                 last_checkpoint, is_late = time.monotonic(), False
 
             # Stop.
-            if rank() == 0 and stop_requested():
+            if rank() == 0 and state.step < config.train.steps() and stop_requested():
                 watchdog.enter("checkpoint", state.step)
                 writer.save(latest=not latest)
                 writer.wait()

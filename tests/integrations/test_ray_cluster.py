@@ -174,9 +174,9 @@ def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
 ELASTIC = """
 from ganray.commands import main
 from ganray.config import cli
-from ganray.integrations import ray_train
+from ganray.integrations import ray_elastic, ray_train
 
-ray_train._RESIZE_S, ray_train._START_S = 1, 4
+ray_train._RESIZE_S, ray_train._START_S, ray_elastic.PAYBACK = 1, 4, 0
 cli.run(main.celeba)
 """
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import GetTimeoutError, RuntimeEnvSetupError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -14,7 +15,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ganray.errors import UserError
-from ganray.integrations import ray_cluster, ray_train
+from ganray.integrations import ray_cluster, ray_elastic, ray_train
 from ganray.integrations.ray_elastic import ElasticFailurePolicy, ElasticPolicy
 from ganray.training import journal
 from ganray.training.plan import Workers
@@ -28,7 +29,17 @@ WORKERS = Workers(1, False, 1, most=3)
 def run_of(count):
     """Return a group of workers, each on a node of its own."""
     nodes = [SimpleNamespace(node_id=f"id-{n}", node_ip=f"10.0.0.{n}") for n in range(count)]
-    return SimpleNamespace(workers=[SimpleNamespace(metadata=node) for node in nodes])
+    workers = [SimpleNamespace(metadata=node) for node in nodes]
+    return SimpleNamespace(workers=workers, placement_group_handle=Group())
+
+
+class Group:
+    """Stands for the placement group of running workers."""
+
+    is_removed = False
+
+    def shutdown(self):
+        self.is_removed = True
 
 
 @pytest.fixture
@@ -43,6 +54,8 @@ def policy(config, monkeypatch):
     """A policy of a cluster with room for as many workers as `policy.room` says."""
     folder = RunFolder(config.run_folder())
     policy = ElasticPolicy(ScalingConfig(num_workers=(1, 3)), config, WORKERS, folder)
+
+    policy._payback = 0
 
     def decide(policy, *_):
         return ResizeDecision(policy.room, {}) if policy.room else NoopDecision()
@@ -84,6 +97,51 @@ def test_it_goes_on_with_what_is_left_and_says_what_is_gone(policy, config):
     assert not (config.run_folder() / STOP_FILE).exists()
     text = "node 10.0.0.1 (id-1) is gone: going on with 1 worker of 2"
     assert last_status(config) == text
+
+
+def test_the_resources_of_a_lost_worker_are_not_kept_for_it(policy, config):
+    """Ray would move them to a node that comes, on which nothing else could start then."""
+    policy.room, group = 0, run_of(2)
+    policy.make_decision_for_running_worker_group(group, None)
+    assert policy._held == ["id-0", "id-1"]
+    policy.make_decision_for_non_running_worker_group()  # id-1 is lost
+    assert group.placement_group_handle.is_removed
+    assert policy._held == []
+    policy.make_decision_for_running_worker_group(group := run_of(1), None)
+    policy.make_decision_for_non_running_worker_group()  # a failure without a lost node
+    assert not group.placement_group_handle.is_removed
+    assert policy._held == ["id-0"]
+
+
+def test_it_grows_only_after_it_has_trained_for_long_enough(policy, config, monkeypatch):
+    """For ten times as long as the workers took to start, so that starts cost a tenth at most."""
+    clock, policy.room, policy._payback = [100.0], 3, 10
+    monkeypatch.setattr(ray_elastic.time, "monotonic", lambda: clock[0])
+    policy.on_controller_start_worker_group()
+    clock[0] = 105.0
+    policy.make_decision_for_running_worker_group(run_of(1), None)
+    journal.add_status(config.run_folder(), "training", is_training=True)
+    for clock[0], is_asked in ((110.0, False), (209.0, False), (210.0, True)):
+        policy.make_decision_for_running_worker_group(run_of(1), None)
+        assert (config.run_folder() / STOP_FILE).exists() == is_asked
+
+
+def test_a_node_with_other_versions_or_without_the_folder_is_no_room(policy, monkeypatch):
+    own, removed = ray_cluster.versions(), []
+    monkeypatch.setattr(ray_elastic, "remove_placement_group", removed.append)
+    found = {"good": (own, True), "old": (own | {"torch": "1"}, True), "alone": (own, False)}
+    found |= {"busy": GetTimeoutError(), "broken": RuntimeEnvSetupError()}
+
+    def get(name, timeout):
+        if isinstance(found[name], Exception):
+            raise found[name]
+        return found[name]
+
+    monkeypatch.setattr(ray_elastic.ray, "get", get)
+    policy._spare = {name: (None, name) for name in found}
+    assert policy._count_possible_workers(None) == 1
+    assert removed == ["old", "alone", "broken"]
+    assert [*policy._spare] == ["good", "busy"]
 
 
 def test_it_gives_up_if_even_the_smallest_number_does_not_fit(config, policy, monkeypatch):
