@@ -466,7 +466,7 @@ def describe_workers(config: RayConfig, workers: Workers) -> str:
 
 
 def describe_free() -> str:
-    """Return what the nodes have that nobody uses, e.g. "free: 1 CPU and 0 GPU on 1 node"."""
+    """Return the unused resources of all nodes, e.g. "free: 1 CPU and 0 GPU on 1 node"."""
     free, nodes = ray.available_resources(), sum(1 for node in ray.nodes() if node["Alive"])
     found = " and ".join(f"{free.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
     return f"free: {found} on {nodes} node{'s' * (nodes > 1)}"

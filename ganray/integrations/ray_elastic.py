@@ -71,7 +71,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         self._last = 0
         """Number of the workers that run or ran last."""
         self._growth: ResizeDecision | None = None
-        """What is to happen when the checkpoint for it is saved."""
+        """The growth that follows when the workers have saved a checkpoint."""
         self._waits_since: float | None = None
 
     def make_decision_for_running_worker_group(

@@ -57,6 +57,7 @@ class CheckpointUploader:
         self._waiting: dict[bool, Path] = {}
         """The newest snapshot that is not uploaded: of the best state, and of the latest."""
         self._error: UserError | None = None
+        self._has_given_up = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._done: Future[None] = Future()
         self._done.set_result(None)
@@ -81,21 +82,31 @@ class CheckpointUploader:
             UserError: It could not be uploaded for five minutes.
         """
         deadline = time.monotonic() + _LAST_UPLOAD_S
-        self._done.result()
+        self._wait_until(deadline)
         while self._waiting:
             if self._error and time.monotonic() > deadline:
                 raise self._error
             time.sleep(_RETRY_S)
             self._done = self._thread.submit(self._upload_waiting)
-            self._done.result()
+            self._wait_until(deadline)
+
+    def _wait_until(self, deadline: float) -> None:
+        try:
+            self._done.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            self._has_given_up = True
+            raise self._error or UserError(
+                f"{self._storage}: an upload did not end within {_LAST_UPLOAD_S:g} s; the last"
+                f" checkpoint is in {self._run_folder}; check the store and start again"
+            ) from error
 
     def wait(self) -> None:
         """Wait for the uploads under way."""
         self._done.result()
 
     def close(self) -> None:
-        """Wait for the uploads under way, and end the thread."""
-        self._thread.shutdown()
+        """End the thread after the uploads under way, unless `finish` has given them up."""
+        self._thread.shutdown(wait=not self._has_given_up)
         shutil.rmtree(self._snapshots, ignore_errors=True)
 
     def _upload_waiting(self) -> None:

@@ -84,8 +84,8 @@ class CheckpointWriter:
         if not url or (storage := open_storage(url)) is None:
             return None
         best = folder / BEST_FOLDER
+        download_checkpoint(storage, best)  # raises during an outage: the best must not start anew
         try:
-            download_checkpoint(storage, best)
             verify_checkpoint(best)
         except UserError:  # there is none, or its upload was cut off
             shutil.rmtree(best, ignore_errors=True)

@@ -52,7 +52,7 @@ class Workers:
     """Number of DDP workers and the resources of each."""
 
     count: int
-    """Of an elastic run, the smallest number of workers."""
+    """Number of workers, of an elastic run the smallest."""
     gpu: bool
     cpus: int
     most: int | None = None

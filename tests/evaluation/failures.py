@@ -110,7 +110,7 @@ def _thinner_half(pool: Pool, digits: range) -> Images:
 
 
 _LOST = VARIETY | FIDELITY
-"""What images that are few or noisy may lack as well."""
+"""Kinds of a diagnosis that are also allowed for images that are few or noisy."""
 
 COMMON: dict[str, Failure] = {
     "other real images": Failure(lambda p, n, _: p.images[:n], set()),

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from ganray.data.storage import Storage
 from ganray.errors import UserError
 from ganray.training import checkpoint_uploader, checkpoints, journal, launch, run_lock
 from ganray.training.checkpoints import find_checkpoint, list_checkpoints
+from ganray.training.context import LocalContext
 from ganray.training.run_lock import lock_folder
 from ganray.training.run_storage import (
     fetch_initial,
@@ -60,7 +63,7 @@ def test_a_run_goes_on_bit_for_bit_in_another_home(squares, tmp_path, url):
 
 
 def test_checkpoints_in_the_storage_are_kept_as_those_on_the_disk(squares, tmp_path, url, stored):
-    """As long as the run lasts, whatever other nodes have."""
+    """Another node's driver keeps those that it does not have itself."""
     keep = {"keep_checkpoints": 1, "keep_every": 0.12, "checkpoint_every": 0.024}
     launch.launch(stored_config(tmp_path / "one", url, kimg=0.18, **keep), squares)
     config = stored_config(tmp_path / "two", url, kimg=0.24, **keep)
@@ -110,10 +113,46 @@ def test_training_outlives_an_outage_and_the_last_checkpoint_is_uploaded(
     assert steps(stored.sizes("runs/tiny")) == [last.name]
     lines = capsys.readouterr().out
     assert "checkpoint_0000000005 is not uploaded yet, and training goes on" in lines
-    monkeypatch.setattr(checkpoint_uploader, "_LAST_UPLOAD_S", 0.0)
+    monkeypatch.setattr(checkpoint_uploader, "_LAST_UPLOAD_S", 0.5)
     failures = iter(range(100))
     with pytest.raises(UserError, match="the connection failed"):
         launch.launch(replace(config, train=replace(config.train, kimg=0.3)), squares)
+
+
+def test_the_end_does_not_wait_forever_for_a_store_that_never_answers(
+    squares, tmp_path, url, monkeypatch
+):
+    released, upload = threading.Event(), Storage.upload
+
+    def hang(self, source, name):
+        if "checkpoint_" in name:
+            released.wait(60)
+        upload(self, source, name)
+
+    monkeypatch.setattr(Storage, "upload", hang)
+    monkeypatch.setattr(checkpoint_uploader, "_LAST_UPLOAD_S", 0.2)
+    config = stored_config(tmp_path / "home", url)
+    try:
+        with pytest.raises(UserError, match=r"an upload did not end within 0\.2 s; the last"):
+            launch.launch(config, squares)
+        assert list_checkpoints(config.run_folder())[-1].name == "checkpoint_0000000020"
+    finally:
+        released.set()
+
+
+def test_the_best_checkpoint_does_not_start_anew_in_an_outage(squares, tmp_path, url, monkeypatch):
+    config = stored_config(tmp_path / "home", url, kimg=0.12)
+    last = launch.launch(config, squares)
+    best = shutil.copytree(last, last.with_name("best_coverage"))
+    monkeypatch.setattr(Storage, "read", _fail)
+    context, state = LocalContext(config), SimpleNamespace(config=config, step=10)
+    with pytest.raises(UserError, match="the connection failed"):
+        checkpoints.CheckpointWriter(state, context)  # pyright: ignore[reportArgumentType]
+    assert (best / "state.pt").exists()
+
+
+def _fail(self, name):
+    raise UserError(f"{self}/{name}: the connection failed")
 
 
 def test_the_journal_is_there_before_the_checkpoint(squares, tmp_path, url, stored, monkeypatch):
