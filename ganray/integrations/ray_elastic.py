@@ -97,7 +97,10 @@ class ElasticPolicy(ElasticScalingPolicy):
             return NoopDecision()
         if self._folder.call(has_stop_file):
             return NoopDecision()
-        growth, self._growth, self._held = self._growth, None, []
+        growth, self._growth = self._growth, None
+        if not self._folder.call(journal.is_training):  # all steps were done before the request
+            return NoopDecision()
+        self._held = []
         more = growth.num_workers - self._last
         self._announce(
             f"resources for {more} more worker{'s' * (more > 1)} are free: growing to"

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +60,7 @@ from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.run_folder import RunFolder
 from ganray.training.state import CONFIG_FILE
+from ganray.training.stopping import confirm_stops
 
 # Tune would pass the driver's credentials to the nodes through their logs; nodes have their own.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
@@ -430,20 +431,29 @@ class TuneContext(DrivenContext):
     def __init__(self, config: Config, folder: RunFolder, is_population: bool) -> None:
         super().__init__(config, folder=folder)
         self._gauges = Gauges(config.name)
-        self.reads_checkpoints = is_population  # another member may continue from it
+        self._shares_checkpoints = is_population  # another member may continue from one
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Set gauges, which Ray exports to Prometheus."""
         self._gauges.set(metrics)
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Report to Tune, which may end the run here."""
-        shared = tune.Checkpoint.from_directory(str(checkpoint)) if self.reads_checkpoints else None
-        tune.report(dict(metrics), checkpoint=shared)
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        checkpoint: Path | None,
+        wait_until_saved: Callable[[], None],
+    ) -> None:
+        """Report to Tune, which may end the run here; wait until the driver has received it."""
+        shared = None
+        if self._shares_checkpoints:
+            wait_until_saved()
+            shared = tune.Checkpoint.from_directory(str(checkpoint))
+        with confirm_stops(self.folder, wait_until_saved):  # a driver that stops receives nothing
+            tune.report(dict(metrics), checkpoint=shared)
 
     def checkpoint(self) -> Path | None:
         """Return the run's own, or the one Tune copies from another member, with own settings."""
-        shared = tune.get_checkpoint() if self.reads_checkpoints else None
+        shared = tune.get_checkpoint() if self._shares_checkpoints else None
         if shared is None:
             return super().checkpoint()
         folder = Path(shared.to_directory(tempfile.mkdtemp()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -31,9 +31,6 @@ class WorkerContext(Protocol):
 
     device: torch.device
     folder: RunFolder
-    reads_checkpoints: bool
-    """Whether `report` reads the checkpoint, which must be written before."""
-
     is_supervised: bool
     """Whether all ranks are ended, and perhaps restarted, if this process ends."""
 
@@ -49,8 +46,16 @@ class WorkerContext(Protocol):
         """Stop after the checkpoint for a stop request is saved. Called on rank 0."""
         ...
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Report metrics and rank 0's new checkpoint. Collective: all ranks call it."""
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        checkpoint: Path | None,
+        wait_until_saved: Callable[[], None],
+    ) -> None:
+        """Report metrics and rank 0's new checkpoint. Collective: all ranks call it.
+
+        The checkpoint may still be written; `wait_until_saved` waits for that, and for its upload.
+        """
         ...
 
     def observe(self, metrics: Mapping[str, float]) -> None:
@@ -64,8 +69,6 @@ class WorkerContext(Protocol):
 
 class LocalContext:
     """Context of a process without Ray: a plain call, or one of torchrun's processes."""
-
-    reads_checkpoints = False
 
     def __init__(
         self, config: Config, device: torch.device | None = None, folder: RunFolder | None = None
@@ -86,7 +89,12 @@ class LocalContext:
     def stop(self) -> None:
         """Do nothing: the end of `stop_requests` raises the signal."""
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+    def report(
+        self,
+        metrics: Mapping[str, float],
+        checkpoint: Path | None,
+        wait_until_saved: Callable[[], None],
+    ) -> None:
         """Do nothing: metrics and checkpoints are in the run folder; only Ray uses reports."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:

@@ -173,15 +173,24 @@ def add_status(folder: Path, text: str, *, is_training: bool) -> None:
 
     Any process may call it, as the line is written at once.
     """
-    event = {"name": "status", "images": 0, "time": round(time.time(), 3), "text": text}
+    _add_text(folder, "status", text, is_training=is_training)
+
+
+def add_end(folder: Path) -> None:
+    """Record that workers train no longer: all steps are done, or they failed."""
+    _add_text(folder, "end", "", is_training=False)
+
+
+def _add_text(folder: Path, name: str, text: str, *, is_training: bool) -> None:
+    event = {"name": name, "images": 0, "time": round(time.time(), 3), "text": text}
     with contextlib.suppress(UserError):
         _append_line(folder, event | {"is_training": is_training})
 
 
 def is_training(folder: Path) -> bool:
-    """Return whether workers train, according to the last status."""
-    statuses = [event for event, _ in read(folder) if event["name"] == "status"]
-    return bool(statuses and statuses[-1].get("is_training"))
+    """Return whether workers train, according to the last event that says so."""
+    states = [event["is_training"] for event, _ in read(folder) if "is_training" in event]
+    return bool(states and states[-1])
 
 
 def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

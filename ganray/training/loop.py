@@ -189,9 +189,8 @@ def _train(
                 check_weights(state)
             checkpoint = writer.save(latest=latest, coverage=scores["coverage"] if scores else 0)
             if latest:
-                if context.reads_checkpoints:
-                    writer.wait()
-                context.report({"kimg": state.images_seen / 1000, **last_scores}, checkpoint)
+                reported = {"kimg": state.images_seen / 1000, **last_scores}
+                context.report(reported, checkpoint, writer.wait)
                 last_checkpoint, is_late = time.monotonic(), False
 
             # Stop.

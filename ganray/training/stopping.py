@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from ganray.distributed import rank
+from ganray.errors import UserError
 from ganray.training import journal
 from ganray.training.run_folder import RunFolder
 
@@ -95,6 +96,36 @@ def watch_stop_file(folder: RunFolder) -> Iterator[StopRequested]:
         yield requested.is_set
     finally:
         closed.set()
+        folder.call(_end_training)
+
+
+def _end_training(folder: Path) -> None:
+    journal.add_end(folder)
+    delete_stop_file(folder)  # the request came too late
+
+
+@contextmanager
+def confirm_stops(folder: RunFolder, wait_until_saved: Callable[[], None]) -> Iterator[None]:
+    """Confirm requests while the block runs, which may wait for a driver that waits for this one.
+
+    Args:
+        folder: The run folder.
+        wait_until_saved: Waits for the last checkpoint; a ``UserError`` means that there is none.
+    """
+    closed = threading.Event()
+
+    def confirm() -> None:
+        while not closed.wait(_REMOTE_POLL_S if folder.is_remote else _POLL_S):
+            if folder.call(has_stop_file):
+                with suppress(UserError):
+                    wait_until_saved()
+                folder.call(delete_stop_file)
+
+    threading.Thread(target=confirm, name="confirm stops", daemon=True).start()
+    try:
+        yield
+    finally:
+        closed.set()
 
 
 def request_stop(folder: Path) -> None:
@@ -102,6 +133,8 @@ def request_stop(folder: Path) -> None:
     if journal.is_training(folder):
         with suppress(OSError):
             (folder / STOP_FILE).touch()
+        if not journal.is_training(folder):  # it ended meanwhile, and would not confirm
+            delete_stop_file(folder)
 
 
 def has_stop_file(folder: Path) -> bool:

@@ -87,6 +87,15 @@ def test_it_grows_when_the_workers_have_saved_a_checkpoint(policy, config):
     assert last_status(config).startswith("resources for 2 more workers are free: growing to 3")
 
 
+def test_it_does_not_grow_for_a_run_that_has_just_ended(policy, config):
+    request, policy.room = config.run_folder() / STOP_FILE, 3
+    journal.add_status(config.run_folder(), "training", is_training=True)
+    policy.make_decision_for_running_worker_group(run_of(1), None)
+    journal.add_end(config.run_folder())
+    request.unlink()
+    assert isinstance(policy.make_decision_for_running_worker_group(run_of(1), None), NoopDecision)
+
+
 def test_it_goes_on_with_what_is_left_and_says_what_is_gone(policy, config):
     """Also if it was about to grow: the workers that start must not stop for the request."""
     journal.add_status(config.run_folder(), "training", is_training=True)

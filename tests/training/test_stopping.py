@@ -10,8 +10,10 @@ import time
 import pytest
 from mlflow import MlflowClient
 
+from ganray.training import journal
 from ganray.training.checkpoints import list_checkpoints
 from ganray.training.run_folder import RunFolder
+from ganray.training.stopping import STOP_FILE, confirm_stops, request_stop, watch_stop_file
 from ganray.training.watchdog import Watchdog
 from tests.integrations.cluster import ROOT, environment, lines_of, wait_for
 
@@ -63,6 +65,26 @@ def test_a_long_phase_has_an_allowance(tmp_path):
     time.sleep(1)
     watchdog.close()
     assert not context.lines
+
+
+def test_a_request_is_confirmed_even_if_training_ends_or_waits_for_the_driver(tmp_path):
+    folder, saved = RunFolder(tmp_path), []
+
+    def request():
+        request_stop(tmp_path)
+        return (tmp_path / STOP_FILE).exists()
+
+    assert not request()  # nothing trains yet
+    with watch_stop_file(folder) as stop_requested:
+        journal.add_status(tmp_path, "training", is_training=True)
+        with confirm_stops(folder, lambda: saved.append(True)):
+            request()
+            sleep_until(lambda: not (tmp_path / STOP_FILE).exists())
+        assert saved == [True]
+        assert request()
+        sleep_until(stop_requested)
+    assert not (tmp_path / STOP_FILE).exists()  # all steps were done
+    assert not request()
 
 
 @pytest.fixture
