@@ -105,12 +105,13 @@ def mode_variety(
         if count <= DENSITY_COVERAGE_K:
             continue
         real, *others = (
-            x.features[at[:count]] for x, at in zip((reference, *sides), rows, strict=True)
+            (x.features[at[:count]], vendi_score(x.whitened[at[:count]]))
+            for x, at in zip((reference, *sides), rows, strict=True)
         )
-        manifold, vendi = Manifold.fit(real), vendi_score(real)
-        for side, features in enumerate(others):
+        manifold, vendi = Manifold.fit(real[0]), real[1]
+        for side, (features, other_vendi) in enumerate(others):
             scores = manifold_scores(manifold, Manifold.fit(features))
-            result[side, i] = scores.coverage, vendi_score(features) / vendi
+            result[side, i] = scores.coverage, other_vendi / vendi
     return result
 
 

@@ -23,11 +23,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot, pad
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    normalize,
+    one_hot,
+    pad,
+)
 
 from ganray.data.format import Shape
 from ganray.data.storage import fetch
 from ganray.errors import UserError
+from ganray.metrics.matrices import eigh
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -41,6 +48,11 @@ FEATURES = 128
 """Width of the penultimate layer."""
 PIXELS_PER_BATCH = 256 * 28 * 28
 """Pixels in one batch for inference, whose activations take about 100 MB."""
+_WHITENED_IMAGES = 10_000
+"""Maximum number of training images from which the covariance of features is computed."""
+_MIN_VARIANCE = 1e-3
+"""Variance, relative to the largest, below which directions of features are not scaled up: in some
+of them training images do not vary at all."""
 
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
 """Errors of torch.load and load_state_dict for a truncated, damaged or unrelated file."""
@@ -50,7 +62,7 @@ UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.Un
 class TrainingRecipe:
     """Hyperparameters of the classifier. The hash covers every field and the data."""
 
-    version: int = 2
+    version: int = 3
     """Version of this module's code; it changes whenever the trained weights do."""
     epochs: float = 2.5
     """Passes over the training images; see ``min_images``."""
@@ -98,6 +110,10 @@ class Classifier(nn.Module):
     """Channel means of the training images, float32 (C, 1, 1) in [0, 255]."""
     std: torch.Tensor
     """Channel standard deviations, float32 (C, 1, 1)."""
+    center: torch.Tensor
+    """Mean of the training images' features at length 1, float32 (128,)."""
+    whitening: torch.Tensor
+    """Matrix that turns their covariance into the identity, float32 (128, 128)."""
 
     def __init__(self, image_shape: Shape, classes: int, rng_seed: int) -> None:
         super().__init__()
@@ -112,6 +128,8 @@ class Classifier(nn.Module):
         channels = image_shape[2]
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.register_buffer("center", torch.zeros(FEATURES))
+        self.register_buffer("whitening", torch.eye(FEATURES))
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed CUDA's generators.
             torch.default_generator.manual_seed(rng_seed)
@@ -133,6 +151,13 @@ class Classifier(nn.Module):
             )
         with torch.no_grad():
             return torch.cat([self._embed(x) for x in batches(images, self.mean.device)])
+
+    def whiten(self, features: torch.Tensor) -> torch.Tensor:
+        """Return features at length 1 in coordinates in which real images vary equally.
+
+        Those of training images have mean 0 and covariance 1, float32 (n, 128).
+        """
+        return (normalize(features) - self.center) @ self.whitening
 
     def predict(self, images: ImageBatch) -> torch.Tensor:
         """Return logits, float32 (n, K), which are ``head`` of ``features``.
@@ -212,6 +237,7 @@ def reference_classifier(
     test_labels = as_tensor(test_labels).cpu()
     if kind == "attributes":
         _calibrate(classifier, test_images, test_labels)
+    _fit_whitening(classifier, train_images)
     _measure_accuracy(classifier, test_images, test_labels)
     _save(path, classifier)
     return classifier.requires_grad_(False)
@@ -406,6 +432,15 @@ def _calibrate(classifier: Classifier, images: ImageBatch, attributes: torch.Ten
             absent, present = logits[:, column].sort().values[-count - 1 :][:2]
             if not absent <= 0 < present:
                 classifier.head.bias.data[column] -= (absent + present).item() / 2
+
+
+def _fit_whitening(classifier: Classifier, images: ImageBatch) -> None:
+    step = -(-len(images) // _WHITENED_IMAGES)
+    features = normalize(classifier.features(images[::step])).double()
+    classifier.center.copy_(features.mean(0))
+    values, vectors = eigh(torch.cov(features.T))
+    scales = values.clamp_min(max(_MIN_VARIANCE * values[-1].item(), 1e-12)).rsqrt()
+    classifier.whitening.copy_(vectors * scales)
 
 
 def _measure_accuracy(classifier: Classifier, images: ImageBatch, labels: torch.Tensor) -> None:

@@ -58,6 +58,16 @@ class ImageStatistics:
         return self.extracted.features
 
     @property
+    def whitened(self) -> torch.Tensor:
+        """Features for Vendi scores, (n, d): whitened, if the extractor knows how, else the same.
+
+        At length 1 features of real images have cosines near 1 and their score is low, so that
+        noise and blends raise it; see "Which features serve faces best" in the README.
+        """
+        whitened = self.extracted.whitened
+        return self.features if whitened is None else whitened
+
+    @property
     def has_modes(self) -> bool:
         """Whether each image has a mode."""
         return self.extracted.modes is not None
@@ -75,8 +85,8 @@ class ImageStatistics:
 
     @cached_property
     def vendi(self) -> float:
-        """Vendi score of the features."""
-        return diversity.vendi_score(self.features)
+        """Vendi score of the whitened features."""
+        return diversity.vendi_score(self.whitened)
 
     @cached_property
     def manifold(self) -> Manifold:

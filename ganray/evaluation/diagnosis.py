@@ -28,8 +28,9 @@ variety, over all or within modes. uneven: modes or attributes are too rare or t
 
 _COLLAPSED: tuple[Kind, ...] = ("one image", "few modes", "repeats")
 
-_ONE_IMAGE = 0.01
-"""Vendi score above 1, relative to the reference images', below which there is only one image."""
+_ONE_IMAGE, _ONE_IMAGE_SPREAD = 0.01, 0.1
+"""Vendi score above 1, and spread of pixels, relative to the reference images', below which there
+is only one image. The classifier hardly tells images of noise apart, whose Vendi score is low."""
 _UNCONFIDENT = 0.25
 """Share of confident samples, relative to the reference images', below which most have no mode."""
 _HALF, _SLIGHTLY = 0.5, 0.9
@@ -85,7 +86,8 @@ def diagnose(report: MetricsReport) -> Diagnosis:
     """
     vendi = report.results["vendi"]
     real_vendi = vendi.reference or 1.0
-    if vendi.estimate.value - 1 < _ONE_IMAGE * (real_vendi - 1):
+    is_flat = report["spread"] < _ONE_IMAGE_SPREAD
+    if is_flat and vendi.estimate.value - 1 < _ONE_IMAGE * (real_vendi - 1):
         text = f"All samples are one image: Vendi score {vendi.estimate.value:.2f}"
         return Diagnosis(
             ("one image",), (f"{text} (real images: {real_vendi:.1f}).",), report.samples

@@ -43,6 +43,9 @@ class Features:
     """float32 (n,) in [0, 1], the confidence in each mode; None if there are no modes."""
     attributes: torch.Tensor | None = None
     """float32 (n, A) in [0, 1], the probability of each attribute; None if there are none."""
+    whitened: torch.Tensor | None = None
+    """float32 (n, d), features in which real images vary equally in all directions; None if the
+    extractor has seen too few images to know them."""
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Features:
         """Apply a function to each tensor."""
@@ -113,7 +116,8 @@ class ClassExtractor:
     def extract(self, images: ImageBatch) -> Features:
         """Extract features and modes; confidence is the probability of the class."""
         raw = self._classifier.features(images)
-        result = Features(normalize(raw), coarse_pixels(images, raw.device))
+        pixels, whitened = coarse_pixels(images, raw.device), self._classifier.whiten(raw)
+        result = Features(normalize(raw), pixels, whitened=whitened)
         if not self.mode_names:
             return result
         with torch.no_grad():
@@ -143,12 +147,14 @@ class StackedDigitsExtractor:
         digits = self._digits.extract(split_channels(images))
         assert digits.modes is not None
         assert digits.confidences is not None
+        assert digits.whitened is not None
         weights = torch.tensor([100, 10, 1], device=digits.modes.device)
         return Features(
             digits.features.unflatten(0, (-1, 3)).flatten(1),
             digits.pixels.unflatten(0, (-1, 3)).flatten(1),
             (digits.modes.unflatten(0, (-1, 3)) * weights).sum(1),
             digits.confidences.unflatten(0, (-1, 3)).amin(1),
+            whitened=digits.whitened.unflatten(0, (-1, 3)).flatten(1),
         )
 
 
@@ -227,8 +233,8 @@ class AttributeExtractor:
         numbers = ((probs > 0.5) * self._bits.to(raw.device)).sum(1)
         modes = self._modes.to(raw.device)[numbers]
         confidences = torch.maximum(probs, 1 - probs).amin(1)
-        pixels = coarse_pixels(images, raw.device)
-        return Features(normalize(raw), pixels, modes, confidences, attributes)
+        pixels, whitened = coarse_pixels(images, raw.device), self._classifier.whiten(raw)
+        return Features(normalize(raw), pixels, modes, confidences, attributes, whitened)
 
 
 def choose_attributes(
@@ -306,9 +312,8 @@ class CombinedExtractor:
 
     def extract(self, images: ImageBatch) -> Features:
         """Extract features and modes."""
-        return replace(
-            self._modes.extract(images), features=self._features.extract(images).features
-        )
+        own = self._features.extract(images)
+        return replace(self._modes.extract(images), features=own.features, whitened=own.whitened)
 
 
 _WORDS = {

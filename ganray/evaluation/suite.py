@@ -48,6 +48,8 @@ QUESTION_LEVEL = 0.99
 those of all modes together. The diagnosis rests on about six of them: false alarms are measured in
 `tests/benchmarks/evaluation.py`."""
 
+_TINY = 1e-9
+
 Better = Literal["higher", "lower", "neither"]
 
 
@@ -158,6 +160,8 @@ METRICS: tuple[Metric, ...] = (
            lambda c: c.samples.vendi / c.reference.vendi, lambda _: 1.0),
     Metric("effective_rank", "higher", "effective rank of the features",
            lambda c: effective_rank(c.samples.moments)),
+    Metric("spread", "neither", "standard deviation of coarse pixels relative to the reference",
+           lambda c: c.samples.spreads[1] / max(c.reference.spreads[1], _TINY), lambda _: 1.0),
     Metric("duplicates", "lower", "samples with a near duplicate among the samples",
            lambda c: _duplicate_share(c).value, is_slow=True, interval=_duplicate_share),
     Metric("support", "higher", "number of different images (birthday test)",

@@ -241,20 +241,20 @@ class FailureTest:
         """Return the statistics of images."""
         return ImageStatistics.of(self.extractor, self.extractor.extract(images))
 
-    def report(self, failure: Failure) -> suite.MetricsReport:
+    def report(self, failure: Failure, resamples: int = suite.RESAMPLES) -> suite.MetricsReport:
         """Return the report on samples that fail so."""
         images = failure.make(self.pool, self.n, np.random.default_rng(1))
         assert len(images) == self.n
         samples = self.statistics(images)
-        report = suite.report(self.reference, samples, self.control)
+        report = suite.report(self.reference, samples, self.control, resamples=resamples)
         neighbours = TrainingNeighbours.of(to_bytes(samples.extracted.pixels), *self.sets)
         spacing = TrainingSpacing.of(neighbours.nearest, self.sets[0])
         added = memorization_results(neighbours, spacing, self.held_out)
         return replace(report, results=report.results | added)
 
-    def wrong(self, failures: dict[str, Failure]) -> dict[str, str]:
+    def wrong(self, failures: dict[str, Failure], resamples: int) -> dict[str, str]:
         """Return the diagnoses that are wrong."""
-        diagnoses = {name: diagnose(self.report(failure)) for name, failure in failures.items()}
+        diagnoses = {name: diagnose(self.report(x, resamples)) for name, x in failures.items()}
         return {
             name: f"{diagnosis.kinds}: {diagnosis}"
             for name, diagnosis in diagnoses.items()

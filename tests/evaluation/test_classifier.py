@@ -77,6 +77,19 @@ def test_logits_are_the_head_of_the_features(classifier):
     assert logits.argmax(1).tolist() == labels.tolist()
 
 
+def test_whitened_features_of_training_images_have_mean_0_and_equal_variances(classifier):
+    images, _ = squares(300)
+    features = classifier.features(images)
+    whitened = classifier.whiten(features).double()
+    unit = torch.nn.functional.normalize(features).double()
+    torch.testing.assert_close(whitened.mean(0), torch.zeros(FEATURES).double(), atol=1e-3, rtol=0)
+    values = torch.linalg.eigvalsh(torch.cov(unit.T))
+    expected = (values / (1e-3 * values[-1])).clamp(0, 1)  # the smallest ones are not scaled up
+    torch.testing.assert_close(
+        torch.cov(whitened.T), torch.diag(expected).double(), atol=1e-3, rtol=0
+    )
+
+
 def test_logits_do_not_depend_on_the_batch(classifier, monkeypatch):
     images, _ = squares(50)
     expected = classifier.predict(images)
@@ -130,7 +143,7 @@ def test_the_hash_depends_on_the_data_and_every_field_of_the_recipe(tmp_path, mo
 
 
 def test_the_hash_of_a_recipe_does_not_change(classifier):
-    assert classifier.hash == "dc1b0b33da3b0362"
+    assert classifier.hash == "b924f00c130a246a"
 
 
 def attributes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,7 @@ def test_stacked_digits_combine_the_three_channels(digits):
     stacked = extractor.extract(np.concatenate(channels, 3))
     torch.testing.assert_close(stacked.features, torch.cat([x.features for x in single], 1))
     assert stacked.features.shape == (20, 3 * FEATURES)
+    torch.testing.assert_close(stacked.whitened, torch.cat([x.whitened for x in single], 1))
     red, green, blue = (x.modes for x in single)
     assert torch.equal(stacked.modes, 100 * red + 10 * green + blue)
     confidences = torch.stack([x.confidences for x in single]).amin(0)
@@ -75,6 +76,9 @@ class BrightPixels(nn.Module):
 
     def features(self, images: np.ndarray) -> torch.Tensor:
         return (torch.from_numpy(images[:, 0, :3, 0]).float() - 128) / 32
+
+    def whiten(self, features: torch.Tensor) -> torch.Tensor:
+        return 2 * features
 
 
 def draw(attributes: np.ndarray) -> np.ndarray:
@@ -185,6 +189,7 @@ def test_combined_extractor_has_the_features_of_one_and_the_modes_of_the_other()
     assert torch.equal(features.features, pixels.extract(images).features)
     assert torch.equal(features.modes, attributes.extract(images).modes)
     assert torch.equal(features.confidences, attributes.extract(images).confidences)
+    assert features.whitened is None  # as of pixels
     assert combined.hash == f"pixels-16+{attributes.hash}"
     assert combined.mode_names == ("man", "woman")
 
