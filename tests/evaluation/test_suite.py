@@ -315,8 +315,8 @@ def test_half_life_is_the_first_fall_below_half_of_the_maximum():
             "recall fell to 0.100, below half of its maximum of 0.4",
         ),
         ([0.0, 0.04, 0.0], [0.5, 0.8, 0.3], math.nan, 0.5, "vendi_share fell to 0.300"),
-        ([0.0, 0.0], [0.05, 0.05], 0.0, 0.3, "never been varied"),
-        ([0.0, 0.0], [0.05, 0.05], 0.0, 0.2, ""),
+        ([0.0, 0.0], [0.05, 0.05], 0.0, 0.6, "never been varied"),
+        ([0.0, 0.0], [0.05, 0.05], 0.0, 0.4, ""),
         ([0.4], [0.8], 0.97, 0.1, "D classifies 97% of all images correctly"),
     ],
 )
