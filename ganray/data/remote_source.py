@@ -183,4 +183,4 @@ def _classify(error: BaseException) -> tuple[bool, str]:
                 f"the server must support range requests ({error}); use another, or copy the set"
             )
         return True, str(error)
-    return False, f"{name}: {error}"
+    return False, f"{name}: {error}".removesuffix(": ")

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 _ATOMIC = {"s3", "gs", "az", "memory"}
 """File systems of fsspec that replace a file at once and have no folders to be created."""
+_ANSWER_S, _MIN_BYTES_PER_S = 60.0, 2**17
+"""Time that each call may take, plus that of its bytes at this rate. A server that takes no request
+would hold it forever: the timeout of s3fs begins when the request has been sent."""
 
 
 class Storage:
@@ -71,15 +74,20 @@ class Storage:
 
     def upload(self, source: Path, name: str) -> None:
         """Upload a file."""
-        self._put(name, lambda path: self.fs.put_file(str(source), path))
+
+        def put(path: str) -> None:
+            self.fs.put_file(str(source), path, **self._limit(source.stat().st_size))
+
+        self._put(name, put)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file."""
-        self._put(name, lambda path: self.fs.pipe_file(path, content))
+        limit = self._limit(len(content))
+        self._put(name, lambda path: self.fs.pipe_file(path, content, **limit))
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content; None if it does not exist."""
-        return self._call(name, lambda path: self.fs.cat_file(path), None)
+        return self._call(name, lambda path: self.fs.cat_file(path, **self._limit()), None)
 
     def download(self, name: str, target: Path) -> bool:
         """Download a file; return False if it does not exist."""
@@ -87,8 +95,8 @@ class Storage:
 
         def get(path: str) -> bool:
             self.fs.invalidate_cache()  # which knows the size of an earlier version
-            size = self.fs.info(path)["size"]
-            self.fs.get_file(path, str(part))
+            size = self.fs.info(path, **self._limit())["size"]
+            self.fs.get_file(path, str(part), **self._limit(size))
             if part.stat().st_size != size:
                 raise ConnectionError(f"{part.stat().st_size} of {size} bytes came")
             return True
@@ -109,7 +117,7 @@ class Storage:
 
         def find(path: str) -> dict[str, Any]:
             self.fs.invalidate_cache()  # other nodes write too
-            return self.fs.find(path, detail=True)
+            return self.fs.find(path, detail=True, **self._limit())
 
         root = self._folder.path.lstrip("/") + "/"
         found = {
@@ -120,7 +128,11 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it."""
-        self._call(name, lambda path: self.fs.rm(path, recursive=True), None)
+        self._call(name, lambda path: self.fs.rm(path, recursive=True, **self._limit()), None)
+
+    def _limit(self, size: int = 0) -> dict[str, float]:
+        """Return the time limit of a call, which fsspec has for asynchronous file systems."""
+        return {"timeout": _ANSWER_S + size / _MIN_BYTES_PER_S} if self.fs.async_impl else {}
 
     def _put(self, name: str, put: Callable[[str], None]) -> None:
         def replace(_: int) -> None:

@@ -1,10 +1,12 @@
 """Storage: files behind a URL, complete or absent."""
 
+import socket
 import threading
 
 import pytest
 
 from ganray.data import remote_source
+from ganray.data import storage as storage_module
 from ganray.data.storage import Storage, fetch
 from ganray.errors import UserError
 from tests.data.remote_servers import cutting_proxy
@@ -79,6 +81,20 @@ def test_a_connection_that_drops_in_mid_transfer(moto, bucket, tmp_path, monkeyp
     assert downloads == uploads == []
     assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
     assert not [*tmp_path.glob("*.part")]
+
+
+@pytest.mark.parametrize("call", ["upload", "write", "read", "download", "sizes", "delete"])
+def test_a_server_that_never_answers_is_given_up(bucket, tmp_path, monkeypatch, call):
+    """It takes the connection, and no request."""
+    monkeypatch.setattr(remote_source, "BACKOFF_S", 0)
+    monkeypatch.setattr(storage_module, "_ANSWER_S", 0.1)
+    (tmp_path / "file").touch()
+    arguments = {"upload": (tmp_path / "file", "a"), "write": ("a", b"")}
+    arguments["download"] = "a", tmp_path / "back"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"/home/a: the connection failed .*\(.*TimeoutError\)"):
+            getattr(Storage(f"s3://{bucket}/home"), call)(*arguments.get(call, ("a",)))
 
 
 @pytest.mark.parametrize("call", ["write", "read", "sizes"])
