@@ -28,6 +28,7 @@ from ganray.training.run_storage import (
     download_checkpoint,
     fetch_run,
     push_folder,
+    stored_checkpoint,
     stored_checkpoints,
 )
 from ganray.training.state import (
@@ -336,6 +337,8 @@ def find_checkpoint(run_folder: Path, strict: bool, storage: Storage | None = No
 def locate_initial_weights(config: Config) -> Config:
     """Return the config with `init_from` as the absolute path of a checkpoint.
 
+    A dry run does not download it from the storage.
+
     Raises:
         UserError: There is none, or it is damaged.
     """
@@ -343,6 +346,9 @@ def locate_initial_weights(config: Config) -> Config:
         return config
     given = Path(config.init_from).expanduser()
     if not given.exists():
+        stored = stored_checkpoint(config.init_from, config.home, config.storage)
+        if stored and config.dry_run:
+            return replace(config, init_from=str(stored))
         fetch_run(config.init_from, config.home, config.storage)
     for folder in (given, config.home / "runs" / config.init_from):
         if (folder / STATE_FILE).is_file():

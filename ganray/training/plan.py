@@ -177,7 +177,8 @@ def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     starts = config.init_from and resume_kimg(config) is None
     if starts:
         folder = Path(config.init_from)
-        check_weights_fit(folder, read_state(folder), {"G": G, "D": D})
+        if folder.exists() or not config.dry_run:  # else only the storage has it
+            check_weights_fit(folder, read_state(folder), {"G": G, "D": D})
     height, width, channels = images.stored_shape
     root = config.data.root or ""
     label = f" and one of {classes} labels" if classes else ""

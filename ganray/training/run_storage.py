@@ -158,14 +158,21 @@ def fetch_run(name: str, home: Path, url: str | None) -> None:
         home: Home folder.
         url: Storage, if there is one.
     """
+    storage, checkpoint = open_storage(url), stored_checkpoint(name, home, url)
+    if storage and url and checkpoint and download_checkpoint(storage, checkpoint):
+        pull_folder(checkpoint.parent, url)
+
+
+def stored_checkpoint(name: str, home: Path, url: str | None) -> Path | None:
+    """Return the path that `fetch_run` downloads a checkpoint to; None if there is none."""
     storage = open_storage(url)
-    if not (storage and url and re.fullmatch(r"\w[\w.-]*(/\w+)?", name)):
-        return
+    if not (storage and re.fullmatch(r"\w[\w.-]*(/\w+)?", name)):
+        return None
     run, _, chosen = name.partition("/")
     folder = home / "runs" / run
     checkpoints = [folder / chosen] if chosen else stored_checkpoints(storage, folder)
-    if checkpoints and download_checkpoint(storage, checkpoints[-1]):
-        pull_folder(folder, url)
+    is_there = checkpoints and storage.read(f"{checkpoint_name(checkpoints[-1])}/{DIGEST_FILE}")
+    return checkpoints[-1] if is_there else None
 
 
 def stored_names(storage: Storage, kind: str, file: str) -> list[str]:

@@ -18,7 +18,8 @@ from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
 from ganray.integrations import mlflow_runs
 from ganray.training import journal
-from tests.conftest import Squares, load_job
+from ganray.training.launch import launch
+from tests.conftest import Squares, load_job, tiny_config
 
 TINY = ["cpu32", "--data.size", "16", "--data.faces", "24", "--network.width_G", "4"]
 TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.kimg", "0.12"]
@@ -54,6 +55,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(celeba, home, capsys):
     for row in rows:
         assert re.search(rf"^{row} ", out, re.MULTILINE), row
     assert "no CelebA was given" in out
+    assert not home.exists()
+
+
+def test_a_dry_run_leaves_initial_weights_in_the_storage(celeba, home, squares, tmp_path, capsys):
+    config = replace(tiny_config(tmp_path / "other"), storage=str(tmp_path / "storage"))
+    name = launch(config, squares).name
+    celeba.main([*TINY, "--dry_run", "--init_from", "tiny", "--storage", config.storage])
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"from {home}/runs/tiny/{name}" in words
     assert not home.exists()
 
 
