@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -111,19 +112,21 @@ def check_workers(config: Config, count: int, most: int | None = None) -> None:
             f"train.batch_size={batch_size} cannot be split over {most} workers; use at least"
             f" {most}"
         )
-    multiple = network.group_size() * math.lcm(*range(count, most + 1))
-    if network.group_size() > 1 and batch_size % multiple:
-        number = f"{count} to {most} workers" if most > count else _count(count, "worker")
+    group = network.group_size()
+    if group > 1 and batch_size % (group * math.lcm(*range(count, most + 1))):
+        number, multiple = _count(count, "worker"), f"{group * count}"
+        if most > count:
+            number, multiple = f"{count} to {most} workers", f"{group} times each number of workers"
         raise UserError(
             f"train.batch_size={batch_size} over {number} must be a multiple of"
-            f" {multiple}, because D processes images in groups of {network.group_size()}"
+            f" {multiple}, because D processes images in groups of {group}"
             f" (network.pack={network.pack}, network.minibatch_stddev={network.minibatch_stddev});"
-            f" try {max(1, round(batch_size / multiple)) * multiple}"
+            f" try {_divisible_batch(batch_size, group, count, most)}"
         )
     microbatch = config.train.microbatch
-    if microbatch and microbatch % network.group_size():
+    if microbatch and microbatch % group:
         raise UserError(
-            f"train.microbatch={microbatch} must be a multiple of {network.group_size()}, because D"
+            f"train.microbatch={microbatch} must be a multiple of {group}, because D"
             f" processes images in groups (network.pack={network.pack},"
             f" network.minibatch_stddev={network.minibatch_stddev})"
         )
@@ -142,6 +145,18 @@ def check_workers(config: Config, count: int, most: int | None = None) -> None:
             f"loss.unroll={config.loss.unroll} must be 0 with {most} workers, because each would"
             " unroll D on its own slice of the batch; try --ray.workers 1, or one process"
         )
+
+
+def _divisible_batch(batch_size: int, group: int, count: int, most: int) -> str:
+    """Return a batch size that divides, for the widest range that has one within 25 %."""
+    advice = ""
+    for largest, factor in enumerate(accumulate(range(count, most + 1), math.lcm), count):
+        multiple = group * factor
+        nearest = max(1, round(batch_size / multiple)) * multiple
+        if not advice or abs(nearest - batch_size) <= batch_size / 4:
+            workers = f"{count}:{largest}" if largest > count else f"{count}"
+            advice = f"{nearest}" + f" with --ray.workers {workers}" * (largest < most)
+    return advice
 
 
 def describe_plan(datasets: RunDatasets, workers: Workers, store: str) -> str:

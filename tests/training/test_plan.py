@@ -91,10 +91,26 @@ def test_the_batch_of_an_elastic_run_fits_each_number_of_workers():
     elastic = config(batch_size=12, workers="1:4")
     assert resolve_workers(elastic, LAPTOP) == Workers(1, False, 1, most=4)
     packed = replace(elastic, network=replace(elastic.network, pack=2))
-    with pytest.raises(ValueError, match=r"over 1 to 4 workers must be a multiple of 24, .*try 24"):
+    with pytest.raises(ValueError, match=r"over 1 to 4 workers must be a multiple of 2 times each"):
         resolve_workers(packed, LAPTOP)
     with pytest.raises(ValueError, match=r"train.batch_size=12 cannot be split over 16 workers"):
         resolve_workers(config(batch_size=12, workers="1:16"), LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "advice"),
+    [
+        (256, "2:8", "240 with --ray.workers 2:6"),
+        (256, "1:16", "240 with --ray.workers 1:6"),
+        (256, "7:8", "224"),
+        (64, "5:8", "60 with --ray.workers 5:6"),
+        (16, "7:8", "14 with --ray.workers 7"),
+    ],
+)
+def test_batches_for_elastic_runs_are_advised_near_the_given_one(batch_size, workers, advice):
+    base = config(batch_size, workers=workers)
+    with pytest.raises(ValueError, match=rf"; try {advice}$"):
+        resolve_workers(replace(base, network=replace(base.network, pack=2)), SERVER)
 
 
 def test_no_more_workers_are_chosen_than_the_batch_has_images():
