@@ -276,14 +276,22 @@ class _FailureCallback(UserCallback):
     def __init__(self, config: Config, count: int, folder: RunFolder) -> None:
         self._folder, self._failures = folder, _Failures(config)
         self._world = "" if config.ray.is_elastic() else f" of {count}"
+        self._preempted: set[str] = set()
+        """Ids of the workers that a preemption of their node has killed."""
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Add a line to the journal."""
         del run_context
+        causes = map(_cause, worker_exceptions.values())
+        preempted = {cause.actor_id for cause in causes if getattr(cause, "preempted", False)}
+        if preempted & self._preempted:  # Ray waits for the other workers, and calls at each poll
+            return
+        self._preempted |= preempted
         rank, error = min(worker_exceptions.items())
         path = self._folder.call(append_error, f"rank {rank}{self._world}", str(error))
         text = f"rank {rank} failed ({_reason(error)}; details: {path})"
-        if restart := self._failures.add():
+        unlimited = "restart from the last checkpoint" if preempted else ""
+        if restart := unlimited or self._failures.add():
             text += f"; {restart}"
         self._folder.call(journal.add_status, text, is_training=False)
 

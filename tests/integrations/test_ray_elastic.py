@@ -4,8 +4,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import GetTimeoutError, RuntimeEnvSetupError
+from ray.exceptions import GetTimeoutError, RayActorError, RuntimeEnvSetupError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -174,3 +175,19 @@ def test_failures_count_from_the_last_checkpoint(config):
         seen.append((decision == FailureDecision.RETRY, failures.add()[:9]))
     first, second = (True, "restart 1"), (True, "restart 2")
     assert seen == [first, second, first, second, (False, "")]
+
+
+def test_a_preempted_worker_is_told_once_and_not_counted(config):
+    """Ray calls at each poll while it waits for the other workers, and restarts without a limit."""
+    callback = ray_train._FailureCallback(config, 1, RunFolder(config.run_folder()))
+    for actor in "aaabcd":
+        died = RayActorError(actor, "The actor died: preempted", preempted=True)
+        errors = {0: WorkerHealthCheckFailedError("lost", failure=died)}
+        callback.after_exception(None, errors | {1: RuntimeError("Connection reset")})
+    callback.after_exception(None, {1: RuntimeError("a bug")})
+    lines = [
+        event["text"].partition("; restart")[2] for event, _ in journal.read(config.run_folder())
+    ]
+    assert lines == [" from the last checkpoint"] * 4 + [
+        " 1 of at most 2, from the last checkpoint"
+    ]
