@@ -193,8 +193,9 @@ def _train(
                 context.report(reported, checkpoint, writer.wait)
                 last_checkpoint, is_late = time.monotonic(), False
 
-            # Stop.
-            if rank() == 0 and state.step < config.train.steps() and stop_requested():
+            # Stop, unless weights contain NaN: the next log line ends the run, on all ranks.
+            is_asked = rank() == 0 and state.step < config.train.steps() and stop_requested()
+            if is_asked and not nonfinite_weight(D=state.D, G=state.G):
                 watchdog.enter("checkpoint", state.step)
                 writer.save(latest=not latest)
                 writer.wait()

@@ -1,9 +1,11 @@
 """Decisions of an elastic run, without Ray: when it grows and shrinks, and which failures count."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RuntimeEnvSetupError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -16,9 +18,13 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ganray.errors import UserError
+from ganray.evaluation.reference import NO_ASSETS
 from ganray.integrations import ray_cluster, ray_elastic, ray_train
 from ganray.integrations.ray_elastic import ElasticFailurePolicy, ElasticPolicy
 from ganray.training import journal
+from ganray.training.context import DrivenContext
+from ganray.training.launch import run_worker
+from ganray.training.loop import Diverged
 from ganray.training.plan import Workers
 from ganray.training.run_folder import RunFolder
 from ganray.training.stopping import STOP_FILE
@@ -94,6 +100,30 @@ def test_it_does_not_grow_for_a_run_that_has_just_ended(policy, config):
     policy.make_decision_for_running_worker_group(run_of(1), None)
     journal.add_end(config.run_folder())
     request.unlink()
+    assert isinstance(policy.make_decision_for_running_worker_group(run_of(1), None), NoopDecision)
+
+
+class AskedContext(DrivenContext):
+    """Context of a worker that knows of a request at once."""
+
+    @contextmanager
+    def stop_requests(self):
+        with super().stop_requests():
+            yield lambda: True
+
+    def stop(self):
+        pytest.fail("it stopped, as if there were a checkpoint")
+
+
+def test_it_does_not_grow_for_a_run_that_diverges(policy, config, squares):
+    """Nothing can be saved then, and the run would diverge again."""
+    request, policy.room = config.run_folder() / STOP_FILE, 3
+    journal.add_status(config.run_folder(), "training", is_training=True)
+    policy.make_decision_for_running_worker_group(run_of(1), None)
+    unstable = replace(config, optimizer=replace(config.optimizer, name="sgd", lr_D=1e30))
+    with pytest.raises(Diverged):
+        run_worker(unstable, squares, NO_ASSETS, AskedContext(config, torch.device("cpu")))
+    assert not request.exists()
     assert isinstance(policy.make_decision_for_running_worker_group(run_of(1), None), NoopDecision)
 
 
