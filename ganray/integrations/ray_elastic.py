@@ -98,7 +98,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         if self._folder.call(has_stop_file):
             return NoopDecision()
         growth, self._growth = self._growth, None
-        if not self._folder.call(journal.is_training):  # all steps were done before the request
+        if not self._folder.call(journal.has_stopped):  # they ended before the request
             return NoopDecision()
         self._held = []
         more = growth.num_workers - self._last

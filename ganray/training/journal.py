@@ -181,6 +181,11 @@ def add_end(folder: Path) -> None:
     _add_text(folder, "end", "", is_training=False)
 
 
+def add_stop(folder: Path) -> None:
+    """Record that workers train no longer, because they saved a checkpoint on request."""
+    _add_text(folder, "stop", "", is_training=False)
+
+
 def _add_text(folder: Path, name: str, text: str, *, is_training: bool) -> None:
     event = {"name": name, "images": 0, "time": round(time.time(), 3), "text": text}
     with contextlib.suppress(UserError):
@@ -189,8 +194,17 @@ def _add_text(folder: Path, name: str, text: str, *, is_training: bool) -> None:
 
 def is_training(folder: Path) -> bool:
     """Return whether workers train, according to the last event that says so."""
-    states = [event["is_training"] for event, _ in read(folder) if "is_training" in event]
-    return bool(states and states[-1])
+    return bool(_last_state(folder).get("is_training"))
+
+
+def has_stopped(folder: Path) -> bool:
+    """Return whether workers have stopped on request, and none have started since."""
+    return _last_state(folder).get("name") == "stop"
+
+
+def _last_state(folder: Path) -> Event:
+    states = [event for event, _ in read(folder) if "is_training" in event]
+    return states[-1] if states else {}
 
 
 def history(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -144,9 +144,15 @@ def has_stop_file(folder: Path) -> bool:
 
 def confirm_stop(folder: RunFolder) -> None:
     """Tell the driver that the checkpoint is saved, and wait to be killed with it."""
-    folder.call(delete_stop_file)
+    folder.call(record_stop)
     time.sleep(2 * _UPLOAD_WAIT_S)
     raise RuntimeError("the driver requested a stop, but still runs")
+
+
+def record_stop(folder: Path) -> None:
+    """Record that the checkpoint is saved, so that another request is not waited for."""
+    journal.add_stop(folder)
+    delete_stop_file(folder)
 
 
 def delete_stop_file(folder: Path) -> None:

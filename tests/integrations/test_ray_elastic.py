@@ -27,7 +27,7 @@ from ganray.training.launch import run_worker
 from ganray.training.loop import Diverged
 from ganray.training.plan import Workers
 from ganray.training.run_folder import RunFolder
-from ganray.training.stopping import STOP_FILE
+from ganray.training.stopping import STOP_FILE, record_stop, request_stop
 from tests.conftest import tiny_config
 
 WORKERS = Workers(1, False, 1, most=3)
@@ -89,7 +89,9 @@ def test_it_grows_when_the_workers_have_saved_a_checkpoint(policy, config):
         decision = policy.make_decision_for_running_worker_group(run_of(1), None)
         assert isinstance(decision, NoopDecision)
         assert request.exists()
-    request.unlink()  # by rank 0, see `confirm_stop`
+    record_stop(config.run_folder())
+    request_stop(config.run_folder())
+    assert not request.exists()  # nobody would save another checkpoint, which is waited for
     assert policy.make_decision_for_running_worker_group(run_of(1), None).num_workers == 3
     assert last_status(config).startswith("resources for 2 more workers are free: growing to 3")
 
