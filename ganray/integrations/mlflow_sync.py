@@ -122,13 +122,6 @@ class JournalSync:
         with suppress(TimeoutError):
             self._in_time(self._try_send, timeout_s)
 
-    def flush(self, timeout_s: float = 30.0) -> bool:
-        """Send everything that is new; return False if MLflow does not answer for `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        with suppress(TimeoutError):
-            return self._in_time(lambda: self._send_until(deadline), timeout_s)
-        return False
-
     def flush_and_call(self, function: Callable[[], T]) -> T | None:
         """Send everything that is new, then call `function`, which writes to MLflow.
 
@@ -140,8 +133,10 @@ class JournalSync:
         too_late = f" (not done within {limit}; a slow server needs more)"
 
         def send_and_call() -> T | None:
-            if not self._send_until(self._deadline):
-                return self._give_up(too_late)
+            while not self._try_send():
+                if time.monotonic() > self._deadline:
+                    return self._give_up(too_late)
+                time.sleep(min(1.0, max(0.0, self._deadline - time.monotonic())))
             return self._call(function)
 
         if self._gave_up:
@@ -171,13 +166,6 @@ class JournalSync:
             self._in_time(lambda: self._call(lambda: end(status)), self._patience_s)
             if not self._gave_up:
                 self._in_time(self._try_send, self._patience_s)
-
-    def _send_until(self, deadline: float) -> bool:
-        while not self._try_send():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-        return True
 
     def _in_time(self, function: Callable[[], T], timeout_s: float) -> T:
         """Return the result of a call in a thread of its own; it may go on after TimeoutError."""
