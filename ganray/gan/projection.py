@@ -20,6 +20,8 @@ _SCALES = (1, 2, 4)
 """Factors by which images are reduced before they are compared."""
 _RATE = 0.3
 """Learning rate in standard deviations of a coordinate of z; falls to 0 along a cosine."""
+_STARTS = 8
+"""Latents that are optimized in parallel."""
 _BATCH_SIZE = 64
 """Random samples that are generated at once."""
 
@@ -68,7 +70,6 @@ def project(
     target: torch.Tensor,
     *,
     rng_seed: int,
-    starts: int = 8,
     steps: int = STEPS,
     on_step: Callable[[], None] = lambda: None,
 ) -> Projection:
@@ -85,17 +86,16 @@ def project(
         latent: Distribution and size of z.
         target: Image, float32 (1, C, H, W), in the range of the generator, on its device.
         rng_seed: Seed of the random latents.
-        starts: Number of latents that are optimized in parallel.
         steps: Number of steps.
         on_step: Called after each step.
     """
-    device, count = target.device, starts * steps
+    device, count = target.device, _STARTS * steps
     randoms = latents.sample(
         latent, count, rng_seed=rng_seed, stream="projection", step=0, device=torch.device("cpu")
     ).to(device)
     with torch.no_grad():
         distances = torch.cat([distance(generate(z), target) for z in randoms.split(_BATCH_SIZE)])
-    nearest = distances.argsort()[:starts]
+    nearest = distances.argsort()[:_STARTS]
     mean, std = (moment.to(device) for moment in latents.scaled_moments(latent))
     low, high = randoms.amin(dim=0), randoms.amax(dim=0)
     norms = (randoms - mean).norm(dim=1)

@@ -191,10 +191,9 @@ def compare(
     results: Results,
     axes: Sequence[tuple[int, int | None]],
     *,
-    metrics: Sequence[str] = COMPARED,
     alpha: float = LEVELS_ALPHA,
 ) -> list[Difference]:
-    """Return the differences between all pairs of levels of some axes, as one family.
+    """Return the differences in `COMPARED` between all pairs of levels of some axes, as one family.
 
     Differences are taken between runs of the same seed with the same levels of all other axes,
     averaged within each seed, and given `paired_intervals` over seeds, Bonferroni over all that are
@@ -204,13 +203,12 @@ def compare(
         results: Results of the sweep.
         axes: Indices of axes in the plan. If the second one is not None, levels of the first axis
             are compared at each level of the second one separately.
-        metrics: Metrics to compare, of `RANKED` or `SHOWN`.
         alpha: Probability of any false claim.
     """
     groups = [
         (metric, axis, at, gaps)
         for axis, within in axes
-        for metric in metrics
+        for metric in COMPARED
         for at, gaps in _level_gaps(results, metric, axis, within)
     ]
     level = confidence(alpha, sum(len(gaps) for *_, gaps in groups))

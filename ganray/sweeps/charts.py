@@ -281,16 +281,12 @@ def effect_name(effect: Effect) -> str:
     return " × ".join(names)  # noqa: RUF001
 
 
-def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "coverage") -> None:
+def contact_sheet(results: Results, runs: Path, path: Path) -> None:
     """Draw samples of each setting: of its first finished run, in the order of seeds.
 
-    Args:
-        results: Results of the sweep.
-        runs: Parent of the run folders.
-        path: PNG to write.
-        metric: Metric whose mean is written below each tile.
+    The mean coverage is written below each tile. `runs` is the parent of the run folders.
     """
-    grid = setting_grid(results, metric)
+    grid = setting_grid(results, "coverage")
     shape = grid.values.shape[:3]
     tiles = {index: _samples(grid, runs, *index) for index in np.ndindex(shape)}
     sides = [tile.shape for tile in tiles.values() if tile is not None] or [(1, 1)]
@@ -314,8 +310,7 @@ def contact_sheet(results: Results, runs: Path, path: Path, metric: str = "cover
         ax.set_box_aspect((tall + _CAPTION) * shape[1] / shape[2])
         ax.set_xticks(range(shape[2]), grid.columns.labels, fontsize=9, color=_TEXT)
         ax.set_xlabel(grid.columns.title, fontsize=9, color=_MUTED)
-    note = f"Below each tile: {title_of(metric)}, mean over seeds."
-    _save(figure, path, "", note, dpi=_SAMPLES_DPI)
+    _save(figure, path, "", "Below each tile: coverage, mean over seeds.", dpi=_SAMPLES_DPI)
 
 
 def _samples(grid: SettingGrid, runs: Path, *index: int) -> np.ndarray | None:
