@@ -25,10 +25,10 @@ _SECRET_PARAM = re.compile(
 )
 """Parameter of a URL's query string that holds a secret, such as X-Amz-Signature or api_key."""
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-Level = Literal["debug", "info", "warning", "error"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-def configure(level: Level = "info", rank: int = 0) -> None:
+def configure(level: LogLevel = "info", rank: int = 0) -> None:
     """Send ganray's log records to stdout.
 
     Messages of level INFO are printed as they are, because they are the output that users read.

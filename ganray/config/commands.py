@@ -13,10 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ganray.config.schema import absolute, require, require_positive
+from ganray.config.schema import (
+    Encoding,
+    FeatureNetwork,
+    LabelSource,
+    Split,
+    absolute,
+    require,
+    require_positive,
+)
 from ganray.errors import UserError
-
-LogLevel = Literal["debug", "info", "warning", "error"]
+from ganray.log import LogLevel
 
 
 def home_folder(home: Path | None) -> Path:
@@ -50,10 +57,10 @@ class ShardConfig:
     """Folder for the shards; created if missing."""
     size: int = 0
     """Resize and crop to squares with this side in pixels. 0: the original size."""
-    encoding: Literal["raw", "jpeg"] = "raw"
+    encoding: Encoding = "raw"
     """Form of the images in shards. raw: pixels, the fastest. jpeg: the original files to the byte,
     16 times smaller."""
-    split: Literal["all", "train", "valid", "test"] = "all"
+    split: Split = "all"
     """Split of the source's own partition."""
     images: int | None = None
     """Number of images of the split, from the first on. None: all."""
@@ -63,7 +70,7 @@ class ShardConfig:
     """Let torchvision download the source into `path` if it is not there."""
     missing: Literal["skip", "error"] = "skip"
     """Whether images and lists of CelebA may be missing."""
-    labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
+    labels: LabelSource = "auto"
     """Source of the classes. auto, of a folder: StyleGAN's dataset.json if it has labels, else
     the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
     images."""
@@ -176,7 +183,7 @@ class EvaluateConfig:
     """With --images: side in pixels to which samples and references are resized and cropped. 0:
     their original size; samples of another size are resized to the references, if these are
     square."""
-    features: Literal["classifier", "inception", "dinov2", "clip"] = "classifier"
+    features: FeatureNetwork = "classifier"
     """With --images: network that computes the features. classifier: trained on the references, if
     they have a folder for each class, or labels. inception (FID, KID), dinov2 (FD-DINOv2) and clip
     (CMMD) need `weights`."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from ganray.errors import UserError
-from ganray.log import redact
+from ganray.log import LogLevel, redact
 
 Identity = Literal["content", "selection", "none"]
 Resume = Literal["fixed", "free"]
@@ -80,6 +80,8 @@ def absolute(name: str, path: Path) -> Path:
 
 Split = Literal["all", "train", "valid", "test"]
 Encoding = Literal["raw", "jpeg"]
+LabelSource = Literal["auto", "folder", "none", "dataset.json"]
+FeatureNetwork = Literal["classifier", "inception", "dinov2", "clip"]
 
 
 class ReferenceData(TypedDict, total=False):
@@ -120,9 +122,7 @@ class DataConfig:
     )
     """Whether CelebA may be incomplete. skip: train on the images that are there, without
     attributes if their list is missing."""
-    labels: Literal["auto", "folder", "none", "dataset.json"] = option(
-        "auto", identity="content", resume="fixed", sweep="axis"
-    )
+    labels: LabelSource = option("auto", identity="content", resume="fixed", sweep="axis")
     """Source of the classes. auto, of a folder: StyleGAN's dataset.json if it has labels, else
     the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
     images."""
@@ -564,9 +564,7 @@ class EvaluationConfig:
     """Maximum share of the training time; an evaluation that would exceed it is skipped."""
     report_samples: int = option(5_000, resume="free", sweep="no")
     """Samples for the final report, which adds confidence intervals. 0: no report."""
-    features: Literal["classifier", "inception", "dinov2", "clip"] = option(
-        "classifier", resume="free", sweep="no"
-    )
+    features: FeatureNetwork = option("classifier", resume="free", sweep="no")
     """Network that computes the features of images. classifier: trained on the reference images.
     Others need a file of `weights` that you have, and are far slower. inception: Inception v3, for
     FID and KID, with `pip install torch-fidelity`. dinov2: DINOv2 ViT-L/14, for FD-DINOv2; clip:
@@ -697,9 +695,7 @@ class Config:
     torchrun, without Ray."""
     dry_run: bool = option(False, resume="free", sweep="no")
     """Print the plan and exit."""
-    log_level: Literal["debug", "info", "warning", "error"] = option(
-        "info", resume="free", sweep="no"
-    )
+    log_level: LogLevel = option("info", resume="free", sweep="no")
     """Lowest level of log messages that are printed. debug: from all ranks, with timestamps."""
     profile: int = option(0, resume="free", sweep="no")
     """Steps of rank 0 to record with torch's profiler, at most 100, after 12 others. A trace and a

@@ -39,11 +39,12 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ganray.config.schema import Encoding
 from ganray.errors import UserError
 from ganray.files import write_atomic
 
@@ -55,7 +56,6 @@ MANIFEST = "manifest.json"
 REPAIR = "delete it and prepare again into this folder: the other shards are kept"
 
 Shape = tuple[int, int, int]
-Encoding = Literal["raw", "jpeg"]
 IMAGE_DATASET: dict[str, str] = {"raw": "images", "jpeg": "jpeg"}
 """Name of the dataset with the images, by encoding."""
 

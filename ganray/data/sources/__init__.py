@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from ganray.config.schema import LabelSource
 from ganray.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class SourceOptions:
 
     missing: Literal["skip", "error"] = "skip"
     """celeba: whether images and lists may be missing."""
-    labels: Literal["auto", "folder", "none", "dataset.json"] = "auto"
+    labels: LabelSource = "auto"
     """folder, hdf5, numpy: where the classes come from."""
     bad_images: Literal["error", "skip"] = "error"
     """Whether images that cannot be read are left out."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from ganray.config.schema import LabelSource
 from ganray.data.sources.listing import (
     BadImagesError,
     Tree,
@@ -29,8 +30,6 @@ from ganray.data.sources.listing import (
     split_by_name,
 )
 from ganray.errors import UserError
-
-Labels = Literal["auto", "folder", "none", "dataset.json"]
 
 FORMATS = {
     "PNG": (".png",),
@@ -98,7 +97,7 @@ class ImageFolder:
         cls,
         root: Path,
         *,
-        labels: Labels = "auto",
+        labels: LabelSource = "auto",
         bad_images: Literal["error", "skip"] = "error",
         background: str = "white",
     ) -> ImageFolder:
@@ -247,7 +246,7 @@ def _split(files: list[str]) -> tuple[NDArray[np.uint8], list[PurePosixPath], st
 
 
 def _classes(
-    tree: Tree, files: list[str], inner_paths: list[PurePosixPath], labels: Labels
+    tree: Tree, files: list[str], inner_paths: list[PurePosixPath], labels: LabelSource
 ) -> tuple[NDArray[np.int64], tuple[str, ...], str]:
     """Return the label of each image, the names of the classes, and a note on them."""
     none = np.full(len(files), -1), ()
