@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganray.data.sources.labelled_images import WithoutAttributes
+from ganray.data.sources.labelled_images import NumberedImages
 from ganray.errors import UserError
 
 NUM_TEST = 297
 
 
 @dataclass(eq=False, repr=False)
-class Digits(WithoutAttributes):
+class Digits(NumberedImages):
     """1,797 real handwritten digits of 8x8 pixels, as scikit-learn ships them.
 
     Created by ``Digits.open``. They are the test part of UCI's "Optical Recognition of Handwritten
@@ -35,8 +35,6 @@ class Digits(WithoutAttributes):
     """Height, width and channels of every image."""
     class_names: tuple[str, ...] = tuple("0123456789")
     """Names of the values of ``labels``."""
-    attribute_names: tuple[str, ...] = ()
-    """None: there are classes and no attributes."""
 
     @classmethod
     def open(cls) -> Self:

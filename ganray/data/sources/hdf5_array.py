@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
-from ganray.data.sources.labelled_images import WithoutAttributes
+from ganray.data.sources.labelled_images import NumberedImages
 from ganray.data.sources.listing import printable, split_by_name
 from ganray.errors import UserError
 
@@ -32,7 +32,7 @@ Range = tuple[float, float]
 
 
 @dataclass(eq=False, repr=False)
-class HDF5Array(WithoutAttributes):
+class HDF5Array(NumberedImages):
     """Images (N, H, W, C), (N, C, H, W) or (N, H, W), C being 1 or 3, of integers or floats.
 
     Created by ``HDF5Array.open``. It can be pickled to other processes: each process opens the file
@@ -56,8 +56,6 @@ class HDF5Array(WithoutAttributes):
     """Detected range, layout and labels, for the plan."""
     name: str = "hdf5"
     """Name of the source in recipes and manifests."""
-    attribute_names: tuple[str, ...] = ()
-    """None."""
     _handle: tuple[int, BinaryIO, h5py.File] | None = None
 
     @classmethod

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ganray.config.schema import LabelSource
+from ganray.data.sources.labelled_images import WithoutAttributes
 from ganray.data.sources.listing import (
     BadImagesError,
     Tree,
@@ -57,7 +58,7 @@ class _Header(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class ImageFolder:
+class ImageFolder(WithoutAttributes):
     """Images in ``root/CLASS/...``, in ``root/`` without classes, or in both under split folders.
 
     Created by ``ImageFolder.open``. Every image is read as 8-bit RGB: gray is converted, and what
@@ -89,8 +90,6 @@ class ImageFolder:
     """Classes and splits, and what was left out, for the plan."""
     name: str = "folder"
     """Name of the source in recipes and manifests."""
-    attribute_names: tuple[str, ...] = ()
-    """None."""
 
     @classmethod
     def open(
@@ -157,15 +156,6 @@ class ImageFolder:
             background,
             tuple(notes),
         )
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.files)
-
-    @property
-    def attributes(self) -> NDArray[np.uint8]:
-        """(N, 0), as there are none."""
-        return np.zeros((len(self), 0), np.uint8)
 
     def read(self, index: int) -> Image.Image:
         """Decode one image.

@@ -16,18 +16,15 @@ from ganray.errors import UserError
 
 
 class WithoutAttributes:
-    """Base of sources whose images have labels and no attributes."""
+    """Base of sources whose images have no attributes."""
 
     labels: NDArray[np.int64]
+    attribute_names: tuple[str, ...] = ()
+    """None."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """(N,) index of each image in the source's order, from 0."""
-        return np.arange(len(self))
 
     @property
     def attributes(self) -> NDArray[np.uint8]:
@@ -35,7 +32,16 @@ class WithoutAttributes:
         return np.zeros((len(self), 0), np.uint8)
 
 
-class LabelledImages(WithoutAttributes):
+class NumberedImages(WithoutAttributes):
+    """Base of sources whose images are numbered in their order."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(N,) index of each image in the source's order, from 0."""
+        return np.arange(len(self))
+
+
+class LabelledImages(NumberedImages):
     """Images of one size with a class each, in memory, as torchvision keeps them in files.
 
     Subclasses read the files and have a class method ``open``. Pickling stores
@@ -48,8 +54,6 @@ class LabelledImages(WithoutAttributes):
     """Height, width and channels of every image."""
     class_names: tuple[str, ...]
     """Names of the values of ``labels``."""
-    attribute_names: tuple[str, ...] = ()
-    """None: there are classes and no attributes."""
 
     def __init__(
         self, root: Path, parts: Mapping[int, tuple[NDArray[np.uint8], NDArray[Any]]]

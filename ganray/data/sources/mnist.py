@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources import labelled_images
-from ganray.data.sources.labelled_images import LabelledImages
+from ganray.data.sources.labelled_images import LabelledImages, WithoutAttributes
 from ganray.errors import UserError
 
 # The parts in order, with their index in SPLITS. An idx file consists of a magic number and the
@@ -89,7 +89,7 @@ class FashionMNIST(MNIST):
     dataset: str = "FashionMNIST"
 
 
-class StackedMNIST:
+class StackedMNIST(WithoutAttributes):
     """Three MNIST digits as the channels of one image, which gives 1,000 classes.
 
     Created by ``StackedMNIST.open``. Red is the hundreds digit. The digits of each image are drawn
@@ -104,8 +104,6 @@ class StackedMNIST:
     """Height, width and channels of every image."""
     class_names: tuple[str, ...] = tuple(f"{label:03d}" for label in range(CLASSES**3))
     """``000`` to ``999``: the digit in red, in green, in blue."""
-    attribute_names: tuple[str, ...] = ()
-    """None: there are classes and no attributes."""
 
     def __init__(self, digits: MNIST, *, rng_seed: int = 0, count: int = 128_000) -> None:
         if rng_seed < 0 or not 1 <= count <= FIRST_HELD_OUT:
@@ -128,8 +126,6 @@ class StackedMNIST:
         """uint8 (N,) 0 train, then 2 test."""
         self.ids = np.concatenate([np.arange(count), FIRST_HELD_OUT + np.arange(NUM_HELD_OUT)])
         """int64 (N,) from 0 for training and from 10**9 for test images."""
-        self.attributes = np.zeros((len(self.ids), 0), np.uint8)
-        """uint8 (N, 0): there are none."""
 
     @classmethod
     def open(
@@ -147,10 +143,6 @@ class StackedMNIST:
             UserError: See ``MNIST.open``.
         """
         return cls(MNIST.open(root, download=download), rng_seed=rng_seed, count=count)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.ids)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle the arguments: the other process draws the same triples."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import one_line, sample_digest
-from ganray.data.sources.labelled_images import WithoutAttributes
+from ganray.data.sources.labelled_images import NumberedImages
 from ganray.data.sources.listing import printable, split_by_name
 from ganray.errors import UserError
 
@@ -56,7 +56,7 @@ class _Header(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class NumpyArray(WithoutAttributes):
+class NumpyArray(NumberedImages):
     """Images uint8 (N, H, W, 1 or 3), in a .npy file or in an array of a .npz file.
 
     Created by ``NumpyArray.open``. It can be pickled to other processes: each process opens the
@@ -79,8 +79,6 @@ class NumpyArray(WithoutAttributes):
     """Detected layout and labels, for the plan."""
     name: str = "numpy"
     """Name of the source in recipes and manifests."""
-    attribute_names: tuple[str, ...] = ()
-    """None."""
     _handle: tuple[int, IO[bytes]] | None = None
 
     @classmethod

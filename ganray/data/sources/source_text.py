@@ -31,6 +31,7 @@ from ganray.data.sources.hdf5_file import (
     open_file,
     sample_digest,
 )
+from ganray.data.sources.labelled_images import WithoutAttributes
 from ganray.data.sources.listing import split_by_name
 from ganray.errors import UserError
 
@@ -41,7 +42,7 @@ _Handle = tuple[BinaryIO, h5py.File, h5py.Group]
 
 
 @dataclass(eq=False, repr=False)
-class SourceTextHDF5:
+class SourceTextHDF5(WithoutAttributes):
     """The images of such a file, raw or compressed, for conversion to shards.
 
     Created by ``SourceTextHDF5.open``. It can be pickled to other processes: each process opens the
@@ -54,6 +55,8 @@ class SourceTextHDF5:
     """Name of the dataset of each image, such as ``0.jpg``, by ascending number."""
     ids: NDArray[np.int64]
     """(N,) the numbers in the names."""
+    labels: NDArray[np.int64]
+    """(N,) -1, as there are no classes."""
     image_shape: tuple[int, int, int]
     """Shape of the first image, usually (218, 178, 3)."""
     split: NDArray[np.uint8]
@@ -61,8 +64,6 @@ class SourceTextHDF5:
     name: str = "source-text"
     """Name of the source in recipes and manifests."""
     class_names: tuple[str, ...] = ()
-    """None."""
-    attribute_names: tuple[str, ...] = ()
     """None."""
     _handle: tuple[int, _Handle] | None = None
 
@@ -77,21 +78,8 @@ class SourceTextHDF5:
         with open_group(path) as group:
             names, ids = list_images(group, path)
             shape = open_image(group, names[0], path).shape
-        return cls(path, names, ids, shape, split_by_name(f"{number}.jpg" for number in ids))
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.names)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) -1, as there are no classes."""
-        return np.full(len(self), -1)
-
-    @property
-    def attributes(self) -> NDArray[np.uint8]:
-        """(N, 0), as there are none."""
-        return np.zeros((len(self), 0), np.uint8)
+        split = split_by_name(f"{number}.jpg" for number in ids)
+        return cls(path, names, ids, np.full(len(ids), -1), shape, split)
 
     def read(self, index: int) -> Image.Image:
         """Return one image: RGB, of ``image_shape``.
