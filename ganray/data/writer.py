@@ -100,47 +100,37 @@ def write_shards(
     folder = Path(folder)
     fingerprint = source.fingerprint()
     chosen = _choose(source, size, images, split)
-    if bad_images == "skip":
-        chosen = np.setdiff1d(chosen, _skipped(folder, fingerprint))
     if not size and 0 in source.image_shape:
         raise UserError(
             f"size=0: the images of {source.name} differ in size; give one size for all, such as 64"
         )
     if encoding == "jpeg":
         _check_jpeg(source, size)
-    recipe = ConversionSpec(source.name, fingerprint, size, len(chosen), split, encoding)
-    if (manifest := _find_finished(folder, recipe)) is not None:
-        return manifest
-    specs = _plan_shards(source, chosen, folder, recipe, rows_per_shard)
-    with _only_writer(folder):
+    while True:
+        if bad_images == "skip":
+            chosen = np.setdiff1d(chosen, _skipped(folder, fingerprint))
+        recipe = ConversionSpec(source.name, fingerprint, size, len(chosen), split, encoding)
         if (manifest := _find_finished(folder, recipe)) is not None:
-            return manifest  # another process wrote it meanwhile
-        try:
-            shards = _convert(source, chosen, specs, processes or _cores(), bad_images)
-        except BadImagesError as error:
-            if bad_images == "skip" or len(error.problems) > 1:
-                error.log()
-            if bad_images == "error" or len(error.problems) == len(chosen):
-                raise
-            _skip(folder, fingerprint, error.problems)
-        else:
-            command = redact(shlex.join(sys.argv))
-            shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
-            manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
-            manifest.write(folder)
             return manifest
-    logger.warning(f"writing {folder} again without them")
-    return write_shards(
-        source,
-        folder,
-        size=size,
-        images=images,
-        split=split,
-        processes=processes,
-        rows_per_shard=rows_per_shard,
-        encoding=encoding,
-        bad_images=bad_images,
-    )
+        specs = _plan_shards(source, chosen, folder, recipe, rows_per_shard)
+        with _only_writer(folder):
+            if (manifest := _find_finished(folder, recipe)) is not None:
+                return manifest  # another process wrote it meanwhile
+            try:
+                shards = _convert(source, chosen, specs, processes or _cores(), bad_images)
+            except BadImagesError as error:
+                if bad_images == "skip" or len(error.problems) > 1:
+                    error.log()
+                if bad_images == "error" or len(error.problems) == len(chosen):
+                    raise
+                _skip(folder, fingerprint, error.problems)
+            else:
+                command = redact(shlex.join(sys.argv))
+                shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
+                manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
+                manifest.write(folder)
+                return manifest
+        logger.warning(f"writing {folder} again without them")
 
 
 def _skipped(folder: Path, fingerprint: str) -> list[int]:
