@@ -158,18 +158,15 @@ def prepare_dataset(data: DataConfig, plan: DatasetPlan) -> str:
     Returns:
         Digest of the shards, 16 hex digits.
     """
-    if remote := _open_url(data, plan.location):
-        return _digest(data, remote.manifest)
-    folder = Path(plan.location)
-    if plan.source is None or is_complete(folder):
-        return _digest(data, Manifest.read(folder))
+    if plan.source is None or is_complete(Path(plan.location)):
+        return _digest(data, _open_shards(data, plan.location)[1])
     if plan.procedural and not faces.is_written(plan.source, data.faces, _DATA_SEED):
         with Progress(data.faces, "drawing faces", "faces") as progress:
             faces.write_celeba(plan.source, data.faces, _DATA_SEED, progress=progress.add)
     source = _open(data.source, plan.source, source_options(data))
     return write_shards(
         source,
-        folder,
+        Path(plan.location),
         size=0 if data.encoding == "jpeg" else data.size,
         images=plan.count,
         split=data.split,
@@ -183,8 +180,7 @@ def dataset_identity(data: DataConfig, plan: DatasetPlan) -> str:
 
     Unlike the digest they are the same if shards of the same images are written again.
     """
-    remote = _open_url(data, plan.location)
-    manifest = remote.manifest if remote else Manifest.read(Path(plan.location))
+    _, manifest = _open_shards(data, plan.location)
     return _digest(data, manifest, manifest.recipe.digest())
 
 
@@ -203,8 +199,7 @@ def _count_used(data: DataConfig, manifest: Manifest) -> int:
 
 def open_dataset(data: DataConfig, location: str) -> ImageDataset:
     """Open prepared shards in the process that reads them; see `DatasetPlan.location`."""
-    folder = _open_url(data, location) or Path(location)
-    manifest = folder.manifest if isinstance(folder, RemoteShards) else Manifest.read(folder)
+    folder, manifest = _open_shards(data, location)
     dataset = ShardedDataset(
         folder,
         size=data.size if manifest.recipe.encoding == "jpeg" else 0,
@@ -245,9 +240,7 @@ def _plan_stored(data: DataConfig, storage: Storage) -> DatasetPlan | None:
     if content is None:
         return None
     url = storage.url(json.loads(content)["shards"])
-    remote = _open_url(data, url)
-    manifest = remote.manifest if remote else Manifest.read(Path(url))
-    return _plan_existing(data, manifest, url)
+    return _plan_existing(data, _open_shards(data, url)[1], url)
 
 
 def _index(data: DataConfig) -> str:
@@ -256,11 +249,13 @@ def _index(data: DataConfig) -> str:
     return f"sets/{hashlib.sha256(options.encode()).hexdigest()[:16]}.json"
 
 
-def _open_url(data: DataConfig, location: str) -> RemoteShards | None:
-    """Open shards that are not on this machine; None if they are."""
-    if data.is_remote():
-        return open_remote(data)
-    return open_remote(replace(data, root=location)) if "://" in str(location) else None
+def _open_shards(data: DataConfig, location: str) -> tuple[RemoteShards | Path, Manifest]:
+    """Return the shards, which may be on another machine, and their manifest."""
+    if data.is_remote() or "://" in str(location):
+        # The location of a remote root has no password.
+        remote = open_remote(data if data.is_remote() else replace(data, root=location))
+        return remote, remote.manifest
+    return Path(location), Manifest.read(Path(location))
 
 
 def open_remote(data: DataConfig) -> RemoteShards:
