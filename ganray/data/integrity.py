@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,23 +217,21 @@ class BlockVerifier:
 
     Args:
         specs: The shards.
+        headers: Their headers, which are filled in as shards are opened.
         mapping: Their images.
     """
 
-    def __init__(self, specs: list[ShardSpec], mapping: Mapping) -> None:
-        self._specs, self._mapping = specs, mapping
-        self._headers: list[ShardHeader | None] = [None] * len(specs)
+    def __init__(
+        self, specs: list[ShardSpec], headers: Sequence[ShardHeader | None], mapping: Mapping
+    ) -> None:
+        self._specs, self._headers, self._mapping = specs, headers, mapping
         self._first_rows = np.array([spec.first for spec in specs])
         self._first_blocks = np.cumsum([0, *(len(spec.blocks) for spec in specs)])
         self._verified = np.zeros(self._first_blocks[-1], bool)
         self._num_unverified = len(self._verified)
 
-    def add(self, number: int, header: ShardHeader) -> None:
-        """Register a shard that was opened."""
-        self._headers[number] = header
-
     def verify(self, ids: NDArray[np.int64]) -> None:
-        """Verify the blocks of these images, int64 (n,), whose shards were added.
+        """Verify the blocks of these images, int64 (n,), whose shards are open.
 
         Raises:
             UserError: A block is damaged; names the file and the rows.

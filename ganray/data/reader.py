@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,9 +82,9 @@ class ShardedDataset:
         self._joined: torch.Tensor | None = None
         if self._mapping.joined is not None:
             self._joined = torch.from_numpy(self._mapping.joined).view(-1, *self.image_shape)
-        self._verifier = (
-            BlockVerifier(self._specs, self._mapping) if verify == "first-touch" else None
-        )
+        self._verifier = None
+        if verify == "first-touch":
+            self._verifier = BlockVerifier(self._specs, self._headers, self._mapping)
         self._is_ready = self.remote is None and self._verifier is None
         """Whether images can be read without fetching or verifying them. torch itself rejects an
         index that is out of range, and a check here would cost 3 % at 64x64."""
@@ -106,7 +107,7 @@ class ShardedDataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path: the other process opens the files itself."""
-        return _reopen, (self.remote or self.folder, self._options)
+        return partial(ShardedDataset, **self._options), (self.remote or self.folder,)
 
     def read_batch(self, ids: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy the images at ``ids`` into ``out``.
@@ -250,16 +251,15 @@ class ShardedDataset:
         header = open_shard(self._specs[number], self.manifest.shards[number])
         self._headers[number] = header
         self._mapping.add(number, header.start)
-        if self._verifier:
-            self._verifier.add(number, header)
 
     def _use_remote(self, number: int) -> None:
         """Fetch and map a shard; drop the least recently used ones if the cache has no room."""
         assert self.remote is not None
         if self._headers[number] is None:
-            limit, size = self.remote.limit_bytes, self.manifest.shards[number].bytes
+            limit, shards = self.remote.limit_bytes, self.manifest.shards
             for old in [n for n in self._last_used if n not in self._in_use]:
-                if limit is None or self._used_bytes() + size <= limit:
+                used = sum(shards[n].bytes for n in (*self._last_used, number))
+                if limit is None or used <= limit:
                     break
                 self._drop(old)
             self.remote.fetch(number)
@@ -267,16 +267,9 @@ class ShardedDataset:
         self._last_used.pop(number, None)
         self._last_used[number] = None
 
-    def _used_bytes(self) -> int:
-        return sum(self.manifest.shards[number].bytes for number in self._last_used)
-
     def _drop(self, number: int) -> None:
         assert self.remote is not None
         del self._last_used[number]
         self._headers[number] = None
         self._mapping.drop(number)
         self.remote.release(number)
-
-
-def _reopen(folder: Path | RemoteShards, options: dict[str, Any]) -> ShardedDataset:
-    return ShardedDataset(folder, **options)
