@@ -13,6 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from ganray.data.sources import labelled_images
 from ganray.data.sources.hdf5_file import is_hdf5
 from ganray.data.sources.listing import Tree, count_suffixes, printable
 from ganray.errors import UserError
@@ -138,17 +139,13 @@ class CelebA:
         Raises:
             UserError: The download failed, for example because of Google Drive's daily quota.
         """
-        try:
+
+        def fetch() -> None:
             from torchvision.datasets import CelebA as Download
 
             Download(root=str(folder), download=True)
-        # torchvision, gdown and requests each raise exceptions of their own without a network.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{folder}: CelebA could not be downloaded ({type(error).__name__}: {reason}); "
-                f"{BY_HAND}"
-            ) from error
+
+        labelled_images.download("CelebA", folder, fetch, BY_HAND)
         return cls.open(folder)
 
     def __len__(self) -> int:

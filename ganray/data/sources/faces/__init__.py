@@ -28,6 +28,7 @@ from ganray.data.sources.faces.traits import (
 )
 from ganray.data.worker_process import follow_parent
 from ganray.errors import UserError
+from ganray.files import publish
 
 __all__ = ["ATTRIBUTE_NAMES", "DRAWN_ATTRIBUTES", "VERSION", "draw", "is_written", "write_celeba"]
 
@@ -121,9 +122,7 @@ def write_celeba(
     ]
     parts[1].write_text("".join(splits))
     for part, path in zip([*parts, unfinished], [*final, record], strict=True):
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        publish(part, path)
 
 
 def _write_images(
