@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import torch
-
 from ganray import log
 from ganray.commands.load_generator import TrainedGenerator, list_runs, load_generator
 from ganray.config.commands import EvaluateConfig, home_folder
@@ -202,10 +200,8 @@ def _reference_config(generator: TrainedGenerator, options: EvaluateConfig) -> C
 
 
 def _check_shape(generator: TrainedGenerator, reference: Shape) -> None:
-    z = torch.zeros(1, generator.config.latent.size)
-    height, width, channels = generator.images(z).shape[1:]
     try:
-        check_comparable((height, width, channels), reference)
+        check_comparable(generator.image_shape(), reference)
     except UserError as error:
         raise UserError(f"{generator.source}: {error}") from error
 

@@ -22,7 +22,6 @@ from ganray.commands.project_image import check_image, project_image
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
 from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
-from ganray.gan import latents
 from ganray.gan.latents import (
     closed_walk,
     lerp,
@@ -91,9 +90,7 @@ def explore(options: ExploreConfig) -> None:
 def _log_truncation(generator: TrainedGenerator, psi: float) -> None:
     """Log how much the truncation changes samples, which is nothing if G ignores |z|."""
     latent = generator.config.latent
-    z = latents.sample(
-        latent, 64, rng_seed=0, stream="explore/psi", step=0, device=torch.device("cpu")
-    )
+    z = generator.latents(64, 0, "psi")
     before, after = (generator.images(truncate(latent, z, x)).astype(float) for x in (1, psi))
     change = abs(after - before).mean()
     logger.info(
@@ -209,7 +206,7 @@ def write_walk(generator: TrainedGenerator, options: ExploreConfig, folder: Path
 
 def walk(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Return closed walks side by side as frames, uint8 (n, h, w, 3), that loop."""
-    image = generator.images(torch.zeros(1, generator.config.latent.size))
+    image = np.zeros((1, *generator.image_shape()), np.uint8)
     side = max(1, min(4, _WALK_PIXELS // max(enlarge(image).shape[1:3])))
     walks = [
         generator.images(closed_walk(stops, options.frames()), label)
@@ -228,14 +225,7 @@ def _rows(
     only.
     """
     for row in range(count):
-        z = latents.sample(
-            generator.config.latent,
-            width,
-            rng_seed=options.rng_seed,
-            stream=f"explore/{stream}",
-            step=row,
-            device=torch.device("cpu"),
-        )
+        z = generator.latents(width, options.rng_seed, stream, row)
         z = truncate(generator.config.latent, z, options.psi)
         if generator.classes:
             label = row % generator.classes if options.label is None else options.label

@@ -57,7 +57,7 @@ def metadata(generator: TrainedGenerator) -> dict[str, str]:
     With `network`, `latent`, `image_shape` and `classes`, ``ganray.gan.networks.build`` builds G.
     """
     config, latent = generator.config, generator.config.latent
-    shape = generator.images(torch.zeros(1, latent.size)).shape[1:]
+    shape = generator.image_shape()
     label = f", followed by the one-hot label of {generator.classes} classes"
     low = config.pixel_min()
     return {

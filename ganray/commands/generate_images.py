@@ -21,7 +21,7 @@ from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.files import cannot_write, write_atomic
-from ganray.gan import latents
+from ganray.gan.latents import truncate
 from ganray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -98,17 +98,12 @@ def _write(
 def _latents(
     generator: TrainedGenerator, options: ExploreConfig, count: int
 ) -> Iterator[torch.Tensor]:
-    """Yield the latents in batches, drawn on the CPU because a GPU would draw others."""
+    """Yield the latents in batches."""
     for first in range(0, count, _FOLDER_SIZE):
-        z = latents.sample(
-            generator.config.latent,
-            _FOLDER_SIZE,  # always, because the first latents would depend on the number
-            rng_seed=options.rng_seed,
-            stream="explore/images",
-            step=first // _FOLDER_SIZE,
-            device=torch.device("cpu"),
-        )[: count - first]
-        yield from latents.truncate(generator.config.latent, z, options.psi).split(_BATCH_SIZE)
+        # A whole folder always, because the first latents would depend on the number.
+        z = generator.latents(_FOLDER_SIZE, options.rng_seed, "images", first // _FOLDER_SIZE)
+        z = z[: count - first]
+        yield from truncate(generator.config.latent, z, options.psi).split(_BATCH_SIZE)
 
 
 def _save(image: np.ndarray, path: Path) -> None:

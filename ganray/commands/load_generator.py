@@ -16,9 +16,11 @@ from torch import nn
 from ganray import log
 from ganray.config.commands import command_line
 from ganray.config.schema import Config, TrackingConfig
+from ganray.data.format import Shape
 from ganray.data.storage import open_storage
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
+from ganray.gan.latents import sample
 from ganray.gan.networks import one_hot_labels
 from ganray.integrations import mlflow_models, mlflow_registry, mlflow_runs
 from ganray.integrations.mlflow_runs import MLFLOW_ERRORS, Run
@@ -99,6 +101,18 @@ class TrainedGenerator:
                 for batch in z.split(_BATCH_SIZE)
             ]
         return torch.cat(batches).numpy()
+
+    def image_shape(self) -> Shape:
+        """Return (H, W, C) of the images."""
+        return self.images(torch.zeros(1, self.config.latent.size)).shape[1:]
+
+    def latents(self, count: int, rng_seed: int, stream: str, step: int = 0) -> torch.Tensor:
+        """Draw latents of the trained distribution, float32 (count, size).
+
+        Drawn on the CPU, as a GPU would draw others, from the random stream ``explore/STREAM``.
+        """
+        stream, config = f"explore/{stream}", self.config.latent
+        return sample(config, count, rng_seed=rng_seed, stream=stream, step=step, device=_CPU)
 
     def output_folder(self, name: str, out: Path | None, home: Path) -> Path:
         """Return `out` if given, else `name` in the run folder, else a folder in the home."""

@@ -11,13 +11,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ganray.commands.load_generator import TrainedGenerator
 from ganray.config.commands import ExploreConfig
+from ganray.data.format import Shape
 from ganray.data.sources.image_folder import FORMATS, to_rgb
 from ganray.data.transforms import to_float, to_uint8
 from ganray.data.writer import resize_and_crop
 from ganray.distributed import local_device
 from ganray.errors import UserError
 from ganray.figures import Row, labelled_rows
-from ganray.gan import latents, projection
+from ganray.gan import projection
 from ganray.gan.latents import slerp
 from ganray.progress import Progress
 
@@ -51,8 +52,7 @@ def project_image(
     """
     config, label = generator.config, options.label or 0
     generator = generator.to(local_device())
-    height, width, channels = generator.images(torch.zeros(1, config.latent.size)).shape[1:]
-    image = _read(path, (height, width, channels), config.data.background)
+    image = _read(path, generator.image_shape(), config.data.background)
     low = config.pixel_min()
     target = to_float(torch.from_numpy(image[None]), low).to(generator.device)
     steps, what = projection.STEPS, f"{path.name} -> z on {generator.device.type}"
@@ -85,14 +85,7 @@ def project_image(
     )
     notes = ["image", f"G(z)  {distances[0]}", f"random  {distances[1]}"]
     groups = [[Row(np.concatenate([image[None], images]), "", notes)], []]
-    ends = latents.sample(
-        config.latent,
-        options.pairs,
-        rng_seed=options.rng_seed,
-        stream="explore/projection",
-        step=0,
-        device=torch.device("cpu"),
-    )
+    ends = generator.latents(options.pairs, options.rng_seed, "projection")
     z, t = found.z.cpu(), torch.linspace(0, 1, options.steps)
     for number, end in enumerate(ends, 1):
         images, distances = draw(slerp(z, end, t))
@@ -110,7 +103,7 @@ def project_image(
     return files
 
 
-def _read(path: Path, shape: tuple[int, int, int], background: str) -> np.ndarray:
+def _read(path: Path, shape: Shape, background: str) -> np.ndarray:
     """Read an image and fit it to a shape: uint8 (H, W, C)."""
     height, width, channels = shape
     image = _read_rgb(path, background)
