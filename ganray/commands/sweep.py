@@ -143,7 +143,7 @@ def _run_locked(
                 logger.info("to resume   %s", resume_command(config))
                 raise
         _report(observer.plan, config, options, runs)
-    if runs.has_given_up:
+    if runs.sync.has_given_up:
         sys.exit(train.NOT_SENT)
 
 
@@ -456,7 +456,7 @@ def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRu
 def _log_mlflow_urls(plan: SweepPlan, runs: SweepRuns, uri: str, means: bool) -> None:
     """Save the views of the sweep, and log where to look."""
     server = uri if uri.startswith("http") else LOCAL_SERVER
-    urls = runs.flush_and_call(
+    urls = runs.sync.flush_and_call(
         lambda: mlflow_view.save_views(runs.parent, plan, server, has_means=means)
     )
     if urls is None:  # MLflow is unreachable, which has been logged

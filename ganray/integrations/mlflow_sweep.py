@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import xxhash
 from mlflow.entities import Metric
@@ -45,7 +44,6 @@ from ganray.training import journal
 from ganray.training.state import read_config
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 SWEEP_TAG = "ganray.sweep"
 """Tag with the sweep's name. Only trials have it, so that a filter on it leaves out the parent."""
@@ -138,7 +136,8 @@ class SweepRuns:
         self._parent: Run | None = None
         self._opening = threading.Lock()
         self._statuses: dict[str, str | None] = {}
-        self._sync: JournalSync
+        self.sync: JournalSync
+        """The sender, from `start` on."""
 
     def open(self) -> None:
         """Open the parent run, or log that the store cannot be reached yet."""
@@ -161,11 +160,6 @@ class SweepRuns:
                 self._parent = self._open_parent()
             return self._parent
 
-    @property
-    def has_given_up(self) -> bool:
-        """Whether MLflow lacks data, because it was unreachable at the end."""
-        return self._sync.has_given_up
-
     def _open_parent(self) -> Run:
         plan, base = self._plan, self._base
         axes = {axis_tag(axis): ", ".join(axis.labels) for axis in plan.axes}
@@ -185,7 +179,7 @@ class SweepRuns:
 
     def start(self, sync: JournalSync) -> None:
         """Send what MLflow lacks of trials that ended when it, or the driver, was down."""
-        self._sync = sync
+        self.sync = sync
         for trial in self._plan.trials:
             folder = self._base.home / "runs" / trial.name
             result = results.read(folder)
@@ -196,16 +190,16 @@ class SweepRuns:
 
     def begin(self, trial: Trial, config: Config) -> None:
         """Send a trial's journal from now on. Returns at once and never raises."""
-        self._sync.follow(trial.name, lambda: self._open(trial, config))
+        self.sync.follow(trial.name, lambda: self._open(trial, config))
 
     def end(self, trial: Trial, result: RunResult) -> None:
         """Send the rest of a trial and its result. Returns at once and never raises."""
-        self._sync.finish(trial.name, lambda run: _log_result(run, result))
+        self.sync.finish(trial.name, lambda run: _log_result(run, result))
 
     def end_all(self, status: str) -> None:
         """Set the final status of the parent, and KILLED for the trials that did not end."""
         end_run(self.parent, status)
-        for run in self._sync.unfinished():
+        for run in self.sync.unfinished():
             end_run(run, "KILLED")
 
     def log_report(self, files: Iterable[Path], note: str, metrics: Mapping[str, float]) -> None:
@@ -216,7 +210,7 @@ class SweepRuns:
             log_summary(self.parent, _finite(metrics), {})
             self.parent.client().set_tag(self.parent.run_id, NOTE_TAG, _shorten(note))
 
-        self.flush_and_call(send)
+        self.sync.flush_and_call(send)
 
     def log_means(self, ranking: Sequence[RankedSetting]) -> None:
         """Add a run for each setting with its means over seeds, in place of those of before.
@@ -224,11 +218,7 @@ class SweepRuns:
         MLflow's pages draw dozens of runs in a second, but hundreds in a minute.
         """
         for setting in ranking:
-            self.flush_and_call(partial(self._log_mean, setting))
-
-    def flush_and_call(self, function: Callable[[], T]) -> T | None:
-        """Call a function that writes to MLflow; see `JournalSync.flush_and_call`."""
-        return self._sync.flush_and_call(function)
+            self.sync.flush_and_call(partial(self._log_mean, setting))
 
     def _content(self, trial: Trial, config: Config, tags: Mapping[str, str]) -> RunContent:
         """Return the content of a run of this trial's setting."""

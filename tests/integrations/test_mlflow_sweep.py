@@ -176,7 +176,7 @@ def test_a_killed_sweep_leaves_no_run_running(home):
     with started(plan, home, stopped_by=SystemExit) as runs:
         for trial in plan.trials:
             runs.begin(trial, trial.config(base_config(home)))
-        wait_for(lambda: len(runs._sync.unfinished()) == 2)
+        wait_for(lambda: len(runs.sync.unfinished()) == 2)
     assert parent_of(runs).info.status == "KILLED"
     assert {run.info.status for run in children_of(runs).values()} == {"KILLED"}
 
@@ -246,7 +246,7 @@ def test_a_store_that_is_down_at_the_start_gets_everything_when_it_is_up(home, t
         blocked.unlink()
         blocked.mkdir()
         shutil.copy(home / "mlflow.db", blocked)
-    assert not runs.has_given_up
+    assert not runs.sync.has_given_up
     assert parent_of(runs).info.status == "FINISHED"
     child = children_of(runs)[trial.name]
     assert child.data.tags["ganray.status"] == "finished"
