@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
@@ -401,21 +402,19 @@ class RemoteShards:
         )
 
 
+@dataclass(eq=False)
 class NoRoomError(Exception):
     """There is no room in the cache for a shard now."""
 
-    def __init__(
-        self, missing_bytes: int, other_bytes: int, is_over_limit: bool, is_arriving: bool
-    ) -> None:
-        self.missing_bytes = missing_bytes
-        self.other_bytes = other_bytes
-        """Size of the shards that could not be removed."""
-        self.is_over_limit = is_over_limit
-        """Whether the limit of the cache is exceeded; otherwise the disk is full."""
-        self.is_arriving = is_arriving
-        """Whether another shard is being downloaded, after which there may be room."""
-        self.number = -1
-        """The shard."""
+    missing_bytes: int
+    other_bytes: int
+    """Size of the shards that could not be removed."""
+    is_over_limit: bool
+    """Whether the limit of the cache is exceeded; otherwise the disk is full."""
+    is_arriving: bool
+    """Whether another shard is being downloaded, after which there may be room."""
+    number: int = -1
+    """The shard."""
 
 
 def reserve(path: Path, size: int, limit: int | None, is_urgent: bool) -> None:
