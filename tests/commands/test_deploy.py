@@ -8,7 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ from ganray.commands import main
 from ganray.commands.deploy import TEMPLATES, render
 from ganray.config.commands import DeployConfig
 from ganray.errors import UserError
+from tests.conftest import wait_until
+from tests.integrations.servers import free_port
 
 STORES = {"rayjob": "shared", "slurm": "/scratch/ganray"}
 
@@ -335,13 +336,6 @@ while not pathlib.Path("stop").exists():
 """
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def start_server(tmp_path):
     """A function that starts a stand-in for MLflow, which writes into its store, on a new head.
@@ -368,12 +362,6 @@ def start_server(tmp_path):
     (tmp_path / "stop").touch()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def names_in(backup):
     return sqlite3.connect(backup).execute("select name from runs").fetchall()
 
@@ -381,7 +369,7 @@ def names_in(backup):
 def test_a_new_head_gets_the_copy_of_the_mlflow_store(tmp_path, start_server):
     backup, port = tmp_path / "shared" / "mlflow-backup.db", free_port()
     assert start_server("one", port).returncode == 0
-    wait_for(lambda: backup.exists() and names_in(backup))
+    wait_until(lambda: backup.exists() and names_in(backup))
     start_server("one", port)  # does nothing, as the server runs
     assert (tmp_path / "one" / "server.log").read_text() == "[]\n"
     assert start_server("two", free_port()).returncode == 0
@@ -392,9 +380,9 @@ def test_a_copy_that_fails_leaves_the_last_one(tmp_path, start_server):
     backup = tmp_path / "shared" / "mlflow-backup.db"
     start_server("one", free_port())
     previous = backup.with_name("mlflow-backup.db.previous")
-    wait_for(previous.exists)
+    wait_until(previous.exists)
     (tmp_path / "full").touch()
-    wait_for(lambda: (tmp_path / "full").stat().st_size > 1)  # the first failure is dealt with
+    wait_until(lambda: (tmp_path / "full").stat().st_size > 1)  # the first failure is dealt with
     assert names_in(backup) == names_in(previous) == [("faces",)]
 
 
@@ -402,7 +390,7 @@ def test_an_mlflow_server_that_has_ended_is_started_again(tmp_path, start_server
     port = free_port()
     start_server("one", port)
     (tmp_path / "stop").touch()
-    wait_for(lambda: flock_is_free(tmp_path / "one" / "lock"))
+    wait_until(lambda: flock_is_free(tmp_path / "one" / "lock"))
     (tmp_path / "stop").unlink()
     assert start_server("one", port).returncode == 0
     assert (tmp_path / "one" / "server.log").read_text() == "[('faces',)]\n"

@@ -24,6 +24,7 @@ import pytest
 from ganray.data import remote, remote_source
 from ganray.data.format import MANIFEST, ConversionSpec, Manifest, Shard
 from ganray.data.remote import RemoteShards
+from tests.conftest import wait_until
 from tests.data.remote_servers import RangeServer, cutting_proxy
 
 MIB = 2**20
@@ -76,13 +77,6 @@ def manifest_of(files, **changes):
         manifest = json.loads((Path(folder) / MANIFEST).read_bytes())
     manifest["shards"][0] |= changes
     return json.dumps(manifest).encode()
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def cached_bytes(cache):

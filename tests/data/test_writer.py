@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ganray.data.reader import ShardedDataset
 from ganray.data.sources.celeba import CelebA
 from ganray.data.writer import resize_and_crop, write_shards
 from ganray.errors import UserError
+from tests.conftest import wait_until
 from tests.data.conftest import SHARD_1, flip, gathered
 
 
@@ -229,13 +229,6 @@ def test_a_killed_conversion_is_resumed(celeba_zip: Path, shards_folder: Path, t
     write_shards(source, folder, size=64, rows_per_shard=70, processes=1)
     assert (folder / "shard-00000.h5").stat().st_mtime_ns == before
     assert contents(folder) == contents(shards_folder)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 60 s"
-        time.sleep(0.02)
 
 
 def test_conversion_workers_do_not_import_torch():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from ganray.sweeps import results
 from ganray.sweeps.analysis import ranking
 from ganray.sweeps.axes import Axis, Level
 from ganray.sweeps.design import make_plan
+from tests.conftest import wait_until
 from tests.integrations.small_sweep import (
     DATASET,
     base_config,
@@ -70,13 +70,6 @@ def parent_of(runs):
 def points(runs, run):
     history = runs.parent.client().get_metric_history(run.info.run_id, "loss/D")
     return [metric.step for metric in history]
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_sweep_is_a_parent_run_with_a_child_run_per_trial(home):
@@ -138,7 +131,7 @@ def test_a_resumed_sweep_continues_the_same_runs(home):
         for trial in plan.trials:
             runs.begin(trial, trial.config(base_config(home)))
         write_journal(config.run_folder(), first, ticks=1, samples=1)
-        wait_for(lambda: len(children_of(runs)) == 2)
+        wait_until(lambda: len(children_of(runs)) == 2)
     write_journal(config.run_folder(), first, ticks=2, samples=1)
     with started(plan, home) as runs:
         runs.begin(first, config)
@@ -176,7 +169,7 @@ def test_a_killed_sweep_leaves_no_run_running(home):
     with started(plan, home, stopped_by=SystemExit) as runs:
         for trial in plan.trials:
             runs.begin(trial, trial.config(base_config(home)))
-        wait_for(lambda: len(runs.sync.unfinished()) == 2)
+        wait_until(lambda: len(runs.sync.unfinished()) == 2)
     assert parent_of(runs).info.status == "KILLED"
     assert {run.info.status for run in children_of(runs).values()} == {"KILLED"}
 
@@ -196,9 +189,9 @@ def test_what_an_unreachable_store_missed_is_sent_when_it_is_back(home, monkeypa
         runs.begin(first, config)
         runs.end(first, run_trial(config, first, ticks=2, samples=1))
         runs.begin(second, second.config(base_config(home)))
-        wait_for(lambda: len(attempts) >= 3)  # the line about the first was printed long ago
+        wait_until(lambda: len(attempts) >= 3)  # the line about the first was printed long ago
         patch.setattr(MlflowClient, "search_runs", send)
-        wait_for(lambda: len(children_of(runs)) == 2)
+        wait_until(lambda: len(children_of(runs)) == 2)
     assert capsys.readouterr().out.count("trying again") == 1
     assert children_of(runs)[first.name].data.tags["ganray.status"] == "finished"
     assert children_of(runs)[second.name].info.status == "KILLED"

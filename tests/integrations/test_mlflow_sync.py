@@ -19,7 +19,7 @@ from ganray.integrations.mlflow_runs import log_summary, open_run
 from ganray.integrations.mlflow_sync import JournalSync, sync_run
 from ganray.training.journal import Journal
 from ganray.training.run_folder import RunFolder
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, wait_until
 
 DATASET = {"name": "faces", "digest": "0123456789abcdef", "path": "/data/shards"}
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port, which refuses connections at once
@@ -155,10 +155,7 @@ def test_the_thread_sends_while_the_journal_grows(config, run):
     sync = journal_sync(run)
     sync.start()
     write(config, 10)
-    deadline = time.monotonic() + 20
-    while not points(run) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert points(run) == [(10, 10.0)]
+    wait_until(lambda: points(run) == [(10, 10.0)])
     ended = []
     sync.close(ended.append, "FINISHED")
     assert ended == ["FINISHED"]

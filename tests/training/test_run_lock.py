@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from ganray.errors import UserError
 from ganray.training import run_lock
 from ganray.training.run_lock import lock_folder
+from tests.conftest import wait_until
 
 HOLD = """
 import sys, time
@@ -80,10 +80,7 @@ def test_the_heartbeat_updates_the_owner_file(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.05)
     with lock_folder(tmp_path):
         before = (tmp_path / "driver.json").stat().st_mtime_ns
-        deadline = time.monotonic() + 10
-        while (tmp_path / "driver.json").stat().st_mtime_ns == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: (tmp_path / "driver.json").stat().st_mtime_ns != before)
 
 
 def test_a_file_system_without_locks_has_the_heartbeat(tmp_path, monkeypatch):

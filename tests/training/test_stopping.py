@@ -15,6 +15,7 @@ from ganray.training.checkpoints import list_checkpoints
 from ganray.training.run_folder import RunFolder
 from ganray.training.stopping import STOP_FILE, confirm_stops, request_stop, watch_stop_file
 from ganray.training.watchdog import Watchdog
+from tests.conftest import wait_until
 from tests.integrations.cluster import ROOT, environment, lines_of, wait_for
 
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py"), "cpu32", "--launcher", "torch"]
@@ -36,25 +37,18 @@ class Context:
         self.lines.append(text)
 
 
-def sleep_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_phase_that_does_not_end_is_announced_once_with_the_stack(tmp_path):
     context = Context(tmp_path)
     watchdog = Watchdog(0.3, context)  # pyright: ignore[reportArgumentType]
     watchdog.enter("step", 7)
-    sleep_until(lambda: context.lines)
+    wait_until(lambda: context.lines)
     time.sleep(0.5)
     (line,) = context.lines
     assert line.startswith("rank 0 of 1 hangs since ")
     assert f"(process {os.getpid()}), at step 7 in phase 'step'; still waiting" in line
     assert "in test_a_phase_that_does_not_end" in (tmp_path / "error.txt").read_text()
     watchdog.enter("step", 8)  # it was slow only
-    sleep_until(lambda: len(context.lines) == 2)
+    wait_until(lambda: len(context.lines) == 2)
     watchdog.close()
 
 
@@ -79,10 +73,10 @@ def test_a_request_is_confirmed_even_if_training_ends_or_waits_for_the_driver(tm
         journal.add_status(tmp_path, "training", is_training=True)
         with confirm_stops(folder, lambda: saved.append(True)):
             request()
-            sleep_until(lambda: not (tmp_path / STOP_FILE).exists())
+            wait_until(lambda: not (tmp_path / STOP_FILE).exists())
         assert saved == [True]
         assert request()
-        sleep_until(stop_requested)
+        wait_until(stop_requested)
     assert not (tmp_path / STOP_FILE).exists()  # all steps were done
     assert not request()
 
