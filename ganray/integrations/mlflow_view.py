@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from ganray.integrations.mlflow_runs import NOTE_TAG, Run
 from ganray.integrations.mlflow_sweep import (
@@ -35,13 +35,11 @@ from ganray.sweeps.results import RANKED
 _VIEW_TAG = "mlflow.sharedViewState."
 _MAX_GROUPS = 24
 """Maximum number of lines in a chart."""
-_COMPARED_RUNS = 20
-"""Maximum number of runs in a comparison URL, which grows by 38 characters with each."""
 _MAX_LEGEND = 3
 """Maximum number of lines whose names fit below a chart; for more, the list of runs is the legend.
 Hidden, it leaves room for the titles of charts where MLflow's assistant is open beside them."""
-_COLUMNS_BESIDE_LIST = 2
-"""Maximum number of charts per row beside the list of runs; of three, titles would be cut."""
+_FINAL = ("coverage", *(name for name in RANKED if name != "coverage"))
+"""Metrics at the end of a run, in the order of columns and of parallel coordinates."""
 _OTHER_METRICS = ("collapse", "discriminator", "loss", "speed", "system", "final")
 """Prefixes of metrics without a chart here. MLflow adds a section for each; they stay closed."""
 _DESCRIPTION = """\
@@ -66,8 +64,7 @@ def save_views(
     """Save views of a sweep and return their URLs by title, the one to open first leading.
 
     There are views of averages over each axis's levels and, for several axes, over settings, one of
-    all runs, and one of a run of each setting, for its samples. Saving again replaces them. The
-    last URL is MLflow's own comparison of the runs of one seed, which needs no saved view.
+    all runs, and one of a run of each setting, for its samples. Saving again replaces them.
 
     Args:
         run: The parent run. The trials' folders are beside its folder.
@@ -88,13 +85,7 @@ def save_views(
         packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
         view = {"name": title, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
         client.set_experiment_tag(run.experiment_id, _VIEW_TAG + _key(title), json.dumps(view))
-    urls = {title: view_url(base_url, run.experiment_id, title) for title in views}
-    first_seed = f"tags.`{SWEEP_TAG}` = '{plan.name}' AND params.`{SEED}` = '{_first_seed(plan)}'"
-    runs = client.search_runs([run.experiment_id], first_seed, max_results=_COMPARED_RUNS)
-    if len(runs) > 1:
-        run_ids = [child.info.run_id for child in runs]
-        urls["comparison"] = compare_url(base_url, run.experiment_id, run_ids)
-    return urls
+    return {title: view_url(base_url, run.experiment_id, title) for title in views}
 
 
 def view_url(base_url: str, experiment_id: str, title: str) -> str:
@@ -107,17 +98,10 @@ def view_url(base_url: str, experiment_id: str, title: str) -> str:
     return f"{base_url.rstrip('/')}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
-def compare_url(base_url: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """Return the URL of MLflow's own page that compares runs."""
-    runs, experiments = (quote(json.dumps(ids)) for ids in (list(run_ids), [experiment_id]))
-    query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
-    return f"{base_url.rstrip('/')}/#/compare-runs?{query}"
-
-
 def _views(plan: SweepPlan, step: int, means: bool) -> dict[str, dict[str, Any]]:
     """Return the states of all views by title."""
     varied = [axis for axis in plan.axes if len(axis.levels) > 1]
-    averages = ("training", "end", "losses")
+    averages = ("training", "kl", "end", "losses")
     views = {
         f"by {axis.title}": _state(plan, step, averages, groups=_axis_groups(axis), means=means)
         for axis in varied
@@ -125,9 +109,9 @@ def _views(plan: SweepPlan, step: int, means: bool) -> dict[str, dict[str, Any]]
     if len(varied) > 1 and len(plan.settings) <= _MAX_GROUPS:
         groups = ("tag", SETTING_TAG, [setting_name(setting) for setting in plan.settings])
         views["by setting"] = _state(plan, step, averages, groups=groups, means=means)
-    all_sections = ("training", "end", "settings", "samples", "losses", "differences")
+    all_sections = ("training", "kl", "end", "settings", "samples", "losses", "differences")
     views["every run"] = _state(plan, step, all_sections)
-    seed, sections = _first_seed(plan), ("samples", "training", "end", "differences")
+    seed, sections = _first_seed(plan), ("samples", "training", "kl", "end", "differences")
     views[f"samples of seed {seed}"] = _state(plan, step, sections, rng_seed=seed)
     return {f"{plan.name} {title}": state for title, state in views.items()}
 
@@ -185,11 +169,6 @@ def _state(
     if "samples" not in section_names:  # MLflow would add a chart of images
         charts += [chart | {"deleted": True} for chart in sections["samples"][3]]
     mode, group_key, values = groups or ("", "", [])
-    hides_list = 0 < len(values) <= _MAX_LEGEND
-    columns = {
-        name: sections[name][1] if hides_list else min(sections[name][1], _COLUMNS_BESIDE_LIST)
-        for name in section_names
-    }
     return {
         "searchFilter": runs_filter,
         # The best runs come first, unless that leaves others out: then one seed after another, each
@@ -202,7 +181,7 @@ def _state(
         "modelVersionFilter": "All Runs",
         "selectedColumns": [
             *(f"params.`{key}`" for key in keys),
-            *(f"metrics.`final/{name}`" for name in (*RANKED, "modes_held", "diverged")),
+            *(f"metrics.`final/{name}`" for name in (*_FINAL, "modes_held", "diverged")),
         ],
         "runsHiddenMode": "SHOW_ALL" if groups else "FIRST_20_RUNS",
         "groupBy": groups
@@ -212,13 +191,10 @@ def _state(
         },
         # Collapsed, the list of groups is the legend of the charts.
         "groupsExpanded": {f"{mode}.{group_key}.{value}": False for value in values},
-        "runListHidden": hides_list,
+        "runListHidden": 0 < len(values) <= _MAX_LEGEND,
         "useGroupedValuesInCharts": True,
         "compareRunSections": [
-            *(
-                _section(name, title, columns[name], sections[name][2])
-                for name, title in titles.items()
-            ),
+            *(_section(name, title, *sections[name][1:3]) for name, title in titles.items()),
             *(_section(prefix, prefix, 3, 300, is_open=False) for prefix in _OTHER_METRICS),
         ],
         "compareRunCharts": charts,
@@ -248,7 +224,10 @@ def _section(
 
 
 def _sections(keys: list[str], step: int) -> dict[str, tuple[str, int, int, list[dict[str, Any]]]]:
-    """Return sections by name: title, charts per row, their height in pixels, charts."""
+    """Return sections by name: title, charts per row, their height in pixels, charts.
+
+    Of three charts per row, titles would be cut on a laptop, as MLflow's assistant opens there.
+    """
 
     def chart(section: str, kind: str, **content: Any) -> dict[str, Any]:
         uuid = f"{section} {kind} {content.get('metricKey', '')}"
@@ -271,44 +250,27 @@ def _sections(keys: list[str], step: int) -> dict[str, tuple[str, int, int, list
         }
         return [chart(section, "LINE", metricKey=metric, **style) for metric in metrics]
 
+    *variety, kl = VARIETY_CURVES
     coverage, recall = ({"key": f"final/{n}", "type": "METRIC"} for n in ("coverage", "recall"))
     end = [chart("end", "BAR", metricKey=axis["key"]) for axis in (coverage, recall)]
-    end.append(chart("end", "SCATTER", xaxis=recall, yaxis=coverage))
-    metrics = [f"final/{name}" for name in RANKED]
+    metrics = [f"final/{name}" for name in _FINAL]
     parallel = {"selectedParams": keys, "selectedMetrics": metrics, "showAllRuns": True}
+    settings = [chart("settings", "PARALLEL", **parallel)]
+    settings.append(chart("settings", "SCATTER", xaxis=recall, yaxis=coverage))
     samples = {"imageKeys": ["samples"], "step": step, "showRunParams": False}
     differences = {
         "compareGroups": ["Model metrics", "Parameters"],
-        "chartName": "Runs side by side",
+        "chartName": "Runs",
         "showChangeFromBaseline": True,
         "showDifferencesOnly": True,
         "baselineColumnUuid": "",
     }
     return {
-        "training": (
-            "Variety while training (of KL, lower is better)",
-            3,
-            360,
-            lines("training", *VARIETY_CURVES),
-        ),
-        "end": ("Variety at the end", 3, 360, end),
-        "settings": (
-            "From settings to variety",
-            1,
-            420,
-            [chart("settings", "PARALLEL", **parallel)],
-        ),
+        "training": ("Variety while training", 2, 360, lines("training", *variety)),
+        "kl": ("KL, lower is better", 1, 360, lines("kl", kl)),
+        "end": ("Variety at the end", 2, 360, end),
+        "settings": ("From settings to variety", 1, 420, settings),
         "samples": ("Samples", 1, 640, [chart("samples", "IMAGE", **samples)]),
-        "losses": (
-            "Losses",
-            2,
-            320,
-            lines("losses", *LOSS_CURVES),
-        ),
-        "differences": (
-            "Differences",
-            1,
-            480,
-            [chart("differences", "DIFFERENCE", **differences)],
-        ),
+        "losses": ("Losses", 2, 320, lines("losses", *LOSS_CURVES)),
+        "differences": ("Differences", 1, 480, [chart("differences", "DIFFERENCE", **differences)]),
     }

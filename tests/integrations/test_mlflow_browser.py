@@ -1,15 +1,17 @@
 """MLflow's pages of a sweep in Chromium: the format of saved views is not documented."""
 
+import json
 import os
 import re
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from ganray.integrations.mlflow_sweep import sync_sweep
+from ganray.integrations.mlflow_sweep import MEAN_TAG, sync_sweep
 from ganray.integrations.mlflow_view import save_views
 from ganray.sweeps import results
 from ganray.sweeps.analysis import ranking
@@ -42,6 +44,8 @@ class Sweep:
     """URLs of its pages by their titles without the sweep's name."""
     labels: list[str]
     """Labels of the trials."""
+    comparison: str
+    """URL of MLflow's own comparison of the settings' means."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,15 @@ def sweep(tmp_path_factory, empty_store):
     with serve(command, f"{url}/health", home / "server.log", **quiet):
         urls = save_views(runs.parent, plan, url, has_means=True)
         urls = {title.removeprefix("latents "): page for title, page in urls.items()}
-        yield Sweep(urls, [trial.label for trial in plan.trials])
+        yield Sweep(urls, [trial.label for trial in plan.trials], _compare_url(runs.parent, url))
+
+
+def _compare_url(parent, url):
+    means = f"tags.`{MEAN_TAG}` = 'latents'"
+    found = parent.client().search_runs([parent.experiment_id], means)
+    ids = quote(json.dumps([run.info.run_id for run in found]))
+    experiments = quote(json.dumps([parent.experiment_id]))
+    return f"{url}/#/compare-runs?runs={ids}&experiments={experiments}"
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +96,12 @@ def open_page(browser, request):
     page = browser.new_page(viewport={"width": 1600, "height": 3800})
     page.set_default_timeout(TIMEOUT_MS)
 
-    def open_url(url, text):
+    def open_url(url, text, close_assistant=True):
         page.goto(url)
         page.get_by_text(text).first.wait_for()
         assistant = page.get_by_role("button", name="Close", exact=True)
-        if assistant.count():  # it takes a third of the width of a new browser's first page
-            assistant.last.click()
+        if assistant.count() and close_assistant:
+            assistant.last.click()  # it takes a third of the width of a new browser's first page
         return page
 
     yield open_url
@@ -141,9 +153,10 @@ def test_every_run_is_drawn_with_its_settings_and_its_samples(sweep, open_page):
         card(page, metric).locator("svg.main-svg").first.wait_for()
     settings = card(page, "Parallel Coordinates")
     settings.locator("canvas").first.wait_for()
-    settings.get_by_text("latent.distribution").first.wait_for()
+    names = settings.locator(".parcoords text.label").all_text_contents()
+    assert names[1:3] == ["latent.size", "final/coverage"]
     card(page, "samples").locator("img").first.wait_for()
-    page.get_by_text("Runs side by side").first.wait_for()
+    card(page, "Runs").wait_for()
     assert_no_chart_is_missing(page)
 
 
@@ -157,15 +170,28 @@ def test_samples_of_one_run_per_setting_are_side_by_side(sweep, open_page):
     assert_no_chart_is_missing(page)
 
 
-def test_the_comparison_without_a_view_draws_parallel_coordinates(sweep, open_page):
-    page = open_page(sweep.urls["comparison"], "Comparing 4 Runs from 1 Experiment")
-    page.get_by_text("Parallel Coordinates Plot").wait_for()
-    page.locator("svg.main-svg").first.wait_for()
-    page.get_by_text("latent.distribution").first.wait_for()
+@pytest.mark.parametrize("title", ["by distribution", "by setting", "every run"])
+def test_titles_are_not_cut_beside_the_assistant_on_a_laptop(sweep, open_page, title):
+    page = open_page(sweep.urls[title], "Variety while training", close_assistant=False)
+    page.get_by_text("MLflow Assistant").first.wait_for()
+    page.set_viewport_size({"width": 1440, "height": 3800})
+    card(page, "loss/G").locator("svg.main-svg").first.wait_for()
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("h4")]
+            .filter(title => title.textContent != "Runs")  // its switches leave it no room
+            .every(title => title.scrollWidth <= title.clientWidth)"""
+    )
+
+
+def test_mlflows_own_comparison_of_the_settings_begins_with_coverage(sweep, open_page):
+    page = open_page(sweep.comparison, "Comparing 4 Runs from 1 Experiment")
+    page.locator("svg.main-svg .axis-title").nth(2).wait_for()
+    names = page.locator("svg.main-svg .axis-title").all_text_contents()
+    assert names == ["latent.distribution", "latent.size", "collapse/coverage"]
 
 
 def test_the_views_are_in_the_pages_own_list(sweep, open_page):
     page = open_page(sweep.urls["by distribution"], "Variety while training")
     page.get_by_role("button", name="latents by distribution").click()
-    for title in sweep.urls.keys() - {"comparison"}:
+    for title in sweep.urls:
         page.get_by_text(f"latents {title}", exact=True).last.wait_for()

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ganray.integrations.mlflow_sweep import has_means, sync_sweep
-from ganray.integrations.mlflow_view import compare_url, save_views, view_url
+from ganray.integrations.mlflow_view import save_views, view_url
 from tests.integrations.small_sweep import DATASET, base_config, small_sweep
 
 SERVER = "http://host:5000"
@@ -59,11 +59,9 @@ def test_sweeps_of_one_experiment_have_views_of_their_own_and_a_description_is_k
         "one by setting",
         "one every run",
         "one samples of seed 0",
-        "comparison",
     ]
-    assert {*titles[:-1], *(title.replace("one", "two") for title in titles[:-1])} == {*states(two)}
+    assert {*titles, *(title.replace("one", "two") for title in titles)} == {*states(two)}
     assert urls["one by size"] == view_url(SERVER, one.experiment_id, "one by size")
-    assert urls["comparison"].startswith(f"{SERVER}/#/compare-runs?runs=%5B%22")
 
 
 def test_a_view_of_more_runs_than_the_page_loads_does_not_begin_with_the_best(home):
@@ -77,7 +75,7 @@ def test_a_view_of_more_runs_than_the_page_loads_does_not_begin_with_the_best(ho
     assert averages["searchFilter"] == "tags.`ganray.sweep_means` = 'large'"
 
 
-def test_the_list_of_runs_is_shown_where_it_is_the_legend_and_leaves_room_for_titles(home):
+def test_the_list_of_runs_is_shown_where_it_is_the_legend(home):
     run, _ = saved(home, small_sweep("lists"))
     hidden = {
         name: state["runListHidden"] for name, state in states(run).items() if "lists" in name
@@ -89,14 +87,6 @@ def test_the_list_of_runs_is_shown_where_it_is_the_legend_and_leaves_room_for_ti
         "lists every run": False,
         "lists samples of seed 0": False,
     }
-    columns = {
-        name: max(
-            section["columns"] for section in state["compareRunSections"] if section["display"]
-        )
-        for name, state in states(run).items()
-        if "lists" in name
-    }
-    assert columns == {name: 3 if hides_list else 2 for name, hides_list in hidden.items()}
 
 
 def test_the_installed_mlflow_knows_every_name_of_the_format(home):
@@ -107,7 +97,7 @@ def test_the_installed_mlflow_knows_every_name_of_the_format(home):
     names = {*state, *state["globalLineChartConfig"], *sections[0]}
     names |= {key for chart in charts for key in chart} | {chart["type"] for chart in charts}
     names |= {*states(run)["names by size"]["groupBy"], "groupByData", "sharedViewState"}
-    names |= {"viewStateShareKey", "compareRunsMode", "compare-runs", "SHOW_ALL", "FIRST_20_RUNS"}
+    names |= {"viewStateShareKey", "compareRunsMode", "SHOW_ALL", "FIRST_20_RUNS"}
     assert len(names) > 60
     pages = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob(
         "*.js"
@@ -122,7 +112,4 @@ def test_urls():
     assert view_url(f"{SERVER}/", "3", "a b") == (
         f"{SERVER}/#/experiments/3/runs"
         "?compareRunsMode=CHART&workflowType=machine_learning&viewStateShareKey=a-b"
-    )
-    assert compare_url(SERVER, "3", ["r1", "r2"]) == (
-        f"{SERVER}/#/compare-runs?runs=%5B%22r1%22%2C%20%22r2%22%5D&experiments=%5B%223%22%5D&workflowType=machine_learning"
     )
