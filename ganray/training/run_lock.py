@@ -60,7 +60,7 @@ def lock_folder(folder: Path, url: str | None = None) -> Iterator[None]:
     owner, stop = folder / OWNER_FILE, threading.Event()
     try:
         _check_heartbeat(folder, lock.is_locked)
-        _check_stored_owner(folder, url)
+        checked_at = _check_stored_owner(folder, url)
         content = {
             "folder": str(folder),
             "user": _user(),
@@ -68,7 +68,7 @@ def lock_folder(folder: Path, url: str | None = None) -> Iterator[None]:
             "pid": os.getpid(),
             "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         }
-        _claim(folder, content, url)
+        _claim(folder, content, url, checked_at)
         work = folder, content, url, stop
         thread = threading.Thread(target=_beat, args=work, name="heartbeat", daemon=True)
         thread.start()
@@ -107,18 +107,21 @@ def _check_heartbeat(folder: Path, is_locked: bool) -> None:
                 raise _held(folder, owner)
 
 
-def _check_stored_owner(folder: Path, url: str | None) -> None:
-    """Raise UserError if a driver with another folder updates the owner file in the storage."""
-    storage = open_storage(url)
+def _check_stored_owner(folder: Path, url: str | None) -> float:
+    """Raise UserError if a driver with another folder updates the owner file in the storage.
+
+    Returns the time when it looked last.
+    """
+    storage, checked_at = open_storage(url), time.monotonic()
     content = storage.read(_stored_owner(folder)) if storage else None
     if storage is None or content is None:
-        return
+        return checked_at
     owner = _parse(content)
     is_here = (owner.get("host"), owner.get("folder")) == (platform.node(), str(folder))
     beat = owner.get("beat")
     is_recent = isinstance(beat, float) and time.time() - beat < _FORGOTTEN_S
     if is_here or not is_recent:  # its lock is released, or it was killed long ago
-        return
+        return checked_at
     logger.info(
         "%s is held by a driver on %s, unless that was killed; checking for %g s",
         f"{storage}/{_stored_owner(folder)}",
@@ -126,8 +129,10 @@ def _check_stored_owner(folder: Path, url: str | None) -> None:
         2.5 * HEARTBEAT_S,
     )
     time.sleep(2.5 * HEARTBEAT_S)
+    checked_at = time.monotonic()
     if storage.read(_stored_owner(folder)) not in (content, None):
         raise _held(folder, owner)
+    return checked_at
 
 
 def _stored_owner(folder: Path) -> str:
@@ -165,11 +170,19 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _claim(folder: Path, content: dict[str, object], url: str | None) -> None:
-    """Write the owner files; raise UserError if another driver has claimed the folder meanwhile."""
+def _claim(folder: Path, content: dict[str, object], url: str | None, checked_at: float) -> None:
+    """Write the owner files; raise UserError if another driver has claimed the folder meanwhile.
+
+    If that took long, the other one may have found its own file before this one replaced it, and
+    writes it again with its next heartbeat.
+    """
     _write_owner(folder, content, url)
     if (storage := open_storage(url)) is not None:
-        time.sleep(_CLAIM_S)
+        wait_s = _CLAIM_S
+        if time.monotonic() - checked_at > _CLAIM_S:
+            wait_s = 2.5 * HEARTBEAT_S
+            logger.info("%s is slow; checking for %g s for another driver", storage, wait_s)
+        time.sleep(wait_s)
         found = storage.read(_stored_owner(folder))
         if not _is_own(found, content):
             raise _held(folder, _parse(found or b""))

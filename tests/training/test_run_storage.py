@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,3 +298,24 @@ def test_a_driver_in_another_home_is_recognized_by_its_file_in_the_storage(
     stored.write("runs/one/driver.json", owner)  # as if it had been killed
     with lock_folder(two, url):
         assert json.loads((two / "driver.json").read_text())["folder"] == str(two)
+
+
+def test_a_driver_whose_claim_was_slow_finds_the_one_that_it_has_replaced(
+    tmp_path, url, stored, monkeypatch
+):
+    """It saw no owner, and writes its file after the other has read its own."""
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.4)
+    monkeypatch.setattr(run_lock, "_CLAIM_S", 0.05)
+    one, two = (tmp_path / home / "runs" / "one" for home in ("a", "b"))
+    write = Storage.write
+    with ExitStack() as stack:
+
+        def write_late(self, *args):
+            monkeypatch.setattr(Storage, "write", write)
+            stack.enter_context(lock_folder(one, url))
+            write(self, *args)
+
+        monkeypatch.setattr(Storage, "write", write_late)
+        with pytest.raises(UserError, match="held by another driver"), lock_folder(two, url):
+            pass
+        assert json.loads(stored.read("runs/one/driver.json"))["folder"] == str(one)
