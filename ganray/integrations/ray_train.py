@@ -276,14 +276,15 @@ class _FailureCallback(UserCallback):
     def __init__(self, config: Config, count: int, folder: RunFolder) -> None:
         self._folder, self._failures = folder, _Failures(config)
         self._world = "" if config.ray.is_elastic() else f" of {count}"
-        self._preempted: set[str] = set()
+        self._preempted: set[str | None] = set()
         """Ids of the workers that a preemption of their node has killed."""
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Add a line to the journal."""
         del run_context
         causes = map(_cause, worker_exceptions.values())
-        preempted = {cause.actor_id for cause in causes if getattr(cause, "preempted", False)}
+        deaths = [cause for cause in causes if isinstance(cause, RayActorError)]
+        preempted = {death.actor_id for death in deaths if death.preempted}
         if preempted & self._preempted:  # Ray waits for the other workers, and calls at each poll
             return
         self._preempted |= preempted

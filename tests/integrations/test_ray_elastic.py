@@ -213,7 +213,7 @@ def test_a_preempted_worker_is_told_once_and_not_counted(config):
     """Ray calls at each poll while it waits for the other workers, and restarts without a limit."""
     callback = ray_train._FailureCallback(config, 1, RunFolder(config.run_folder()))
     for actor in "aaabcd":
-        died = RayActorError(actor, "The actor died: preempted", preempted=True)
+        died = RayActorError(actor, f"Actor {actor} died", preempted=True)
         errors = {0: WorkerHealthCheckFailedError("lost", failure=died)}
         callback.after_exception(None, errors | {1: RuntimeError("Connection reset")})
     callback.after_exception(None, {1: RuntimeError("a bug")})
