@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ganray import log
-from ganray.config.commands import command_line
+from ganray.config.commands import command_line, unknown_run
 from ganray.config.schema import Config, TrackingConfig
 from ganray.data.format import Shape
 from ganray.data.storage import open_storage
@@ -236,12 +236,7 @@ def _load(name: str, home: Path, tracking_uri: str | None, places: str) -> Train
             return _from_checkpoint(checkpoint.resolve(), tracking_uri)
     if re.fullmatch("[0-9a-f]{32}", name):
         return _from_run(name, _store_uri(home, tracking_uri), home)
-    runs = sorted(path.name for path in (home / "runs").glob("*") if _find_checkpoint(path))
-    raise UserError(
-        f"RUN={name!r} must be a checkpoint folder, a run folder with a checkpoint, an MLflow run"
-        f" id (32 hex digits), a models:/ URI, or the name of a run in {places}:"
-        f" {', '.join(runs) or 'none is there; give --home or --storage'}"
-    )
+    raise unknown_run(name, home, places)
 
 
 def _from_checkpoint(checkpoint: Path, tracking_uri: str | None) -> TrainedGenerator:

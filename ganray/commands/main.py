@@ -13,11 +13,18 @@ from collections.abc import Callable, Sequence
 
 from ganray import log
 from ganray.config import cli, help
-from ganray.config.commands import DeployConfig, EvaluateConfig, ExploreConfig, ShardConfig
+from ganray.config.commands import (
+    DeployConfig,
+    EvaluateConfig,
+    ExploreConfig,
+    ShardConfig,
+    check_run_names,
+)
 from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 from ganray.config.schema import Config
 from ganray.data.sources import NAMES
-from ganray.errors import UserError
+from ganray.errors import UserError, did_you_mean
+from ganray.sweeps.axes import parse_axis
 
 
 def celeba(argv: Sequence[str]) -> None:
@@ -89,6 +96,8 @@ def sweep(argv: Sequence[str]) -> None:
     """
     presets = SWEEPS | CELEBA | MNIST | STACKED
     config, options = cli.parse_sweep(argv, presets, "latents", _help(sweep))
+    for text in [] if options.resume else options.axis:
+        parse_axis(text, config, cli.parse_value)
     log.configure(config.log_level)
     if options.power:
         from ganray.sweeps.power import log_power
@@ -120,6 +129,8 @@ def evaluate(argv: Sequence[str]) -> None:
         python jobs/evaluate.py --images samples.npz --against ~/pictures --size 64
     """
     options = cli.parse_command(argv, EvaluateConfig, ("run",), {}, _help(evaluate))
+    if not options.images:
+        check_run_names([options.run, options.against], options.home, options.storage)
     log.configure(options.log_level)
     from ganray.commands.evaluate import evaluate as run_evaluate
 
@@ -150,6 +161,7 @@ def explore(argv: Sequence[str]) -> None:
         python jobs/explore.py faces --export onnx
     """
     options = cli.parse_command(argv, ExploreConfig, ("run",), {}, _help(explore))
+    check_run_names([options.run], options.home, options.storage)
     log.configure(options.log_level)
     from ganray.commands.explore import explore as run_explore
 
@@ -222,7 +234,8 @@ def _dispatch(argv: Sequence[str]) -> None:
         return
     name, *rest = argv
     if name not in JOBS:
-        raise UserError(f"{name!r} is not a job; name one of {', '.join(JOBS)}")
+        similar = did_you_mean(name, JOBS)
+        raise UserError(f"{name!r} is not a job; name one of {', '.join(JOBS)}{similar}")
     sys.argv[:2] = [f"ganray {name}"]
     JOBS[name](rest)
 

@@ -25,7 +25,7 @@ from ganray.config import help
 from ganray.config.commands import SweepConfig
 from ganray.config.presets import ABOUT
 from ganray.config.schema import SECTIONS, Config, RayConfig, absolute
-from ganray.errors import UserError
+from ganray.errors import UserError, did_you_mean
 from ganray.log import redact
 
 T = TypeVar("T")
@@ -294,7 +294,7 @@ def _options_about(
     """Return the options of a section, or the one of that name; UserError if there is none."""
     chosen = [o for o in given if o.name == topic or o.name.startswith(f"{topic}.")]
     if not chosen:
-        similar = _did_you_mean(topic, [*topics, *(option.name for option in given)])
+        similar = did_you_mean(topic, [*topics, *(option.name for option in given)])
         what = f"section ({', '.join(topics)}) or option" if topics else "option"
         raise UserError(f"--help {topic}: no such {what}{similar}")
     return chosen
@@ -316,13 +316,7 @@ def _program() -> str:
 def _not_one_of(name: str, value: object, choices: Iterable[str]) -> str:
     """Return the message for a value that is none of the choices, with the most similar one."""
     names = [str(choice) for choice in choices]
-    return f"{name}={value} is not one of {', '.join(names)}{_did_you_mean(str(value), names)}"
-
-
-def _did_you_mean(word: str, names: Sequence[str]) -> str:
-    """Return a question with the most similar name; '' if none is similar."""
-    similar = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"; did you mean {similar[0]}?" if similar else ""
+    return f"{name}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}"
 
 
 def _build(values: dict[str, Any]) -> Config:
@@ -405,6 +399,10 @@ def _readable(message: str, parser: ArgumentParser) -> str:
         return f"--{group[1]} is a group of options; see --help {group[1]}"
     if file := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
         return f"config={file[1]}: no such file"
+    if lone := re.match("argument (--.*): expected one argument", message):
+        return f"{lone[1].partition('/')[0]} needs a value"
+    if words := re.match("unrecognized arguments: (.*)", message):
+        return f"{words[1]!r} belongs to no option; options begin with --, and a value follows each"
     key, value = r'Parser key "([\w.]+)": ', "value: (.*)$"
     wrong = re.match(rf"{key}Expected a (.*?)\. Got {value}", message)
     wrong = wrong or re.match(rf"{key}Does not validate .*?\[(.*?)\].* Given {value}", message)

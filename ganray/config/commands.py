@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from ganray.config.schema import (
     require,
     require_positive,
 )
-from ganray.errors import UserError
+from ganray.errors import UserError, did_you_mean
 from ganray.log import LogLevel
 
 
@@ -43,6 +44,26 @@ def command_line(job: str, *words: object, home: Path) -> str:
         program = ["python", script if script.is_file() else f"jobs/{job}.py"]
     options = [] if home == home_folder(None) else ["--home", home]
     return shlex.join(map(str, [*program, *words, *options]))
+
+
+def check_run_names(names: Iterable[str | None], home: Path | None, storage: str | None) -> None:
+    """Raise UserError for a name that no run has, before the imports that loading one takes."""
+    runs = home_folder(home) / "runs"
+    for name in filter(None, names):
+        places = Path(name).expanduser(), runs / name
+        is_known = name.startswith("models:/") or re.fullmatch("[0-9a-f]{32}", name)
+        if not (storage or is_known or any(place.exists() for place in places)):
+            raise unknown_run(name, runs.parent, str(runs.parent))
+
+
+def unknown_run(name: str, home: Path, places: str) -> UserError:
+    """Return the error that lists the names of the runs there are in a home."""
+    runs = sorted({path.parent.name for path in home.glob("runs/*/checkpoint_*[0-9]")})
+    return UserError(
+        f"RUN={name!r} must be a checkpoint folder, a run folder with a checkpoint, an MLflow run"
+        f" id (32 hex digits), a models:/ URI, or the name of a run in {places}:"
+        f" {', '.join(runs) or 'none is there; give --home or --storage'}{did_you_mean(name, runs)}"
+    )
 
 
 @dataclass(frozen=True)

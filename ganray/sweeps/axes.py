@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from ganray.config.schema import SECTIONS, Config, ReferenceData, data_fields, fields_where, require
 from ganray.config.serialization import flatten, without_secrets
-from ganray.errors import UserError
+from ganray.errors import UserError, did_you_mean
 
 DEFAULT_AXES = (
     "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
@@ -167,6 +167,7 @@ def _check_varies(text: str, field: str, known: Set[str]) -> None:
         raise UserError(
             f"sweep.axis={text}: {field!r} is not a field that can be varied; use one of"
             f" {', '.join(f'{section}.*' for section in _VARIED)}, {OPTIMIZER} or {RATE}"
+            f"{did_you_mean(field, sorted(known))}"
         )
 
 
@@ -240,7 +241,7 @@ def _shortest(labels: list[str]) -> list[str]:
 
 def _optimizer(name: str, base: Config) -> dict[str, Any]:
     if name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
+        known = ", ".join(OPTIMIZERS) + did_you_mean(name, OPTIMIZERS)
         raise UserError(f"sweep.axis: optimizer={name!r} is not one of {known}")
     recipe = dict(OPTIMIZERS[name])
     factor = recipe.pop("lr")

@@ -1,6 +1,7 @@
 """The console script, which runs the same jobs as jobs/*.py, without a checkout."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,31 @@ def test_an_unknown_job_is_rejected(monkeypatch, capsys):
         main.main()
     assert stop.value.code == 2
     assert "error: 'celebs' is not a job; name one of celeba, mnist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sweep", "--sweep.axis", "latent.sise=1"], "did you mean latent.size?"),
+        (["evaluate", "facse"], "RUN='facse' must be"),
+        (["explore", "facse"], "did you mean faces?"),
+        (["shard", "celebs"], "did you mean celeba?"),
+        (["deploy", "slrum"], "did you mean slurm?"),
+    ],
+)
+def test_mistakes_of_every_job_need_neither_torch_nor_ray_nor_mlflow(argv, message, tmp_path):
+    (tmp_path / "runs" / "faces" / "checkpoint_0000000001").mkdir(parents=True)
+    code = (
+        f"import sys; sys.argv = ['ganray', *{argv}]; from ganray.commands import main\n"
+        "try: main.main()\n"
+        "finally: print({'torch', 'ray', 'mlflow'} & set(sys.modules), file=sys.stderr)"
+    )
+    environment = os.environ | {"GANRAY_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.strip().endswith("set()")
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):

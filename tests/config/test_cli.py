@@ -119,6 +119,8 @@ def test_the_default_name_consists_of_preset_and_time():
         (["--data.flip", "perhaps"], "data.flip=perhaps must be true or false"),
         (["--train", "3"], "--train is a group of options; see --help train"),
         (["--data.size", "3"], "data.size=3 must be 0 or at least 8"),
+        (["--train.kimg"], "--train.kimg needs a value"),
+        (["mlp", "train.kimg", "5"], "'train.kimg 5' belongs to no option; options begin with --"),
         (["huge"], "preset=huge is not one of cpu32, limited32, dcgan64,"),
         (["cpu23"], "is not one of cpu32, limited32, dcgan64,"),
         (["cpu23"], "did you mean cpu32?"),
