@@ -93,8 +93,8 @@ class ShardConfig:
     """Whether images and lists of CelebA may be missing."""
     labels: LabelSource = "auto"
     """Source of the classes. auto, of a folder: StyleGAN's dataset.json if it has labels, else
-    the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
-    images."""
+    the top folders, if there are several and they are no numbered batches; of an HDF5 file: the
+    labels beside the images."""
     bad_images: Literal["error", "skip"] = "error"
     """Treatment of images that cannot be read; the log names each of them."""
     background: Literal["white", "black", "gray"] = "white"

@@ -124,8 +124,8 @@ class DataConfig:
     attributes if their list is missing."""
     labels: LabelSource = option("auto", identity="content", resume="fixed", sweep="axis")
     """Source of the classes. auto, of a folder: StyleGAN's dataset.json if it has labels, else
-    the top folders, unless they are numbered batches; of an HDF5 file: the labels beside the
-    images."""
+    the top folders, if there are several and they are no numbered batches; of an HDF5 file: the
+    labels beside the images."""
     bad_images: Literal["error", "skip"] = option(
         "error", identity="content", resume="free", sweep="axis"
     )

@@ -1,5 +1,6 @@
 """CelebA as it was published, or as others pass it on: images and lists in folders or zip files."""
 
+import codecs
 import hashlib
 import re
 from collections import defaultdict
@@ -20,6 +21,8 @@ from ganray.errors import UserError
 
 IMAGES = "img_align_celeba"
 ATTRIBUTES, PARTITION = "list_attr_celeba", "list_eval_partition"
+_LIST_FILE = re.compile(rf"({ATTRIBUTES}|{PARTITION})( ?\([0-9]+\))?\.(txt|csv)", re.IGNORECASE)
+"""Name of a list, which a browser may have numbered: ``list_attr_celeba (1).txt``."""
 NUM_ATTRIBUTES = 40
 BY_HAND = (
     f"get {IMAGES}.zip, {ATTRIBUTES}.txt and {PARTITION}.txt from the CelebA page "
@@ -231,14 +234,15 @@ def _search(folder: Path) -> _Found:
             inside, slash, base = name.rpartition("/")
             if re.fullmatch(r"[0-9]{1,18}\.jpg", base):
                 folders[inside + slash].add(base)
-            elif Path(base).stem in lists and Path(base).suffix in (".txt", ".csv"):
-                lists[Path(base).stem].append(_Member(tree, name))
+            elif match := _LIST_FILE.fullmatch(base):
+                lists[match[1].lower()].append(_Member(tree, name))
         images |= {_Member(tree, inside): files for inside, files in folders.items()}
     if not images:
+        found = count_suffixes([name for tree in trees for name in tree.names])
         raise UserError(
             "; ".join(problems)
             or f"{printable(folder)}: contains no CelebA, which are images such as"
-            f" {IMAGES}/000001.jpg; found {count_suffixes(top.names) or 'no file'}; {BY_HAND},"
+            f" {IMAGES}/000001.jpg; found {found or 'no file'}; {BY_HAND},"
             " or for other images use --data.source folder"
         )
     aligned = [member for member in images if IMAGES in str(member)]
@@ -255,7 +259,9 @@ def _search(folder: Path) -> _Found:
 
 def _rows(data: bytes) -> list[bytes]:
     """Return the lines of a list that are not empty, with single spaces between the values."""
-    text = data.removeprefix(b"\xef\xbb\xbf").translate(bytes.maketrans(b",;\t", b"   "))
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+        data = data.decode("utf-16", "replace").encode()
+    text = data.removeprefix(codecs.BOM_UTF8).translate(bytes.maketrans(b',;\t"', b"    "))
     return [line for row in text.splitlines() if (line := b" ".join(row.split()))]
 
 

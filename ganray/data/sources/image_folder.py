@@ -108,8 +108,8 @@ class ImageFolder(WithoutAttributes):
             root: A folder, or a zip file, with images at any depth.
             labels: ``folder``: the top folders are classes. ``dataset.json``: labels of images as
                 StyleGAN's tools write them. ``none``: no classes. ``auto``: the labels of
-                ``dataset.json`` if there are any, else the folders unless they are numbered batches
-                like FFHQ's.
+                ``dataset.json`` if there are any, else the folders unless there is only one, or
+                they are numbered batches like FFHQ's.
             bad_images: Whether images that have no valid header are left out.
             background: Color behind what is transparent.
 
@@ -255,6 +255,8 @@ def _classes(
     names = tuple(sorted({folder for folder in folders if folder is not None}))
     if not names:
         return *none, "no classes, as there are no folders"
+    if labels == "auto" and len(set(folders)) == 1:
+        return *none, f"no classes, as all are in the folder {printable(names[0])}"
     if labels == "auto" and _are_batches(inner_paths):
         return *none, f"no classes: {printable(names[0])} and so on are numbered batches"
     if None in folders:

@@ -115,7 +115,8 @@ class Tree:
                 self._handle = os.getpid(), zipfile.ZipFile(self.path)
             except (zipfile.BadZipFile, OSError) as error:
                 raise UserError(
-                    f"{printable(self.path)}: not a complete zip file ({error}); download it again"
+                    f"{printable(self.path)}: not a complete zip file ({error}); download it again,"
+                    " or unpack it if it is another archive"
                 ) from error
         return self._handle[1]
 

@@ -156,9 +156,26 @@ def with_tabs(folder: Path):
         (folder / name).write_text(text, "utf-8-sig", newline="\r\n")
 
 
+def as_excel(folder: Path):
+    """Quote the values, and number the file as a browser does."""
+    path = folder / "list_attr_celeba.txt"
+    rows = path.read_text().splitlines()[1:]
+    rows[0] = f"image_id {rows[0]}"
+    quoted = [",".join(f'"{value}"' for value in row.split()) for row in rows]
+    (folder / "LIST_ATTR_CELEBA (1).csv").write_text("\n".join(quoted))
+    path.unlink()
+
+
+def as_powershell(folder: Path):
+    path = folder / "list_attr_celeba.txt"
+    path.write_text(path.read_text(), "utf-16", newline="\r\n")
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        as_excel,
+        as_powershell,
         to_kaggle,
         to_kaggle_zip,
         to_official_tree,

@@ -105,11 +105,11 @@ def test_split_folders_give_the_split(tmp_path: Path, names: tuple[str, ...]):
 
 def test_a_lone_train_folder_is_split_by_name_and_a_class_may_be_called_train(tmp_path: Path):
     for i in range(60):
-        paint(tmp_path / f"alone/train/cat/{i}.png")
+        paint(tmp_path / f"alone/train/{('cat', 'dog')[i % 2]}/{i}.png")
         paint(tmp_path / f"traffic/train/{i}.png")
     paint(tmp_path / "traffic/ship/1.png")
     alone, traffic = ImageFolder.open(tmp_path / "alone"), ImageFolder.open(tmp_path / "traffic")
-    assert (alone.class_names, set(alone.split)) == (("cat",), {0, 2})
+    assert (alone.class_names, set(alone.split)) == (("cat", "dog"), {0, 2})
     assert (traffic.class_names, set(traffic.split)) == (("ship", "train"), {0, 2})
 
 
@@ -302,6 +302,14 @@ def test_numbered_batches_are_not_classes(tmp_path: Path):
     people = ImageFolder.open(tmp_path / "people")
     assert people.notes[0] == "classes: 3, the folders 0000000, 0000001, 0000002"
     assert len(ImageFolder.open(tmp_path / "digits").class_names) == 10
+    paint(tmp_path / "lone/train/images/1.png")
+    paint(tmp_path / "lone/val/images/2.png")
+    lone = ImageFolder.open(tmp_path / "lone")
+    assert lone.notes[:2] == (
+        "no classes, as all are in the folder images",
+        "splits: train 1, val 1",
+    )
+    assert ImageFolder.open(tmp_path / "lone", labels="folder").class_names == ("images",)
     assert ImageFolder.open(tmp_path / "digits", labels="none").class_names == ()
 
 
