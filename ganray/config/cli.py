@@ -50,6 +50,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
+        _check_environment()
         main(sys.argv[1:])
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not received:
@@ -62,6 +63,21 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except Exception:
         print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _check_environment() -> None:
+    """Raise UserError for a variable that would have no effect, or another than it seems."""
+    if os.environ.get("GANRAY_HOME") == "":
+        raise UserError("$GANRAY_HOME is empty; name a folder, or unset it to use ~/.ganray")
+    kinds = {**SECTIONS, "sweep": SweepConfig}
+    known = [
+        f"GANRAY_{section}__{field.name}".upper()
+        for section, kind in kinds.items()
+        for field in dataclasses.fields(kind)
+    ]
+    for name in os.environ:
+        if re.match("GANRAY_[A-Z]+__", name) and name not in known:
+            raise UserError(f"${name} is not an option{did_you_mean(name, known)}")
 
 
 def parse(
@@ -397,6 +413,8 @@ def _readable(message: str, parser: ArgumentParser) -> str:
         return f"{option} is not an option" + (f"; did you mean {similar}?" if similar else "")
     if group := re.match(r'Parser key "(\w+)": Unable to load config', message):
         return f"--{group[1]} is a group of options; see --help {group[1]}"
+    if yaml := re.match("Problems parsing config: (.*)", message):
+        return f"--config: the file is no YAML of options ({yaml[1]}); --print_config prints one"
     if file := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
         return f"config={file[1]}: no such file"
     if lone := re.match("argument (--.*): expected one argument", message):

@@ -96,14 +96,16 @@ def store_uri(config: Config) -> str:
 def check_store(config: Config) -> None:
     """Check the address of the store, and that its experiment was not deleted.
 
-    A server that does not answer is no error: a run starts without it.
+    A server that does not answer is no error: a run starts without it. Databases are not asked, as
+    MLflow would try to reach one for hours.
 
     Raises:
         UserError: MLflow cannot use the address, or the experiment.
     """
     uri, name = store_uri(config), config.tracking.experiment
     _check_address(uri, _source_of(uri, "tracking.uri"))
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists():
+    is_file = uri.startswith(_SQLITE) and Path(uri.removeprefix(_SQLITE)).exists()
+    if not (is_file or uri.startswith("http")):
         return
     with suppress(*MLFLOW_ERRORS):
         experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(name)

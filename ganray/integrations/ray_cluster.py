@@ -93,10 +93,14 @@ def connect(config: RayConfig, has_trials: bool = False) -> Cluster:
     start(config, has_trials)
     starting, _starting = _starting, None
     if starting is not None:
+        source = "ray.address" if config.address else "$RAY_ADDRESS"
         try:
             starting.result()
+        except ValueError as error:
+            if "address format" not in str(error):
+                raise
+            raise UserError(f"{source}={_address(config)}: must be HOST:PORT") from error
         except OSError as error:  # including ConnectionError and an unknown host
-            source = "ray.address" if config.address else "$RAY_ADDRESS"
             raise UserError(
                 f"{source}={_address(config)}: no cluster there; start one with"
                 " `ray start --head`, or leave the address out to use this machine alone"

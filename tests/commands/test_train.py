@@ -237,6 +237,8 @@ def test_invalid_options_are_rejected_before_training(fails, argv, message):
 def test_an_address_from_the_environment_is_named_as_such(fails, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert fails("--dry_run").startswith("error: $RAY_ADDRESS=127.0.0.1:9: no cluster there")
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3")
+    assert fails("--dry_run") == "error: $RAY_ADDRESS=10.1.2.3: must be HOST:PORT"
 
 
 def test_an_address_that_mlflow_cannot_use_is_rejected_before_anything_is_written(fails, home):

@@ -126,6 +126,7 @@ def test_the_default_name_consists_of_preset_and_time():
         (["cpu23"], "did you mean cpu32?"),
         (["--loss.name", "wgn"], "loss.name=wgn is not one of bce, mse, lsgan, hinge, wgan,"),
         (["--loss.name", "wgn"], "did you mean wgan?"),
+        (["--config", __file__], "--config: the file is no YAML of options"),
         (["--config", "/nowhere.yaml"], "config=/nowhere.yaml: no such file"),
         (["--home", "~nouser/x"], "home=~nouser/x: unknown user"),
         (["--help", "bogus"], "--help bogus: no such section (data, latent,"),
@@ -259,6 +260,21 @@ def test_print_config_prints_a_file_that_gives_the_same_config(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(result.stdout)
     assert parse("--config", str(path)) == parse(*options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("GANRAY_TRAIN__KIMGS", "3", "$GANRAY_TRAIN__KIMGS is not an option; did you mean"),
+        ("GANRAY_HOME", "", "$GANRAY_HOME is empty; name a folder"),
+    ],
+)
+def test_variables_without_effect_are_rejected(monkeypatch, capsys, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda _: None)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -366,6 +366,7 @@ def test_odd_names_work(tmp_path: Path):
     source = pickle.loads(pickle.dumps(ImageFolder.open(tmp_path / "in")))
     assert sorted(source.files) == sorted(f"cl äss/{name}" for name in odd)
     source.fingerprint()
+    source = ImageFolder.open(tmp_path / "in", labels="folder")
     assert write_shards(source, tmp_path / "set", processes=1).class_names == ("cl äss",)
     (tmp_path / "in" / "cl äss" / "a\nb.png").write_bytes(b"")
     rejected(tmp_path / "in", r"a\\nb\.png': cannot be read")
