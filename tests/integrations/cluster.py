@@ -22,6 +22,10 @@ RAY = str(Path(sys.executable).parent / "ray")
 PORT, DASHBOARD = 6399, "http://127.0.0.1:8299"
 METRICS = 8391, 8392
 """Ports at which the two nodes export metrics."""
+TINY = ["cpu32", "--data.size", "16", "--data.faces", "300", "--latent.size", "8"]
+TINY += ["--network.width_G", "4", "--network.width_D", "4", "--train.batch_size", "12"]
+TINY += ["--evaluation.report_samples", "0"]
+"""Options of a run that takes seconds. Options after these override them."""
 
 
 def environment(home, **more):
@@ -37,6 +41,17 @@ def cluster_environment(home):
     env["RAY_health_check_period_ms"] = "500"  # a lost node is noticed after 5 of them
     env.pop("PYTHONPATH")
     return env
+
+
+def start_process(command, env, **more):
+    """Start a process whose output, with errors, is read from its `stdout`."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=env, **output, **more)
+
+
+def start_job(name, env, *options, **more):
+    """Start a job as a user does."""
+    return start_process([sys.executable, str(ROOT / "jobs" / f"{name}.py"), *options], env, **more)
 
 
 @contextmanager
@@ -57,13 +72,13 @@ def two_nodes(env, worker_env=None, shift=0):
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as one,
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as two,
-        _node([*start, *head, *_node_options(METRICS[0] + shift, one)], env),
+        started_node([*start, *head, *_node_options(METRICS[0] + shift, one)], env),
         ExitStack() as nodes,
     ):
         worker = [*start, f"--address=127.0.0.1:{port}", *_node_options(METRICS[1] + shift, two)]
 
         def start_node():
-            return nodes.enter_context(_node(worker, worker_env or env))
+            return nodes.enter_context(started_node(worker, worker_env or env))
 
         node = start_node()
         if not shift:
@@ -122,7 +137,7 @@ def autoscaling_head(env, folder):
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temp:
         command = [RAY, "start", "--block", "--num-cpus=1", "--disable-usage-stats", "--head"]
         command += [f"--port={PORT}", f"--dashboard-port={DASHBOARD.rpartition(':')[2]}"]
-        with _node([*command, f"--autoscaling-config={path}", f"--temp-dir={temp}"], env):
+        with started_node([*command, f"--autoscaling-config={path}", f"--temp-dir={temp}"], env):
             yield
 
 
@@ -134,9 +149,9 @@ class IdleProvider(FakeMultiNodeProvider):
 
 
 @contextmanager
-def _node(command, env):
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    node = subprocess.Popen(command, env=env, start_new_session=True, **output)
+def started_node(command, env):
+    """Run a command that starts a node, and yield its process."""
+    node = start_process(command, env, start_new_session=True)
     try:
         wait_for(lines_of(node), "Ray runtime started", 120)
         yield node

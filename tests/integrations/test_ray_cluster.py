@@ -25,21 +25,16 @@ from tests.integrations.cluster import (
     PORT,
     RAY,
     ROOT,
+    TINY,
     cluster_environment,
     kill_session,
     lines_of,
+    start_process,
     two_nodes,
     wait_for,
 )
 
-TINY = ["cpu32", "--ray.workers", "2"]
-TINY += ["--data.size", "16", "--data.faces", "300", "--latent.size", "8"]
-TINY += ["--network.width_G", "4", "--network.width_D", "4", "--train.batch_size", "12"]
-TINY += ["--train.kimg", "1.2", "--train.log_every", "0.3"]
-TINY += ["--evaluation.report_samples", "0", "--evaluation.max_share", "1"]
-
-LONGER = ["--train.kimg", "3.6"]
-"""Than it takes to stop the sweep."""
+ON_BOTH = [*TINY, "--ray.workers", "2", "--train.log_every", "0.3", "--evaluation.max_share", "1"]
 
 pytestmark = pytest.mark.ray
 
@@ -66,9 +61,7 @@ def submit(home, env, name, job, *options):
     """Submit the job from the repository's root."""
     command = [RAY, "job", "submit", "--working-dir", str(ROOT), "--submission-id", name, "--"]
     command += [sys.executable, job, *options, "--home", str(home)]
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return start_process(command, env)
 
 
 def ray_job(env, *command):
@@ -106,7 +99,7 @@ def test_a_submitted_run_has_a_worker_on_each_node_and_exports_gauges_of_each(ho
     wanted |= {(f"ray_ganray_{name}", "0", host) for name in of_rank_0}
     wanted |= {("ray_train_controller_state", "", "")}  # of Ray Train's own dashboard
     options = ["--train.kimg", "3600", "--evaluation.samples", "80", "--evaluation.every", "1.2"]
-    job = submit(home, env, "faces-1", "jobs/celeba.py", *TINY, *options, "--name", "one")
+    job = submit(home, env, "faces-1", "jobs/celeba.py", *ON_BOTH, *options, "--name", "one")
     lines, deadline = lines_of(job), time.monotonic() + 300
     seen = set()
     while not wanted <= seen:
@@ -136,19 +129,9 @@ def test_a_submitted_run_has_a_worker_on_each_node_and_exports_gauges_of_each(ho
 def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
     """`ray job stop` ends the MLflow runs and keeps the results; --resume runs the rest."""
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2"]
-    job = submit(
-        home,
-        env,
-        "sweep-1",
-        "jobs/sweep.py",
-        *TINY,
-        *LONGER,
-        *axes,
-        "--evaluation.samples",
-        "80",
-        "--name",
-        "sweep",
-    )
+    axes += ["--evaluation.samples", "80", "--name", "sweep"]
+    kimg = ["--train.kimg", "3.6"]  # longer than it takes to stop the sweep
+    job = submit(home, env, "sweep-1", "jobs/sweep.py", *ON_BOTH, *kimg, *axes)
     wait_for(lines_of(job), r"1 / 4 runs", 200)
     stop("sweep-1")
     job.wait(60)
@@ -190,12 +173,10 @@ def test_an_elastic_run_outlives_the_loss_of_a_node_and_grows_when_it_is_back(ho
     options = ["--ray.workers", "1:2", "--train.kimg", "3600", "--evaluation.samples", "0"]
     options += ["--train.log_every", "0.012", "--train.sample_every", "0.012"]
     options += ["--train.checkpoint_every", "0.12", "--train.keep_checkpoints", "1000"]
-    driver = subprocess.Popen(
-        [sys.executable, "-c", ELASTIC, *TINY, *options, "--name", "elastic", "--home", str(home)],
-        env=env | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{PORT}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    options += ["--name", "elastic", "--home", str(home)]
+    driver = start_process(
+        [sys.executable, "-c", ELASTIC, *ON_BOTH, *options],
+        env | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{PORT}"},
     )
     lines, (node, start_node) = lines_of(driver), nodes
     started = wait_for(lines, "training on 2 workers from 0 kimg", 120)

@@ -17,17 +17,18 @@ from tests.data.remote_servers import cutting_proxy
 from tests.integrations.cluster import (
     PORT,
     ROOT,
+    TINY,
     cluster_environment,
     kill_session,
     lines_of,
+    start_job,
     two_nodes,
     wait_for,
 )
 
-TINY = ["cpu32", "--data.size", "16", "--data.faces", "600", "--latent.size", "8"]
-TINY += ["--network.width_G", "8", "--network.width_D", "8", "--train.batch_size", "12"]
-TINY += ["--train.log_every", "0.3", "--train.sample_every", "1.2", "--evaluation.max_share", "1"]
-TINY += ["--evaluation.samples", "80", "--evaluation.report_samples", "100"]
+SMALL = [*TINY, "--data.faces", "600", "--network.width_G", "8", "--network.width_D", "8"]
+SMALL += ["--train.log_every", "0.3", "--train.sample_every", "1.2", "--evaluation.max_share", "1"]
+SMALL += ["--evaluation.samples", "80", "--evaluation.report_samples", "100"]
 SECRET = "NeverWriteThisDown"
 STORAGE = "s3://images/ganray"
 
@@ -60,16 +61,8 @@ def cluster(moto, nodes):
 
 def start(job, env, home, *options):
     """Start a driver whose home is its own, as that of another machine."""
-    command = [sys.executable, f"jobs/{job}.py", *options, "--home", str(home)]
-    return subprocess.Popen(
-        [*command, "--storage", STORAGE],
-        env=env,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    place = ["--home", str(home), "--storage", STORAGE]
+    return start_job(job, env, *options, *place, cwd=ROOT, start_new_session=True)
 
 
 def finish(driver):
@@ -82,7 +75,7 @@ def finish(driver):
 def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, nodes, tmp_path):
     """The first driver is killed, and the connection drops in the midst of some uploads."""
     env, uploads = cluster
-    run = [*TINY, "--name", "one", "--ray.workers", "2", "--train.checkpoint_every", "1.2"]
+    run = [*SMALL, "--name", "one", "--ray.workers", "2", "--train.checkpoint_every", "1.2"]
     uploads += [80_000, 100_000, 150_000]
     first = start("celeba", env, tmp_path / "first", *run, "--train.kimg", "3600")
     wait_for(lines_of(first), r"^ +6\.\d / 3600 kimg", 200)
@@ -115,7 +108,7 @@ def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, nodes, t
 def test_a_sweep_is_stopped_and_resumed_from_the_storage(cluster, nodes, tmp_path):
     env, _ = cluster
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2", "--name", "two"]
-    first = start("sweep", env, tmp_path / "first", *TINY, *axes, "--train.kimg", "3.6")
+    first = start("sweep", env, tmp_path / "first", *SMALL, *axes, "--train.kimg", "3.6")
     wait_for(lines_of(first), r"1 / 4 runs", 200)
     first.send_signal(signal.SIGTERM)
     first.wait(60)

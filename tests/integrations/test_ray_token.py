@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integrations.cluster import (
-    RAY,
-    ROOT,
-    environment,
-    kill_session,
-    lines_of,
-    wait_for,
-    wait_until_gone,
-)
+from tests.integrations.cluster import RAY, ROOT, environment, started_node
 
 PORTS = {"port": 6398, "dashboard-port": 8298, "dashboard-agent-listen-port": 52398}
 
@@ -36,21 +28,8 @@ def token(tmp_path):
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         options = [f"--{name}={port}" for name, port in PORTS.items()]
         options += ["--block", "--num-cpus=1", f"--temp-dir={folder}"]
-        head = subprocess.Popen(
-            ["bash", "-c", " ".join([line, *options])],
-            env=env,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            wait_for(lines_of(head), "Ray runtime started", 120)
+        with started_node(["bash", "-c", " ".join([line, *options])], env):
             yield (tmp_path / ".ray" / "auth_token").read_text().strip()
-        finally:
-            kill_session(head.pid)
-            head.wait(60)
-            wait_until_gone(head.pid)
 
 
 def status(headers):

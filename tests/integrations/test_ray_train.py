@@ -15,23 +15,22 @@ from mlflow import MlflowClient
 from ganray.training import journal
 from ganray.training.checkpoints import list_checkpoints
 from ganray.training.state import file_digest, read_state
-from tests.integrations.cluster import ROOT, environment, lines_of, wait_for, wait_until_gone
+from tests.integrations.cluster import (
+    ROOT,
+    TINY,
+    environment,
+    lines_of,
+    start_process,
+    wait_for,
+    wait_until_gone,
+)
 
 JOB = [sys.executable, str(ROOT / "jobs" / "celeba.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TORCHRUN += [JOB[1]]
-TINY = ["--ray.workers", "2"]
-TINY += ["--data.size", "16", "--data.faces", "200", "--latent.size", "8", "--network.width_G", "4"]
-TINY += ["--network.width_D", "4", "--train.batch_size", "12", "--train.log_every", "0.06"]
-TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0"]
-TINY += [
-    "--train.sample_every",
-    "0.12",
-    "--train.checkpoint_every",
-    "0.12",
-    "--loss.r1_gamma",
-    "0.1",
-]
+OPTIONS = [*TINY, "--ray.workers", "2", "--evaluation.samples", "0", "--loss.r1_gamma", "0.1"]
+OPTIONS += ["--train.log_every", "0.06", "--train.sample_every", "0.12"]
+OPTIONS += ["--train.checkpoint_every", "0.12"]
 
 LENGTH = ["--train.kimg", "4.2", "--train.checkpoint_every", "0.6", "--train.log_every", "0.3"]
 
@@ -52,7 +51,7 @@ def torchrun(home):
 
 def run(home, name, *options, command=JOB, timeout=280):
     done = subprocess.run(
-        [*command, "cpu32", *TINY, "--name", name, *options],
+        [*command, *OPTIONS, "--name", name, *options],
         env=environment(home, OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
@@ -82,13 +81,8 @@ def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(
     tests/soak kills both by SIGKILL.
     """
     folder = home / "runs" / "killed"
-    driver = subprocess.Popen(
-        [*JOB, "cpu32", *TINY, *LENGTH, "--name", "killed", "--train.hang_timeout", "6"],
-        env=environment(home, OMP_NUM_THREADS="1"),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = [*JOB, *OPTIONS, *LENGTH, "--name", "killed", "--train.hang_timeout", "6"]
+    driver = start_process(command, environment(home, OMP_NUM_THREADS="1"), start_new_session=True)
     lines = lines_of(driver)
     wait_for(lines, r" (0\.9|[12]\.\d) / 4\.2 kimg", 200)  # a late driver leaves out lines
     worker = next(
@@ -142,7 +136,7 @@ def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(
 def test_low_memory_is_one_line(home):
     """Ray kills its controller or the workers above 1% of the memory."""
     env = environment(home, RAY_memory_usage_threshold="0.01")
-    command = [*JOB, "cpu32", *TINY, "--train.kimg", "0.24", "--name", "short"]
+    command = [*JOB, *OPTIONS, "--train.kimg", "0.24", "--name", "short"]
     command += ["--ray.max_failures", "0"]
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=280, check=False
@@ -164,7 +158,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback_and_is_no_user_error(home, torchr
     (checkpoint / "digests.json").write_text(json.dumps(digests))
     longer = [*LENGTH, "--train.kimg", "4.8", "--name", folder.name, "--ray.max_failures", "0"]
     done = subprocess.run(
-        [*JOB, "cpu32", *TINY, *longer],
+        [*JOB, *OPTIONS, *longer],
         env=environment(home, OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,

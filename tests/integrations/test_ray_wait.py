@@ -7,15 +7,13 @@ import pytest
 
 from tests.integrations.cluster import (
     PORT,
-    ROOT,
+    TINY,
     autoscaling_head,
     environment,
     lines_of,
+    start_job,
     wait_for,
 )
-
-TINY = ["cpu32", "--data.size", "16", "--data.faces", "200", "--ray.gpu", "true"]
-TINY += ["--evaluation.samples", "0", "--evaluation.report_samples", "0", "--name", "run"]
 
 pytestmark = pytest.mark.ray
 
@@ -31,13 +29,8 @@ def env(tmp_path_factory):
 
 
 def start(env, *options):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "celeba.py"), *TINY, *options],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """Start a run on GPUs."""
+    return start_job("celeba", env, *TINY, "--ray.gpu", "true", "--name", "run", *options)
 
 
 def test_it_says_what_it_waits_for_and_since_when_and_gives_up(env):
