@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
@@ -14,7 +12,7 @@ from mlflow import MlflowClient
 
 from ganray.sweeps import design, results
 from ganray.training import journal
-from tests.integrations.cluster import ROOT, environment, lines_of
+from tests.integrations.cluster import environment, lines_of, start_job
 
 pytestmark = pytest.mark.ray
 TINY = ["--data.source", "digits", "--data.size", "0", "--network.kind", "mlp"]
@@ -33,14 +31,8 @@ def home(tmp_path_factory):
 def start(home, *options):
     # A shell starts background commands, and so perhaps these tests, with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "sweep.py"), *TINY, *options],
-        env=environment(home, OMP_NUM_THREADS="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    env = environment(home, OMP_NUM_THREADS="1")
+    return start_job("sweep", env, *TINY, *options, start_new_session=True)
 
 
 class Driver:
