@@ -34,7 +34,7 @@ from ganray.integrations.mlflow_runs import (
     store_uri,
     write_run,
 )
-from ganray.integrations.mlflow_sync import JournalSync, sync_journals
+from ganray.integrations.mlflow_sync import JournalSync
 from ganray.sweeps import results
 from ganray.sweeps.analysis import RankedSetting
 from ganray.sweeps.axes import RATE, SEED, Axis
@@ -113,11 +113,10 @@ def sync_sweep(
         tags: What the configs do not contain: commit, Ray job, device.
         poll_s: Interval at which journals are read.
     """
-    runs = SweepRuns(plan, base, dataset_of, tags)
+    runs = SweepRuns(plan, base, dataset_of, tags, poll_s)
     runs.open()
-    patience_s, folder = base.tracking.patience, base.home / "runs"
-    with sync_journals(store_uri(base), folder, runs.end_all, patience_s, poll_s) as sync:
-        runs.start(sync)
+    with runs.sync:
+        runs.start()
         yield runs
 
 
@@ -130,14 +129,15 @@ class SweepRuns:
         base: Config,
         dataset_of: Callable[[Config], Mapping[str, str]],
         tags: Mapping[str, str],
+        poll_s: float,
     ) -> None:
         """Prepare the runs; see `sync_sweep` for the arguments."""
         self._plan, self._base, self._dataset_of, self._tags = plan, base, dataset_of, tags
         self._parent: Run | None = None
         self._opening = threading.Lock()
         self._statuses: dict[str, str | None] = {}
-        self.sync: JournalSync
-        """The sender, from `start` on."""
+        folder, patience_s = base.home / "runs", base.tracking.patience
+        self.sync = JournalSync(store_uri(base), folder, self._end_all, patience_s, poll_s)
 
     def open(self) -> None:
         """Open the parent run, or log that the store cannot be reached yet."""
@@ -177,9 +177,8 @@ class SweepRuns:
         self._statuses = {tag[NAME_TAG]: tag.get(STATUS_TAG) for tag in tags}
         return Run(store_uri(base), run_id, experiment_id, base.run_folder())
 
-    def start(self, sync: JournalSync) -> None:
+    def start(self) -> None:
         """Send what MLflow lacks of trials that ended when it, or the driver, was down."""
-        self.sync = sync
         for trial in self._plan.trials:
             folder = self._base.home / "runs" / trial.name
             result = results.read(folder)
@@ -196,7 +195,7 @@ class SweepRuns:
         """Send the rest of a trial and its result. Returns at once and never raises."""
         self.sync.finish(trial.name, lambda run: _log_result(run, result))
 
-    def end_all(self, status: str) -> None:
+    def _end_all(self, status: str) -> None:
         """Set the final status of the parent, and KILLED for the trials that did not end."""
         end_run(self.parent, status)
         for run in self.sync.unfinished():

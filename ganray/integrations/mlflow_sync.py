@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from mlflow.entities import Metric
@@ -50,27 +50,50 @@ _KILL_GRACE_S = 1.0
 
 
 class JournalSync:
-    """Thread that sends the journals of one or many runs to MLflow.
+    """Thread that sends the journals of one or many runs to MLflow while a block runs.
 
-    `follow` and `finish` return at once and never raise.
+    At the end of the block the rest is sent. `follow` and `finish` return at once and never raise.
+
+    Args:
+        uri: Store.
+        folder: Folder that contains all results, for messages.
+        end: Function that sets the status of the runs: FINISHED, FAILED or KILLED.
+        patience_s: Time that MLflow has in all once there is nothing else to do.
+        poll_s: Interval at which journals are read.
     """
 
     def __init__(
-        self, uri: str, folder: Path, patience_s: float = 60.0, poll_s: float = 2.0
+        self,
+        uri: str,
+        folder: Path,
+        end: Callable[[str], None],
+        patience_s: float = 60.0,
+        poll_s: float = 2.0,
     ) -> None:
-        """Create the sender; see `sync_journals` for the arguments."""
-        self._uri, self._folder, self._poll_s = uri, folder, poll_s
+        self._uri, self._folder, self._end, self._poll_s = uri, folder, end, poll_s
         self._patience_s, self._deadline = patience_s, math.inf
         self._journals: dict[str, _Journal] = {}
         self._lock = threading.Lock()  # of _journals and their fields that callers set
         self._sending = threading.Lock()
         self._stop = threading.Event()
-        self._warned = self._gave_up = False
+        self._warned = False
+        self.has_given_up = False
+        """Whether MLflow lacks data, because it was unreachable at the end."""
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         """Start the thread."""
         self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Send the rest; the final status follows from how the block ends."""
+        if kind is None:
+            self._close("FINISHED")
+        elif issubclass(kind, KeyboardInterrupt | SystemExit):  # or SIGTERM from `ray job stop`
+            self._close("KILLED")
+        else:
+            self._close("FAILED")
 
     def follow(self, name: str, open_run: Callable[[], Run]) -> None:
         """Send a run's journal from now on. `open_run` creates the MLflow run, in the thread."""
@@ -83,11 +106,6 @@ class JournalSync:
         with self._lock:
             if name in self._journals:
                 self._journals[name].finish = finish
-
-    @property
-    def has_given_up(self) -> bool:
-        """Whether MLflow lacks data, because it was unreachable at the end."""
-        return self._gave_up
 
     def unfinished(self) -> list[Run]:
         """Return the MLflow runs that are followed and not finished."""
@@ -104,7 +122,7 @@ class JournalSync:
         with self._sending:
             for name, entry in list(self._journals.items()):
                 if self._stop.is_set() and threading.current_thread() is self._thread:
-                    return  # the caller of `close` needs the lock
+                    return  # the end of the block needs the lock
                 try:
                     finish = entry.send()
                 except _RETRIED:
@@ -139,7 +157,7 @@ class JournalSync:
                 time.sleep(min(1.0, max(0.0, self._deadline - time.monotonic())))
             return self._call(function)
 
-        if self._gave_up:
+        if self.has_given_up:
             return None
         self._deadline = min(self._deadline, time.monotonic() + self._patience_s)
         try:
@@ -147,10 +165,10 @@ class JournalSync:
         except TimeoutError:
             return self._give_up(too_late)
 
-    def close(self, end: Callable[[str], None], status: str) -> None:
-        """Stop the thread, send the rest and call `end` with the final status.
+    def _close(self, status: str) -> None:
+        """Stop the thread, send the rest and set the final status.
 
-        If the job is killed, there may be no time for the rest, so that `end` comes first.
+        If the job is killed, there may be no time for the rest, so that the status comes first.
         """
         killed = status == "KILLED"
         self._stop.set()
@@ -158,13 +176,13 @@ class JournalSync:
         if not killed:
             if status == "FAILED":  # the error of the job is not shown before
                 self._patience_s = min(self._patience_s, _FAILED_S)
-            self.flush_and_call(lambda: end(status))
+            self.flush_and_call(lambda: self._end(status))
             return
         with self._lock:  # do not create runs that nobody would end
             self._journals = {k: v for k, v in self._journals.items() if v.run or v.finish}
         with suppress(TimeoutError):
-            self._in_time(lambda: self._call(lambda: end(status)), self._patience_s)
-            if not self._gave_up:
+            self._in_time(lambda: self._call(lambda: self._end(status)), self._patience_s)
+            if not self.has_given_up:
                 self._in_time(self._try_send, self._patience_s)
 
     def _in_time(self, function: Callable[[], T], timeout_s: float) -> T:
@@ -193,7 +211,7 @@ class JournalSync:
 
     def _give_up(self, reason: str) -> None:
         with self._lock:
-            first, self._gave_up = not self._gave_up, True
+            first, self.has_given_up = not self.has_given_up, True
         if first:
             logger.warning(
                 "MLflow at %s is unreachable%s: %s contains all results; the same command sends the"
@@ -221,36 +239,6 @@ class JournalSync:
 
 
 @contextmanager
-def sync_journals(
-    uri: str,
-    folder: Path,
-    end: Callable[[str], None],
-    patience_s: float = 60.0,
-    poll_s: float = 2.0,
-) -> Iterator[JournalSync]:
-    """Send journals while the block runs, then the rest, and call `end` with the final status.
-
-    Args:
-        uri: Store.
-        folder: Folder that contains all results, for messages.
-        end: Function that sets the status of the runs: FINISHED, FAILED or KILLED.
-        patience_s: Time that MLflow has in all once there is nothing else to do.
-        poll_s: Interval at which journals are read.
-    """
-    sync = JournalSync(uri, folder, patience_s, poll_s)
-    sync.start()
-    try:
-        yield sync
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM from `ray job stop`
-        sync.close(end, "KILLED")
-        raise
-    except BaseException:
-        sync.close(end, "FAILED")
-        raise
-    sync.close(end, "FINISHED")
-
-
-@contextmanager
 def sync_run(
     uri: str,
     folder: Path,
@@ -258,7 +246,7 @@ def sync_run(
     patience_s: float = 60.0,
     poll_s: float = 2.0,
 ) -> Iterator[JournalSync]:
-    """Send the journal of one run while the block runs; see `sync_journals`.
+    """Send the journal of one run while the block runs; see `JournalSync`.
 
     `open_run` creates the MLflow run: at once if MLflow is reachable, else as soon as it is.
     """
@@ -267,7 +255,7 @@ def sync_run(
         for run in sync.unfinished():
             end_run(run, status)
 
-    with sync_journals(uri, folder, end, patience_s, poll_s) as sync:
+    with JournalSync(uri, folder, end, patience_s, poll_s) as sync:
         sync.follow(folder.name, open_run)
         sync.send_once(_START_S)
         yield sync

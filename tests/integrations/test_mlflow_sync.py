@@ -44,8 +44,8 @@ def start(config):
     return open_run(config, DATASET, {})
 
 
-def journal_sync(run):
-    sync = JournalSync(run.uri, run.folder, patience_s=30, poll_s=0.05)
+def journal_sync(run, end=lambda status: None):
+    sync = JournalSync(run.uri, run.folder, end, patience_s=30, poll_s=0.05)
     sync.follow("tiny", lambda: run)
     return sync
 
@@ -152,12 +152,10 @@ def test_the_saved_position_names_the_run_and_contains_no_password(config, run):
 
 
 def test_the_thread_sends_while_the_journal_grows(config, run):
-    sync = journal_sync(run)
-    sync.start()
-    write(config, 10)
-    wait_until(lambda: points(run) == [(10, 10.0)])
     ended = []
-    sync.close(ended.append, "FINISHED")
+    with journal_sync(run, ended.append):
+        write(config, 10)
+        wait_until(lambda: points(run) == [(10, 10.0)])
     assert ended == ["FINISHED"]
 
 
@@ -225,7 +223,7 @@ def test_a_run_that_fails_to_be_sent_does_not_hold_up_the_others(config, run):
     def fail():
         raise OSError("no such run")
 
-    sync, finished = JournalSync(run.uri, run.folder), []
+    sync, finished = JournalSync(run.uri, run.folder, print), []
     sync.follow("spoilt", fail)
     sync.follow("tiny", lambda: run)
     write(config, 10)
@@ -238,7 +236,7 @@ def test_a_run_that_fails_to_be_sent_does_not_hold_up_the_others(config, run):
 
 
 def test_a_run_that_is_followed_again_while_it_is_finished_stays_followed(config, run):
-    sync, opened = JournalSync(run.uri, run.folder), []
+    sync, opened = JournalSync(run.uri, run.folder, print), []
 
     def open_run():
         opened.append(True)
