@@ -16,6 +16,8 @@ _FORMAT = (
     "{desc}: {percentage:3.0f}%  {n_fmt}/{total_fmt}{unit} "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
 )
+_BAR_FORMAT = "{l_bar}{bar}| [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+"""Of a terminal, without the counts, for which 80 columns have no room."""
 
 
 class Progress:
@@ -50,6 +52,7 @@ class Progress:
                 unit_scale=True,
                 file=sys.stdout,
                 dynamic_ncols=True,
+                bar_format=_BAR_FORMAT,
             )
         return self
 

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from tqdm import tqdm
 
 from ganray import progress
 from ganray.progress import LOG_INTERVAL_S, Progress
@@ -113,5 +114,19 @@ def test_a_terminal_gets_one_bar_and_no_log_lines(monkeypatch: pytest.MonkeyPatc
     assert terminal.getvalue().count("\n") == 1
     shown = terminal.getvalue().split("\r")[-1]
     assert shown.startswith("work: 100%|")
-    assert "| 8.00/8.00 [" in shown
     assert " steps/s]" in shown
+
+
+def test_the_bar_of_a_long_name_fits_80_columns():
+    bar = tqdm.format_meter(
+        n=64,
+        total=297,
+        elapsed=3,
+        ncols=80,
+        prefix=Progress(297, "digits -> " + "x" * 99, "images").what,
+        unit=" images",
+        unit_scale=True,
+        bar_format=progress._BAR_FORMAT,
+    )
+    assert len(bar) <= 80
+    assert bar.endswith("| [00:03<00:10, 21.3 images/s]")

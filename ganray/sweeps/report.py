@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -316,9 +317,11 @@ def _details(base: Config, commit: str) -> dict[str, Any]:
     changed = {
         k: typed(v) for k, v in values.items() if k != "home" and v != defaults.get(k, object())
     }
+    script, *words = sys.argv
+    program = script if script.startswith("ganray ") else f"python {shlex.quote(script)}"
     versions = {name: version(name) for name in ("ganray", "torch", "ray", "mlflow")}
     details = {
-        "command": " ".join(["python", *map(without_secrets, sys.argv)]),
+        "command": f"{program} {shlex.join(map(without_secrets, words))}",
         "commit": commit,
         "changed defaults": changed,
         "versions": versions | {"python": sys.version.split()[0]},

@@ -45,9 +45,13 @@ class Page(HTMLParser):
 
 def test_command_in_the_report_has_no_secrets(base, monkeypatch):
     root = "--data.root=https://me:hush@host/a?X-Sig=hush"
-    monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", root, "--name", "x"])
+    words = [root, "--name", "x", "--home", "/my home"]
+    monkeypatch.setattr(sys, "argv", ["jobs/sweep.py", *words])
     details = report._details(base, "")
-    assert details["command"] == "python jobs/sweep.py --data.root=https://***@host/a?*** --name x"
+    options = "'--data.root=https://***@host/a?***' --name x --home '/my home'"
+    assert details["command"] == f"python jobs/sweep.py {options}"
+    monkeypatch.setattr(sys, "argv", ["ganray sweep", *words])
+    assert report._details(base, "")["command"] == f"ganray sweep {options}"
     assert "commit" not in details
 
 
