@@ -334,7 +334,8 @@ def _mode_name(attributes: Sequence[str], present: Sequence[int]) -> str:
     """
     pairs = sorted(zip(attributes, present, strict=True), key=lambda pair: pair[0] != "Male")
     words = [_words(name, bool(yes)) for name, yes in pairs if yes or name in _WORDS]
-    return ", ".join(words) or f"none of {', '.join(_words(name, True) for name in attributes)}"
+    names = ", ".join(_words(name, True) for name in attributes)
+    return ", ".join(words) or (f"none of {names}" if len(attributes) > 1 else f"no {names}")
 
 
 def _words(attribute: str, present: bool) -> str:

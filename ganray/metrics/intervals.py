@@ -62,7 +62,7 @@ class Estimate:
             digits = max(0, 2 - math.floor(math.log10(abs(self.value))))
         else:
             digits = 0
-        value, low, high = (f"{x:,.{digits}f}" for x in (self.value, self.low, self.high))
+        value, low, high = (f"{x:z,.{digits}f}" for x in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
 

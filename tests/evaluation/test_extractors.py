@@ -111,6 +111,7 @@ def test_modes_are_the_common_combinations_and_other():
     absent = np.array([[0, 0, 0]], np.uint8)
     assert extractor.extract(draw(absent)).modes.tolist() == [3]
     assert extractor_of("Male").mode_names == ("man", "woman")  # no combination is rare
+    assert extractor_of("Wearing_Hat").mode_names == ("no hat", "hat")
 
 
 def test_the_confidence_is_that_of_the_least_certain_attribute():
