@@ -274,7 +274,8 @@ def test_invalid_options_are_rejected_in_one_line(argv, message, home):
     assert not home.exists()
 
 
-def test_mp4_without_an_encoder_is_rejected_first(monkeypatch):
+def test_mp4_without_an_encoder_is_rejected_before_a_run_is_loaded(monkeypatch, home):
+    (home / "runs" / "oranges").mkdir(parents=True)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ValueError, match=r"--animation=mp4 needs an encoder: pip install"):
         main(["oranges", "--animation", "mp4"])

@@ -83,7 +83,8 @@ def test_an_export_is_added_to_mlflow(trained_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "module"), [("onnx", "onnxscript"), ("safetensors", "safetensors")]
 )
-def test_a_missing_module_is_said_first(kind, module, monkeypatch):
+def test_a_missing_module_is_said_before_a_run_is_loaded(kind, module, monkeypatch, tmp_path):
+    (tmp_path / "runs" / "oranges").mkdir(parents=True)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf"--export={kind} needs {module}: pip install "):
-        main.explore(["oranges", "--export", kind])
+        main.explore(["oranges", "--export", kind, "--home", str(tmp_path)])
