@@ -34,26 +34,43 @@ BEST_FOLDER = "best_coverage"
 """Subfolder of the run folder for the checkpoint with the highest coverage."""
 _UPLOAD_S = 5.0
 """Interval at which a driver uploads what is new."""
+_PUSH_LOCK_FILE = ".push.lock"
+"""File in the folder of a run or sweep that locks its upload."""
 _STAMPS_FILE = ".stored.json"
 """File in the folder of a run or sweep, see `_read_stamps`."""
 
 
 def push_folder(folder: Path, url: str) -> None:
-    """Upload what is new in the folder of a run or sweep, except for checkpoints."""
-    storage, known = _open(url), _read_stamps(folder)
-    before = dict(known)
-    try:
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder)
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                if _is_shared(name) and path.is_file():
-                    stamp = _stamp(path)
-                    if known.get(str(name)) != stamp:
-                        storage.upload(path, f"{_name(folder)}/{name.as_posix()}")
-                        known[str(name)] = stamp
-    finally:
-        if known != before:
-            _write_stamps(folder, known)
+    """Upload what is new in the folder of a run or sweep, except for checkpoints.
+
+    The journal comes last, in its state of before: its events must not precede their pictures,
+    which a run that resumes would not write again.
+    """
+    if not folder.exists():
+        return
+    # Of two processes, one could replace the journal by an older one.
+    with FileLock(folder / _PUSH_LOCK_FILE):
+        storage, known = _open(url), _read_stamps(folder)
+        before = dict(known)
+        events, events_stamp = b"", None
+        with suppress(FileNotFoundError):
+            events_stamp = _stamp(folder / journal.FILE)
+            events = (folder / journal.FILE).read_bytes()
+        try:
+            for path in sorted(folder.rglob("*")):
+                name = path.relative_to(folder)
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    if _is_shared(name) and name.name != journal.FILE and path.is_file():
+                        stamp = _stamp(path)
+                        if known.get(str(name)) != stamp:
+                            storage.upload(path, f"{_name(folder)}/{name.as_posix()}")
+                            known[str(name)] = stamp
+            if events_stamp and known.get(journal.FILE) != events_stamp:
+                storage.write(f"{_name(folder)}/{journal.FILE}", events)
+                known[journal.FILE] = events_stamp
+        finally:
+            if known != before:
+                _write_stamps(folder, known)
 
 
 def upload_files(files: Iterable[Path], folder: Path | None, url: str | None) -> None:

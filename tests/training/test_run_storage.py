@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ganray.data.storage import Storage
@@ -16,6 +17,7 @@ from ganray.errors import UserError
 from ganray.training import checkpoint_uploader, checkpoints, journal, launch, run_lock
 from ganray.training.checkpoints import find_checkpoint, list_checkpoints
 from ganray.training.context import LocalContext
+from ganray.training.run_folder import RunFolder
 from ganray.training.run_lock import lock_folder
 from ganray.training.run_storage import (
     fetch_initial,
@@ -159,14 +161,39 @@ def _fail(self, name):
 def test_the_journal_is_there_before_the_checkpoint(squares, tmp_path, url, stored, monkeypatch):
     """If the driver is killed then, no event before the checkpoint is lost."""
     uploaded = []
-    upload = Storage.upload
+    upload, write = Storage.upload, Storage.write
     monkeypatch.setattr(Storage, "upload", lambda *args: uploaded.append(args[2]) or upload(*args))
+    monkeypatch.setattr(Storage, "write", lambda *args: uploaded.append(args[1]) or write(*args))
     launch.launch(stored_config(tmp_path / "home", url), squares)
     last = uploaded.index("runs/tiny/checkpoint_0000000020/digests.json")
     assert "runs/tiny/journal.jsonl" in uploaded[:last]
     pull_folder(tmp_path / "other" / "runs" / "tiny", url)
     seen, _ = journal.history(tmp_path / "other" / "runs" / "tiny", "loss/D")
     assert seen[-1] == 240
+
+
+def test_the_pictures_are_there_before_the_journal(tmp_path, url, stored, monkeypatch):
+    """A run that resumes would not write one again that its journal names."""
+    writer = journal.Journal(RunFolder(tmp_path / "runs" / "one"))
+    image = np.zeros((2, 2, 3), np.uint8)
+    upload = Storage.upload
+
+    def upload_while_training(*args):
+        writer.image("samples", 200, image)
+        upload(*args)
+
+    writer.image("samples", 100, image)
+    monkeypatch.setattr(Storage, "upload", upload_while_training)
+    push_folder(tmp_path / "runs" / "one", url)
+    pictures = {f"runs/one/{event['path']}" for event in stored_events(stored)}
+    assert pictures == {"runs/one/samples/000000000100.png"}
+    assert pictures <= stored.sizes("runs/one").keys()
+    push_folder(tmp_path / "runs" / "one", url)
+    assert len(stored_events(stored)) == 2
+
+
+def stored_events(stored):
+    return [json.loads(line) for line in stored.read("runs/one/journal.jsonl").splitlines()]
 
 
 def test_a_longer_journal_stays_and_another_one_is_replaced(tmp_path, url, stored):
@@ -188,7 +215,7 @@ def test_a_longer_journal_stays_and_another_one_is_replaced(tmp_path, url, store
     pull_folder(folder, url)
     assert (folder / "journal.jsonl").read_bytes() == b"1\n3\n"
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    assert files == [".stored.json", "config.json", "journal.jsonl", "samples/1.png"]
+    assert files == [".push.lock", ".stored.json", "config.json", "journal.jsonl", "samples/1.png"]
     assert not (tmp_path / "outside").exists()
 
 
