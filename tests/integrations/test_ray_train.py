@@ -102,7 +102,7 @@ def test_a_stopped_worker_and_driver_lose_nothing_and_the_numbers_are_torchruns(
     assert driver.wait(60) == 143
     wait_until_gone(driver.pid)
     step = int(list_checkpoints(folder)[-1].name.rpartition("_")[2])
-    assert 12 * step > 1000 * float(line.split()[0])  # checkpoints that were due are not later
+    assert 12 * step >= 1000 * float(line.split()[0])  # checkpoints that were due are not later
     assert mlflow_run(home, "killed")[1].info.status == "KILLED"
     output = run(home, "killed", *LENGTH)
 
