@@ -17,7 +17,7 @@ _FORMAT = (
     "[{elapsed}<{remaining}, {rate_noinv_fmt}]"
 )
 _BAR_FORMAT = "{l_bar}{bar}| [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-"""Of a terminal, without the counts, for which 80 columns have no room."""
+"""Format in a terminal: 80 columns have no room for the counts."""
 
 
 class Progress:

@@ -44,8 +44,8 @@ class Features:
     attributes: torch.Tensor | None = None
     """float32 (n, A) in [0, 1], the probability of each attribute; None if there are none."""
     whitened: torch.Tensor | None = None
-    """float32 (n, d), features in which real images vary equally in all directions; None if the
-    extractor has seen too few images to know them."""
+    """float32 (n, d), coordinates of the features in which real images vary equally in all
+    directions; None if the extractor was not trained on such images."""
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Features:
         """Apply a function to each tensor."""

@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ from ganray.training.run_storage import (
     fetch_initial,
     share_initial,
 )
-from ganray.training.stopping import request_stop
+from ganray.training.stopping import Wait, request_stop
 from ganray.training.watchdog import ALLOWANCE
 
 _CONTROLLER_FAILURES = 3
@@ -329,14 +329,9 @@ class RayContext(DrivenContext):
         """Set gauges, which Ray exports to Prometheus."""
         self._gauges.set(metrics)
 
-    def report(
-        self,
-        metrics: Mapping[str, float],
-        checkpoint: Path | None,
-        wait_until_saved: Callable[[], None],
-    ) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, wait: Wait) -> None:
         """Report metrics to Ray, which waits for all ranks."""
-        del checkpoint, wait_until_saved  # it is in the run folder, see `launch`
+        del checkpoint, wait  # it is in the run folder, see `launch`
         if self._reports:
             ray.train.report(dict(metrics))
 

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +60,7 @@ from ganray.training.loop import Diverged
 from ganray.training.plan import Cluster, Workers
 from ganray.training.run_folder import RunFolder
 from ganray.training.state import CONFIG_FILE
-from ganray.training.stopping import confirm_stops
+from ganray.training.stopping import Wait, confirm_stops
 
 # Tune would pass the driver's credentials to the nodes through their logs; nodes have their own.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
@@ -437,18 +437,13 @@ class TuneContext(DrivenContext):
         """Set gauges, which Ray exports to Prometheus."""
         self._gauges.set(metrics)
 
-    def report(
-        self,
-        metrics: Mapping[str, float],
-        checkpoint: Path | None,
-        wait_until_saved: Callable[[], None],
-    ) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, wait: Wait) -> None:
         """Report to Tune, which may end the run here; wait until the driver has received it."""
         shared = None
         if self._shares_checkpoints:
-            wait_until_saved()
+            wait()
             shared = tune.Checkpoint.from_directory(str(checkpoint))
-        with confirm_stops(self.folder, wait_until_saved):  # a driver that stops receives nothing
+        with confirm_stops(self.folder, wait):  # a driver that stops receives nothing
             tune.report(dict(metrics), checkpoint=shared)
 
     def checkpoint(self) -> Path | None:

@@ -8,7 +8,7 @@ same set; the union of a set's balls is its manifold.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -75,8 +75,6 @@ class ManifoldScores:
     """Share of samples farther from the nearest reference image than 99 % of these are from each
     other, in [0, 1]: samples that are like no real image. Samples from the reference distribution
     score about 0.01, so that a few per cent of garbage are seen, which ``precision`` hides."""
-    covered: torch.Tensor = field(compare=False, repr=False)
-    """bool (n,): whether the ball of each reference image holds a sample."""
 
 
 def manifold_scores(
@@ -126,7 +124,6 @@ def manifold_scores(
         density=inside / (density_coverage_k * len(y)),
         coverage=int(covered.sum()) / len(x),
         outliers=(closest > _typical_distance(reference)).double().mean().item(),
-        covered=covered,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ from ganray.training.checkpoints import find_checkpoint
 from ganray.training.run_folder import RunFolder
 from ganray.training.stopping import (
     StopRequested,
+    Wait,
     confirm_stop,
     defer_signals,
     watch_stop_file,
@@ -46,15 +47,10 @@ class WorkerContext(Protocol):
         """Stop after the checkpoint for a stop request is saved. Called on rank 0."""
         ...
 
-    def report(
-        self,
-        metrics: Mapping[str, float],
-        checkpoint: Path | None,
-        wait_until_saved: Callable[[], None],
-    ) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, wait: Wait) -> None:
         """Report metrics and rank 0's new checkpoint. Collective: all ranks call it.
 
-        The checkpoint may still be written; `wait_until_saved` waits for that, and for its upload.
+        The checkpoint may still be written; `wait` returns when it is, and is uploaded.
         """
         ...
 
@@ -89,12 +85,7 @@ class LocalContext:
     def stop(self) -> None:
         """Do nothing: the end of `stop_requests` raises the signal."""
 
-    def report(
-        self,
-        metrics: Mapping[str, float],
-        checkpoint: Path | None,
-        wait_until_saved: Callable[[], None],
-    ) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, wait: Wait) -> None:
         """Do nothing: metrics and checkpoints are in the run folder; only Ray uses reports."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:

@@ -30,6 +30,8 @@ _WAIT_S, _UPLOAD_WAIT_S = 10.0, 60.0
 killed earlier."""
 
 StopRequested = Callable[[], bool]
+Wait = Callable[[], None]
+"""Function that returns when a checkpoint is saved."""
 
 
 @contextmanager
@@ -105,12 +107,12 @@ def _end_training(folder: Path) -> None:
 
 
 @contextmanager
-def confirm_stops(folder: RunFolder, wait_until_saved: Callable[[], None]) -> Iterator[None]:
+def confirm_stops(folder: RunFolder, wait: Wait) -> Iterator[None]:
     """Confirm requests while the block runs, which may wait for a driver that waits for this one.
 
     Args:
         folder: The run folder.
-        wait_until_saved: Waits for the last checkpoint; a ``UserError`` means that there is none.
+        wait: Waits for the last checkpoint; a ``UserError`` means that there is none.
     """
     closed = threading.Event()
 
@@ -118,7 +120,7 @@ def confirm_stops(folder: RunFolder, wait_until_saved: Callable[[], None]) -> It
         while not closed.wait(_REMOTE_POLL_S if folder.is_remote else _POLL_S):
             if folder.call(has_stop_file):
                 with suppress(UserError):
-                    wait_until_saved()
+                    wait()
                 folder.call(delete_stop_file)
 
     threading.Thread(target=confirm, name="confirm stops", daemon=True).start()
