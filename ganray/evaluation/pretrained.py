@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import interpolate
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import normalize, resize
+from torch.nn.functional import interpolate, normalize
 
 from ganray.errors import UserError
 from ganray.evaluation.classifier import UNREADABLE, ImageBatch, batches, check_images
@@ -71,7 +69,7 @@ def _dinov2(state: State, device: torch.device) -> Network:
     state = state | {"pos_embed": torch.cat([cls, grid.flatten(2).mT], 1)}
     vit = _vision_transformer("vit_large_patch14_dinov2", state, device, side=224, classes=0)
     # Only on the CPU is the resized image rounded between its two passes, like Pillow's.
-    return lambda images: vit(resize(images.cpu(), [224, 224], InterpolationMode.BICUBIC) / 255)
+    return lambda images: vit(_resize(images.cpu(), 224) / 255)
 
 
 def _clip(state: State, device: torch.device) -> Network:
@@ -82,11 +80,16 @@ def _clip(state: State, device: torch.device) -> Network:
     name = "vit_large_patch14_clip_quickgelu_336"
     vit = _vision_transformer(name, state, device, side=336, classes=768)
 
-    def features(images: torch.Tensor) -> torch.Tensor:
-        pixels = resize(images.float() / 255, [336, 336], InterpolationMode.BICUBIC)
-        return torch.nn.functional.normalize(vit(pixels))
+    return lambda images: normalize(vit(_resize(images.float() / 255, 336)))
 
-    return features
+
+def _resize(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize images to a square by bicubic interpolation with antialiasing."""
+    # Here, as torchvision takes a second to import, and every worker imports this file.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    return functional.resize(images, [side, side], InterpolationMode.BICUBIC)
 
 
 def _vision_transformer(
@@ -95,12 +98,13 @@ def _vision_transformer(
     """Build one of timm's networks, for float32 (n, 3, side, side) in [0, 1]."""
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
+    from torchvision.transforms.v2 import functional
 
     vit: Any = timm.create_model(name, pretrained=False, img_size=side, num_classes=classes)
     vit.load_state_dict(checkpoint_filter_fn(state, vit))
     vit.eval().to(device)
     mean, std = list(vit.pretrained_cfg["mean"]), list(vit.pretrained_cfg["std"])
-    return lambda pixels: vit(normalize(pixels.to(device), mean, std))
+    return lambda pixels: vit(functional.normalize(pixels.to(device), mean, std))
 
 
 NETWORKS = {
