@@ -4,7 +4,7 @@ from ganray.evaluation.classifier import TrainingRecipe
 from tests.conftest import REAL_MNIST, needs_mnist
 from tests.evaluation.failures import DIGITS, FACES, digit_test, face_test
 
-RESAMPLES = 20  # fewer than reports have, for the time
+RESAMPLES = 10  # fewer than reports have, for the time
 
 
 @needs_mnist

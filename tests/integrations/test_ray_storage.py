@@ -78,7 +78,7 @@ def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, nodes, t
     run = [*SMALL, "--name", "one", "--ray.workers", "2", "--train.checkpoint_every", "1.2"]
     uploads += [80_000, 100_000, 150_000]
     first = start("celeba", env, tmp_path / "first", *run, "--train.kimg", "3600")
-    wait_for(lines_of(first), r"^ +6\.\d / 3600 kimg", 200)
+    wait_for(lines_of(first), r"^ +4\.\d / 3600 kimg", 200)
     kill_session(first.pid)
     assert not uploads
     one = tmp_path / "first" / "runs" / "one"
@@ -86,15 +86,15 @@ def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, nodes, t
     assert sum(len(list_checkpoints(node / "runs" / "one")) > 0 for node in nodes) == 1
 
     Storage(STORAGE).delete("runs/one/driver.json")  # its heartbeat would be waited for
-    output = finish(start("celeba", env, tmp_path / "second", *run, "--train.kimg", "12"))
+    output = finish(start("celeba", env, tmp_path / "second", *run, "--train.kimg", "8.4"))
     assert "(goes on from" in output
     assert not (tmp_path / "second" / "data").exists()  # nor are faces drawn again
     folder = tmp_path / "second" / "runs" / "one"
     seen, _ = journal.history(folder, "loss/D")
-    assert seen.tolist() == list(range(300, 12_001, 300))
+    assert seen.tolist() == list(range(300, 8_401, 300))
     before, _ = journal.history(one, "loss/D")
     assert 0 < len(before) < len(seen)
-    assert len([*(folder / "samples").iterdir()]) == 10
+    assert len([*(folder / "samples").iterdir()]) == 7
 
     arguments = ["one", "--samples", "80", "--home", str(tmp_path / "third")]
     evaluate = [sys.executable, "jobs/evaluate.py", *arguments, "--storage", STORAGE]
@@ -105,13 +105,17 @@ def test_a_run_resumes_and_is_evaluated_from_the_storage_alone(cluster, nodes, t
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_is_stopped_and_resumed_from_the_storage(cluster, nodes, tmp_path):
+def test_a_sweep_is_interrupted_and_resumed_from_the_storage(cluster, nodes, tmp_path):
     env, _ = cluster
+    # A shell starts background commands, and so perhaps these tests, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2", "--name", "two"]
     first = start("sweep", env, tmp_path / "first", *SMALL, *axes, "--train.kimg", "3.6")
-    wait_for(lines_of(first), r"1 / 4 runs", 200)
-    first.send_signal(signal.SIGTERM)
-    first.wait(60)
+    lines = lines_of(first)
+    wait_for(lines, r"1 / 4 runs", 200)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(90) == 130, "".join(lines)
+    assert "Traceback" not in "".join(lines)
     output = finish(start("sweep", env, tmp_path / "second", "--resume"))
     assert "2 at a time" in output
     assert "4 runs: 4 finished" in output

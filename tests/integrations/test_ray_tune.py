@@ -1,4 +1,7 @@
-"""Sweeps on a real Ray: grid, crash, kill and resume, searches, runs of several workers."""
+"""Sweeps on a real Ray: grid, crash, kill and resume, searches, runs of several workers.
+
+test_ray_storage.py interrupts a sweep, and test_ray_cluster.py stops one.
+"""
 
 import json
 import os
@@ -20,7 +23,6 @@ TINY += ["--network.width_G", "16", "--network.width_D", "16", "--train.batch_si
 TINY += ["--train.kimg", "2.4", "--train.log_every", "0.6", "--train.sample_every", "0.6"]
 TINY += ["--train.checkpoint_every", "0.6"]
 TINY += ["--evaluation.samples", "80", "--evaluation.max_share", "1"]
-AXES = ["--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,6 @@ def home(tmp_path_factory):
 
 
 def start(home, *options):
-    # A shell starts background commands, and so perhaps these tests, with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     env = environment(home, OMP_NUM_THREADS="1")
     return start_job("sweep", env, *TINY, *options, start_new_session=True)
 
@@ -77,7 +77,8 @@ def mlflow_runs(home, sweep):
 
 def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
     """SIGKILL a run's process, then the driver; --resume finishes the sweep, each run once."""
-    driver = Driver(home, *AXES, "--name", "killed")
+    axes = ["--sweep.axis", "rate=1,1e30", "--sweep.seeds", "2"]
+    driver = Driver(home, *axes, "--name", "killed")
     driver.wait_for(r"1 / 4 runs")
     driver.actors()[0].kill()
     driver.wait_for(r"(crashed, retrying:|FAILED):? The actor died unexpectedly")
@@ -116,19 +117,6 @@ def test_a_killed_run_and_a_killed_driver_lose_nothing(home):
         assert child.info.status == ("FAILED" if diverged else "FINISHED")
         steps = [m.step for m in client.get_metric_history(child.info.run_id, "loss/D")]
         assert sorted(steps) == ([] if diverged else [600, 1200, 1800, 2400])
-
-
-def test_a_sweep_that_is_interrupted_keeps_the_results_so_far(home):
-    driver = Driver(home, *AXES, "--name", "stopped")
-    driver.wait_for(r"1 / 4 runs")
-    driver.process.send_signal(signal.SIGINT)
-    assert driver.end(90) == 130, driver.text
-    assert "Traceback" not in driver.text
-    _, (parent,), children = mlflow_runs(home, "stopped")
-    assert parent.info.status == "KILLED"
-    ended = [c for c in children if c.data.tags["ganray.status"] in ("finished", "diverged")]
-    assert ended
-    assert {c.info.status for c in children} <= {"FINISHED", "FAILED", "KILLED"}
 
 
 def test_asha_stops_runs_of_two_workers_and_reports_that_results_are_censored(home):

@@ -23,11 +23,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--launcher", choices=("ray", "torch"), default="ray")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fault", help="inject this one only")
+    parser.add_argument("--faults", nargs="+", default=(), help="inject only these")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        report = soak(Path(folder), options.minutes, options.launcher, options.seed, options.fault)
+        report = soak(Path(folder), options.minutes, options.launcher, options.seed, options.faults)
     print(report)
 
 

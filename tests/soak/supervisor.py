@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,10 +224,10 @@ def soak(
     minutes: float,
     launcher: str,
     seed: int = 0,
-    fault_name: str | None = None,
+    names: Sequence[str] = (),
     longest_pause_s: float = LONGEST_PAUSE_S,
 ) -> str:
-    """Run the soak test in a folder and return a report; with one fault only if it is named.
+    """Run the soak test in a folder and return a report; with these faults only if some are named.
 
     `longest_pause_s` is the longest time between the start of training and the next fault.
 
@@ -237,7 +237,7 @@ def soak(
     rng, before = random.Random(seed), set(Path("/dev/shm").iterdir())
     with small_disk(folder / "home") as is_small, mlflow_behind_proxy(folder / "mlflow") as proxy:
         job = Job(folder / "home", launcher, proxy.url)
-        faults = [fault for fault in FAULTS if fault_name in (fault.__name__, None)]
+        faults = [fault for fault in FAULTS if fault.__name__ in names or not names]
         faults = [fault for fault in faults if is_small or fault is not fill_disk]
         injected = disturb(job, proxy, faults, rng, minutes * 60, longest_pause_s)
         job.kimg = (job.images() // LOG_EVERY + 2) * LOG_EVERY / 1000
