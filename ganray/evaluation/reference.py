@@ -50,6 +50,8 @@ confident about training images than about any sample. Samples are compared with
 so large that more images remain, with the rest as well."""
 _TEST_IMAGES = 5_000
 """Number of held-out images that measure the classifier's accuracy."""
+MIN_HALVED_IMAGES = 2 * MIN_IMAGES
+"""Minimum number of images to train a classifier on half of them."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,11 @@ def usable_count(images: int, halved: bool, samples: int, parts: int = 1) -> int
     Args:
         images: Number of images in the set.
         halved: Whether a classifier is trained on half of them, at most 60,000, which are excluded.
+            Of fewer than 160 images none is trained, as too few would be left.
         samples: Number of images wanted.
         parts: Number of disjoint sets of that size.
     """
+    halved = halved and images >= MIN_HALVED_IMAGES
     trained = min(images - _held_out(images), _MAX_TRAINING_IMAGES) if halved else 0
     available = images - trained
     count = min(samples, available // parts)
@@ -159,6 +163,12 @@ def prepare_classifier(
     if len(images) < MIN_IMAGES:
         return ""
     if not evaluation.is_enabled() or not (has_classes or images.attribute_names):
+        return ""
+    if len(images) < MIN_HALVED_IMAGES:
+        logger.warning(
+            f"no modes, and samples are compared by their pixels: {len(images)} images are too few"
+            f" to train a classifier on half of them; use at least {MIN_HALVED_IMAGES}"
+        )
         return ""
     count = _MAX_TRAINING_TRIPLES if _is_stacked_mnist(images) else _MAX_TRAINING_IMAGES
     count = min(count, _MAX_TRAINING_BYTES // math.prod(images.image_shape))

@@ -10,7 +10,7 @@ from ganray.config.schema import Config
 from ganray.data import prepare
 from ganray.errors import UserError
 from ganray.evaluation.datasets import RunDatasets, locate_datasets
-from ganray.evaluation.reference import EvaluationAssets, usable_count
+from ganray.evaluation.reference import EvaluationAssets
 from ganray.evaluation.suite import MIN_IMAGES
 from ganray.training.plan import num_classes
 
@@ -49,7 +49,11 @@ class SweepDatasets:
                 self._sets[key] = locate_datasets(config)
             num_classes(config, self._sets[key].images)
         for sets in self:
-            _check_enough(sets, halved=sets.reference.classes > 0)
+            if sets.reference.count < MIN_IMAGES:
+                raise UserError(
+                    f"{sets.reference} are too few to compare runs with: use at least {MIN_IMAGES},"
+                    " by --evaluation.reference.images or other values of the axis"
+                )
         _check_differ(self)
         prepare.check_room((plan for sets in self for plan in sets.plans()), base.home)
         self.shown = next(iter(self))
@@ -83,7 +87,6 @@ class SweepDatasets:
             reference_id = sets.config.reference_data().identity()
             if reference_id not in classifiers:
                 classifiers[reference_id] = sets.prepare_classifier()
-                _check_enough(sets, halved=bool(classifiers[reference_id]))
             location, assets = sets.publish(sets.assets(classifiers[reference_id]))
             given[key] = RunAssets(location, assets, sets.images.classes)
         return given
@@ -135,12 +138,3 @@ def _uncut(sets: RunDatasets) -> tuple[int, int, int]:
     height, width, channels = sets.images.stored_shape
     size = sets.config.data.size
     return (size, size, channels) if size else (height, width, channels)
-
-
-def _check_enough(sets: RunDatasets, *, halved: bool) -> None:
-    if not usable_count(sets.reference.count, halved, sets.config.evaluation.samples):
-        rest = " after the classifier is trained on half of them" if halved else ""
-        raise UserError(
-            f"{sets.reference} are too few to compare runs with: {MIN_IMAGES} must remain{rest};"
-            " use more of them by --evaluation.reference.images or other values of the axis"
-        )

@@ -18,7 +18,7 @@ from ganray.data.prepare import DatasetPlan
 from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.evaluation.datasets import RunDatasets
-from ganray.evaluation.reference import usable_count
+from ganray.evaluation.reference import MIN_HALVED_IMAGES, usable_count
 from ganray.gan import networks
 from ganray.training.checkpoints import resume_kimg
 from ganray.training.state import check_weights_fit, read_state
@@ -246,7 +246,8 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
             wanted = f"{evaluation.report_samples:,}"
             parts[-1] += f" (not {wanted}, as it needs two sets of images{unseen})"
     if not parts:
-        half = ", half of which train the classifier," * reference.has_classifier
+        is_halved = reference.has_classifier and reference.count >= MIN_HALVED_IMAGES
+        half = ", half of which train the classifier," * is_halved
         return f"none, as {_count(reference.count, 'image')}{half} to compare with are too few"
     if not datasets.same:
         height, width, _ = datasets.reference.image_shape

@@ -118,6 +118,7 @@ def noise_folder(root: Path, classes: dict[str, int]) -> None:
             r"the classifier is right about \d% of the real images",
         ),
         ({"a": 195, "b": 1}, r"no modes, and samples are compared by their pixels: 1 classes in"),
+        ({"a": 80, "b": 79}, r"compared by their pixels: 159 images are too few to train a class"),
         ({"a": 200}, None),
     ],
 )
