@@ -38,7 +38,7 @@ class CheckpointUploader:
         run_folder: The run folder, on this node.
         flush: Uploads the events up to now, which a checkpoint must not precede.
         announce: Receiver of a line for the user.
-        surplus: Returns those of some checkpoints that are no longer kept.
+        surplus: Returns those of some checkpoints that are no longer kept beside a newer one.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CheckpointUploader:
         run_folder: Path,
         flush: Callable[[], None],
         announce: Callable[[str], None],
-        surplus: Callable[[Sequence[Path]], Sequence[Path]],
+        surplus: Callable[[Sequence[Path], Path], Sequence[Path]],
     ) -> None:
         self._storage, self._run_folder = storage, run_folder
         self._flush, self._announce, self._surplus = flush, announce, surplus
@@ -132,7 +132,8 @@ class CheckpointUploader:
         self._flush()
         upload_checkpoint(self._storage, snapshot, checkpoint_name(checkpoint))
         if not _is_best(snapshot):
-            for old in self._surplus(stored_checkpoints(self._storage, self._run_folder)):
+            stored = stored_checkpoints(self._storage, self._run_folder)
+            for old in self._surplus(stored, checkpoint):
                 with suppress(UserError):  # it is deleted after the next upload
                     delete_checkpoint(self._storage, old)
 

@@ -78,8 +78,7 @@ class CheckpointWriter:
     def _make_uploader(self, context: WorkerContext) -> CheckpointUploader | None:
         """Return what uploads checkpoints; None without a storage.
 
-        The run folder of this node gets the best checkpoint, and loses those after the one that
-        training goes on from: they were not uploaded, and are not part of the run any more.
+        The run folder of this node gets the best checkpoint.
         """
         url, folder = self._state.config.storage, self._folder
         if not url or (storage := open_storage(url)) is None:
@@ -90,15 +89,12 @@ class CheckpointWriter:
             verify_checkpoint(best)
         except UserError:  # there is none, or its upload was cut off
             shutil.rmtree(best, ignore_errors=True)
-        for path in list_checkpoints(folder):
-            if checkpoint_step(path) > self._state.step:
-                shutil.rmtree(path)
         return CheckpointUploader(
             storage,
             folder,
             flush=lambda: context.folder.call(push_folder, url),
             announce=lambda text: context.announce(text, is_training=True),
-            surplus=lambda stored: self._deletable(stored)[: -self._train.keep_checkpoints],
+            surplus=self._surplus,
         )
 
     def reserve(self) -> None:
@@ -223,16 +219,24 @@ class CheckpointWriter:
         try:
             write_checkpoint(content, self._state.config, target)
         except UserError:
-            older = [path for path in self._local() if path != target]
+            others = [path for path in list_checkpoints(self._folder) if path != target]
+            older = self._deletable(others)
             if len(older) < keep or keep == 1 or not _is_full(self._folder, content):
                 raise
             shutil.rmtree(older[0])
             write_checkpoint(content, self._state.config, target)
-        for old in self._local()[:-keep]:
+        for old in self._surplus(list_checkpoints(self._folder), target):
             shutil.rmtree(old)
 
-    def _local(self) -> list[Path]:
-        return self._deletable(list_checkpoints(self._folder))
+    def _surplus(self, checkpoints: Sequence[Path], newest: Path) -> list[Path]:
+        """Return those of some checkpoints that are no longer kept when the newest is written.
+
+        Those of later steps are not part of the run any more: they are damaged, or were not
+        uploaded, or the run went on from an earlier checkpoint of another member of a population.
+        """
+        later = [path for path in checkpoints if path.name > newest.name]
+        earlier = self._deletable([path for path in checkpoints if path.name <= newest.name])
+        return later + earlier[: -self._train.keep_checkpoints]
 
     def _deletable(self, checkpoints: Sequence[Path]) -> list[Path]:
         """Return the checkpoints that are not kept forever."""

@@ -66,6 +66,19 @@ def test_a_damaged_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     assert steps.tolist() == [60, 120, 180, 240, 300, 360]
 
 
+def test_a_damaged_checkpoint_is_not_kept_in_place_of_a_newer_one_of_an_earlier_step(
+    squares, tmp_path
+):
+    """With `keep_checkpoints` 1 the run would have deleted every checkpoint that it wrote."""
+    config = tiny_config(tmp_path)
+    newest = launch(config, squares)
+    flip_bit(newest / "state.pt")
+    often = replace(config.train, checkpoint_every=0.036, keep_checkpoints=1)
+    stops = replace(config, train=replace(often, kimg=0.18))  # 15 steps, of which 10 are done
+    last = launch(stops, squares)
+    assert checkpoints.list_checkpoints(config.run_folder()) == [last]
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(squares, tmp_path):
     config = tiny_config(tmp_path)
     launch(config, squares)

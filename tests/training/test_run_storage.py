@@ -290,7 +290,9 @@ def test_a_run_that_began_without_the_storage_goes_on_with_it(squares, tmp_path,
     (tmp_path / "home/runs/tiny/checkpoint_0000000099").mkdir()  # of an upload that failed
     share_run(config.run_folder(), url)
     assert steps(stored.sizes("runs/tiny")) == [first.name, "checkpoint_0000000020"]
-    launch.launch(config, squares)
+    stored.write("runs/tiny/checkpoint_0000000077/digests.json", b"damaged")
+    last = launch.launch(replace(config, train=replace(config.train, kimg=0.36)), squares)
+    assert steps(stored.sizes("runs/tiny"))[1:] == ["checkpoint_0000000020", last.name]
     assert not (tmp_path / "home/runs/tiny/checkpoint_0000000099").exists()
 
 
