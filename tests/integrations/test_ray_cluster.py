@@ -125,9 +125,11 @@ def test_a_submitted_run_has_a_worker_on_each_node_and_exports_gauges_of_each(ho
     assert run.info.status == "KILLED"
 
 
-@pytest.mark.timeout(650)
-def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
-    """`ray job stop` ends the MLflow runs and keeps the results; --resume runs the rest."""
+def test_a_submitted_sweep_is_stopped(home, env):
+    """`ray job stop` ends the MLflow runs and keeps the results.
+
+    test_ray_storage.py and test_ray_tune.py resume sweeps.
+    """
     axes = ["--sweep.axis", "loss.name=bce,hinge", "--sweep.seeds", "2"]
     axes += ["--evaluation.samples", "80", "--name", "sweep"]
     kimg = ["--train.kimg", "3.6"]  # longer than it takes to stop the sweep
@@ -140,18 +142,6 @@ def test_a_submitted_sweep_is_stopped_and_resumed(home, env):
     assert parent.info.status == "KILLED"
     assert sum(child.info.status == "FINISHED" for child in children) >= 1
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"}
-
-    job = submit(home, env, "sweep-2", "jobs/sweep.py", "--resume")
-    output, _ = job.communicate(timeout=280)
-    assert job.returncode == 0, output[-6000:]
-    assert "2 at a time" in output
-    assert "4 runs: 4 finished" in output
-    assert "/#/jobs/sweep-2" in output
-    assert "succeeded" in output
-    (resumed,) = mlflow_runs(home, "tags.`ganray.name` = 'sweep'")
-    assert (resumed.info.run_id, resumed.info.status) == (parent.info.run_id, "FINISHED")
-    children = mlflow_runs(home, "tags.`ganray.sweep` = 'sweep'")
-    assert [child.info.status for child in children] == ["FINISHED"] * 4
 
 
 ELASTIC = """

@@ -119,6 +119,7 @@ def test_a_sweep_is_interrupted_and_resumed_from_the_storage(cluster, nodes, tmp
     output = finish(start("sweep", env, tmp_path / "second", "--resume"))
     assert "2 at a time" in output
     assert "4 runs: 4 finished" in output
+    assert "/#/jobs/" in output
     results = [*(tmp_path / "second" / "runs").glob("two.*/result.json")]
     assert len(results) == 4
     check_no_secret(tmp_path, *nodes)
