@@ -421,17 +421,25 @@ def _run_in_actor(
     config, used = on_this_node(given), assets.assets
     if config.storage:
         used = assets_on_this_node(used, given.home, config)
-    context = TuneContext(config, folder, is_population=options.design == "pbt")
-    run_worker(config, assets.shards, used, context)
+    with tempfile.TemporaryDirectory(prefix="ganray-") as copies:
+        is_population = options.design == "pbt"
+        context = TuneContext(config, folder, Path(copies) if is_population else None)
+        run_worker(config, assets.shards, used, context)
 
 
 class TuneContext(DrivenContext):
-    """Worker context of a run of one worker: checkpoints in its folder, metrics to Tune."""
+    """Worker context of a run of one worker: checkpoints in its folder, metrics to Tune.
 
-    def __init__(self, config: Config, folder: RunFolder, is_population: bool) -> None:
+    Args:
+        config: Config of the run.
+        folder: The run folder.
+        copies: For a member of a population, an empty folder for checkpoints of other members.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, copies: Path | None) -> None:
         super().__init__(config, folder=folder)
         self._gauges = Gauges(config.name)
-        self._shares_checkpoints = is_population  # another member may continue from one
+        self._copies = copies
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Set gauges, which Ray exports to Prometheus."""
@@ -440,7 +448,7 @@ class TuneContext(DrivenContext):
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, wait: Wait) -> None:
         """Report to Tune, which may end the run here; wait until the driver has received it."""
         shared = None
-        if self._shares_checkpoints:
+        if self._copies:  # another member may continue from this one
             wait()
             shared = tune.Checkpoint.from_directory(str(checkpoint))
         with confirm_stops(self.folder, wait):  # a driver that stops receives nothing
@@ -448,9 +456,9 @@ class TuneContext(DrivenContext):
 
     def checkpoint(self) -> Path | None:
         """Return the run's own, or the one Tune copies from another member, with own settings."""
-        shared = tune.get_checkpoint() if self._shares_checkpoints else None
+        shared = tune.get_checkpoint() if self._copies else None
         if shared is None:
             return super().checkpoint()
-        folder = Path(shared.to_directory(tempfile.mkdtemp()))
+        folder = Path(shared.to_directory(self._copies))
         (folder / CONFIG_FILE).write_text(json.dumps(to_dict(self._config), indent=2))
         return folder
