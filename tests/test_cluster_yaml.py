@@ -47,6 +47,14 @@ def test_the_head_has_no_gpu_and_gpu_workers_come_only_when_needed(path):
     assert sum(kind["max_workers"] for kind in workers) == cluster["max_workers"]
 
 
+@CLOUDS
+def test_spot_nodes_are_for_elastic_runs(path):
+    """A run of a fixed size would wait for each node that is taken away."""
+    advice = re.search(r"# Spot nodes (.*?)\n +gpu_spot:", path.read_text(), re.DOTALL)
+    assert advice
+    assert "--ray.workers 2:8" in advice[1]
+
+
 @ALL
 def test_a_new_node_installs_nothing_with_pip(path):
     cluster = read(path)
