@@ -13,14 +13,22 @@ from unicodedata import category
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import ganray
+from ganray.config import cli
 from ganray.config.commands import DeployConfig
+from ganray.config.presets import CELEBA, MNIST, STACKED, SWEEPS
 from ganray.config.schema import require
 from ganray.errors import UserError
 from ganray.log import redact
+from ganray.sweeps.axes import parse_axis
 
 TEMPLATES = Path(ganray.__file__).parent / "integrations" / "deploy"
 _FILES = {"rayjob": "rayjob.yaml", "slurm": "slurm.sh"}
-_JOBS = ("celeba", "mnist", "sweep")
+_JOBS = {
+    "celeba": CELEBA,
+    "mnist": MNIST | STACKED,
+    "sweep": SWEEPS | CELEBA | MNIST | STACKED,
+}
+"""Presets of each job."""
 _DNS_LABEL = r"[a-z]([a-z0-9-]*[a-z0-9])?"
 _SECRET = re.compile(r"(token|secret|password|signature|sig)=", re.IGNORECASE)
 _UNQUOTABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -99,7 +107,7 @@ def _check(options: DeployConfig) -> None:
     rule = "be lower-case letters, digits and dashes, a letter first, and at most 47 characters"
     valid = len(options.name) <= 47 and re.fullmatch(_DNS_LABEL, options.name)
     require("--name", options.name, rule, bool(valid))
-    _check_job(options.job)
+    _check_job(options.job, "dcgan64" if options.gpus else "cpu32")
     rule = "be an address such as http://mlflow:5000, without a query"
     uri = options.tracking_uri or ""
     require("--tracking_uri", uri, rule, bool(re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", uri)))
@@ -118,7 +126,8 @@ def _check(options: DeployConfig) -> None:
         require("--storage", storage, rule, bool(re.fullmatch(r"/[\w./@+-]+", storage)))
 
 
-def _check_job(job: str) -> None:
+def _check_job(job: str, preset: str) -> None:
+    """Check the command of the job; `preset` is that of celeba if the command names none."""
     try:
         words = shlex.split(job)
     except ValueError as error:
@@ -130,3 +139,16 @@ def _check_job(job: str) -> None:
     for option, own in (options | {"storage": "storage"}).items():
         rule = f"leave out --{option}; use --{own} of this command"
         require("--job", job, rule, f"--{option}" not in given)
+    if "--config" in given:  # a file of the cluster
+        return
+    name, *argv = words
+    default = preset if name == "celeba" else "normal-100"
+    try:
+        if name != "sweep":
+            cli.parse(argv, _JOBS[name], lambda _: default, "", default)
+            return
+        config, sweep = cli.parse_sweep(argv, _JOBS[name], "latents", "")
+        for text in sweep.axis:
+            parse_axis(text, config, cli.parse_value)
+    except UserError as error:
+        raise UserError(f"--job={job!r}: {error}") from error
