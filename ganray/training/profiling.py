@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,8 @@ def profile_steps(
         table = profiler.key_averages().table(order, row_limit=_ROWS, max_name_column_width=80)
         folder.call(write_file, f"{FOLDER}/{SUMMARY}", table.encode())
 
+    # Kineto prints its own steps, and an ERROR if there is no GPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     steps = schedule(wait=_WAIT, warmup=_WARM_UP, active=count, repeat=1)
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:

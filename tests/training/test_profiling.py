@@ -14,10 +14,11 @@ from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize(("asked", "recorded"), [(3, 3), (100, 8)])
-def test_the_steps_after_the_first_twelve_are_recorded(squares, tmp_path, asked, recorded):
+def test_the_steps_after_the_first_twelve_are_recorded(squares, tmp_path, capfd, asked, recorded):
     """A run of 20 steps has 8 after the first 12; its end is recorded like one more."""
     config = replace(tiny_config(tmp_path), profile=asked)
     launch(config, str(squares))
+    assert "Profiler" not in capfd.readouterr().err
     summary, trace = profile_files(config.run_folder())
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     steps = {e["name"] for e in events if e["name"].startswith("ProfilerStep#")}
