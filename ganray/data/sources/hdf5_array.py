@@ -156,8 +156,9 @@ def _find_images(file: h5py.File, path: Path, name: str | None) -> h5py.Dataset:
     if len(chosen) != 1 or chosen[0] not in found:
         shown = [f"{printable(n)} {item.dtype} {item.shape}" for n, item in found.items()][:8]
         raise UserError(
-            f"{path}: {'has no dataset ' + printable(name) if name else 'which are the images?'};"
-            f" it contains {', '.join(shown) or 'no dataset'}; name one with --data.dataset"
+            f"{path}: {'no' if name or not images else 'more than one'} dataset"
+            f" {printable(name) if name else 'of images'}; it contains"
+            f" {', '.join(shown) or 'none'}; name one with --data.dataset"
         )
     dataset = found[chosen[0]]
     if is_elsewhere(dataset.id):
@@ -236,7 +237,7 @@ def _read_labels(images: h5py.Dataset, where: str) -> NDArray[np.int64] | None:
                 if values.min() >= 0 and values.max() < _MAX_CLASSES:
                     return values
         raise UserError(
-            f"{where}: {name} beside it is not one whole number from 0 on for each image; use"
-            " --data.labels none to ignore it"
+            f"{where}: the dataset {name} beside it must hold one whole number from 0 on for each"
+            " image; use --data.labels none to ignore it"
         )
     return None

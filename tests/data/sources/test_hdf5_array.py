@@ -68,11 +68,11 @@ def test_the_dataset_is_found_or_named(tmp_path: Path):
     assert HDF5Array.open(path).dataset == "/train/imgs"
     assert len(HDF5Array.open(path, "/other")) == 5
     assert HDF5Array.open(path, "other").fingerprint() != HDF5Array.open(path).fingerprint()
-    rejected(path, r"has no dataset nope; it contains flat float64 \(3,\), other", dataset="nope")
+    rejected(path, r"no dataset nope; it contains flat float64 \(3,\), other", dataset="nope")
     rejected(path, r"/flat is float64 \(3,\), not numbers of shape", dataset="flat")
     path = write(tmp_path / "y.h5", a=PIXELS, b=PIXELS)
-    rejected(path, "which are the images.*name one with --data.dataset")
-    rejected(write(tmp_path / "z.h5"), "contains no dataset")
+    rejected(path, "more than one dataset of images; .*name one with --data.dataset")
+    rejected(write(tmp_path / "z.h5"), "no dataset of images; it contains none;")
     path = write(tmp_path / "t.h5", img_align_celeba__0=PIXELS)
     rejected(path, "use --data.source source-text")
     rejected(tmp_path / "nowhere.h5", "no such file")
