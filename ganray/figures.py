@@ -103,11 +103,11 @@ def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarra
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont:
+def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
     """Return the font of the charts. Pillow's own swallows the space behind a digit."""
     from matplotlib import get_data_path
 
-    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def loss_chart(curves: dict[str, Curve], ideal: float | None, path: Path, title: str) -> None:
@@ -136,7 +136,7 @@ def mode_chart(names: Sequence[str], real: np.ndarray, samples: np.ndarray) -> n
 
     With Pillow, because it is drawn during training: matplotlib would take 50 times as long.
     """
-    font = ImageFont.load_default(14)
+    font = _font()
     shares, row, width = np.array([real / real.sum(), samples / samples.sum()]), 28, 360
     left = 2 * _MARGIN + math.ceil(max(font.getlength(name) for name in names))
     top = _MARGIN + _LINE_HEIGHT + _GAP
@@ -152,7 +152,7 @@ def mode_chart(names: Sequence[str], real: np.ndarray, samples: np.ndarray) -> n
         for bar, (share, color) in enumerate(zip(shares[:, i], colors, strict=True)):
             end, start = left + width * share / shares.max(), y + 3 + 11 * bar
             draw.rectangle((left, start, end, start + 10), color)
-            draw.text((end + 6, start + 5), f"{share:.1%}", color, ImageFont.load_default(10), "lm")
+            draw.text((end + 6, start + 5), f"{share:.1%}", color, _font(9), "lm")
     return np.asarray(figure)
 
 
