@@ -192,7 +192,7 @@ def list_runs(home: Path, storage: str | None = None) -> str:
             (
                 folder.name,
                 read_config(folder).preset,
-                f"{images[-1] / 1000:g}" if len(images) else "-",
+                f"{images[-1] / 1000:.1f}" if len(images) else "-",
                 *scores,
                 f"{vendi[-1]:.0%}" if len(vendi) else "-",
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime)),

@@ -222,6 +222,6 @@ def test_the_runs_of_a_home_are_listed_with_their_scores(trained_run, tmp_path, 
             "trained",
         ]
         assert [row.split()[:6] for row in rows] == [
-            ["newer", "tiny", "0.24", "0.25", "0.50", "75%"],
+            ["newer", "tiny", "0.2", "0.25", "0.50", "75%"],
             ["older", "tiny", "-", "-", "-", "-"],
         ]
