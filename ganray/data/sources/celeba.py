@@ -248,6 +248,12 @@ def _search(folder: Path) -> _Found:
     aligned = [member for member in images if IMAGES in str(member)]
     # A zip is read faster than as many files.
     largest = max(aligned or images, key=lambda m: (len(images[m]), not m.tree.is_folder))
+    others = set[str]().union(*images.values()) - images[largest]
+    if others and not aligned:
+        problems.append(
+            f"only the images in {largest} are taken; other folders hold {len(others):,} more,"
+            f" which belong in one folder {IMAGES}"
+        )
     nearest = {
         kind: min(members, key=lambda member: member.name.count("/"), default=None)
         for kind, members in lists.items()

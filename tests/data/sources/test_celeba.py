@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganray.data.sources.celeba import CelebA
+from ganray.data.sources.celeba import IMAGES, CelebA
 from ganray.data.writer import write_shards
 
 
@@ -243,6 +243,16 @@ def test_without_lists_there_are_no_attributes_and_only_training_images(folder: 
         "all are training images",
     ]
     assert write_shards(source, folder.parent / "set", size=16, processes=1).num_images == 3
+
+
+def test_images_in_other_folders_are_counted(folder: Path):
+    few, more = folder / "few", folder / "more"
+    few.mkdir()
+    (folder / IMAGES / "000001.jpg").rename(few / "000001.jpg")
+    (folder / IMAGES).rename(more)
+    source = CelebA.open(folder)
+    assert len(source) == 2
+    assert f"only the images in {more} are taken; other folders hold 1 more" in source.notes[0]
 
 
 def test_lists_of_other_images_are_rejected(folder: Path):
