@@ -97,7 +97,6 @@ class EvaluationReport:
     def tags(self) -> dict[str, str]:
         """Return the tags that a list of runs shows."""
         return {
-            "ganray.diagnosis": self.diagnosis.text,
             "ganray.collapse": ", ".join(self.diagnosis.kinds) or "none",
             "ganray.extractor": self.metrics.extractor,
         }
