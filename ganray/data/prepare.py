@@ -327,7 +327,9 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
     # The format version is in the name, so that shards of another version are left alone.
     folder = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
     if ready := is_complete(folder):
-        count = Manifest.read(folder).num_images  # fewer if bad ones were skipped
+        if left_out := count - Manifest.read(folder).num_images:
+            notes = (*notes, f"cannot be read, left out: {left_out:,}")
+            count -= left_out
     return DatasetPlan(
         description=description,
         count=count,

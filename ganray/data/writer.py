@@ -124,13 +124,14 @@ def write_shards(
                 if bad_images == "error" or len(error.problems) == len(chosen):
                     raise
                 _skip(folder, fingerprint, error.problems)
+                left_out = len(error.problems)
+                logger.warning(f"{left_out:,} left out: {folder} is written again without them")
             else:
                 command = redact(shlex.join(sys.argv))
                 shape, names = specs[0].image_shape, (source.class_names, source.attribute_names)
                 manifest = Manifest(recipe, shape, len(chosen), *names, shards, command)
                 manifest.write(folder)
                 return manifest
-        logger.warning(f"writing {folder} again without them")
 
 
 def _skipped(folder: Path, fingerprint: str) -> list[int]:

@@ -184,10 +184,11 @@ def test_damaged_images_are_skipped_once_for_all(tmp_path, ganray_log):
     plan = prepare.plan_dataset(data, tmp_path / "home")
     digest = prepare.prepare_dataset(data, plan)
     assert "7.png: cannot be read" in ganray_log.text
-    assert "again without them" in ganray_log.text
+    assert "1 left out: " in ganray_log.text
     ganray_log.clear()
     plan = prepare.plan_dataset(data, tmp_path / "home")
     assert (plan.ready, plan.count) == (True, 19)
+    assert plan.notes[-1] == "cannot be read, left out: 1"
     assert prepare.prepare_dataset(data, plan) == digest
     assert not ganray_log.records
     pixels = torch.zeros(19, 16, 16, 3, dtype=torch.uint8)
