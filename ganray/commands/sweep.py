@@ -39,7 +39,7 @@ from ganray.sweeps.axes import DEFAULT_AXES, Axis, Level, parse_axis, share_refe
 from ganray.sweeps.datasets import SweepDatasets
 from ganray.sweeps.design import SweepPlan, Trial
 from ganray.sweeps.progress import SweepProgress
-from ganray.sweeps.results import RunResult
+from ganray.sweeps.results import Results, RunResult
 from ganray.sweeps.summary import reference_notes
 from ganray.training import launch
 from ganray.training.plan import Workers, check_workers, format_rows, plan_rows, resolve_workers
@@ -142,9 +142,23 @@ def _run_locked(
                     request_stop(folder / name)
                 logger.info("to resume   %s", resume_command(config))
                 raise
-        _report(observer.plan, config, options, runs)
+        known = results.collect(observer.plan, folder)
+        _report(known, config, options, runs)
+    exit_if_failed(known, config)
     if runs.sync.has_given_up:
         sys.exit(train.NOT_SENT)
+
+
+def exit_if_failed(known: Results, config: Config) -> None:
+    """Exit with code 1 if a run crashed after its last retry; that one diverged is a result."""
+    if failed := known.count("failed"):
+        logger.error(
+            "%d of %d runs failed; to retry: %s",
+            failed,
+            len(known.plan.trials),
+            log.unbroken(resume_command(config)),
+        )
+        sys.exit(1)
 
 
 def _pull(config: Config, name: str) -> None:
@@ -433,9 +447,10 @@ class SweepObserver:
         self.progress.end(trial, result)
 
 
-def _report(plan: SweepPlan, config: Config, options: SweepConfig, runs: SweepRuns) -> None:
+def _report(known: Results, config: Config, options: SweepConfig, runs: SweepRuns) -> None:
+    plan = known.plan
     written = report.write(
-        results.collect(plan, config.home / "runs"),
+        known,
         config,
         sweep_folder(config),
         censored=options.is_search,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import traceback
@@ -33,6 +34,7 @@ from ganray.training.watchdog import Watchdog
 
 IMAGES_FILE = "images.json"
 """File in the folder of a run or a sweep that identifies its training images."""
+logger = logging.getLogger(__name__)
 
 
 def launch(config: Config, images: str, assets: EvaluationAssets = NO_ASSETS) -> Path:
@@ -80,14 +82,15 @@ def choose_kernels(train: TrainConfig) -> None:
 
 @contextmanager
 def _record_errors(folder: RunFolder) -> Iterator[None]:
-    """Append the traceback of any exception but UserError to the run's `error.txt`."""
+    """Append the traceback of any exception but UserError to the run's `error.txt`; log where."""
     try:
         yield
     except UserError:
         raise
     except Exception:
         worker = f"rank {rank()} of {world_size()} on {platform.node()}"
-        folder.call(append_error, worker, traceback.format_exc())
+        path = folder.call(append_error, worker, traceback.format_exc())
+        logger.error("training failed; the traceback is in %s", path)
         raise
 
 

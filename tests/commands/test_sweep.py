@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -14,6 +14,7 @@ from ganray.config.commands import SweepConfig
 from ganray.data.writer import write_shards
 from ganray.sweeps import design
 from ganray.sweeps.axes import parse_axis, share_reference
+from ganray.sweeps.results import Results, RunResult
 from ganray.training import launch
 from tests.conftest import Squares, load_job
 
@@ -255,6 +256,18 @@ def test_the_printed_command_resumes_the_sweep(job, tmp_path, capsys, monkeypatc
     assert words == ["python", "jobs/sweep.py", "--resume", "--name", "old", "--home", str(home)]
     job.main([*words[2:], "--dry_run"])
     assert "2 settings x 2 seeds = 4 runs" in printed(capsys)
+
+
+def test_a_crashed_run_makes_the_exit_code_1_and_a_diverged_one_does_not(home, capsys):
+    config = start_sweep(home, "--sweep.axis", "latent.size=1,2", "--sweep.seeds", "1")
+    known = Results(design.load_plan(sweep.sweep_folder(config)), {})
+    first, second = (trial.name for trial in known.plan.trials)
+    finished, diverged = RunResult("finished", {}), RunResult("diverged", {})
+    sweep.exit_if_failed(replace(known, by_trial={first: finished, second: diverged}), config)
+    crashed = replace(known, by_trial={first: finished, second: RunResult("failed", {})})
+    with pytest.raises(SystemExit, match="1"):
+        sweep.exit_if_failed(crashed, config)
+    assert f"1 of 2 runs failed; to retry: {sweep.resume_command(config)}" in printed(capsys)
 
 
 def test_resume_keeps_the_concurrency_of_adaptive_searches(job, home, capsys):

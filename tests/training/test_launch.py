@@ -11,14 +11,18 @@ from ganray.training.loop import Diverged
 from ganray.training.state import CONFIG_FILE
 
 
-def test_an_unexpected_error_leaves_its_traceback_in_the_run_folder(config, squares, monkeypatch):
+def test_an_unexpected_error_leaves_its_traceback_in_the_run_folder(
+    config, squares, monkeypatch, capsys
+):
     def broken_step(*args, **kwargs):
         raise KeyError("missing statistic")
 
     monkeypatch.setattr(updates, "generator_step", broken_step)
     with pytest.raises(KeyError, match="missing statistic"):
         launch(config, str(squares))
-    text = (config.run_folder() / ERROR_FILE).read_text()
+    path = config.run_folder() / ERROR_FILE
+    assert f"ERROR: training failed; the traceback is in {path}" in capsys.readouterr().out
+    text = path.read_text()
     assert "rank 0 of 1" in text
     assert "in broken_step" in text
     assert text.rstrip().endswith("KeyError: 'missing statistic'")
