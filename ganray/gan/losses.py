@@ -24,6 +24,8 @@ class Loss:
     G: LogitLoss
     ideal: float | None
     """Both losses if D cannot distinguish real from fake; None if the loss has no such value."""
+    paired: bool = False
+    """Whether G's loss depends on the real logits, which cost a further pass through D."""
 
 
 # Goodfellow et al. 2014, the non-saturating form: softplus(-x) = -log sigmoid(x).
@@ -62,6 +64,7 @@ _relativistic = Loss(
     D=lambda real, fake: softplus(fake - real),
     G=lambda real, fake: softplus(real - fake),
     ideal=math.log(2),
+    paired=True,
 )
 
 LOSSES: dict[str, Loss] = {

@@ -127,7 +127,7 @@ class GeneratorObjective(nn.Module):
     ) -> tuple[torch.Tensor, Stats]:
         """Return the mean loss and statistics for latents z (n, size).
 
-        `real` is used by the relativistic loss and by unrolling only.
+        `real` is used by paired losses and by unrolling only.
         """
         loss, fake, D = LOSSES[self.loss.name], self.G(z), self.D
         real = real.detach()  # the penalties of the D step may have left requires_grad set
@@ -141,7 +141,7 @@ class GeneratorObjective(nn.Module):
         of_real, of_fake = augmented_discriminators(D, self.augmentation, draws, p)
         fake_logits = of_fake(fake, *labels).float()
         real_logits = fake_logits.detach()
-        if self.loss.name == "relativistic":
+        if loss.paired:
             # Real logits depend on G only through an unrolled D.
             with torch.set_grad_enabled(steps > 0):
                 real_logits = of_real(real, *labels).float()

@@ -56,6 +56,12 @@ def test_hinge_is_zero_beyond_the_margins():
     assert LOSSES["hinge"].D(torch.tensor([0.0]), torch.tensor([0.0])).item() == 1
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_paired_if_that_of_G_depends_on_the_real_logits(name):
+    loss, fake = LOSSES[name], torch.randn(8)
+    assert loss.paired == (not torch.equal(loss.G(fake, fake), loss.G(fake + 1, fake)))
+
+
 def test_the_relativistic_loss_depends_on_the_difference_only():
     real, fake = torch.randn(5), torch.randn(5)
     loss = LOSSES["relativistic"]

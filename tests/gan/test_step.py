@@ -8,7 +8,7 @@ from torch import nn
 
 from ganray.config.schema import AugmentConfig, LossConfig
 from ganray.gan.augmentation import DRAWS, Augmentation
-from ganray.gan.losses import LOSSES
+from ganray.gan.losses import LOSSES, Loss
 from ganray.gan.step import (
     DiscriminatorObjective,
     GeneratorObjective,
@@ -93,6 +93,15 @@ def test_D_gets_the_labels_with_real_and_with_fake_images():
     generator_step(GeneratorObjective(G, D, loss), D, optimizer, real, z, labels)
     assert len(D.labels) == 4
     assert all(torch.equal(recorded, labels[0]) for recorded in D.labels)
+
+
+def test_G_gets_the_real_logits_for_a_paired_loss(monkeypatch):
+    loss = Loss(D=lambda real, fake: real, G=lambda real, fake: real, ideal=None, paired=True)
+    monkeypatch.setitem(LOSSES, "bce", loss)
+    D, real = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), torch.randn(4, 3)
+    objective = GeneratorObjective(nn.Linear(2, 3), D, LossConfig(name="bce"))
+    _, stats = objective(torch.randn(4, 2), real)
+    torch.testing.assert_close(stats["loss/G"], D(real).detach())
 
 
 def test_saturation_is_the_share_of_confidently_correct_images():
