@@ -23,7 +23,7 @@ from ganray.data.writer import resize_and_crop, write_shards
 from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
 from ganray.evaluation.comparison import ImageStatistics
-from ganray.evaluation.reference import EvaluationAssets
+from ganray.evaluation.reference import MIN_HALVED_IMAGES, EvaluationAssets
 from ganray.evaluation.report import differences
 from ganray.evaluation.suite import MetricsReport, measure
 from ganray.training import checkpoints, journal
@@ -176,10 +176,12 @@ def test_missing_inception_weights_are_rejected_before_training(squares, tmp_pat
 
 
 @pytest.mark.usefixtures("_quick_classifier")
-def test_images_are_not_read_if_the_classifier_is_cached(squares, tmp_path, monkeypatch):
+def test_images_are_not_read_if_the_classifier_is_cached(tmp_path, monkeypatch):
     config = evaluated_config(tmp_path)
-    opened = open_dataset(config.data, str(squares))
+    write_shards(Squares(MIN_HALVED_IMAGES), tmp_path / "set", processes=1)
+    opened = open_dataset(config.data, str(tmp_path / "set"))
     trained = reference.prepare_classifier(config, opened, "squares", CPU)
+    assert trained
     monkeypatch.setattr(reference, "read", None)
     assert reference.prepare_classifier(config, opened, "squares", CPU) == trained
     with pytest.raises(TypeError, match="not callable"):
@@ -214,7 +216,7 @@ def test_job_reports_on_a_run_and_compares_two(trained_run, tmp_path, capsys):
     job = load_job("evaluate")
     job.main(argv)
     printed = capsys.readouterr().out
-    assert re.search(r"^recall .* higher  reals that lie among samples$", printed, re.M)
+    assert re.search(r"^recall .* higher  real images among samples$", printed, re.M)
     assert re.search(r"^and \d+ more: in report.json, or by jobs/evaluate.py", printed, re.M)
     assert "diagnosis" in printed
     job.main([*argv, "--report", "full"])
