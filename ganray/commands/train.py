@@ -275,7 +275,7 @@ def _train_and_report(
 
 @contextmanager
 def _log_stop(config: Config) -> Iterator[None]:
-    """If the block is left by a signal, log how far the checkpoints are."""
+    """Log how far the checkpoints are if a signal ends the block."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:

@@ -29,18 +29,18 @@ _MAX_SHARES = 100
 
 @dataclass(frozen=True)
 class ModeResult:
-    """How much of one mode's variety the samples have."""
+    """Variety of the samples within one mode, beside that of real images."""
 
     name: str
     coverage: Estimate
     """Share of the mode's reference neighbourhoods with a sample of the mode, for as many of both:
     how often it occurs does not count."""
     coverage_difference: Estimate
-    """The same less that of other reference images."""
+    """Difference from the same score of other reference images."""
     vendi_share: Estimate
     """Vendi score of the mode's samples, relative to as many of its reference images."""
     vendi_difference: Estimate
-    """The same less that of other reference images."""
+    """Difference from the same score of other reference images."""
 
     @property
     def lack(self) -> float:

@@ -58,12 +58,12 @@ _NUM_SHOWN = 500
 JSON, PAGE = "report.json", "report.png"
 
 BRIEF = {
-    "precision": "samples that lie among reals",
-    "coverage": "reals that have a sample nearby",
-    "recall": "reals that lie among samples",
+    "precision": "samples among real images",
+    "coverage": "real images near a sample",
+    "recall": "real images among samples",
     "modes_held": "modes with a tenth of their share",
     "kl": "KL of the modes' shares, nats",
-    "vendi_share": "variety, relative to reals (Vendi)",
+    "vendi_share": "variety relative to real images (Vendi)",
     "support": "different images (birthday test)",
     "memorization": "samples copied from training",
 }
@@ -309,7 +309,7 @@ def table(report: MetricsReport, full: bool = False) -> str:
         texts = {name: result.description for name, result in results.items()}
     else:
         texts = {name: text for name, text in BRIEF.items() if name in results}
-    rows = [("", "samples [95 %]", "other reals", "ideal", "better", "")]
+    rows = [("", "samples [95 %]", "real images", "ideal", "better", "")]
     for name, text in texts.items():
         result = results[name]
         # Without a formula, other real images are what an ideal generator would make.

@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Comparison of all pairs of some levels, or of all settings."""
+class PairFamily:
+    """All pairs of some levels, or of all settings, that a sweep compares."""
 
     title: str
     levels: int
@@ -54,19 +54,19 @@ class Comparison:
     """Probability of a false claim about a single pair."""
 
 
-def comparisons(titles: Sequence[str], levels: Sequence[int], settings: int) -> list[Comparison]:
+def comparisons(titles: Sequence[str], levels: Sequence[int], settings: int) -> list[PairFamily]:
     """Return what a sweep compares: the levels of each axis, then all settings."""
     of_levels = 1 - confidence(LEVELS_ALPHA, count_comparisons(levels))
     of_settings = 1 - confidence(RANKING_ALPHA, ranking_comparisons(settings))
     found = [
-        Comparison(title, count, settings / count, of_levels)
+        PairFamily(title, count, settings / count, of_levels)
         for title, count in zip(titles, levels, strict=True)
     ]
-    found.append(Comparison("single settings", settings, 1, of_settings))
+    found.append(PairFamily("single settings", settings, 1, of_settings))
     return [comparison for comparison in found if comparison.levels > 1]
 
 
-def smallest_difference(comparison: Comparison, seeds: int, spread: float) -> float:
+def smallest_difference(comparison: PairFamily, seeds: int, spread: float) -> float:
     """Return the smallest difference that is found with a probability of 80 %.
 
     Student's noncentral t with the degrees of freedom that `paired_intervals` has on average if

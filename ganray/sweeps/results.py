@@ -35,7 +35,7 @@ _WORST = {"recall": 0.0, "coverage": 0.0, "vendi_share": 0.0, "modes_held": 0.0,
 
 @dataclass(frozen=True)
 class RunResult:
-    """How one run ended, with its last metrics."""
+    """Outcome of one run: its status and last metrics."""
 
     status: Status
     values: Mapping[str, float]

@@ -255,7 +255,7 @@ def collapse_line(event: Event) -> str:
     parts.append(f"coverage {log.two_digits(values['collapse/coverage'])}")
     parts.append(f"Vendi {values['collapse/vendi_share']:.0%}")
     line, share = "  ".join(parts), values["speed/evaluation_share"]
-    full = f"{line} of reals"
+    full = f"{line} of real images"
     lines = [log.first_that_fits(f"{full}  ({share:.1%} of the time)", full, line)]
     if event["warning"]:
         lines.append(log.wrap(event["warning"], f"{'WARNING':>11}  ", 13))

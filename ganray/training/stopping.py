@@ -167,7 +167,7 @@ def delete_stop_file(folder: Path) -> None:
 def wait_for_checkpoints(
     runs: Path, names: Callable[[], Iterable[str]], has_storage: bool = False
 ) -> Iterator[None]:
-    """If the block is left by a signal after `request_stop`, wait until checkpoints are saved.
+    """Wait until checkpoints are saved if a signal ends the block after `request_stop`.
 
     Args:
         runs: Parent of the run folders.

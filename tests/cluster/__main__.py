@@ -9,6 +9,7 @@ stand-in for srun. It takes 11 minutes and needs root, openssh-server, rsync and
 
 from __future__ import annotations
 
+import argparse
 import re
 import sqlite3
 import subprocess
@@ -42,6 +43,11 @@ print("alive", sum(node["Alive"] for node in ray.nodes()))
 
 def main() -> None:
     """Run all steps; an AssertionError tells which one failed, with its output."""
+    argparse.ArgumentParser(
+        "python -m tests.cluster",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="cluster-", dir="/tmp") as name,
         machines(folder := Path(name)) as nodes,

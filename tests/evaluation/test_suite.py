@@ -172,7 +172,7 @@ def test_the_table_fits_the_terminal(monkeypatch, columns):
     for full in (False, True):
         lines = table(result, full).splitlines()
         assert max(map(len, lines)) <= max(columns, 70)
-        assert ("reals that have a sample nearby" in table(result)) == (columns >= 100)
+        assert ("real images near a sample" in table(result)) == (columns >= 100)
     assert len(table(result).splitlines()) <= 10  # eight, the heading, and how many more
 
 
