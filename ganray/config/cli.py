@@ -430,5 +430,6 @@ def _readable(message: str, parser: ArgumentParser) -> str:
     if choices := re.findall(r"'([^']*)'", kind.partition("Literal[")[2]):
         return _not_one_of(name, value, choices)
     rules = {"int": "be a whole number", "float": "be a number", "bool": "be true or false"}
+    rules["dict"] = """be names and values in braces: '{"name": "value"}'"""
     rule = next((rule for word, rule in rules.items() if f"'{word}'" in kind), f"be a {kind}")
     return f"{name}={value} must {rule}"

@@ -116,6 +116,7 @@ def test_the_default_name_consists_of_preset_and_time():
         (["--ray.workers", "0"], "ray.workers=0 must be a positive number"),
         (["--ray.workers", "two"], "ray.workers=two must be a positive number"),
         (["--ray.gpu", "two"], "ray.gpu=two must be true or false"),
+        (["--ray.labels", "market=spot"], "ray.labels=market=spot must be names and values in"),
         (["--data.flip", "perhaps"], "data.flip=perhaps must be true or false"),
         (["--train", "3"], "--train is a group of options; see --help train"),
         (["--data.size", "3"], "data.size=3 must be 0 or at least 8"),
