@@ -61,10 +61,10 @@ BRIEF = {
     "precision": "samples among real images",
     "coverage": "real images near a sample",
     "recall": "real images among samples",
-    "modes_held": "modes with a tenth of their share",
+    "modes_held": "modes with enough samples",
     "kl": "KL of the modes' shares, nats",
-    "vendi_share": "variety relative to real images (Vendi)",
-    "support": "different images (birthday test)",
+    "vendi_share": "Vendi score / real images'",
+    "support": "distinct images (birthday)",
     "memorization": "samples copied from training",
 }
 """Metrics of the short table, in its order, in a few words."""

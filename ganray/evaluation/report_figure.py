@@ -46,7 +46,8 @@ class Page:
     """Mode of each sample, int64 (n,); None without modes."""
     pairs: np.ndarray
     """uint8 (k, 2, H, W, 1 or 3): samples and the reference images nearest to each by features; or
-    (k, 3, ...): the samples closest to training images, these, and the ones nearest to these."""
+    (k, 3, ...): the samples closest to training images, those images, and the training images
+    nearest to those."""
 
 
 def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) -> None:
@@ -54,7 +55,8 @@ def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) ->
     figure = new_figure(14, 10.5)
     text = "\n".join(_balanced(diagnosis.text, 150))
     note = (
-        f"{report.samples:,} samples and as many real images; whiskers: 95 % over new ones of both"
+        f"{report.samples:,} samples and as many real images; whiskers: 95 % over new"
+        " samples and new real images"
     )
     color = _COLLAPSED if diagnosis.collapsed else "black"
     figure.suptitle(f"{page.title}\n{text}", fontsize=13, color=color)
@@ -141,7 +143,7 @@ def _ratios(axes: Any, report: MetricsReport) -> None:
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set_ylim(at - 0.7, -0.8)
     axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:.0%}")
-    axes.set(xlim=(0, right), xlabel="of what as many other real images score")
+    axes.set(xlim=(0, right), xlabel="share of the score of as many other real images")
     axes.set_title("scores relative to real images", fontsize=11)
 
 
@@ -153,7 +155,7 @@ def _by_mode(axes: Any, page: Page, names: tuple[str, ...]) -> None:
         picked = order[np.linspace(0, count - 1, min(count, _ROWS * _COLUMNS)).astype(int)]
         _show(axes, page.samples[picked], _COLUMNS, "samples" + (", by mode" if names else ""))
         return
-    grid = np.full((_ROWS, len(names), *page.samples.shape[1:]), 225, np.uint8)  # empty: grey
+    grid = np.full((_ROWS, len(names), *page.samples.shape[1:]), 225, np.uint8)  # empty: gray
     for mode in range(len(names)):
         images = page.samples[page.modes == mode][:_ROWS]
         grid[: len(images), mode] = images
@@ -161,7 +163,7 @@ def _by_mode(axes: Any, page: Page, names: tuple[str, ...]) -> None:
     if max(map(len, names)) > _SHORT_NAME:
         _show(axes, images, len(names), f"{title}: {', '.join(names)}")
         return
-    _show(axes, images, len(names), f"{title}; grey: no sample")
+    _show(axes, images, len(names), f"{title}; gray: no sample")
     for mode, name in enumerate(names):
         axes.text((mode + 0.5) / len(names), -0.01, name, ha="center", va="top",
                   transform=axes.transAxes)  # fmt: skip
@@ -172,7 +174,7 @@ def _pairs(axes: Any, page: Page) -> None:
     title = "samples, each above its nearest real image"
     kinds = page.pairs.swapaxes(0, 1)
     if len(kinds) == 3:
-        title = "the samples most like training images; these; the ones nearest to these"
+        title = "rows: samples; the training images nearest to them; those nearest to these images"
         _show(axes, np.concatenate(list(kinds)), len(page.pairs), title)
         return
     columns = -(-len(page.pairs) // 2)
