@@ -326,10 +326,10 @@ def _plan_conversion(data: DataConfig, home: Path, root: Path) -> DatasetPlan:
         size_bytes, size = count * stored[0] * stored[1] * stored[2], str(data.size or "full")
     # The format version is in the name, so that shards of another version are left alone.
     folder = home / "shards" / f"v{VERSION}-{key}-{count}-{size}"
-    if ready := is_complete(folder):
-        if left_out := count - Manifest.read(folder).num_images:
-            notes = (*notes, f"cannot be read, left out: {left_out:,}")
-            count -= left_out
+    ready = is_complete(folder)
+    if ready and (left_out := count - Manifest.read(folder).num_images):
+        notes = (*notes, f"cannot be read, left out: {left_out:,}")
+        count -= left_out
     return DatasetPlan(
         description=description,
         count=count,

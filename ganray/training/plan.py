@@ -220,9 +220,10 @@ def few_images_warning(datasets: RunDatasets) -> str | None:
     count, batch_size = datasets.images.count, datasets.config.train.batch_size
     if count >= batch_size:
         return None
+    times = f"{batch_size / count:.1f}".removesuffix(".0")
     return (
         f"{_count(count, 'image')} for a batch of {batch_size}: every step shows D all of them,"
-        f" about {batch_size / count:.1f} times, and G can only learn them by heart"
+        f" about {times} times, and G can only learn them by heart"
     )
 
 
@@ -247,8 +248,8 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
             parts[-1] += f" (not {wanted}, as it needs two sets of images{unseen})"
     if not parts:
         is_halved = reference.has_classifier and reference.count >= MIN_HALVED_IMAGES
-        half = ", half of which train the classifier," * is_halved
-        return f"none, as {_count(reference.count, 'image')}{half} to compare with are too few"
+        half = ", half of which train the classifier" * is_halved
+        return f"none, too few to compare with: {_count(reference.count, 'image')}{half}"
     if not datasets.same:
         height, width, _ = datasets.reference.image_shape
         parts.append(f"reference {datasets.reference}, {height}x{width}")

@@ -215,9 +215,9 @@ def test_the_plan_describes_the_run(tmp_path):
     assert few_images_warning(RunDatasets(preset, images, images)) is None
     text = describe(preset, few, Workers(1, False, 1, most=4))
     assert "1 to 4 DDP workers, as nodes come and go, 1 core each (gloo)" in text
-    assert "evaluation none, as 3 images to compare with are too few" in text
+    assert "evaluation none, too few to compare with: 3 images" in text
     for count, evaluation in (
-        (79, "none, as 79 images to compare with are too few"),
+        (79, "none, too few to compare with: 79 images"),
         (159, "159 samples every 15 kimg results"),  # by their pixels, without a classifier
         (160, "80 samples every 15 kimg results"),
     ):
@@ -225,7 +225,7 @@ def test_the_plan_describes_the_run(tmp_path):
         assert f"evaluation {evaluation}" in describe(preset, labelled, Workers(1, False, 1))
     report_only = replace(preset, evaluation=replace(preset.evaluation, samples=0))
     text = describe(report_only, replace(labelled, count=300), Workers(1, False, 1))
-    assert "none, as 300 images, half of which train the classifier, to compare with" in text
+    assert "none, too few to compare with: 300 images, half of which train the classifier" in text
     some = replace(images, count=300)
     text = describe(preset, some, Workers(1, False, 1))
     assert "300 samples every 15 kimg, final report on 150 samples" in text
