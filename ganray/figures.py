@@ -1,4 +1,4 @@
-"""Figures: image grids, labelled rows of images, line charts and animations."""
+"""Figures: image grids, labeled rows of images, line charts and animations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Row:
     """One line of text above each image, or empty."""
 
 
-def labelled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarray:
+def labeled_rows(groups: Sequence[Sequence[Row]], title: str = "") -> np.ndarray:
     """Draw groups of rows on white, all images of one shape: uint8 (h, w, 3)."""
     rows = [row for group in groups for row in group]
     height, width = enlarge(rows[0].images[:1]).shape[1:3]

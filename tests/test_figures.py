@@ -11,7 +11,7 @@ from ganray.errors import UserError
 from ganray.figures import (
     Row,
     enlarge,
-    labelled_rows,
+    labeled_rows,
     loss_chart,
     mode_chart,
     sample_grid,
@@ -70,7 +70,7 @@ def test_large_images_are_not_enlarged():
 
 def test_groups_of_rows_are_drawn_on_white():
     groups = [[Row(images(10, 20)), Row(images(30, 40))], [Row(images(50, 60))]]
-    picture = labelled_rows(groups).copy()
+    picture = labeled_rows(groups).copy()
     columns, rows = [16, 16 + 96 + 4], [16, 16 + 96 + 4, 16 + 2 * 100 + 16]
     assert picture.shape == (rows[-1] + 96 + 16, columns[-1] + 96 + 16, 3)
     for level, (top, left) in enumerate(itertools.product(rows, columns), start=1):
@@ -80,9 +80,9 @@ def test_groups_of_rows_are_drawn_on_white():
 
 
 def test_text_is_drawn_beside_and_above_images_and_never_on_them():
-    bare = labelled_rows([[Row(images(0))]])
+    bare = labeled_rows([[Row(images(0))]])
     row = Row(images(0, shape=(96, 96, 3)), "on the shell\nlabel 3", ["z1 + z2"])
-    picture = labelled_rows([[row]], "a title")
+    picture = labeled_rows([[row]], "a title")
     tall, wide = picture.shape[0] - bare.shape[0], picture.shape[1] - bare.shape[1]
     assert tall == 20 + 16 + 20  # title, its gap, and the notes
     assert 60 < wide < 120
@@ -97,7 +97,7 @@ def test_text_is_drawn_beside_and_above_images_and_never_on_them():
 def test_colors_are_kept():
     image = np.zeros((1, 96, 96, 3), np.uint8)
     image[..., 1] = 200
-    assert (labelled_rows([[Row(image)]])[16:-16, 16:-16] == [0, 200, 0]).all()
+    assert (labeled_rows([[Row(image)]])[16:-16, 16:-16] == [0, 200, 0]).all()
 
 
 def moving_bar(count=6, shape=(33, 47, 3)):
@@ -140,15 +140,15 @@ def test_a_missing_encoder_is_reported_with_a_way_out(tmp_path, monkeypatch):
 def test_the_chart_of_modes_has_a_bar_for_each_share():
     chart = mode_chart(["zero", "one"], np.array([30, 10]), np.array([0, 40])).astype(int)
     blue = (chart == [0, 0x72, 0xB2]).all(2)
-    grey = (chart == 110).all(2)
+    gray = (chart == 110).all(2)
     # 100 % is the full width; the real images have 75 % and 25 %.
     assert 361 in blue.sum(1)
-    assert 271 in grey.sum(1)
+    assert 271 in gray.sum(1)
 
 
 def test_names_of_modes_are_in_the_font_of_the_other_pictures():
     chart = mode_chart(["woman"], np.ones(1), np.ones(1))
-    rows = labelled_rows([[Row(np.zeros((1, 64, 64, 3), np.uint8), "woman")]])
+    rows = labeled_rows([[Row(np.zeros((1, 64, 64, 3), np.uint8), "woman")]])
     one, other = ((picture[40:, :60] < 128).any(2).sum(0) for picture in (chart, rows[:-2]))
     assert one.any()
     np.testing.assert_array_equal(one, other)

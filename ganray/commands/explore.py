@@ -21,11 +21,11 @@ from ganray.commands.load_generator import TrainedGenerator, list_runs, load_gen
 from ganray.commands.project_image import check_image, project_image
 from ganray.config.commands import ExploreConfig, home_folder
 from ganray.errors import UserError
-from ganray.figures import Row, enlarge, labelled_rows, require_encoder, write_gif, write_mp4
+from ganray.figures import Row, enlarge, labeled_rows, require_encoder, write_gif, write_mp4
 from ganray.gan.latents import (
     closed_walk,
     lerp,
-    neighbours,
+    neighbors,
     project_to_shell,
     shell_radius,
     slerp,
@@ -99,7 +99,7 @@ def _log_truncation(generator: TrainedGenerator, psi: float) -> None:
     if change < 0.1:
         logger.warning(
             f"--psi={psi:g} has no visible effect: this G hardly depends on |z|, for example"
-            " because it normalises its first layer, as dcgan does"
+            " because it normalizes its first layer, as dcgan does"
         )
 
 
@@ -129,7 +129,7 @@ def write_pictures(
         "samples": samples,
         "interpolation": interpolation,
         "arithmetic": arithmetic,
-        "neighbours": neighbourhood,
+        "neighbors": neighborhood,
     }.items():
         path = folder / f"{name}.png"
         Image.fromarray(draw(generator, options)).save(path)
@@ -143,7 +143,7 @@ def samples(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
         Row(generator.images(z, label), caption)
         for z, label, caption in _rows(generator, options, "samples", count, _COLUMNS)
     ]
-    return labelled_rows([rows], _title(generator, options, "random samples"))
+    return labeled_rows([rows], _title(generator, options, "random samples"))
 
 
 def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
@@ -157,7 +157,7 @@ def interpolation(generator: TrainedGenerator, options: ExploreConfig) -> np.nda
             group.append(Row(generator.images(z, label), f"{name}\n{caption}".strip(), notes))
         groups.append(group)
     title = f"from z1 to z2; above each image |z|, {_describe_shell(generator)}"
-    return labelled_rows(groups, _title(generator, options, title))
+    return labeled_rows(groups, _title(generator, options, title))
 
 
 def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
@@ -178,20 +178,20 @@ def arithmetic(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarra
     title = f"arithmetic with latents; in brackets |z|, {_describe_shell(generator)}"
     title = _title(generator, options, title)
     if generator.config.network.kind == "dcgan" and not generator.classes:
-        title += "\nThis G normalises its first layer, which removes |z|: both rows look alike"
-    return labelled_rows(groups, title)
+        title += "\nThis G normalizes its first layer, which removes |z|: both rows look alike"
+    return labeled_rows(groups, title)
 
 
-def neighbourhood(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
+def neighborhood(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
     """Draw walks from one latent in several directions, with angles."""
     degrees = torch.linspace(0, options.degrees, options.steps)
-    start, rows = next(_rows(generator, options, "neighbours", 1, 1))[0][0], []
+    start, rows = next(_rows(generator, options, "neighbors", 1, 1))[0][0], []
     for (towards,), label, caption in _rows(generator, options, "directions", options.pairs, 1):
-        images = generator.images(neighbours(start, towards, degrees.deg2rad()), label)
+        images = generator.images(neighbors(start, towards, degrees.deg2rad()), label)
         notes = [] if rows else [f"{angle:.0f}°" for angle in degrees]
         rows.append(Row(images, caption, notes))
     title = "one z rotated towards others; above each image the angle"
-    return labelled_rows([rows], _title(generator, options, title))
+    return labeled_rows([rows], _title(generator, options, title))
 
 
 def write_walk(generator: TrainedGenerator, options: ExploreConfig, folder: Path) -> Iterator[Path]:
@@ -213,7 +213,7 @@ def walk(generator: TrainedGenerator, options: ExploreConfig) -> np.ndarray:
         for stops, label, _ in _rows(generator, options, "walks", side * side, _WALK_STOPS)
     ]
     grids = np.stack(walks, axis=1).reshape(-1, side, side, *walks[0].shape[1:])
-    return np.stack([labelled_rows([[Row(row) for row in grid]]) for grid in grids])
+    return np.stack([labeled_rows([[Row(row) for row in grid]]) for grid in grids])
 
 
 def _rows(

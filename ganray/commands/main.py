@@ -87,7 +87,7 @@ def sweep(argv: Sequence[str]) -> None:
     number of seeds finds.
 
         python jobs/sweep.py --sweep.axis \
-            latent.distribution+latent.scaling=uniform+raw,uniform+centred
+            latent.distribution+latent.scaling=uniform+raw,uniform+centered
         python jobs/sweep.py --sweep.axis data.images=500,5000,null
         python jobs/sweep.py --sweep.design tpe --sweep.settings 30 \
             --sweep.axis rate=0.1..10
@@ -142,7 +142,7 @@ def explore(argv: Sequence[str]) -> None:
 
     Draws random samples, interpolations between pairs of latents (straight, and along the shell
     that the generator was trained on), sums, differences and products of latents, walks in the
-    neighbourhood of a latent, and an animated closed walk, as PNGs and as artifacts of the run.
+    neighborhood of a latent, and an animated closed walk, as PNGs and as artifacts of the run.
 
     With --count, --project or --export it draws none of these, but writes many images for other
     tools, projects an image to its latent, or exports the generator.

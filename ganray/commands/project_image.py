@@ -17,7 +17,7 @@ from ganray.data.transforms import to_float, to_uint8
 from ganray.data.writer import resize_and_crop
 from ganray.distributed import local_device
 from ganray.errors import UserError
-from ganray.figures import Row, labelled_rows
+from ganray.figures import Row, labeled_rows
 from ganray.gan import projection
 from ganray.gan.latents import slerp
 from ganray.progress import Progress
@@ -98,7 +98,7 @@ def project_image(
         f"random: the nearest of {found.random_count:,} random samples"
     )
     files = [folder / "projection.png", folder / "projection.npy"]
-    Image.fromarray(labelled_rows(groups, title)).save(files[0])
+    Image.fromarray(labeled_rows(groups, title)).save(files[0])
     np.save(files[1], z.numpy())
     return files
 

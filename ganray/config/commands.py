@@ -133,11 +133,11 @@ class ExploreConfig:
     rng_seed: int = 0
     """Seed of the latents. A larger number of pairs adds to the same first pairs."""
     pairs: int = 4
-    """Number of latent pairs for interpolation and arithmetic, and of neighbourhood walks."""
+    """Number of latent pairs for interpolation and arithmetic, and of neighborhood walks."""
     steps: int = 12
     """Images from one latent to the other, including both."""
     degrees: float = 45
-    """Angle at the end of a neighbourhood walk. Two random latents are about 90 degrees apart if
+    """Angle at the end of a neighborhood walk. Two random latents are about 90 degrees apart if
     normal, 41 if uniform."""
     label: int | None = None
     """Conditional generators: class of all images. None: one class per row."""

@@ -141,7 +141,7 @@ class DataConfig:
     faces: int = option(8_000, identity="selection", resume="fixed", sweep="axis")
     """Number of procedural faces to draw if there is no CelebA."""
     size: int = option(64, identity="selection", resume="fixed", sweep="axis")
-    """Side in pixels after the centre crop. 0: the original size (CelebA: 218x178)."""
+    """Side in pixels after the center crop. 0: the original size (CelebA: 218x178)."""
     crop: int = option(0, identity="content", resume="fixed", sweep="axis")
     """Side in pixels of a random square crop, made on the device in each step. 0: no crop."""
     flip: bool = option(False, identity="selection", resume="fixed", sweep="axis")
@@ -249,12 +249,14 @@ class LatentConfig:
     """Distribution of z. normal: N(0, 1). uniform: U[0, 1), as in the source text (its mean is not
     zero). signed-uniform: U[-1, 1). truncated-normal: N(0, 1) within [-2, 2]. sphere: uniform on
     the unit sphere. bernoulli: -1 or 1. laplace: scale 1. student-t: 3 degrees of freedom. mixture:
-    ten normals with standard deviation 0.5 and fixed centres drawn from N(0, 1)."""
+    ten normals with standard deviation 0.5 and fixed centers drawn from N(0, 1)."""
     size: int = option(100, resume="fixed", sweep="axis")
     """Dimension of z."""
-    scaling: Literal["raw", "centred", "standardised"] = option("raw", resume="fixed", sweep="live")
-    """Scaling of the distribution. raw: as defined above. centred: with the mean subtracted.
-    standardised: also divided by the standard deviation, so that distributions differ in shape
+    scaling: Literal["raw", "centered", "standardized"] = option(
+        "raw", resume="fixed", sweep="live"
+    )
+    """Scaling of the distribution. raw: as defined above. centered: with the mean subtracted.
+    standardized: also divided by the standard deviation, so that distributions differ in shape
     only."""
     offset: float = option(0.0, resume="fixed", sweep="live")
     """Added to every element of z after scaling, to give any distribution a mean."""
@@ -264,7 +266,7 @@ class LatentConfig:
         require("latent.offset", self.offset, "be finite", math.isfinite(self.offset))
 
     def __str__(self) -> str:
-        """Return e.g. "uniform standardised + 0.5 of size 100"."""
+        """Return e.g. "uniform standardized + 0.5 of size 100"."""
         scaling = "" if self.scaling == "raw" else f" {self.scaling}"
         sign = "+" if self.offset > 0 else "-"
         offset = f" {sign} {abs(self.offset):g}" if self.offset else ""

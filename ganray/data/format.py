@@ -164,7 +164,7 @@ class Manifest:
     image_shape: Shape
     num_images: int
     class_names: tuple[str, ...]
-    """Names of the classes; empty if unlabelled."""
+    """Names of the classes; empty if unlabeled."""
     attribute_names: tuple[str, ...]
     shards: tuple[Shard, ...]
     created_by: str

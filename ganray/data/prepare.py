@@ -71,7 +71,7 @@ class DatasetPlan:
     bytes: int
     """Approximate size of the shards."""
     classes: int
-    """Number of classes; 0: unlabelled."""
+    """Number of classes; 0: unlabeled."""
     ready: bool = True
     """Whether the shards exist."""
     source: Path | None = None

@@ -498,7 +498,7 @@ def fill_blocks(part: Path, start: int, indices: NDArray[np.int64]) -> list[int]
 def _read_pixels(source: ImageSource, size: int, index: int) -> NDArray[np.uint8]:
     image = source.read(index)
     pixels = np.asarray(resize_and_crop(image, size) if size else image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels  # grey images have no channel axis
+    return pixels[..., None] if pixels.ndim == 2 else pixels  # gray images have no channel axis
 
 
 def _read_jpeg(source: JpegSource, index: int) -> bytes:

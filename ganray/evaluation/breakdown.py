@@ -33,7 +33,7 @@ class ModeResult:
 
     name: str
     coverage: Estimate
-    """Share of the mode's reference neighbourhoods with a sample of the mode, for as many of both:
+    """Share of the mode's reference neighborhoods with a sample of the mode, for as many of both:
     how often it occurs does not count."""
     coverage_difference: Estimate
     """Difference from the same score of other reference images."""

@@ -208,7 +208,7 @@ def reference_classifier(
         storage: URL of the storage from which the file is downloaded if it is there only.
 
     Raises:
-        UserError: There are too few labelled images or classes.
+        UserError: There are too few labeled images or classes.
     """
     assert data_digest, "an empty digest would mix up two sets in the cache"
     kind = "attributes" if train_labels.ndim == 2 else "classes"
@@ -362,7 +362,7 @@ def _body(image_shape: Shape) -> nn.Sequential:
     outputs = 64 if min(height, width) < 16 else 16
     stages: list[nn.Module] = []
     while len(stages) < 2 or (max(height, width) > 8 and min(height, width) > 1):
-        # Pooling first makes normalisation and ReLU four times cheaper.
+        # Pooling first makes normalization and ReLU four times cheaper.
         conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         stages.append(nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.ReLU()))
         height, width, inputs, outputs = height // 2, width // 2, outputs, min(2 * outputs, 128)

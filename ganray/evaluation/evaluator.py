@@ -93,10 +93,10 @@ class Evaluator:
             samples = ImageStatistics.of(self._extractor, features)
             scores = measure(self._reference, samples, quick=True)
             if self._memorization:
-                neighbours = self._memorization(features.pixels, _MAX_PAIRS)
-                if len(neighbours.distances) >= MIN_IMAGES:
+                neighbors = self._memorization(features.pixels, _MAX_PAIRS)
+                if len(neighbors.distances) >= MIN_IMAGES:
                     radius = self._memorization.control.radius()
-                    scores["memorization"] = neighbours.memorized(radius).value
+                    scores["memorization"] = neighbors.memorized(radius).value
             self._counts = samples.counts if samples.has_modes else None
         self._last_s = time.perf_counter() - start
         self._spent_s += self._last_s

@@ -103,7 +103,7 @@ class ClassExtractor:
     """Features of the reference classifier at length 1; modes are its classes, if they have names.
 
     Features of samples that excite the classifier little are short, so that without the
-    normalisation they would seem to be near each other, and within the reference images' balls:
+    normalization they would seem to be near each other, and within the reference images' balls:
     blurred images would have perfect precision, and no diversity.
     """
 
@@ -164,7 +164,7 @@ def split_channels(images: ImageBatch) -> torch.Tensor:
     if images.shape[3] != 3:
         raise ValueError(
             f"images: {tuple(images.shape)}; must have 3 channels, with a digit in each; use "
-            "ClassExtractor for grey images"
+            "ClassExtractor for gray images"
         )
     return as_tensor(images).permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(3)
 
@@ -202,9 +202,9 @@ class AttributeExtractor:
     ) -> None:
         chosen = chosen or choose_attributes(names, attributes, classifier.balanced_accuracy)
         self._classifier = classifier
-        recognised = np.array(classifier.balanced_accuracy) >= MIN_BALANCED_ACCURACY
-        self._recognised = np.flatnonzero(recognised).tolist()
-        self.attribute_names = tuple(_words(names[i], True) for i in self._recognised)
+        recognized = np.array(classifier.balanced_accuracy) >= MIN_BALANCED_ACCURACY
+        self._recognized = np.flatnonzero(recognized).tolist()
+        self.attribute_names = tuple(_words(names[i], True) for i in self._recognized)
         self._columns = [list(names).index(name) for name in chosen]
         self._bits = 2 ** torch.arange(len(chosen))
         rows, counts = np.unique(attributes[:, self._columns], axis=0, return_counts=True)
@@ -229,7 +229,7 @@ class AttributeExtractor:
         with torch.no_grad():
             attributes = self._classifier.head(raw).sigmoid()
         probs = attributes[:, self._columns]
-        attributes = attributes[:, self._recognised]
+        attributes = attributes[:, self._recognized]
         numbers = ((probs > 0.5) * self._bits.to(raw.device)).sum(1)
         modes = self._modes.to(raw.device)[numbers]
         confidences = torch.maximum(probs, 1 - probs).amin(1)
@@ -243,7 +243,7 @@ def choose_attributes(
     balanced_accuracy: Sequence[float],
     limit: int = 4,
 ) -> tuple[str, ...]:
-    """Choose attributes that the classifier recognises, evenly spread and not correlated.
+    """Choose attributes that the classifier recognizes, evenly spread and not correlated.
 
     Among attributes with a balanced accuracy of at least 0.97, or 0.9 if there are none, the one
     closest to half of the images comes first, then the next one that correlates by less than 0.5

@@ -23,7 +23,7 @@ from ganray.data.storage import fetch, open_storage
 from ganray.errors import UserError
 from ganray.evaluation.extractors import coarse_pixels
 from ganray.evaluation.reference import read
-from ganray.metrics.memorization import TrainingNeighbours
+from ganray.metrics.memorization import TrainingNeighbors
 from ganray.progress import Progress
 
 _MIN_HELD_OUT = 80
@@ -120,12 +120,12 @@ class MemorizationTest:
         self.training, self.held_out = map(torch.from_numpy, both)
 
     @cached_property
-    def control(self) -> TrainingNeighbours:
-        """Neighbours of held-out images, at most 2,000, as far as memorization would show them."""
+    def control(self) -> TrainingNeighbors:
+        """Neighbors of held-out images, at most 2,000, as far as memorization would show them."""
         rows = spaced(len(self.held_out), _MAX_CONTROL)
-        return TrainingNeighbours.of(self.held_out[rows], self.training, self.held_out, rows)
+        return TrainingNeighbors.of(self.held_out[rows], self.training, self.held_out, rows)
 
-    def __call__(self, pixels: torch.Tensor, max_pairs: int | None = None) -> TrainingNeighbours:
+    def __call__(self, pixels: torch.Tensor, max_pairs: int | None = None) -> TrainingNeighbors:
         """Find the training and held-out images nearest to samples.
 
         Args:
@@ -136,7 +136,7 @@ class MemorizationTest:
         images = len(self.training) + len(self.held_out)
         count = max(1, max_pairs // images) if max_pairs else len(pixels)
         chosen = pixels[spaced(len(pixels), count).to(pixels.device)]
-        return TrainingNeighbours.of(to_bytes(chosen), self.training, self.held_out)
+        return TrainingNeighbors.of(to_bytes(chosen), self.training, self.held_out)
 
 
 def spaced(n: int, count: int) -> torch.Tensor:

@@ -182,7 +182,7 @@ class PretrainedExtractor:
         self._width, self._device = published.width, device
 
     def extract(self, images: ImageBatch) -> Features:
-        """Return float32 (n, d) features; grey images become RGB."""
+        """Return float32 (n, d) features; gray images become RGB."""
         check_images("images", images)
         features = [torch.empty(0, self._width, device=self._device)]
         if len(images):  # the networks do not take an empty batch

@@ -177,8 +177,8 @@ def prepare_classifier(
     data = config.reference_data()
     try:
         classifier = reference_classifier(
-            *_labelled(data, images, ids[held:][:count]),
-            *_labelled(data, images, ids[:held][:_TEST_IMAGES]),
+            *_labeled(data, images, ids[held:][:count]),
+            *_labeled(data, images, ids[:held][:_TEST_IMAGES]),
             data_digest=f"{digest}/{data.crop}/{count}{'/flip' if data.flip else ''}",
             cache=cache,
             device=device,
@@ -190,15 +190,15 @@ def prepare_classifier(
     return str(cache / f"{classifier.hash}.pt")
 
 
-def _labelled(
+def _labeled(
     data: DataConfig, images: ImageDataset, ids: np.ndarray
 ) -> tuple[LazyImages, torch.Tensor]:
-    """Return images, read on demand, and their labels or attributes; drop unlabelled images."""
+    """Return images, read on demand, and their labels or attributes; drop unlabeled images."""
     annotations = images.annotations(ids)
     labels = annotations.attributes
     if images.class_names:
-        is_labelled = annotations.labels >= 0
-        ids, labels = ids[is_labelled], annotations.labels[is_labelled]
+        is_labeled = annotations.labels >= 0
+        ids, labels = ids[is_labeled], annotations.labels[is_labeled]
     labels = torch.from_numpy(labels)
     height, width, channels = data.cropped_shape(images.image_shape)
     if _is_stacked_mnist(images):

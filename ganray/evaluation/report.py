@@ -41,7 +41,7 @@ from ganray.files import write_atomic
 from ganray.gan.latents import fixed_latents
 from ganray.metrics.intervals import Estimate, replicate_interval, subsample_interval
 from ganray.metrics.memorization import (
-    TrainingNeighbours,
+    TrainingNeighbors,
     TrainingSpacing,
     copying_statistic,
     nearest_rows,
@@ -208,17 +208,17 @@ def evaluate_samples(
     metrics = report(reference, statistics, control, resamples=resamples)
     if saturation is not None and len(saturation):
         metrics = replace(metrics, results=metrics.results | _saturation_result(saturation))
-    neighbours = spacing = None
+    neighbors = spacing = None
     if reference_set.held_out:
         test = MemorizationTest(reference_set.held_out)
-        neighbours = test(features.pixels)
-        spacing = TrainingSpacing.of(neighbours.nearest, test.training)
-        added = memorization_results(neighbours, spacing, test.control)
+        neighbors = test(features.pixels)
+        spacing = TrainingSpacing.of(neighbors.nearest, test.training)
+        added = memorization_results(neighbors, spacing, test.control)
         metrics = replace(metrics, results=metrics.results | added)
     diagnosis = diagnose(metrics)
     modes = None if features.modes is None else features.modes[: len(shown)].cpu().numpy()
-    if neighbours and spacing and read_training:
-        pairs = _closest_training_images(shown, neighbours, spacing, read_training)
+    if neighbors and spacing and read_training:
+        pairs = _closest_training_images(shown, neighbors, spacing, read_training)
     else:
         nearest = nearest_rows(features.features[:SHOWN_PAIRS], reference.features)[1].cpu()
         pairs = torch.stack([shown[: len(nearest)], reference_images[nearest]], 1)
@@ -228,23 +228,23 @@ def evaluate_samples(
 
 def _closest_training_images(
     shown: torch.Tensor,
-    neighbours: TrainingNeighbours,
+    neighbors: TrainingNeighbors,
     spacing: TrainingSpacing,
     read_training: ReadImages,
 ) -> torch.Tensor:
     """Return samples, nearest training images and theirs, uint8 (n, 3, H, W, C)."""
     height, width, channels = shown.shape[1:]
-    shape, closest = (height, width, channels), spacing.closest(neighbours)
+    shape, closest = (height, width, channels), spacing.closest(neighbors)
     rows = closest[closest < len(shown)][:SHOWN_PAIRS]
     training = [
         resize_samples(read_training(ids[rows].cpu().numpy()), shape)
-        for ids in (neighbours.nearest, spacing.neighbours)
+        for ids in (neighbors.nearest, spacing.neighbors)
     ]
     return torch.stack([shown[rows.cpu()], *training], 1)
 
 
 def memorization_results(
-    samples: TrainingNeighbours, spacing: TrainingSpacing, held_out: TrainingNeighbours
+    samples: TrainingNeighbors, spacing: TrainingSpacing, held_out: TrainingNeighbors
 ) -> dict[str, MetricResult]:
     """Return the measures of memorization beside those of held-out images."""
     copying = copying_statistic(samples, held_out)

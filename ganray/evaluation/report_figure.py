@@ -1,4 +1,4 @@
-"""Figure of a report: modes, scores relative to real images, samples and nearest neighbours."""
+"""Figure of a report: modes, scores relative to real images, samples and nearest neighbors."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _interpolate(images: torch.Tensor, transform: torch.Tensor, reflects: bool) 
     Args:
         images: float (n, C, H, W).
         transform: Homogeneous transforms (n, 3, 3) from positions (x, y, 1) in the result to those
-            in `images`, in pixels from the centre.
+            in `images`, in pixels from the center.
         reflects: Whether images are reflected at their borders; else they are gray beyond them.
     """
     channels, height, width = images.shape[1:]
@@ -157,16 +157,16 @@ def _interpolate(images: torch.Tensor, transform: torch.Tensor, reflects: bool) 
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     positions = torch.stack([columns, rows, torch.ones_like(rows)]).flatten(1)
     x, y, _ = (transform @ positions).unbind(1)
-    columns, column_weights = _neighbours(x + (width - 1) / 2, width, reflects)
-    rows, row_weights = _neighbours(y + (height - 1) / 2, height, reflects)
+    columns, column_weights = _neighbors(x + (width - 1) / 2, width, reflects)
+    rows, row_weights = _neighbors(y + (height - 1) / 2, height, reflects)
     index = (rows[:, :, None] * width + columns[:, None]).flatten(1)
     weights = (row_weights[:, :, None] * column_weights[:, None]).flatten(1, 2)
     pixels = images.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
-    # (n, C, neighbours, pixels)
+    # (n, C, neighbors, pixels)
     return (pixels.unflatten(2, (4, -1)) * weights[:, None]).sum(2).unflatten(2, (height, width))
 
 
-def _neighbours(
+def _neighbors(
     positions: torch.Tensor, side: int, reflects: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return indices and weights, each (n, 2, k), of the pixels around positions (n, k)."""
@@ -229,7 +229,7 @@ def _change_colors(
 
 
 def _cut_out(images: torch.Tensor, draw: _Draws) -> torch.Tensor:
-    """Make a rectangle gray, whose centre is anywhere in the image."""
+    """Make a rectangle gray, whose center is anywhere in the image."""
     inside = []
     for side in images.shape[2:]:
         pixels = (torch.arange(side, device=images.device) + 0.5) / side

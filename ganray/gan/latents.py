@@ -52,7 +52,7 @@ def sample(
     if latent.scaling != "raw":
         mean, std = _moments_on(device, latent)
         z = z - mean
-        if latent.scaling == "standardised":
+        if latent.scaling == "standardized":
             z = z / std
     return z + latent.offset if latent.offset else z
 
@@ -117,13 +117,13 @@ def _sample_raw(latent: LatentConfig, count: int, generator: torch.Generator) ->
             return normal() / normal(DEGREES_OF_FREEDOM).square().mean(-1).sqrt()
         case "mixture":
             component = torch.randint(COMPONENTS, (count,), generator=generator, device=device)
-            return _centres(latent.size, device)[component] + COMPONENT_STD * normal()
+            return _centers(latent.size, device)[component] + COMPONENT_STD * normal()
 
 
 # Cached on the device, because a copy to it would wait for the work queued there.
 @lru_cache
-def _centres(size: int, device: torch.device) -> torch.Tensor:
-    """Return the mixture's centres, the same in every run: float32 (COMPONENTS, size)."""
+def _centers(size: int, device: torch.device) -> torch.Tensor:
+    """Return the mixture's centers, the same in every run: float32 (COMPONENTS, size)."""
     generator = torch.Generator().manual_seed(derive_seed(0, "mixture", size))
     return torch.randn(COMPONENTS, size, generator=generator).to(device)
 
@@ -157,9 +157,9 @@ def moments(latent: LatentConfig) -> tuple[Moment, Moment]:
         case "student-t":
             return 0.0, math.sqrt(DEGREES_OF_FREEDOM / (DEGREES_OF_FREEDOM - 2))
         case "mixture":
-            centres = _centres(latent.size, torch.device("cpu"))
-            variance = centres.var(0, correction=0) + COMPONENT_STD**2
-            return centres.mean(0), variance.sqrt()
+            centers = _centers(latent.size, torch.device("cpu"))
+            variance = centers.var(0, correction=0) + COMPONENT_STD**2
+            return centers.mean(0), variance.sqrt()
         case "normal" | "bernoulli":
             return 0.0, 1.0
 
@@ -172,7 +172,7 @@ def scaled_moments(latent: LatentConfig) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.as_tensor(moment).expand(latent.size) for moment in moments(latent))
     if latent.scaling != "raw":
         mean = torch.zeros(latent.size)
-    if latent.scaling == "standardised":
+    if latent.scaling == "standardized":
         std = torch.ones(latent.size)
     return mean + latent.offset, std
 
@@ -230,7 +230,7 @@ def angle_between(a: torch.Tensor, b: torch.Tensor) -> float:
     return 2 * math.atan2((u - v).norm().item(), (u + v).norm().item())
 
 
-def neighbours(z: torch.Tensor, towards: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def neighbors(z: torch.Tensor, towards: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotate z (size,) towards another latent by each of `angles`, keeping its norm.
 
     Args:

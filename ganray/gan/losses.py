@@ -18,7 +18,7 @@ LogitLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """Losses of D and G, each (real_logits, fake_logits) -> (n,), to be minimised."""
+    """Losses of D and G, each (real_logits, fake_logits) -> (n,), to be minimized."""
 
     D: LogitLoss
     G: LogitLoss

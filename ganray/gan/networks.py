@@ -205,7 +205,7 @@ def _kernel(side: int) -> int:
 
 
 def _hidden(network: NetworkConfig, units: int) -> list[nn.Module]:
-    """Return what follows a hidden layer; the source text normalises after the activation."""
+    """Return what follows a hidden layer; the source text normalizes after the activation."""
     sigmoid = network.activation == "sigmoid"
     activation = nn.Sigmoid() if sigmoid else nn.LeakyReLU(network.leak)
     return [activation, nn.LayerNorm(units)] if network.layer_norm else [activation]
@@ -216,7 +216,7 @@ def _norm_act(channels: int, activation: nn.Module, groups: int = 4) -> list[nn.
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Initialise as Radford et al. 2015, section 4: N(0, 0.02)."""
+    """Initialize as Radford et al. 2015, section 4: N(0, 0.02)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
 

@@ -82,7 +82,7 @@ def add_spectral_norm(D: nn.Module) -> None:
     """Divide each weight matrix of D by its largest singular value: Miyato et al. 2018.
 
     Each forward pass in training mode updates the singular vectors by one power iteration. They are
-    buffers that are not synchronised: ranks start from the same values and do the same passes.
+    buffers that are not synchronized: ranks start from the same values and do the same passes.
     """
     for layer in list(D.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d):

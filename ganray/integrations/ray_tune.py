@@ -282,7 +282,7 @@ def _scheduler(base: Config, plan: SweepPlan, options: SweepConfig) -> TrialSche
         return PopulationBasedTraining(
             time_attr="kimg",
             perturbation_interval=interval,
-            # Moves to a neighbour in a list; multiplies a value of any other domain by 0.8 or 1.2.
+            # Moves to a neighbor in a list; multiplies a value of any other domain by 0.8 or 1.2.
             hyperparam_mutations={
                 "levels": {a.name: _domain(a) if a.range else list(a.labels) for a in plan.axes}
             },

@@ -71,7 +71,7 @@ def effective_rank(moments: Moments) -> float:
 def duplicate_threshold(reference: torch.Tensor, share: float = 0.01) -> float:
     """Return the distance up to which two samples count as duplicates, in units of the features.
 
-    It is the `share` quantile of the distance of each reference image to its nearest neighbour.
+    It is the `share` quantile of the distance of each reference image to its nearest neighbor.
     Reference images are assumed to be distinct, so about one in 1 / share of them pairs up by
     mistake, and n of them have a measured support of n / share or somewhat less. That is the
     largest support that can be found, so report it as well.

@@ -82,8 +82,8 @@ def frechet_distance(reference: Moments, samples: Moments) -> float:
 def frechet_distance_of_rows(reference: torch.Tensor, samples: torch.Tensor) -> float:
     """Return `frechet_distance` of feature matrices (n, d) and (m, d), faster if n, m < d.
 
-    The roots of two covariances have the same product as the centred rows: the trace of the root of
-    A B is the sum of the singular values of X Y^T, (n, m), over sqrt((n - 1) (m - 1)).
+    The roots of two covariances have the same product as the centered rows: the trace of the root
+    of A B is the sum of the singular values of X Y^T, (n, m), over sqrt((n - 1) (m - 1)).
     """
     check_features("reference", reference, rows=2)
     check_features("samples", samples, rows=2, like=reference.shape[1])

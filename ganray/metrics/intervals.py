@@ -7,7 +7,7 @@ Which one to use depends on what varies between repetitions:
 - the `rng_seed` of the training: ``replicate_interval``. Only this one shows whether one setting
   beats another; the others show whether n was large enough.
 
-Why subsamples: a bootstrap resample holds an image 0, 1, 2 ... times. Copies are neighbours at
+Why subsamples: a bootstrap resample holds an image 0, 1, 2 ... times. Copies are neighbors at
 distance 0, so radii shrink and duplicates appear that nobody drew, and the intervals of coverage
 and recall never hold. A subsample drawn *without* replacement has no copies (Politis and Romano
 1994). For m of n images, a statistic that converges as 1 / sqrt(n) scatters with the variance

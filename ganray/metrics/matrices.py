@@ -80,11 +80,11 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     A matrix product is many times faster than differences, but cancels where rows are closer than
     their norms are long. Those few pairs are recomputed from differences. They are fewest if the
-    rows are centred.
+    rows are centered.
 
     Args:
-        x: float64 (n, d), centred.
-        y: float64 (m, d), with the same centre subtracted.
+        x: float64 (n, d), centered.
+        y: float64 (m, d), with the same center subtracted.
 
     Returns:
         float64 (n, m), not negative, with a relative error far below ``TIE``.

@@ -30,7 +30,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class TrainingNeighbours:
+class TrainingNeighbors:
     """The training and held-out images that are nearest to n images."""
 
     nearest: torch.Tensor
@@ -51,7 +51,7 @@ class TrainingNeighbours:
         training: torch.Tensor,
         held_out: torch.Tensor,
         own: torch.Tensor | None = None,
-    ) -> TrainingNeighbours:
+    ) -> TrainingNeighbors:
         """Search among t training and h held-out images, which nothing was trained on.
 
         Args:
@@ -102,29 +102,29 @@ class TrainingNeighbours:
 
 @dataclass(frozen=True)
 class TrainingSpacing:
-    """Distances between the training images that are nearest to n images and their neighbours."""
+    """Distances between the training images that are nearest to n images and their neighbors."""
 
-    neighbours: torch.Tensor
+    neighbors: torch.Tensor
     """int64 (n,): the training image nearest to that training image."""
     distances: torch.Tensor
     """float64 (n,): squared distance of these two."""
 
     @classmethod
     def of(cls, nearest: torch.Tensor, training: torch.Tensor) -> TrainingSpacing:
-        """Search the neighbours of some training images, int64 (n,), among all, (t, d)."""
+        """Search the neighbors of some training images, int64 (n,), among all, (t, d)."""
         found, index = nearest.unique(return_inverse=True)
         distances, rows = nearest_rows(training[found.to(training.device)], training, found)
         return cls(rows.to(index.device)[index], distances.to(index.device)[index])
 
-    def authenticity(self, samples: TrainingNeighbours) -> Estimate:
-        """Return the share of samples farther from their training image than its neighbour is.
+    def authenticity(self, samples: TrainingNeighbors) -> Estimate:
+        """Return the share of samples farther from their training image than its neighbor is.
 
         Alaa et al. 2022, section 3.3. In [0, 1]; 0 for copies. Trap: it is high for bad samples.
         """
         authentic = int((samples.distances > self.distances).sum())
         return share_interval(authentic, len(samples.distances))
 
-    def closest(self, samples: TrainingNeighbours) -> torch.Tensor:
+    def closest(self, samples: TrainingNeighbors) -> torch.Tensor:
         """Return all samples, int64 (n,), those that are most like copies first.
 
         They are nearest to their training image, relative to its distance to other ones.
@@ -132,7 +132,7 @@ class TrainingSpacing:
         return (samples.distances / self.distances.clamp_min(_TINY)).argsort(stable=True)
 
 
-def copying_statistic(samples: TrainingNeighbours, held_out: TrainingNeighbours) -> float:
+def copying_statistic(samples: TrainingNeighbors, held_out: TrainingNeighbors) -> float:
     """Return C_T of a single cell (Meehan, Chaudhuri and Dasgupta 2020), a z-score.
 
     It is that of Mann and Whitney's test of the samples' distances to their nearest training images
@@ -158,12 +158,12 @@ def nearest_rows(
         excluded: int64 (q,): a row of `points` for each query, which is passed over; None: none.
     """
     device = queries.device
-    centre = queries.float().mean(0)
-    x = queries.float() - centre
+    center = queries.float().mean(0)
+    x = queries.float() - center
     closest = x.new_full((len(x),), torch.inf)
     rows = torch.zeros(len(x), dtype=torch.int64, device=device)
     for start in range(0, len(points), _POINTS):
-        y = points[start : start + _POINTS].to(device).float() - centre
+        y = points[start : start + _POINTS].to(device).float() - center
         lengths = y.square().sum(1)
         for part in blocks(len(x), len(y)):
             squares = lengths.addmm(x[part], y.T, alpha=-2)  # less those of x

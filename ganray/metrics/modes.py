@@ -72,8 +72,8 @@ def kl(counts: ArrayLike, reference: ArrayLike | None = None) -> float:
     ``kl_corrected``.
 
     Args:
-        counts: int (K,), normalised to p. The result is nan if all are 0.
-        reference: Weights of the classes (K,) at any scale, normalised to q; None for uniform. The
+        counts: int (K,), normalized to p. The result is nan if all are 0.
+        reference: Weights of the classes (K,) at any scale, normalized to q; None for uniform. The
             result is inf if samples fall into a class of weight 0.
     """
     return _kl(*_distributions(counts, reference))

@@ -1,7 +1,7 @@
 """Fidelity and coverage from balls around images: precision, recall, density and coverage.
 
 Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 and 2), density and coverage
-(Naeem et al. 2020, section 3). The ball of an image reaches to its k-th nearest neighbour in the
+(Naeem et al. 2020, section 3). The ball of an image reaches to its k-th nearest neighbor in the
 same set; the union of a set's balls is its manifold.
 """
 
@@ -15,14 +15,14 @@ import torch
 from ganray.metrics.matrices import TIE, blocks, check_features, squared_distances
 
 PRECISION_RECALL_K = 3
-"""Neighbour that bounds the balls of precision and recall, as in Kynkaanniemi et al."""
+"""Neighbor that bounds the balls of precision and recall, as in Kynkaanniemi et al."""
 DENSITY_COVERAGE_K = 5
-"""Neighbour that bounds the balls of density and coverage, as in Naeem et al."""
+"""Neighbor that bounds the balls of density and coverage, as in Naeem et al."""
 
 
 @dataclass(frozen=True)
 class Manifold:
-    """Features of a set of images and the distances to their nearest neighbours."""
+    """Features of a set of images and the distances to their nearest neighbors."""
 
     features: torch.Tensor
     """float32 or float64 (n, d), as given, on its device."""
@@ -31,7 +31,7 @@ class Manifold:
 
     @classmethod
     def fit(cls, features: torch.Tensor, k: int = DENSITY_COVERAGE_K) -> Manifold:
-        """Find the k nearest neighbours of each row; n must exceed k.
+        """Find the k nearest neighbors of each row; n must exceed k.
 
         Needs about 100 MB besides the features and their float64 copy, whatever n is.
         """
@@ -93,15 +93,15 @@ def manifold_scores(
     Args:
         reference: Manifold of n images, fit with a k of at least both of the k below.
         samples: Manifold of m images on the same device, fit with at least `precision_recall_k`.
-        precision_recall_k: Neighbour that bounds the closed balls.
-        density_coverage_k: Neighbour that bounds the open balls.
+        precision_recall_k: Neighbor that bounds the closed balls.
+        density_coverage_k: Neighbor that bounds the open balls.
     """
     assert max(precision_recall_k, density_coverage_k) <= reference.nearest.shape[1]
     assert precision_recall_k <= samples.nearest.shape[1]
     check_features("samples", samples.features, rows=1, like=reference.features.shape[1])
     x, y = reference.features.double(), samples.features.double()
-    centre = x.mean(0)
-    x, y = x - centre, y - centre
+    center = x.mean(0)
+    x, y = x - center, y - center
     x_closed = reference.nearest[:, precision_recall_k - 1, None] * (1 + TIE)
     y_closed = samples.nearest[:, precision_recall_k - 1] * (1 + TIE)
     x_open = reference.nearest[:, density_coverage_k - 1, None] * (1 - TIE)
@@ -128,7 +128,7 @@ def manifold_scores(
 
 
 def _typical_distance(reference: Manifold) -> float:
-    """Return the squared distance within which 99 % of the images have a neighbour."""
+    """Return the squared distance within which 99 % of the images have a neighbor."""
     return reference.nearest[:, 0].quantile(0.99).item()
 
 
@@ -141,7 +141,7 @@ def ideal_coverage(references: int, samples: int, k: int = DENSITY_COVERAGE_K) -
     Args:
         references: Number of reference images, more than k.
         samples: Number of samples, not negative.
-        k: Neighbour that bounds a ball.
+        k: Neighbor that bounds a ball.
     """
     others = references - 1 + samples
     return 1 - math.prod((references - 1 - i) / (others - i) for i in range(k))

@@ -333,8 +333,8 @@ def _jackknife(values: Array, without: Array, sizes: NDArray[np.int64]) -> list[
         return [Estimate(value, 0.0, 1.0, n) for value in values.tolist()]
     times = (sizes.sum() / sizes)[:, None]
     pseudo = times * values - (times - 1) * without
-    centre = (pseudo / times).sum(0)
-    error = np.sqrt(((pseudo - centre) ** 2 / (times - 1)).sum(0) / n)
+    center = (pseudo / times).sum(0)
+    error = np.sqrt(((pseudo - center) ** 2 / (times - 1)).sum(0) / n)
     reach = stdtrit(n - 1, 0.975) * error
-    ends = np.clip([centre, centre - reach, centre + reach], 0, 1)
+    ends = np.clip([center, center - reach, center + reach], 0, 1)
     return [Estimate(value, low, high, n) for value, low, high in ends.T.tolist()]

@@ -14,7 +14,7 @@ from ganray.config.serialization import flatten, without_secrets
 from ganray.errors import UserError, did_you_mean
 
 DEFAULT_AXES = (
-    "latent.distribution+latent.scaling=uniform+raw,uniform+centred,uniform+standardised,normal+raw",
+    "latent.distribution+latent.scaling=uniform+raw,uniform+centered,uniform+standardized,normal+raw",
     "latent.size=1,10,100",
     "optimizer=sgd,rmsprop,adam",
 )
@@ -43,7 +43,7 @@ class Level:
     """One value of an axis."""
 
     label: str
-    """Name in tables, e.g. "uniform centred"."""
+    """Name in tables, e.g. "uniform centered"."""
     overrides: Mapping[str, Any]
     """Fields of the config, by dotted name, or `rate`, a factor on both learning rates."""
 

@@ -91,7 +91,7 @@ def _train(
     watchdog: Watchdog,
     rollbacks: int,
 ) -> TrainState:
-    # Initialise, or load the latest checkpoint.
+    # Initialize, or load the latest checkpoint.
     watchdog.enter("start", 0)
     device, batch_size = context.device, config.train.batch_size
     state = build_state(config, images, device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ganray.figures import Row, labelled_rows, loss_chart
+from ganray.figures import Row, labeled_rows, loss_chart
 from ganray.files import write_atomic
 from ganray.gan.losses import LOSSES
 from ganray.training import journal
@@ -46,7 +46,7 @@ def draw_epochs(folder: Path, image_shape: tuple[int, int, int]) -> Path | None:
         rows.append(Row(images, f"{int(path.stem) / 1000:.1f} kimg"))
     path = folder / "epochs.png"
     title = f"{folder.name}: samples of the same latents, by real images seen"
-    Image.fromarray(labelled_rows([rows], title)).save(path)
+    Image.fromarray(labeled_rows([rows], title)).save(path)
     return path
 
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.claims --root ~/mnist --seeds 5 --processes 2
 
 Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. Finished runs are
-not repeated. The reference classifier, trained on first use, recognises the digits.
+not repeated. The reference classifier, trained on first use, recognizes the digits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from ganray.config.schema import LatentConfig
 from ganray.data.transforms import to_uint8
 from ganray.evaluation import classifier
-from ganray.figures import Row, labelled_rows
+from ganray.figures import Row, labeled_rows
 from ganray.gan import latents, networks
 from ganray.metrics import modes
 from ganray.progress import Progress
@@ -110,7 +110,7 @@ def main() -> None:
     }
     print(table(variants, results, options.home))
     rows = [picture_row(variant, options.home) for variant in variants]
-    Image.fromarray(labelled_rows([rows])).save(options.picture)
+    Image.fromarray(labeled_rows([rows])).save(options.picture)
 
 
 def run_folder(variant: Variant, seed: int, home: Path) -> Path:

@@ -1,7 +1,7 @@
 """Mixtures of normals in the plane, the usual toy data for mode collapse. Numpy only.
 
 The literature uses two: eight modes on a ring and 25 on a grid. A generator is trained on samples,
-and its points are scored by their distance to the nearest centre.
+and its points are scored by their distance to the nearest center.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ganray.metrics import modes
 # Separates these draws from others with the same rng_seed.
 _STREAM = 0x6D697874757265
 NEAR = 3.0
-"""Maximum distance from a centre, in sigma, of a high-quality point (VEEGAN, PacGAN)."""
+"""Maximum distance from a center, in sigma, of a high-quality point (VEEGAN, PacGAN)."""
 HIGH_QUALITY = 1 - math.exp(-(NEAR**2) / 2)
 """Share of high-quality points of the mixture itself: 98.9 %, if the modes are far apart."""
 
@@ -29,24 +29,24 @@ class MixtureScores:
     modes: int
     """Modes with at least one high-quality point."""
     high_quality: float
-    """Share of points within 3 sigma of their nearest centre, in [0, 1]. ``HIGH_QUALITY`` is ideal;
-    it is 1 if all points are centres."""
+    """Share of points within 3 sigma of their nearest center, in [0, 1]. ``HIGH_QUALITY`` is ideal;
+    it is 1 if all points are centers."""
     reverse_kl: float
-    """KL of the modes' shares to uniform in nats; each point counts for its nearest centre. 0 is
+    """KL of the modes' shares to uniform in nats; each point counts for its nearest center. 0 is
     ideal, ln K means one mode; ``ideal_kl`` is the score of the mixture itself for n points."""
     counts: tuple[int, ...]
-    """(K,) number of points nearest to each centre, at any distance."""
+    """(K,) number of points nearest to each center, at any distance."""
     n: int
     """Number of points."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Equally likely normals with one sigma around centres in the plane."""
+    """Equally likely normals with one sigma around centers in the plane."""
 
     name: str
     """Name in the published tables."""
-    centres: tuple[tuple[float, float], ...]
+    centers: tuple[tuple[float, float], ...]
     """(K, 2), all distinct."""
     sigma: float
     """Standard deviation along each axis."""
@@ -54,8 +54,8 @@ class Mixture:
     def sample(self, n: int, rng_seed: int, step: int = 0) -> NDArray[np.float32]:
         """Draw n points, float32 (n, 2); other steps draw other points."""
         rng = np.random.default_rng([rng_seed, _STREAM, step])
-        which = rng.integers(len(self.centres), size=n)
-        points = np.array(self.centres)[which] + self.sigma * rng.standard_normal((n, 2))
+        which = rng.integers(len(self.centers), size=n)
+        points = np.array(self.centers)[which] + self.sigma * rng.standard_normal((n, 2))
         return points.astype(np.float32)
 
     def score(self, points: ArrayLike) -> MixtureScores:
@@ -73,9 +73,9 @@ class Mixture:
                 f"points: {bad} of {len(points)} are not finite; report diverged runs separately"
             )
         nearest, near = self.nearest(points)
-        counts = modes.count(nearest, len(self.centres))
+        counts = modes.count(nearest, len(self.centers))
         return MixtureScores(
-            modes=modes.count_captured(modes.count(nearest[near], len(self.centres))),
+            modes=modes.count_captured(modes.count(nearest[near], len(self.centers))),
             high_quality=float(near.mean()),
             reverse_kl=modes.kl(counts),
             counts=tuple(counts.tolist()),
@@ -83,8 +83,8 @@ class Mixture:
         )
 
     def nearest(self, points: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the nearest centre of each point, int64 (n,), and whether it is within 3 sigma."""
-        offsets = np.asarray(points, np.float64)[:, None] - np.array(self.centres)
+        """Return the nearest center of each point, int64 (n,), and whether it is within 3 sigma."""
+        offsets = np.asarray(points, np.float64)[:, None] - np.array(self.centers)
         squares = (offsets**2).sum(2)
         return squares.argmin(1), squares.min(1) <= (NEAR * self.sigma) ** 2
 
@@ -96,8 +96,8 @@ def ring(count: int = 8, radius: float = 1.0, sigma: float = 0.01) -> Mixture:
     modes, one of them with double weight.
     """
     angles = 2 * math.pi * np.arange(count) / count
-    centres = radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-    return Mixture(f"ring-{count}", tuple((float(x), float(y)) for x, y in centres), sigma)
+    centers = radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return Mixture(f"ring-{count}", tuple((float(x), float(y)) for x, y in centers), sigma)
 
 
 def grid(side: int = 5, spacing: float = 2.0, sigma: float = 0.05) -> Mixture:

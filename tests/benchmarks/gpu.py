@@ -353,7 +353,7 @@ class Link:
     name: str
     gpus: int
     latency_us: float
-    """Of one message between neighbours, on average: 3 within a node, 25 between nodes."""
+    """Of one message between neighbors, on average: 3 within a node, 25 between nodes."""
     gigabytes_per_s: float
     """80 % of what the hardware promises."""
 

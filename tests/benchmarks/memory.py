@@ -21,7 +21,7 @@ from ganray.evaluation.extractors import Features, PixelExtractor
 from ganray.evaluation.suite import report
 from ganray.metrics.diversity import count_duplicates
 from ganray.metrics.frechet import kid
-from ganray.metrics.memorization import TrainingNeighbours
+from ganray.metrics.memorization import TrainingNeighbors
 from ganray.metrics.precision_recall import Manifold, manifold_scores
 
 ROWS, WIDTH = 50_000, FEATURES
@@ -41,7 +41,7 @@ CALLS = {
         Manifold.fit(reference, 5), Manifold.fit(samples, 3)
     ),
     "duplicates": lambda _, samples: count_duplicates([samples], [1e-3]),
-    "memorization": lambda reference, samples: TrainingNeighbours.of(
+    "memorization": lambda reference, samples: TrainingNeighbors.of(
         samples, reference, reference.flip(1)
     ),
     "kid": kid,

@@ -362,7 +362,7 @@ def cloud(mixture: Mixture) -> np.ndarray:
 
     Many modes count as captured, so their number means little without the quality.
     """
-    spread = np.array(mixture.centres).std(0)
+    spread = np.array(mixture.centers).std(0)
     return np.random.default_rng(0).standard_normal((SAMPLES, 2)) * spread
 
 
@@ -385,14 +385,14 @@ def cells(scored: Sequence[dict[str, Any] | None]) -> str:
 def notes(mixtures: Sequence[str], iterations: int, seeds: int, nets: Nets) -> str:
     """Explain the figures."""
     ideal = "; ".join(
-        f"{name} {ideal_kl(SAMPLES, np.ones(len(MIXTURES[name].centres)))[0]:.4f}"
+        f"{name} {ideal_kl(SAMPLES, np.ones(len(MIXTURES[name].centers)))[0]:.4f}"
         for name in mixtures
     )
     optimizer = nets.optimizer
     return (
         f"{SAMPLES:,} points. Modes: modes with a point within 3 sigma. HQ: share of points within"
-        f" 3 sigma of a centre, {HIGH_QUALITY:.1%} for the mixture itself. rKL: KL of the modes'"
-        " shares to uniform in nats, each point counted for its nearest centre; an ideal sampler"
+        f" 3 sigma of a center, {HIGH_QUALITY:.1%} for the mixture itself. rKL: KL of the modes'"
+        " shares to uniform in nats, each point counted for its nearest center; an ideal sampler"
         f" has {ideal}.\nOurs: {iterations:,} steps of D, {seeds} seeds, mean ± half width of the"
         f" 95 % t-interval; {nets.name} nets, {optimizer.name} {optimizer.lr_G:g}, betas"
         f" {optimizer.beta1:g} and {optimizer.beta2:g}, {nets.batch_size} logits per"
@@ -434,14 +434,14 @@ def draw(
 
 def panel(axis: Any, mixture: Mixture, points: np.ndarray) -> None:
     """Draw one scatter plot; all panels of a mixture have the same scale."""
-    limit = 1.3 * np.abs(mixture.centres).max()
+    limit = 1.3 * np.abs(mixture.centers).max()
     axis.axis("on")
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     if not np.isfinite(points).all():
         return
     _, near = mixture.nearest(points)
-    for which, colour in ((~near, "#c23b22"), (near, "#1f4e9c")):
-        axis.scatter(*points[which].T, s=1.5, c=colour, alpha=0.5, linewidths=0)
+    for which, color in ((~near, "#c23b22"), (near, "#1f4e9c")):
+        axis.scatter(*points[which].T, s=1.5, c=color, alpha=0.5, linewidths=0)
 
 
 if __name__ == "__main__":

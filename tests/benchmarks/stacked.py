@@ -4,7 +4,7 @@
 
 Every run is `jobs/mnist.py PRESET --train.rng_seed N` without Ray, on one core. Finished runs are
 not repeated; with more --iterations they continue. The reference classifier of MNIST, trained on
-first use, recognises the digit in each channel; the mode is 100 red + 10 green + blue.
+first use, recognizes the digit in each channel; the mode is 100 red + 10 green + blue.
 
 Modes are counted as published, for G itself and from one sample on. Gated counts require a
 confidence of p > 0.9 for all three digits, since uniform noise alone "captures" 98 modes. The notes
@@ -316,7 +316,7 @@ def notes(root: Path, accuracy: float) -> str:
         for n, (mean, low, high) in ideal.items()
     )
     return (
-        f"\nKL of an ideal sampler in nats: {ideal_text}.\nThe classifier recognises all three"
+        f"\nKL of an ideal sampler in nats: {ideal_text}.\nThe classifier recognizes all three"
         f" digits in {accuracy:.1%} of the real images. Published rows are as printed; ± is theirs."
         " Ours: mean ± half width of the 95 % t-interval over seeds. t3: 25,600 samples, t2:"
         " 26,000.\nOurs have GroupNorm where the published nets have BatchNorm."

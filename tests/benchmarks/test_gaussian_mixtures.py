@@ -13,10 +13,10 @@ BOTH = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=lambda mixture:
 
 
 def test_the_ring_has_eight_distinct_modes():
-    centres = np.array(ring().centres)
-    assert centres.shape == (8, 2)
-    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1)
-    distances = cdist(centres, centres)
+    centers = np.array(ring().centers)
+    assert centers.shape == (8, 2)
+    np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1)
+    distances = cdist(centers, centers)
     chord = 2 * math.sin(math.pi / 8)
     np.testing.assert_allclose(np.sort(distances, 1)[:, 1], chord)
     assert ring().sigma == 0.01
@@ -24,7 +24,7 @@ def test_the_ring_has_eight_distinct_modes():
 
 def test_the_grid_is_25_modes_from_minus_4_to_4():
     axis = (-4, -2, 0, 2, 4)
-    assert set(grid().centres) == {(x, y) for x in axis for y in axis}
+    assert set(grid().centers) == {(x, y) for x in axis for y in axis}
     assert grid().sigma == 0.05
 
 
@@ -35,8 +35,8 @@ def test_the_mixture_itself_reaches_the_closed_form(mixture):
     scores = mixture.score(mixture.sample(n, rng_seed=3))
     assert binomtest(round(scores.high_quality * n), n, HIGH_QUALITY).pvalue > 1e-3
     assert pytest.approx(0.98889, abs=1e-5) == HIGH_QUALITY
-    assert scores.modes == len(mixture.centres)
-    _, low, high = ideal_kl(n, np.ones(len(mixture.centres)), repeats=500)
+    assert scores.modes == len(mixture.centers)
+    _, low, high = ideal_kl(n, np.ones(len(mixture.centers)), repeats=500)
     assert low / 2 <= scores.reverse_kl <= high * 2
     assert sum(scores.counts) == scores.n == n
 
@@ -49,11 +49,11 @@ def test_the_kl_of_an_ideal_sampler_is_chi_squared():
 
 
 @BOTH
-def test_points_are_normal_around_their_centre(mixture):
+def test_points_are_normal_around_their_center(mixture):
     points = mixture.sample(20_000, rng_seed=0)
     assert points.dtype == np.float32
     nearest, _ = mixture.nearest(points)
-    offsets = (points - np.array(mixture.centres)[nearest]) / mixture.sigma
+    offsets = (points - np.array(mixture.centers)[nearest]) / mixture.sigma
     for axis in range(2):
         assert kstest(offsets[:, axis], "norm").pvalue > 1e-3
 
@@ -72,9 +72,9 @@ def test_scores_equal_a_plain_loop(mixture):
     rng = np.random.default_rng(0)
     points = mixture.sample(300, rng_seed=0) + rng.normal(0, mixture.sigma * 2, (300, 2))
     points = np.concatenate([points, rng.uniform(-5, 5, (200, 2))])
-    counts, good = [0] * len(mixture.centres), [0] * len(mixture.centres)
+    counts, good = [0] * len(mixture.centers), [0] * len(mixture.centers)
     for x, y in points:
-        distances = [math.hypot(x - a, y - b) for a, b in mixture.centres]
+        distances = [math.hypot(x - a, y - b) for a, b in mixture.centers]
         nearest = distances.index(min(distances))
         counts[nearest] += 1
         good[nearest] += distances[nearest] <= 3 * mixture.sigma
@@ -86,14 +86,14 @@ def test_scores_equal_a_plain_loop(mixture):
 
 
 @BOTH
-def test_collapse_to_one_centre(mixture):
-    scores = mixture.score([mixture.centres[-1]] * 10)
+def test_collapse_to_one_center(mixture):
+    scores = mixture.score([mixture.centers[-1]] * 10)
     assert (scores.modes, scores.high_quality) == (1, 1.0)
-    assert scores.reverse_kl == pytest.approx(math.log(len(mixture.centres)))
+    assert scores.reverse_kl == pytest.approx(math.log(len(mixture.centers)))
 
 
 def test_points_between_modes_capture_none_though_they_are_balanced():
-    scores = ring().score(0.9 * np.array(ring().centres))
+    scores = ring().score(0.9 * np.array(ring().centers))
     assert (scores.modes, scores.high_quality) == (0, 0.0)
     assert scores.reverse_kl == pytest.approx(0)
 

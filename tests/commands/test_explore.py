@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 main = runpy.run_path(str(ROOT / "jobs" / "explore.py"))["main"]
 NORMAL = LatentConfig("normal", 100)
 NAMES = ["z1", "z2", "z1 + z2", "z1 - z2", "z1 * z2"]
-PNGS = ["arithmetic.png", "interpolation.png", "neighbours.png", "samples.png"]
+PNGS = ["arithmetic.png", "interpolation.png", "neighbors.png", "samples.png"]
 CPU = torch.device("cpu")
 QUICK = ["--pairs", "2", "--steps", "3", "--fps", "4", "--seconds", "1"]
 
@@ -33,9 +33,9 @@ QUICK = ["--pairs", "2", "--steps", "3", "--fps", "4", "--seconds", "1"]
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def grey_generator(level, classes=0, latent=NORMAL) -> TrainedGenerator:
-    """Return a generator of uniformly grey images; `level` maps its inputs to greys in [0, 1]."""
-    config = Config(name="grey", latent=latent, network=NetworkConfig(kind="mlp"))
+def gray_generator(level, classes=0, latent=NORMAL) -> TrainedGenerator:
+    """Return a generator of uniformly gray images; `level` maps its inputs to grays in [0, 1]."""
+    config = Config(name="gray", latent=latent, network=NetworkConfig(kind="mlp"))
 
     def generate(x):
         return level(x)[:, None, None, None].expand(-1, 1, 96, 96)
@@ -44,18 +44,18 @@ def grey_generator(level, classes=0, latent=NORMAL) -> TrainedGenerator:
 
 
 def label_generator(classes: int) -> TrainedGenerator:
-    """Return a conditional generator of images whose grey is the label / 20."""
-    return grey_generator(lambda x: x[:, 100:].argmax(dim=1) / 20, classes)
+    """Return a conditional generator of images whose gray is the label / 20."""
+    return gray_generator(lambda x: x[:, 100:].argmax(dim=1) / 20, classes)
 
 
-NORMS = grey_generator(lambda x: x.norm(dim=1) / 20)
-FIRST_COORDINATES = grey_generator(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 0.999))
+NORMS = gray_generator(lambda x: x.norm(dim=1) / 20)
+FIRST_COORDINATES = gray_generator(lambda x: (x[:, 0] / 8 + 0.5).clamp(0, 0.999))
 
 
 @pytest.fixture
 def draw(monkeypatch):
-    """Function that returns the rows of a picture as greys in [0, 1], captions and notes."""
-    monkeypatch.setattr(explore, "labelled_rows", lambda groups, title: groups)
+    """Function that returns the rows of a picture as grays in [0, 1], captions and notes."""
+    monkeypatch.setattr(explore, "labeled_rows", lambda groups, title: groups)
 
     def draw(picture, generator, **options):
         groups = picture(generator, ExploreConfig(**options))
@@ -64,8 +64,8 @@ def draw(monkeypatch):
     return draw
 
 
-def greys(frame: np.ndarray) -> np.ndarray:
-    """Return the grey of each image of an animation's frame, in [0, 1]."""
+def grays(frame: np.ndarray) -> np.ndarray:
+    """Return the gray of each image of an animation's frame, in [0, 1]."""
     return frame[64::100, 64::100, 0] / 255
 
 
@@ -122,7 +122,7 @@ def test_pictures_are_kept_if_mlflow_is_unreachable(trained_run, tmp_path, capsy
 def test_lerp_leaves_the_shell_and_slerp_stays_on_it(draw):
     pairs = draw(explore.interpolation, NORMS, pairs=20, steps=13)
     assert [caption for _, caption, _ in pairs[0]] == ["straight\n(lerp)", "great circle\n(slerp)"]
-    lerp, slerp = np.array([[grey for grey, *_ in pair] for pair in pairs]).swapaxes(0, 1) * 20
+    lerp, slerp = np.array([[gray for gray, *_ in pair] for pair in pairs]).swapaxes(0, 1) * 20
     assert lerp[:, 6].mean() == pytest.approx(7.07, abs=0.2)
     assert slerp[:, 6].mean() == pytest.approx(10, abs=0.2)
     assert (lerp[:, [0, -1]] == slerp[:, [0, -1]]).all()  # both have the same ends
@@ -131,7 +131,7 @@ def test_lerp_leaves_the_shell_and_slerp_stays_on_it(draw):
 
 
 def test_sums_differences_and_products_as_computed_and_on_the_shell(draw):
-    first = grey_generator(lambda x: (x[:, 0] / 16 + 0.5).clamp(0, 1))
+    first = gray_generator(lambda x: (x[:, 0] / 16 + 0.5).clamp(0, 1))
     for (raw, caption, notes), _ in draw(explore.arithmetic, first, pairs=3):
         z1, z2, *results = (raw - 0.5) * 16
         assert results == pytest.approx([z1 + z2, z1 - z2, z1 * z2], abs=0.3)
@@ -144,20 +144,20 @@ def test_sums_differences_and_products_as_computed_and_on_the_shell(draw):
 
 
 def test_neighbors_start_at_one_latent_and_keep_its_norm(draw):
-    (rows,) = draw(explore.neighbourhood, NORMS, pairs=3, steps=4, degrees=30)
-    assert np.ptp([grey for grey, *_ in rows]) <= 1 / 255
+    (rows,) = draw(explore.neighborhood, NORMS, pairs=3, steps=4, degrees=30)
+    assert np.ptp([gray for gray, *_ in rows]) <= 1 / 255
     assert rows[0][2] == ["0°", "10°", "20°", "30°"]
-    (rows,) = draw(explore.neighbourhood, FIRST_COORDINATES, pairs=3, steps=4)
-    starts, ends = (np.array([grey[i] for grey, *_ in rows]) for i in (0, -1))
+    (rows,) = draw(explore.neighborhood, FIRST_COORDINATES, pairs=3, steps=4)
+    starts, ends = (np.array([gray[i] for gray, *_ in rows]) for i in (0, -1))
     assert np.ptp(starts) == 0 < np.ptp(ends)
 
 
 @pytest.mark.parametrize(("label", "labels"), [(None, [0, 1, 2, 0, 1, 2, 0, 1]), (2, [2] * 8)])
 def test_rows_cycle_through_the_labels_unless_one_is_chosen(draw, label, labels):
     generator = label_generator(3)
-    for picture in (explore.samples, explore.neighbourhood):
+    for picture in (explore.samples, explore.neighborhood):
         (rows,) = draw(picture, generator, label=label, pairs=8)
-        assert [round(grey.mean() * 20) for grey, *_ in rows] == labels
+        assert [round(gray.mean() * 20) for gray, *_ in rows] == labels
         assert [caption for _, caption, _ in rows] == [f"label {i}" for i in labels]
     for picture in (explore.interpolation, explore.arithmetic):
         groups = draw(picture, generator, label=label, pairs=8)
@@ -167,12 +167,12 @@ def test_rows_cycle_through_the_labels_unless_one_is_chosen(draw, label, labels)
 
 def test_samples_have_a_row_for_each_class(draw):
     (rows,) = draw(explore.samples, label_generator(12))
-    assert [round(grey[7] * 20) for grey, *_ in rows] == list(range(12))
+    assert [round(gray[7] * 20) for gray, *_ in rows] == list(range(12))
 
 
 def test_the_animation_cycles_through_the_labels():
     frame = explore.walk(label_generator(10), ExploreConfig(fps=1, seconds=2))[1]
-    assert (greys(frame) * 20).round().flatten().tolist() == [*range(10), *range(6)]
+    assert (grays(frame) * 20).round().flatten().tolist() == [*range(10), *range(6)]
 
 
 def test_the_walk_closes_without_a_jump(tmp_path):
@@ -182,7 +182,7 @@ def test_the_walk_closes_without_a_jump(tmp_path):
         frames = []
         for i in range(40):
             gif.seek(i)
-            frames.append(greys(np.asarray(gif.convert("RGB"))))
+            frames.append(grays(np.asarray(gif.convert("RGB"))))
     strides = abs(np.roll(frames, -1, axis=0) - frames).max(axis=(1, 2))
     assert strides[-1] <= strides[:-1].max()
     assert 0 < strides.max() < 0.2
@@ -190,13 +190,13 @@ def test_the_walk_closes_without_a_jump(tmp_path):
 
 def test_a_latent_of_one_number_can_be_explored(draw):
     uniform = LatentConfig("uniform", 1)
-    generator = grey_generator(lambda x: x[:, 0].abs().clamp(0, 1), latent=uniform)
+    generator = gray_generator(lambda x: x[:, 0].abs().clamp(0, 1), latent=uniform)
     for (lerp, *_), (slerp, *_) in draw(explore.interpolation, generator):
         assert (lerp == slerp).all()
     for (_, *_), (scaled, *_) in draw(explore.arithmetic, generator):
         assert scaled == pytest.approx([1 / np.sqrt(3)] * 5, abs=0.01)
-    for grey, *_ in draw(explore.neighbourhood, generator, degrees=60)[0]:
-        assert grey[-1] == pytest.approx(grey[0] / 2, abs=0.01)
+    for gray, *_ in draw(explore.neighborhood, generator, degrees=60)[0]:
+        assert gray[-1] == pytest.approx(gray[0] / 2, abs=0.01)
 
 
 def test_more_pairs_do_not_change_the_first_ones(draw):
@@ -209,24 +209,24 @@ def test_more_pairs_do_not_change_the_first_ones(draw):
 
 
 def test_pictures_of_truncated_latents(draw, monkeypatch):
-    for picture in (explore.samples, explore.interpolation, explore.neighbourhood):
+    for picture in (explore.samples, explore.interpolation, explore.neighborhood):
         for full, half in zip(draw(picture, NORMS), draw(picture, NORMS, psi=0.5), strict=True):
-            for (grey, *_), (truncated, *_) in zip(full, half, strict=True):
-                assert truncated == pytest.approx(grey / 2, abs=0.005)
+            for (gray, *_), (truncated, *_) in zip(full, half, strict=True):
+                assert truncated == pytest.approx(gray / 2, abs=0.005)
     (raw, *_), (scaled, caption, _) = draw(explore.arithmetic, NORMS, psi=0.5)[0]
     assert raw[0] * 20 == pytest.approx(5, abs=1)
     assert scaled * 20 == pytest.approx([5] * 5, abs=0.1)
     assert caption == "scaled to\n|z| = 5.00"
     titles = []
-    monkeypatch.setattr(explore, "labelled_rows", lambda groups, title: titles.append(title))
+    monkeypatch.setattr(explore, "labeled_rows", lambda groups, title: titles.append(title))
     for psi in (1, 0.5):
         explore.samples(NORMS, ExploreConfig(psi=psi))
-    assert titles == ["grey: random samples", "grey: random samples; truncated with psi = 0.5"]
+    assert titles == ["gray: random samples", "gray: random samples; truncated with psi = 0.5"]
 
 
 def test_the_animation_of_truncated_latents():
     frame = explore.walk(NORMS, ExploreConfig(psi=0.5, fps=1, seconds=2))[0]
-    assert (greys(frame) * 20).mean() == pytest.approx(5, abs=0.5)
+    assert (grays(frame) * 20).mean() == pytest.approx(5, abs=0.5)
 
 
 def test_a_truncation_without_effect_is_said(trained_run, tmp_path, capsys):

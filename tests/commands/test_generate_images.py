@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 LATENT = LatentConfig("normal", 3)
 
 
-def grey_generator(classes: int = 0) -> TrainedGenerator:
-    """Return a generator of 8x8 images, grey by the first coordinate and the class."""
-    config = Config(name="grey", latent=LATENT, network=NetworkConfig(kind="mlp"))
+def gray_generator(classes: int = 0) -> TrainedGenerator:
+    """Return a generator of 8x8 images, gray by the first coordinate and the class."""
+    config = Config(name="gray", latent=LATENT, network=NetworkConfig(kind="mlp"))
 
     def generate(x):
         label = x[:, 3:].argmax(dim=1) if classes else 0
@@ -35,8 +35,8 @@ def grey_generator(classes: int = 0) -> TrainedGenerator:
 
 
 def write(folder, count, generator=None, **options):
-    """Write images and return the grey of each, in [0, 255]."""
-    generator = generator or grey_generator()
+    """Write images and return the gray of each, in [0, 255]."""
+    generator = generator or gray_generator()
     generate_images.generate_images(generator, ExploreConfig(**options), count, folder)
     paths = sorted(folder.glob("*/*.png"))
     assert [path.relative_to(folder).as_posix() for path in paths] == [
@@ -57,17 +57,17 @@ def test_images_follow_from_the_seed_and_a_larger_count_adds_to_the_first(tmp_pa
 
 
 def test_classes_cycle_and_the_folder_is_a_source_with_labels(tmp_path):
-    images = write(tmp_path / "cycled", 1010, grey_generator(3))
+    images = write(tmp_path / "cycled", 1010, gray_generator(3))
     assert (images // 25.5 == np.arange(1010) % 3).all()
     source = ImageFolder.open(tmp_path / "cycled")
     assert source.class_names == ("0", "1", "2")
     for index in range(0, 1010, 101):
-        grey = np.asarray(source.read(index))[0, 0, 0]
-        assert grey // 25.5 == source.labels[index]
+        gray = np.asarray(source.read(index))[0, 0, 0]
+        assert gray // 25.5 == source.labels[index]
 
 
 def test_images_of_one_class(tmp_path):
-    images = write(tmp_path / "twos", 20, grey_generator(3), label=2)
+    images = write(tmp_path / "twos", 20, gray_generator(3), label=2)
     assert (images // 25.5 == 2).all()
     pairs = json.loads((tmp_path / "twos" / "dataset.json").read_text())["labels"]
     assert pairs[0] == ["00000/img00000000.png", 2]

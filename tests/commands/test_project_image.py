@@ -43,11 +43,11 @@ def test_a_sample_is_projected_to_its_latent(trained_run, tmp_path, capsys, monk
 def test_the_picture_shows_the_image_its_projection_and_walks(trained_run, tmp_path, monkeypatch):
     drawn = []
 
-    def labelled_rows(groups, title):
+    def labeled_rows(groups, title):
         drawn.append((groups, title))
         return np.zeros((1, 1, 3), np.uint8)
 
-    monkeypatch.setattr(project_image, "labelled_rows", labelled_rows)
+    monkeypatch.setattr(project_image, "labeled_rows", labeled_rows)
     monkeypatch.setattr(projection, "STEPS", 3)
     Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "red.png")
     argv = ["tiny", "--home", str(trained_run.config.home), "--out", str(tmp_path / "out")]

@@ -35,7 +35,7 @@ def test_default_sweep(job, capsys):
     job.main([*DIGITS, "--name", "mine"])
     output = printed(capsys)
     assert "36 settings x 5 seeds = 180 runs, grid, " in output
-    assert "uniform, uniform centred, uniform standardised, normal" in output
+    assert "uniform, uniform centered, uniform standardized, normal" in output
     assert "optimizer" in output
     assert "sgd, rmsprop, adam" in output
 

@@ -30,7 +30,7 @@ def jpegs(celeba_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def face_jpegs(tmp_path_factory: pytest.TempPathFactory) -> tuple[CelebA, Path]:
-    """Ten drawn faces: their colours change as gently as those of photographs."""
+    """Ten drawn faces: their colors change as gently as those of photographs."""
     folder = tmp_path_factory.mktemp("faces")
     write_celeba(folder / "celeba", 10, rng_seed=0, processes=1)
     source = CelebA.open(folder / "celeba")
@@ -76,7 +76,7 @@ def test_any_size_is_cut_from_the_same_files(face_jpegs, size: int):
     assert abs(np.roll(found, 1, axis=0) - exact).mean() > 2 * error
 
 
-def test_a_wide_and_a_grey_picture():
+def test_a_wide_and_a_gray_picture():
     ramp = np.linspace(0, 255, 90).astype(np.uint8)
     image = Image.fromarray(np.tile(ramp, (60, 1)))
     file = io.BytesIO()

@@ -24,7 +24,7 @@ from ganray.evaluation.diagnosis import diagnose
 from ganray.evaluation.extractors import AttributeExtractor, ClassExtractor, FeatureExtractor
 from ganray.evaluation.held_out import to_bytes
 from ganray.evaluation.report import memorization_results
-from ganray.metrics.memorization import TrainingNeighbours, TrainingSpacing
+from ganray.metrics.memorization import TrainingNeighbors, TrainingSpacing
 
 CPU = torch.device("cpu")
 Images = np.ndarray
@@ -235,7 +235,7 @@ class FailureTest:
         self.reference, self.control = map(self.statistics, parts[1:3])
         self.sets = [to_bytes(extractor.extract(part).pixels) for part in (parts[0], parts[3])]
         own = torch.arange(n)
-        self.held_out = TrainingNeighbours.of(self.sets[1], *self.sets, own)
+        self.held_out = TrainingNeighbors.of(self.sets[1], *self.sets, own)
 
     def statistics(self, images: Images) -> ImageStatistics:
         """Return the statistics of images."""
@@ -247,9 +247,9 @@ class FailureTest:
         assert len(images) == self.n
         samples = self.statistics(images)
         report = suite.report(self.reference, samples, self.control, resamples=resamples)
-        neighbours = TrainingNeighbours.of(to_bytes(samples.extracted.pixels), *self.sets)
-        spacing = TrainingSpacing.of(neighbours.nearest, self.sets[0])
-        added = memorization_results(neighbours, spacing, self.held_out)
+        neighbors = TrainingNeighbors.of(to_bytes(samples.extracted.pixels), *self.sets)
+        spacing = TrainingSpacing.of(neighbors.nearest, self.sets[0])
+        added = memorization_results(neighbors, spacing, self.held_out)
         return replace(report, results=report.results | added)
 
     def wrong(self, failures: dict[str, Failure], resamples: int) -> dict[str, str]:

@@ -324,7 +324,7 @@ def test_images_of_another_shape_or_dtype_are_an_error(classifier, images, messa
         classifier.features(images)
 
 
-def test_digits_are_recognised_and_noise_is_not_confident(tmp_path):
+def test_digits_are_recognized_and_noise_is_not_confident(tmp_path):
     digits = load_digits()
     images = np.minimum(digits.images * 16, 255).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int64)

@@ -31,7 +31,7 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def digits() -> Classifier:
-    """Untrained classifier of grey images."""
+    """Untrained classifier of gray images."""
     classifier = Classifier((8, 8, 1), 10, rng_seed=0).eval()
     classifier.hash = "of-digits"
     return classifier
@@ -136,14 +136,14 @@ def test_the_hash_depends_on_the_attributes_and_the_modes():
     assert hashes[0] == extractor_of("Male").hash
 
 
-def test_recognised_even_and_uncorrelated_attributes_are_chosen():
+def test_recognized_even_and_uncorrelated_attributes_are_chosen():
     rng = np.random.default_rng(0)
     shares = np.array([0.3, 0.5, 0.5, 0.1, 0.45, 0.2])
     attributes = (rng.random((4000, 6)) < shares).astype(np.uint8)
     attributes[:, 2] = 1 - attributes[:, 1]  # opposites
     attributes[:, 4] = 0  # always absent
     names = tuple("abcdef")
-    accuracy = (0.975, 0.99, 0.99, 1.0, float("nan"), 0.8)  # "f" is not recognised
+    accuracy = (0.975, 0.99, 0.99, 1.0, float("nan"), 0.8)  # "f" is not recognized
     chosen = choose_attributes(names, attributes, accuracy)
     assert chosen[0] in "bc"
     assert chosen[1:] == ("a", "d")
@@ -171,8 +171,8 @@ def test_pixel_features_are_means_of_blocks(size, side, monkeypatch):
 
 def test_the_hash_of_a_pixel_extractor_contains_its_side():
     assert (PixelExtractor(CPU).hash, PixelExtractor(CPU, side=4).hash) == ("pixels-16", "pixels-4")
-    grey = np.full((1, 9, 8, 1), 51, np.uint8)
-    assert PixelExtractor(CPU, side=1).extract(grey).features.tolist() == [[pytest.approx(0.2)]]
+    gray = np.full((1, 9, 8, 1), 51, np.uint8)
+    assert PixelExtractor(CPU, side=1).extract(gray).features.tolist() == [[pytest.approx(0.2)]]
 
 
 def test_class_extractor_without_names_has_no_modes(digits):

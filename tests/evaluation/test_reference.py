@@ -176,9 +176,9 @@ def test_copies_of_training_images_are_found_through_their_files(tmp_path):
     assert test is not None
     with locate_datasets(config).open_training() as read_training:
         copies = read_training(np.arange(100, 300))
-    neighbours = test(coarse_pixels(copies, CPU))
-    assert neighbours.nearest.tolist() == list(range(100, 300))
+    neighbors = test(coarse_pixels(copies, CPU))
+    assert neighbors.nearest.tolist() == list(range(100, 300))
     radius = test.control.radius()
-    assert neighbours.memorized(radius).low > 0.5 > test.control.memorized(radius).high
+    assert neighbors.memorized(radius).low > 0.5 > test.control.memorized(radius).high
     few = test(coarse_pixels(copies, CPU), max_pairs=3 * (len(test.training) + len(test.held_out)))
     assert few.nearest.tolist() == [100, 199, 299]  # evenly spaced

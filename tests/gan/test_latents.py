@@ -14,7 +14,7 @@ from ganray.gan.latents import (
     angle_between,
     closed_walk,
     lerp,
-    neighbours,
+    neighbors,
     project_to_shell,
     shell_radius,
     slerp,
@@ -99,9 +99,9 @@ def test_the_mixture_has_ten_components_for_all_seeds():
 @pytest.mark.parametrize("size", [1, 7])
 def test_scaling_separates_location_scale_and_shape(distribution, size):
     n = 40_000
-    raw, centred, standardised = (
+    raw, centered, standardized = (
         draw(distribution, size=size, n=n, scaling=scaling).double()
-        for scaling in ("raw", "centred", "standardised")
+        for scaling in ("raw", "centered", "standardized")
     )
     mean, std = (
         torch.as_tensor(m).expand(size).double()
@@ -111,14 +111,14 @@ def test_scaling_separates_location_scale_and_shape(distribution, size):
     tolerance = 0.2 if distribution == "student-t" else 0.03
     torch.testing.assert_close(raw.mean(0), mean, atol=0.03, rtol=0)
     torch.testing.assert_close(raw.std(0), std, atol=0, rtol=tolerance)
-    torch.testing.assert_close(centred, raw - mean, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(standardised, centred / std, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(centered, raw - mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(standardized, centered / std, atol=1e-5, rtol=1e-5)
 
 
 def test_the_offset_is_added_after_scaling():
     plain, moved = (
-        draw("laplace", scaling="standardised"),
-        draw("laplace", scaling="standardised", offset=-2.5),
+        draw("laplace", scaling="standardized"),
+        draw("laplace", scaling="standardized", offset=-2.5),
     )
     torch.testing.assert_close(moved, plain - 2.5)
     with pytest.raises(ValueError, match=r"latent\.offset=inf must be finite"):
@@ -127,8 +127,8 @@ def test_the_offset_is_added_after_scaling():
 
 def test_a_latent_config_is_described_in_one_line():
     assert str(LatentConfig("uniform", 3)) == "uniform of size 3"
-    latent = LatentConfig("normal", 1, "standardised", -0.5)
-    assert str(latent) == "normal standardised - 0.5 of size 1"
+    latent = LatentConfig("normal", 1, "standardized", -0.5)
+    assert str(latent) == "normal standardized - 0.5 of size 1"
 
 
 def test_the_midpoint_of_lerp_leaves_the_shell_and_that_of_slerp_does_not():
@@ -178,7 +178,7 @@ def test_the_angle_is_accurate_near_0_and_pi():
 def test_neighbors_keep_the_norm_and_have_the_given_angles():
     z, towards = draw(n=2)
     angles = torch.tensor([0.0, 0.1, 0.5, 1.0])
-    walk = neighbours(z, towards, angles)
+    walk = neighbors(z, towards, angles)
     torch.testing.assert_close(walk[0], z)
     torch.testing.assert_close(walk.norm(dim=1), z.norm().expand(4))
     actual = [angle_between(z, step) for step in walk]
@@ -187,13 +187,13 @@ def test_neighbors_keep_the_norm_and_have_the_given_angles():
 
 def test_neighbors_rotate_towards_the_other_latent():
     z, towards = draw("uniform", n=2)
-    rotated = neighbours(z, towards, torch.tensor([angle_between(z, towards)]))[0]
+    rotated = neighbors(z, towards, torch.tensor([angle_between(z, towards)]))[0]
     torch.testing.assert_close(rotated / rotated.norm(), towards / towards.norm())
 
 
 @pytest.mark.parametrize("towards", [[0.9], [-0.3]])
 def test_a_one_dimensional_latent_has_neighbors(towards):
-    walk = neighbours(torch.tensor([0.5]), torch.tensor(towards), torch.tensor([0.0, math.pi / 3]))
+    walk = neighbors(torch.tensor([0.5]), torch.tensor(towards), torch.tensor([0.0, math.pi / 3]))
     torch.testing.assert_close(walk, torch.tensor([[0.5], [0.25]]))
 
 
@@ -221,8 +221,8 @@ def test_the_norms_of_latents_concentrate_at_the_shell_radius(distribution):
 
 def test_the_shell_radius_depends_on_scaling_and_offset():
     assert shell_radius(LatentConfig("uniform", 48)) == pytest.approx(4)  # E u^2 = 1/3
-    assert shell_radius(LatentConfig("uniform", 48, "centred")) == pytest.approx(2)  # 1/12
-    assert shell_radius(LatentConfig("uniform", 49, "standardised")) == pytest.approx(7)
+    assert shell_radius(LatentConfig("uniform", 48, "centered")) == pytest.approx(2)  # 1/12
+    assert shell_radius(LatentConfig("uniform", 49, "standardized")) == pytest.approx(7)
     assert shell_radius(LatentConfig("normal", 20, offset=2.0)) == pytest.approx(10)
 
 

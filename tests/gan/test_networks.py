@@ -31,7 +31,7 @@ def test_the_celeba_mlp_has_the_sizes_of_the_source_text():
 
 
 def test_the_first_mnist_pair_has_the_sizes_of_the_source_text():
-    """D 784-200-1 and G 1-200-784 with sigmoids, no normalisation and torch's initialisation."""
+    """D 784-200-1 and G 1-200-784 with sigmoids, no normalization and torch's initialization."""
     config = presets.first()
     G, D = networks.build(config.network, config.latent, (28, 28, 1))
     assert num_parameters(D) == (784 * 200 + 200) + (200 + 1)

@@ -195,9 +195,9 @@ def test_a_trial_reserves_a_part_of_a_gpu_on_the_nodes_that_were_asked_for():
     resources = {"CPU": 2, "GPU": 0.25, "accelerator_type:H100": 0.001}
     workers = Workers(1, True, 2)
     assert ray_tune._resources(config, workers, options) == resources
-    labelled = ray_tune._resources(replace(config, labels={"a": "b"}), workers, options)
-    assert labelled.bundles == [resources]
-    assert labelled._kwargs == {"bundle_label_selector": [{"a": "b"}]}
+    labeled = ray_tune._resources(replace(config, labels={"a": "b"}), workers, options)
+    assert labeled.bundles == [resources]
+    assert labeled._kwargs == {"bundle_label_selector": [{"a": "b"}]}
 
 
 @pytest.fixture

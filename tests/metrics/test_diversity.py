@@ -100,7 +100,7 @@ def test_duplicates_are_near_by_all_features():
 def test_reference_images_reach_the_largest_measurable_support():
     reference = normal(1000, 16, seed=8)
     support = support_of(reference, duplicate_threshold(reference, 0.01)).value
-    # Ten of the thousand have a neighbour within the threshold: five pairs, or more in triples.
+    # Ten of the thousand have a neighbor within the threshold: five pairs, or more in triples.
     assert 1000 / 0.01 / 2 <= support <= 1000 / 0.01
 
 

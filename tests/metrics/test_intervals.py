@@ -84,7 +84,7 @@ def test_a_subsample_interval_has_the_width_of_independent_samples():
 
 
 @pytest.mark.parametrize("metric", ["coverage", "recall", "precision", "density"])
-def test_subsample_intervals_of_neighbours_hold_for_new_samples_and_reference_images(metric):
+def test_subsample_intervals_of_neighbors_hold_for_new_samples_and_reference_images(metric):
     """The expectation of 300 against 300, of 40 draws of both, lies in nearly all intervals."""
 
     def score(x, y):

@@ -34,10 +34,10 @@ def by_torch_fidelity(reference, samples, k=3):
 
 
 def clusters(modes, n, rng_seed=0):
-    """Draw rows around the first `modes` of ten centres, like features of a classifier."""
-    centres = 6 * normal(10, 16, 99)
+    """Draw rows around the first `modes` of ten centers, like features of a classifier."""
+    centers = 6 * normal(10, 16, 99)
     which = torch.randint(modes, (n,), generator=torch.Generator().manual_seed(rng_seed))
-    return centres[which] + normal(n, 16, rng_seed + 1)
+    return centers[which] + normal(n, 16, rng_seed + 1)
 
 
 @pytest.mark.parametrize("d", [1, 2, 16, 128])
@@ -149,7 +149,7 @@ def test_order_does_not_change_scores():
 
 @pytest.mark.parametrize("move", [100.0, -1e4])
 def test_a_far_origin_does_not_change_scores(move):
-    # With float32 products, as in torch-fidelity, this changes which images are neighbours.
+    # With float32 products, as in torch-fidelity, this changes which images are neighbors.
     reference, samples = normal(300, 16, dtype=torch.float32), normal(300, 16, 1, torch.float32)
     reference, samples = reference + move, samples + move
     assert scores(reference, samples) == scores(reference.double(), samples.double())
@@ -159,11 +159,11 @@ def test_a_far_origin_does_not_change_scores(move):
 def test_near_duplicates_keep_their_distances():
     x = 1e3 + normal(50, 64)
     y = x + 1e-7 * normal(50, 64, 1)
-    centre = x.mean(0)
+    center = x.mean(0)
     expected = (x[:, None] - y).square().sum(2)
-    actual = squared_distances(x - centre, y - centre)
+    actual = squared_distances(x - center, y - center)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
-    assert (squared_distances(x - centre, x - centre).diagonal() == 0).all()
+    assert (squared_distances(x - center, x - center).diagonal() == 0).all()
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3, 1.0])

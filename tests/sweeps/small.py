@@ -42,7 +42,7 @@ def results(*axes, seeds=3, name="s", **labels):
 
 
 def write_samples(folder: Path, color, images_seen=1000, side=8):
-    """Write a sample grid of a single colour into a run folder."""
+    """Write a sample grid of a single color into a run folder."""
     images = np.empty((64, side, side, 3), np.uint8)
     images[:] = color
     (folder / "samples").mkdir(parents=True, exist_ok=True)

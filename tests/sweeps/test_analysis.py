@@ -150,8 +150,8 @@ def test_difference_of_two_levels_has_a_paired_t_interval_over_seeds():
 def test_variance_of_a_difference_is_at_least_the_mean_one_with_box_degrees_of_freedom():
     values = noise(4, 5) * np.array([[0.1], [1], [1], [3]])
     gaps = np.array([a - b for a, b in itertools.combinations(values, 2)])
-    centring = np.eye(4) - 1 / 4
-    eigenvalues = np.linalg.eigvalsh(centring @ np.cov(values) @ centring)
+    centering = np.eye(4) - 1 / 4
+    eigenvalues = np.linalg.eigvalsh(centering @ np.cov(values) @ centering)
     df = 4 * eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
     own = gaps.var(1, ddof=1)
     assert own.min() < own.mean() < own.max()

@@ -33,11 +33,11 @@ def test_an_axis_of_one_field():
 
 
 def test_fields_that_vary_together_are_one_axis():
-    shapes = axis("latent.distribution+latent.scaling=uniform+raw,uniform+centred")
-    assert shapes.labels == ("uniform", "uniform centred")
+    shapes = axis("latent.distribution+latent.scaling=uniform+raw,uniform+centered")
+    assert shapes.labels == ("uniform", "uniform centered")
     assert shapes.levels[1].overrides == {
         "latent.distribution": "uniform",
-        "latent.scaling": "centred",
+        "latent.scaling": "centered",
     }
     assert shapes.title == "distribution scaling"
 
@@ -45,7 +45,7 @@ def test_fields_that_vary_together_are_one_axis():
 def test_labels_leave_out_default_values():
     moved = axis("latent.distribution+latent.scaling+latent.offset=normal+raw+0,normal+raw+2")
     assert moved.labels == ("normal", "normal 2")
-    assert axis("latent.scaling=raw,centred").labels == ("raw", "centred")
+    assert axis("latent.scaling=raw,centered").labels == ("raw", "centered")
 
 
 def test_optimizers_have_learning_rates_of_their_own_that_rate_multiplies():
@@ -164,7 +164,7 @@ def test_levels_of_other_content_have_their_own_reference():
     assert not axis("data.images=1,2").own_reference
 
 
-def test_roots_are_labelled_by_the_last_part_of_their_path():
+def test_roots_are_labeled_by_the_last_part_of_their_path():
     roots = axis("data.root=../a,/d/v1..2/b+c,null", parse_value)
     assert roots.labels == ("a", "b+c", "null")
     assert [level.overrides["data.root"] for level in roots.levels] == [
@@ -186,7 +186,7 @@ def test_secrets_are_not_saved(root):
     assert "hush" not in str(error.value)
 
 
-def test_level_without_a_limit_is_labelled_all():
+def test_level_without_a_limit_is_labeled_all():
     assert axis("data.images=5,null", parse_value).labels == ("5", "all")
 
 

@@ -151,7 +151,7 @@ def test_effects_are_drawn_largest_first_and_seeds_last(tmp_path, saved):
 
 
 def area(picture, color):
-    """Number of pixels of one colour."""
+    """Number of pixels of one color."""
     return int((picture == color).all(axis=2).sum())
 
 

@@ -48,12 +48,12 @@ def test_random_subset_has_distinct_settings_and_is_reproducible():
 
 
 def test_name_of_a_trial_has_its_levels_and_seed():
-    sweep = make_plan("mine", [axis("latent.distribution+latent.scaling=normal+centred")], 1)
+    sweep = make_plan("mine", [axis("latent.distribution+latent.scaling=normal+centered")], 1)
     (trial,) = sweep.trials
     config = trial.config(replace(BASE, name="other"))
-    assert config.name == trial.name == "mine.normal-centred-s0"
-    assert trial.label == "normal-centred-s0"
-    assert config.latent.scaling == "centred"
+    assert config.name == trial.name == "mine.normal-centered-s0"
+    assert trial.label == "normal-centered-s0"
+    assert config.latent.scaling == "centered"
 
 
 def test_invalid_combinations_of_levels_are_rejected():

@@ -163,7 +163,7 @@ def test_censored_runs_have_no_effects_and_no_differences(base, tmp_path, cause)
     assert not [name for name in written.metrics if "share_of" in name]
 
 
-AXES = (axis("latent.distribution+latent.scaling", "uniform centred"), axis("optimizer", "sgd"))
+AXES = (axis("latent.distribution+latent.scaling", "uniform centered"), axis("optimizer", "sgd"))
 
 
 def setting(rank=1.0, ties=True, diverged=0, **means):
@@ -173,7 +173,7 @@ def setting(rank=1.0, ties=True, diverged=0, **means):
         "kl_corrected": Estimate(0.31, 0.2, 0.4, 5),
         "images_per_s": Estimate(5432.1, 5000, 5864.2, 5),
     }
-    levels = ("uniform centred", "sgd")
+    levels = ("uniform centered", "sgd")
     return RankedSetting(levels, estimates | means, 5, diverged, 0, rank, ties)
 
 

@@ -27,7 +27,7 @@ def mlp_config(home, lr=1e-3, conditional=False, **train):
 
 @pytest.fixture(scope="module")
 def many_squares(tmp_path_factory):
-    """Enough squares for D to generalise to held-out ones."""
+    """Enough squares for D to generalize to held-out ones."""
     folder = tmp_path_factory.mktemp("many") / "set"
     write_shards(Squares(400), folder, processes=1)
     return folder

@@ -89,7 +89,7 @@ def train_without_waits(config, shards, monkeypatch):
 def test_no_option_makes_the_host_wait_for_the_gpu(options, squares, tmp_path, monkeypatch):
     config = with_options(tiny_config(tmp_path), options)
     if "latent" in options:
-        config = with_options(config, {"latent": {"scaling": "standardised"}})
+        config = with_options(config, {"latent": {"scaling": "standardized"}})
     train_without_waits(config, squares, monkeypatch)
 
 

@@ -28,8 +28,8 @@ def one_rank(squares, tmp_path_factory):
     launch(tiny_config(home, name="odd", batch_size=13), squares)
     launch(regularized_config(home), squares)
     launch(augmented_config(home), squares)
-    labelled = tiny_config(home, name="labels")
-    launch(replace(labelled, network=replace(labelled.network, conditional=True)), squares)
+    labeled = tiny_config(home, name="labels")
+    launch(replace(labeled, network=replace(labeled.network, conditional=True)), squares)
     return home
 
 

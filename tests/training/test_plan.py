@@ -221,10 +221,10 @@ def test_the_plan_describes_the_run(tmp_path):
         (159, "159 samples every 15 kimg results"),  # by their pixels, without a classifier
         (160, "80 samples every 15 kimg results"),
     ):
-        labelled = replace(images, count=count, has_classifier=True)
-        assert f"evaluation {evaluation}" in describe(preset, labelled, Workers(1, False, 1))
+        labeled = replace(images, count=count, has_classifier=True)
+        assert f"evaluation {evaluation}" in describe(preset, labeled, Workers(1, False, 1))
     report_only = replace(preset, evaluation=replace(preset.evaluation, samples=0))
-    text = describe(report_only, replace(labelled, count=300), Workers(1, False, 1))
+    text = describe(report_only, replace(labeled, count=300), Workers(1, False, 1))
     assert "none, too few to compare with: 300 images, half of which train the classifier" in text
     some = replace(images, count=300)
     text = describe(preset, some, Workers(1, False, 1))

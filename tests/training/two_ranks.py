@@ -149,8 +149,8 @@ def main() -> None:
         launch(finished, shards)
         # If rank 1 used its own view, it would start from scratch and wait forever.
         run_worker(finished, shards, NO_ASSETS, DelayedStorageContext(finished))
-        labelled = tiny_config(home, name="labels")
-        launch(replace(labelled, network=replace(labelled.network, conditional=True)), shards)
+        labeled = tiny_config(home, name="labels")
+        launch(replace(labeled, network=replace(labeled.network, conditional=True)), shards)
         launch(regularized_config(home), shards)
         launch(augmented_config(home), shards)
         launch(tiny_config(home, name="bf16", reduce_precision="bf16"), shards)

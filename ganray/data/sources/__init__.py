@@ -116,7 +116,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, index: int) -> Image.Image:
-        """Return one image: 8-bit RGB or grey, of the size in ``image_shape``."""
+        """Return one image: 8-bit RGB or gray, of the size in ``image_shape``."""
         ...
 
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganray.data.sources import labelled_images
+from ganray.data.sources import labeled_images
 from ganray.data.sources.hdf5_file import is_hdf5
 from ganray.data.sources.listing import Tree, count_suffixes, printable
 from ganray.errors import UserError
@@ -148,7 +148,7 @@ class CelebA:
 
             Download(root=str(folder), download=True)
 
-        labelled_images.download("CelebA", folder, fetch, BY_HAND)
+        labeled_images.download("CelebA", folder, fetch, BY_HAND)
         return cls.open(folder)
 
     def __len__(self) -> int:

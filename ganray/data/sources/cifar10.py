@@ -17,8 +17,8 @@ from typing import IO, ClassVar, NamedTuple, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ganray.data.sources import labelled_images
-from ganray.data.sources.labelled_images import LabelledImages
+from ganray.data.sources import labeled_images
+from ganray.data.sources.labeled_images import LabeledImages
 from ganray.data.sources.listing import printable
 from ganray.errors import UserError
 
@@ -47,7 +47,7 @@ LAYOUTS = (
 )
 
 
-class CIFAR10(LabelledImages):
+class CIFAR10(LabeledImages):
     """CIFAR-10: 50,000 photographs of 32x32 pixels for training, then 10,000 for testing.
 
     Created by ``CIFAR10.open``. Its 184 MB are kept in memory. Both versions have the same images
@@ -119,7 +119,7 @@ def _download(root: Path) -> None:
         (root / part).replace(root / Published.filename)
 
     advice = f"fetch {LAYOUTS[0].archive} on a machine that can and copy it here"
-    labelled_images.download("CIFAR-10", root, fetch, advice)
+    labeled_images.download("CIFAR-10", root, fetch, advice)
 
 
 def _read_batches(root: Path) -> Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:

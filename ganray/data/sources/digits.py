@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganray.data.sources.labelled_images import NumberedImages
+from ganray.data.sources.labeled_images import NumberedImages
 from ganray.errors import UserError
 
 NUM_TEST = 297
@@ -61,7 +61,7 @@ class Digits(NumberedImages):
         return np.where(self.ids < len(self) - NUM_TEST, 0, 2).astype(np.uint8)
 
     def read(self, index: int) -> Image.Image:
-        """Return one image: grey, 8x8, white on black."""
+        """Return one image: gray, 8x8, white on black."""
         return Image.fromarray(self.images[index])
 
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import is_elsewhere, one_line, open_file, sample_digest
-from ganray.data.sources.labelled_images import NumberedImages
+from ganray.data.sources.labeled_images import NumberedImages
 from ganray.data.sources.listing import printable, split_by_name
 from ganray.errors import UserError
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ganray.config.schema import LabelSource
-from ganray.data.sources.labelled_images import WithoutAttributes
+from ganray.data.sources.labeled_images import WithoutAttributes
 from ganray.data.sources.listing import (
     BadImagesError,
     Tree,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganray.data.sources import labelled_images
-from ganray.data.sources.labelled_images import LabelledImages, WithoutAttributes
+from ganray.data.sources import labeled_images
+from ganray.data.sources.labeled_images import LabeledImages, WithoutAttributes
 from ganray.errors import UserError
 
 # The parts in order, with their index in SPLITS. An idx file consists of a magic number and the
@@ -29,7 +29,7 @@ FIRST_HELD_OUT = 10**9
 NUM_HELD_OUT = 26_000
 
 
-class MNIST(LabelledImages):
+class MNIST(LabeledImages):
     """MNIST: 60,000 handwritten digits of 28x28 pixels for training, then 10,000 for testing.
 
     Created by ``MNIST.open``. Its 55 MB are kept in memory.
@@ -198,7 +198,7 @@ def _download(dataset: str, root: Path) -> None:
         f"fetch it on a machine that can and copy its folder {dataset} here, or use the source"
         " digits, which needs no files"
     )
-    labelled_images.download(dataset, root, fetch, advice)
+    labeled_images.download(dataset, root, fetch, advice)
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:

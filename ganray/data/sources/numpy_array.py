@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ganray.data.sources.hdf5_file import one_line, sample_digest
-from ganray.data.sources.labelled_images import NumberedImages
+from ganray.data.sources.labeled_images import NumberedImages
 from ganray.data.sources.listing import printable, split_by_name
 from ganray.errors import UserError
 

@@ -31,7 +31,7 @@ from ganray.data.sources.hdf5_file import (
     open_file,
     sample_digest,
 )
-from ganray.data.sources.labelled_images import WithoutAttributes
+from ganray.data.sources.labeled_images import WithoutAttributes
 from ganray.data.sources.listing import split_by_name
 from ganray.errors import UserError
 

@@ -126,7 +126,7 @@ def test_images_beside_class_folders_are_rejected(pets: Path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_grey_alpha_and_palette_images_become_rgb(tmp_path: Path):
+def test_gray_alpha_and_palette_images_become_rgb(tmp_path: Path):
     paint(tmp_path / "1.png", 77, mode="L")
     paint(tmp_path / "2.png", (1, 2, 3, 128), mode="RGBA")
     paint(tmp_path / "3.png", (90, 20), mode="LA")
@@ -163,7 +163,7 @@ def test_images_of_several_sizes_must_be_resized(tmp_path: Path):
 def test_jpegs_of_one_size_are_kept_as_they_are(tmp_path: Path):
     for i in range(3):
         paint(tmp_path / f"in/{i}.jpg", (50 * i, 9, 9))
-    paint(tmp_path / "in/grey.jpg", 9, mode="L")
+    paint(tmp_path / "in/gray.jpg", 9, mode="L")
     source = ImageFolder.open(tmp_path / "in")
     assert isinstance(source, JpegFolder)
     for index, name in enumerate(source.files):

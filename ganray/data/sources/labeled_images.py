@@ -1,4 +1,4 @@
-"""Labelled images that are kept in memory, and their download by torchvision."""
+"""Labeled images that are kept in memory, and their download by torchvision."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NumberedImages(WithoutAttributes):
         return np.arange(len(self))
 
 
-class LabelledImages(NumberedImages):
+class LabeledImages(NumberedImages):
     """Images of one size with a class each, in memory, as torchvision keeps them in files.
 
     Subclasses read the files and have a class method ``open``. Pickling stores
