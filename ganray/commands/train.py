@@ -300,7 +300,7 @@ def _train(
         with print_progress(config):
             return launch.launch(config, datasets.images.location, assets)
     ray_cluster.wait_for_resources(config.ray, workers)
-    with print_progress(config, lambda: ray_train.describe_resources(config, workers)):
+    with print_progress(config, lambda: ray_train.describe_resources(config.ray, workers)):
         return ray_train.launch(config, *published, workers)
 
 
@@ -316,7 +316,7 @@ def _evaluate(
         return evaluate_generator(
             config,
             generator.to(device),
-            num_classes(config, datasets.images),
+            num_classes(config.network, datasets.images),
             assets.reference_set(config, images),
             samples=config.evaluation.report_samples,
             title=config.name,

@@ -21,7 +21,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from ganray.config.schema import Config
+from ganray.config.schema import Config, RayConfig
 from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.evaluation.reference import EvaluationAssets
@@ -297,9 +297,9 @@ class _FailureCallback(UserCallback):
         self._folder.call(journal.add_status, text, is_training=False)
 
 
-def describe_resources(config: Config, workers: Workers) -> str:
+def describe_resources(config: RayConfig, workers: Workers) -> str:
     """Return what workers need that do not train yet, and what the cluster has."""
-    needed = ray_cluster.describe_workers(config.ray, workers)
+    needed = ray_cluster.describe_workers(config, workers)
     return f" ({needed}; {ray_cluster.describe_free()})"
 
 

@@ -37,7 +37,7 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import ConcurrencyLimiter
 
 from ganray.config.commands import SweepConfig
-from ganray.config.schema import Config, RayConfig
+from ganray.config.schema import Config, RayConfig, TrainConfig
 from ganray.config.serialization import to_dict
 from ganray.errors import UserError
 from ganray.integrations import ray_cluster, ray_train
@@ -252,7 +252,7 @@ def _tune_config(
         mode="max" if options.is_search else None,
         num_samples=options.num_trials if options.is_adaptive else 1,
         search_alg=_tpe_search(metric, concurrent) if options.design == "tpe" else None,
-        scheduler=_scheduler(setup.base, plan, options),
+        scheduler=_scheduler(setup.base.train, plan, options),
         # Tune does not allow its own limit beside that of a searcher.
         max_concurrent_trials=concurrent if options.design != "tpe" else None,
         reuse_actors=setup.workers.count == 1,
@@ -269,8 +269,8 @@ def _tpe_search(metric: str, concurrent: int) -> ConcurrencyLimiter:
     return ConcurrencyLimiter(search, max_concurrent=concurrent)
 
 
-def _scheduler(base: Config, plan: SweepPlan, options: SweepConfig) -> TrialScheduler | None:
-    kimg, interval = base.train.kimg, base.train.checkpoint_every
+def _scheduler(train: TrainConfig, plan: SweepPlan, options: SweepConfig) -> TrialScheduler | None:
+    kimg, interval = train.kimg, train.checkpoint_every
     if options.design == "asha":
         return ASHAScheduler(
             time_attr="kimg",
@@ -389,7 +389,7 @@ def _run_trial(
     folder, assets = run_folder(config, setup.driver), setup.assets_of(config)
     result = folder.call(results.read)
     if result is not None and result.scored:  # the driver was killed before it got the result
-        _report_result(config, options, result)
+        _report_result(config.train.kimg, options, result)
         return
     try:
         if setup.workers.count > 1:
@@ -401,15 +401,15 @@ def _run_trial(
             _run_in_actor(config, assets, setup.workers, options, folder)
     except Diverged as error:
         result = folder.call(results.record, "diverged", str(error), assets.num_classes)
-        _report_result(config, options, result)
+        _report_result(config.train.kimg, options, result)
     else:
         folder.call(results.record, "finished")
 
 
-def _report_result(config: Config, options: SweepConfig, result: results.RunResult) -> None:
+def _report_result(kimg: float, options: SweepConfig, result: results.RunResult) -> None:
     """Report the metric that a search waits for; a diverged run has the worst value."""
     value = result.values.get(options.metric, 0.0)
-    tune.report({"kimg": config.train.kimg, f"collapse/{options.metric}": value})
+    tune.report({"kimg": kimg, f"collapse/{options.metric}": value})
 
 
 def _run_in_actor(

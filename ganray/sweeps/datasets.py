@@ -47,7 +47,7 @@ class SweepDatasets:
             if key not in self._sets:
                 _fetch(config)
                 self._sets[key] = locate_datasets(config)
-            num_classes(config, self._sets[key].images)
+            num_classes(config.network, self._sets[key].images)
         for sets in self:
             if sets.reference.count < MIN_IMAGES:
                 raise UserError(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ganray import log
-from ganray.config.schema import Config, TrainConfig
+from ganray.config.schema import Config, NetworkConfig, TrainConfig
 from ganray.data.prepare import DatasetPlan
 from ganray.data.storage import open_storage
 from ganray.errors import UserError
@@ -186,7 +186,7 @@ def format_rows(rows: Mapping[str, str]) -> str:
 def plan_rows(datasets: RunDatasets, workers: Workers) -> dict[str, str]:
     """Describe data, networks, training, workers and evaluation of a run, by topic."""
     config, images, train = datasets.config, datasets.images, datasets.config.train
-    classes = num_classes(config, images)
+    classes = num_classes(config.network, images)
     with torch.device("meta"):
         G, D = networks.build(config.network, config.latent, images.image_shape, classes)
     starts = config.init_from and resume_kimg(config) is None
@@ -289,14 +289,14 @@ def _describe_kernels(train: TrainConfig, workers: Workers) -> str:
     return " + ".join([train.precision, *terms])
 
 
-def num_classes(config: Config, images: DatasetPlan) -> int:
+def num_classes(network: NetworkConfig, images: DatasetPlan) -> int:
     """Return the number of classes of a conditional pair; 0 for an unconditional pair."""
-    if config.network.conditional and not images.classes:
+    if network.conditional and not images.classes:
         raise UserError(
             f"network.conditional=true needs class labels, but {images.description} have none;"
             " try --data.source mnist, or a folder with one subfolder per class"
         )
-    return images.classes if config.network.conditional else 0
+    return images.classes if network.conditional else 0
 
 
 def _parameters(network: nn.Module) -> int:
