@@ -9,9 +9,9 @@ longer than the median of undisturbed steps. Below stand a checkpoint that train
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,9 +31,12 @@ BATCH, REPEATS, SHAPE = 64, 8, (218, 178, 3)
 
 def main() -> None:
     """Print the table, in ms."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="on the disk to measure")
     torch.set_num_threads(1)  # as in a worker with one core
-    parent = sys.argv[1] if len(sys.argv) > 1 else None
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         config = replace(CELEBA["mlp"], name="stall", home=Path(folder))
         state = TrainState(config, SHAPE, torch.device("cpu"))
         step = make_step(state)

@@ -8,6 +8,7 @@ features as wide as the classifier's; and its largest parts alone.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -51,8 +52,12 @@ CALLS = {
 
 def main() -> None:
     """Measure every metric in a child process, or in the child the named one."""
-    if len(sys.argv) > 1:
-        print(measure(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("metric", nargs="?", choices=CALLS, help="print numbers of this one")
+    if metric := parser.parse_args().metric:
+        print(measure(metric))
         return
     print(f"| {ROWS:,} x {ROWS:,}, {WIDTH} wide | seconds | of all cores | growth |")
     print("|---|---|---|---|")
