@@ -3,7 +3,7 @@
 `pytest -m gpu` on a machine with a GPU. Without one, the tests that can run on the CPU do.
 """
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
@@ -18,7 +18,8 @@ from ganray.data.loader import Loader
 from ganray.data.reader import ShardedDataset
 from ganray.data.sampler import DeterministicSampler
 from ganray.data.writer import write_shards
-from ganray.training import journal, loop
+from ganray.gan.augmentation import DRAWS
+from ganray.training import journal, loop, state, updates
 from ganray.training.launch import launch
 from ganray.training.state import read_state
 from tests.benchmarks.gpu import quiet
@@ -164,3 +165,39 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(loader, squares):
 
     on_gpu, on_cpu = batches("cuda:0"), batches("cpu")
     assert all(torch.equal(a, b) for a, b in zip(on_gpu, on_cpu, strict=True))
+
+
+@pytest.mark.parametrize("name", [*CELEBA, *MNIST, *STACKED, *OPTIONS])
+def test_updates_stay_on_one_device(name, tmp_path, monkeypatch):
+    """At full size on the meta device: mixing it with the CPU fails, as it does on a GPU.
+
+    Its tensors have no values, so that reading one, for which the host would wait, fails, too.
+    """
+    presets = CELEBA | MNIST | STACKED
+    config = presets.get(name) or with_options(tiny_config(tmp_path), OPTIONS[name])
+    # The meta device has neither automatic casts nor fused optimizers.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(
+        state, "build_optimizer", lambda _, network, lr: torch.optim.SGD(network.parameters(), lr)
+    )
+    n, side = config.train.batch_size, config.data.size or 28
+    classes = 10 if config.network.conditional else 0
+    shape = config.data.cropped_shape((side, side, 1 if name in MNIST else 3))
+    trained = state.TrainState(config, shape, torch.device("meta"), classes)
+    with torch.device("meta"):
+        draws = None if config.augment.policy == "none" else torch.empty(n, 2 * DRAWS)
+        z = torch.empty(n, config.latent.size + classes)
+        batch = updates.Batch(
+            torch.empty(n, *shape, dtype=torch.uint8),
+            [torch.empty(n, classes)] if classes else [],
+            z_D=z,
+            z_G=[z],
+            alpha=torch.empty(n) if config.loss.gp_weight else None,
+            penalty_scale=1.0,
+            draws_D=draws,
+            draws_G=[] if draws is None else [draws],
+        )
+    update = updates.Updates(trained, 1.0, lambda: None)
+    for _ in range(2):
+        assert update(batch).totals.is_meta
+        trained.advance()
