@@ -86,7 +86,7 @@ def axis_key(axis: Axis) -> str:
 
 def axis_tag(axis: Axis) -> str:
     """Return the tag that contains the label of an axis's level."""
-    return f"axis.{axis.title.replace(' ', '_')}"
+    return f"axis.{axis.title}"
 
 
 def setting_name(levels: Sequence[str]) -> str:

@@ -266,7 +266,7 @@ def test_every_axis_has_a_param_that_runs_are_grouped_by():
     joined = Axis("latent.distribution+latent.scaling", rate.levels)
     assert axis_key(field_axis("latent.size", 1, 64)) == "latent.size"
     assert axis_key(rate) == "axis.rate"
-    assert axis_key(joined) == "axis.distribution_scaling"
+    assert axis_key(joined) == "axis.distribution scaling"
     images = Axis(
         "data.images", (Level("5", {"data.images": 5}), Level("all", {"data.images": None}))
     )
