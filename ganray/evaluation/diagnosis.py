@@ -26,8 +26,6 @@ Kind = Literal[
 """Kinds of failure, the most severe first. unlike real and less faithful: of fidelity. narrow: less
 variety, over all or within modes. uneven: modes or attributes are too rare or too frequent."""
 
-_COLLAPSED: tuple[Kind, ...] = ("one image", "few modes", "repeats")
-
 _ONE_IMAGE, _ONE_IMAGE_SPREAD = 0.01, 0.1
 """Vendi score above 1, and spread of pixels, relative to the reference images', below which there
 is only one image. The classifier hardly tells images of noise apart, whose Vendi score is low."""
@@ -60,11 +58,9 @@ class Diagnosis:
     """Answers on fidelity, coverage of the modes, variety, repeats and memorization."""
     samples: int
     """Number of samples."""
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether most of the data's variety is missing."""
-        return any(kind in _COLLAPSED for kind in self.kinds)
+    collapsed: bool
+    """Whether most of the data's variety is missing: samples are one image, or of few modes, or
+    they repeat and lie near less than half of the real images that others lie near."""
 
     @property
     def text(self) -> str:
@@ -90,15 +86,20 @@ def diagnose(report: MetricsReport) -> Diagnosis:
     if is_flat and vendi.estimate.value - 1 < _ONE_IMAGE * (real_vendi - 1):
         text = f"All samples are one image: Vendi score {vendi.estimate.value:.2f}"
         return Diagnosis(
-            ("one image",), (f"{text} (real images: {real_vendi:.1f}).",), report.samples
+            ("one image",),
+            (f"{text} (other real images: {real_vendi:.1f}).",),
+            report.samples,
+            True,
         )
     questions = (_fidelity, _modes, _coverage, _variety, _repeats, _memorization)
     answers = [answer for question in questions if (answer := question(report))]
     found = {kind for kind, _ in answers if kind}
+    is_far_below = _grade(report.results["coverage"]).startswith("far")
     return Diagnosis(
         tuple(kind for kind in get_args(Kind) if kind in found),
         tuple(text for _, text in answers),
         report.samples,
+        collapsed="few modes" in found or ("repeats" in found and is_far_below),
     )
 
 
@@ -164,7 +165,7 @@ def _modes(report: MetricsReport) -> Answer | None:
     rare = [s for s in most_different(report.shares, rare=True) if s.name not in missing]
     frequent = most_different(report.shares, rare=False)
     text = f"{held.estimate.value:.0f} of {len(report.mode_names)} modes are there"
-    text += f" (other real images: {held.reference:.0f})" if missing else ""
+    text += f" (other real images: {held.reference:.0f})"
     kind: Kind | None = "uneven" if rare or frequent else None
     if missing:
         few = held.estimate.value <= _HALF * held.reference
@@ -188,7 +189,7 @@ def _coverage(report: MetricsReport) -> Answer:
 def _variety(report: MetricsReport) -> Answer:
     share, vendi = report.results["vendi_share"], report.results["vendi"]
     text = f"Variety is {_grade(share)}: Vendi score {vendi.estimate.value:.3g}"
-    text += f" ({vendi.reference:.3g})"
+    text += f" (other real images: {vendi.reference:.3g})"
     narrow = sorted((mode for mode in report.modes if mode.is_narrow), key=lambda mode: mode.lack)
     if not _has_confident_modes(report):
         narrow = []
@@ -201,13 +202,16 @@ def _variety(report: MetricsReport) -> Answer:
 def _repeats(report: MetricsReport) -> Answer:
     support, share = report.results["support"], report.results["duplicates"]
     assert support.control is not None
-    # Reference images may repeat themselves, too, for example if they are procedural.
-    if support.estimate.high >= support.control.low or share.estimate.value < _RELEVANT:
-        return None, "Samples do not repeat."
     value, real = _percents(share)
+    text = f"{value} have a near duplicate among the others (other real images: {real})"
+    # Reference images may repeat themselves, too, for example if they are procedural.
+    if support.estimate.high >= support.control.low:
+        return None, f"Samples do not repeat significantly more than real images: {text}."
+    if share.estimate.value < _RELEVANT:
+        return None, f"Few samples repeat: {text}."
     return "repeats", (
-        f"Samples repeat: {value} have a near duplicate among the others (real images: {real}), as"
-        f" if there were about {support.estimate.value:,.0f} different images."
+        f"Samples repeat: {text}, as many pairs as of about {support.estimate.value:,.0f} equally"
+        " frequent images."
     )
 
 
@@ -215,14 +219,16 @@ def _memorization(report: MetricsReport) -> Answer | None:
     result = report.results.get("memorization")
     if result is None:
         return None
-    control, most = result.control, _percent(result.estimate.high)
+    control = result.control
     assert control is not None
     if result.estimate.low > max(0.0, abs(control.low), abs(control.high)):
         share = _percent(result.estimate.value)
         return "memorized", f"About {share} of the samples are copies of training images."
     if result.estimate.high > _HALF:
         return None, "Whether they are copies of training images cannot be judged: too few images."
-    return None, f"No copies of training images are detected; at most {most} are."
+    # The estimate has no bias, so that its interval may be below 0.
+    most = max(0.0, result.estimate.high)
+    return None, f"No copies of training images are detected; at most {_percent(most)} are."
 
 
 def _percents(result: MetricResult) -> tuple[str, str]:

@@ -64,7 +64,7 @@ BRIEF = {
     "modes_held": "modes with enough samples",
     "kl": "KL of the modes' shares, nats",
     "vendi_share": "Vendi score / real images'",
-    "support": "distinct images (birthday)",
+    "support": "effective number of images",
     "memorization": "samples copied from training",
 }
 """Metrics of the short table, in its order, in a few words."""
@@ -212,8 +212,10 @@ def evaluate_samples(
     if reference_set.held_out:
         test = MemorizationTest(reference_set.held_out)
         neighbors = test(features.pixels)
-        spacing = TrainingSpacing.of(neighbors.nearest, test.training)
-        added = memorization_results(neighbors, spacing, test.control)
+        spacing, real_spacing = (
+            TrainingSpacing.of(x.nearest, test.training) for x in (neighbors, test.control)
+        )
+        added = memorization_results(neighbors, spacing, test.control, real_spacing)
         metrics = replace(metrics, results=metrics.results | added)
     diagnosis = diagnose(metrics)
     modes = None if features.modes is None else features.modes[: len(shown)].cpu().numpy()
@@ -244,7 +246,10 @@ def _closest_training_images(
 
 
 def memorization_results(
-    samples: TrainingNeighbors, spacing: TrainingSpacing, held_out: TrainingNeighbors
+    samples: TrainingNeighbors,
+    spacing: TrainingSpacing,
+    held_out: TrainingNeighbors,
+    held_out_spacing: TrainingSpacing,
 ) -> dict[str, MetricResult]:
     """Return the measures of memorization beside those of held-out images."""
     copying = copying_statistic(samples, held_out)
@@ -265,15 +270,15 @@ def memorization_results(
             "neither",
             "samples farther from training images than these from each other",
             spacing.authenticity(samples),
-            None,
+            held_out_spacing.authenticity(held_out).value,
             None,
         ),
         MetricResult(
             "copying",
             "neither",
-            "C_T: z-score of the distances to training images; below -3: copies",
+            "C_T: z-score of the distances to training images; low for copies and lost variety",
             Estimate(copying, copying - _Z, copying + _Z, len(samples.nearest)),
-            None,
+            0.0,
             0.0,
         ),
     )

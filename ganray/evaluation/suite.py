@@ -164,7 +164,7 @@ METRICS: tuple[Metric, ...] = (
            lambda c: c.samples.spreads[1] / max(c.reference.spreads[1], _TINY), lambda _: 1.0),
     Metric("duplicates", "lower", "samples with a near duplicate among the samples",
            lambda c: _duplicate_share(c).value, is_slow=True, interval=_duplicate_share),
-    Metric("support", "higher", "number of different images (birthday test)",
+    Metric("support", "higher", "effective number of different images (birthday test)",
            lambda c: birthday_support(c.duplicates).value,
            is_slow=True, interval=lambda c: birthday_support(c.duplicates)),
     Metric("frechet", "lower", "Frechet distance of the features",

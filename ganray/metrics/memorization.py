@@ -136,7 +136,8 @@ def copying_statistic(samples: TrainingNeighbors, held_out: TrainingNeighbors) -
     """Return C_T of a single cell (Meehan, Chaudhuri and Dasgupta 2020), a z-score.
 
     It is that of Mann and Whitney's test of the samples' distances to their nearest training images
-    against those of held-out images. Below -3: copies. Trap: far above 0 for bad samples.
+    against those of held-out images. Below -3 for copies. Traps: so it is for blurred samples and
+    those of a few modes, which are near all real images; it is far above 0 for noise.
     """
     from scipy.stats import mannwhitneyu  # takes half a second, which workers need not wait for
 

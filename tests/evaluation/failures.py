@@ -248,8 +248,10 @@ class FailureTest:
         samples = self.statistics(images)
         report = suite.report(self.reference, samples, self.control, resamples=resamples)
         neighbors = TrainingNeighbors.of(to_bytes(samples.extracted.pixels), *self.sets)
-        spacing = TrainingSpacing.of(neighbors.nearest, self.sets[0])
-        added = memorization_results(neighbors, spacing, self.held_out)
+        spacing, real_spacing = (
+            TrainingSpacing.of(x.nearest, self.sets[0]) for x in (neighbors, self.held_out)
+        )
+        added = memorization_results(neighbors, spacing, self.held_out, real_spacing)
         return replace(report, results=report.results | added)
 
     def wrong(self, failures: dict[str, Failure], resamples: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from ganray.evaluation import suite
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import collapse_warning, diagnose, half_life
 from ganray.evaluation.extractors import Features
-from ganray.evaluation.report import table
+from ganray.evaluation.report import memorization_results, table
 from ganray.metrics import modes
+from ganray.metrics.intervals import Estimate
+from ganray.metrics.memorization import TrainingNeighbors, TrainingSpacing
 
 CLASSES, N = 5, 300
 PUBLISHED = {"fid", "fd_dinov2", "cmmd"}
@@ -100,6 +103,47 @@ def test_diagnosis_names_the_failure(name):
         assert "100% have a near duplicate among the others" in diagnosis.text
     if name in KINDS:  # modes of samples without a class mean nothing
         assert "modes are there" not in diagnosis.text
+
+
+@pytest.mark.parametrize(
+    ("repeated", "sentence"),
+    [
+        (0, "Samples do not repeat significantly more than real images: 0.7%"),
+        (12, "Few samples repeat: 4.7%"),
+        (150, "Samples repeat: 50%"),
+    ],
+)
+def test_a_diagnosis_says_how_many_samples_repeat(repeated, sentence):
+    """Copies of one image are a collapse only if most real images are far from all samples."""
+    copies = np.repeat(REAL[-1:], repeated, 0)
+    diagnosis = diagnose(report_of(np.concatenate([REAL[: N - repeated], copies])))
+    assert f"{sentence} have a near duplicate among the others (other real" in diagnosis.text
+    pairs = "as many pairs as of about 4 equally frequent images"
+    assert ("repeats" in diagnosis.kinds) == (pairs in diagnosis.text) == (repeated > 100)
+    assert not diagnosis.collapsed
+
+
+@pytest.mark.parametrize(("high", "most"), [(-0.01, "0%"), (0.02, "2.0%")])
+def test_a_diagnosis_bounds_the_share_of_copies(high, most):
+    report = report_of(REAL)
+    low = suite.MetricResult(
+        *("memorization", "lower", ""), Estimate(-0.02, -0.05, high, N), 0.0, 0.0,
+        control=Estimate(0.0, -0.02, 0.02, N),
+    )  # fmt: skip
+    text = diagnose(replace(report, results=report.results | {"memorization": low})).text
+    assert text.endswith(f"No copies of training images are detected; at most {most} are.")
+
+
+def test_measures_of_memorization_state_those_of_held_out_images():
+    training, held_out, samples = torch.rand(3, N, 4, generator=torch.Generator().manual_seed(0))
+    own = TrainingNeighbors.of(held_out, training, held_out, torch.arange(N))
+    fake = TrainingNeighbors.of(samples / 2, training, held_out)
+    spacings = [TrainingSpacing.of(x.nearest, training) for x in (fake, own)]
+    results = memorization_results(fake, spacings[0], own, spacings[1])
+    same = memorization_results(own, spacings[1], own, spacings[1])
+    for name, result in results.items():
+        assert result.reference == same[name].estimate.value, name
+    assert results["authenticity"].estimate.value != results["authenticity"].reference
 
 
 def test_real_images_score_like_an_ideal_generator():
