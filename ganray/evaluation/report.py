@@ -68,6 +68,8 @@ BRIEF = {
     "memorization": "samples copied from training",
 }
 """Metrics of the short table, in its order, in a few words."""
+_SATURATION = "D_saturation"
+"""Metric of the discriminator, with an interval over the evaluations of the run."""
 _Z = 1.96
 """Half of the 95 % interval of a z-score."""
 _MIN_ROOM = 24
@@ -299,9 +301,10 @@ def _saturation_result(shares: np.ndarray) -> dict[str, MetricResult]:
     """Return the mean discriminator saturation in the last tenth of the run."""
     last = shares[-max(1, len(shares) // 10) :]
     estimate = replicate_interval(last.tolist())
-    name, description = "D_saturation", "images that D classifies with > 99% confidence"
-    description += ", last tenth of run"
-    return {name: MetricResult(name, "lower", description, estimate, reference=None, ideal=None)}
+    description = "images that D classifies with > 99% confidence, last tenth of run"
+    # D cannot classify the images of an ideal generator, and real images alone have no score.
+    result = MetricResult(_SATURATION, "lower", description, estimate, reference=None, ideal=0.0)
+    return {_SATURATION: result}
 
 
 def table(report: MetricsReport, full: bool = False) -> str:
@@ -335,7 +338,10 @@ def table(report: MetricsReport, full: bool = False) -> str:
     more = len(results) - len(texts)
     if more:
         lines.append(f"and {more} more: in {JSON}, or by jobs/evaluate.py with --report full")
-    lines.append(f"{report.samples:,} of each; [95 %] over new samples and new real images")
+    note = f"{report.samples:,} of each; [95 %] over new samples and new real images"
+    own = [name for name in texts if results[name].replicates is None and name != _SATURATION]
+    note += f"; of {', '.join(own)} over new samples only" if own else ""
+    lines.append(log.wrap(note))
     return "\n".join(lines)
 
 

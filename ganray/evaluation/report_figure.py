@@ -55,8 +55,8 @@ def draw(page: Page, report: MetricsReport, diagnosis: Diagnosis, path: Path) ->
     figure = new_figure(14, 10.5)
     text = "\n".join(_balanced(diagnosis.text, 150))
     note = (
-        f"{report.samples:,} samples and as many real images; whiskers: 95 % over new"
-        " samples and new real images"
+        f"{report.samples:,} samples and as many real images; whiskers: 95 %, of shares over new"
+        " samples, of scores over new samples and new real images"
     )
     color = _COLLAPSED if diagnosis.collapsed else "black"
     figure.suptitle(f"{page.title}\n{text}", fontsize=13, color=color)

@@ -228,7 +228,8 @@ class MetricResult:
     better: Better
     description: str
     estimate: Estimate
-    """Value with a 95 % interval over both samples of the generator and reference images."""
+    """Value with a 95 % interval, over samples of the generator and reference images, or without
+    `replicates` over samples only."""
     reference: float | None
     """Value for as many other reference images; None if the metric is of generators only."""
     ideal: float | None

@@ -217,7 +217,17 @@ def test_the_table_fits_the_terminal(monkeypatch, columns):
         lines = table(result, full).splitlines()
         assert max(map(len, lines)) <= max(columns, 70)
         assert ("real images near a sample" in table(result)) == (columns >= 100)
-    assert len(table(result).splitlines()) <= 10  # eight, the heading, and how many more
+    # Seven metrics, the heading, how many more, and what the intervals are over.
+    assert len(table(result).splitlines()) <= 12
+
+
+def test_the_table_states_what_intervals_are_over(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    over = "300 of each; [95 %] over new samples and new real images"
+    report = report_of(REAL)
+    assert table(report).endswith(f"{over}; of support over new samples only")
+    full = table(report, full=True)
+    assert full.endswith(f"{over}; of duplicates, support over new samples only")
 
 
 def test_every_metric_is_described_in_the_readme():
