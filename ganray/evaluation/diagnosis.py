@@ -190,7 +190,7 @@ def _variety(report: MetricsReport) -> Answer:
     share, vendi = report.results["vendi_share"], report.results["vendi"]
     text = f"Variety is {_grade(share)}: Vendi score {vendi.estimate.value:.3g}"
     text += f" (other real images: {vendi.reference:.3g})"
-    narrow = sorted((mode for mode in report.modes if mode.is_narrow), key=lambda mode: mode.lack)
+    narrow = [mode for mode in report.modes if mode.is_narrow]
     if not _has_confident_modes(report):
         narrow = []
     if narrow:

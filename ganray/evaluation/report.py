@@ -18,6 +18,7 @@ from ganray.config.schema import Config
 from ganray.data.format import Shape
 from ganray.data.transforms import to_uint8
 from ganray.distributed import local_device
+from ganray.evaluation.breakdown import ModeResult
 from ganray.evaluation.comparison import ImageStatistics
 from ganray.evaluation.diagnosis import Diagnosis, diagnose
 from ganray.evaluation.evaluator import Generate
@@ -335,6 +336,13 @@ def table(report: MetricsReport, full: bool = False) -> str:
         if room >= _MIN_ROOM:
             columns.append(textwrap.shorten(text, room, placeholder=" ..."))
         lines.append("  ".join(columns).rstrip())
+    if full and report.modes:
+        text = (
+            "within modes, the one that lacks most first; differences from other real images, with"
+        )
+        lines += ["", log.wrap(f"{text} intervals that hold for all modes together:")]
+        lines += [log.wrap(f"{_within(mode)}", f"{mode.name}: ", 4) for mode in report.modes]
+        lines.append("")
     more = len(results) - len(texts)
     if more:
         lines.append(f"and {more} more: in {JSON}, or by jobs/evaluate.py with --report full")
@@ -343,6 +351,15 @@ def table(report: MetricsReport, full: bool = False) -> str:
     note += f"; of {', '.join(own)} over new samples only" if own else ""
     lines.append(log.wrap(note))
     return "\n".join(lines)
+
+
+def _within(mode: ModeResult) -> str:
+    """Return the scores of a mode, each with its difference from other real images."""
+    coverage, vendi = mode.coverage.value, mode.vendi_share.value
+    return (
+        f"coverage {coverage:.3g}, {mode.coverage_difference.brief()};"
+        f" Vendi share {vendi:.3g}, {mode.vendi_difference.brief()}"
+    )
 
 
 def conclusion(report: EvaluationReport) -> str:

@@ -261,7 +261,7 @@ class MetricsReport:
     missing: tuple[str, ...] = ()
     """Names of modes that the samples do not hold, see `lost_modes`, the most frequent first."""
     modes: tuple[ModeResult, ...] = ()
-    """Variety within each mode with enough images."""
+    """Variety within each mode with enough images, the one that lacks most first."""
     shares: tuple[ShareResult, ...] = ()
     """Shares of attributes, or of modes if there are no attributes."""
 
@@ -384,6 +384,14 @@ def report(
         )
     tests = 2 * len(compared)
     columns = [len(metrics) + 2 * i for i in range(len(compared))]
+    by_mode = [
+        ModeResult(
+            reference.mode_names[mode],
+            *(estimate(at, _SHARE), difference(at, tests)),
+            *(estimate(at + 1), difference(at + 1, tests)),
+        )
+        for mode, at in zip(compared, columns, strict=True)
+    ]
     return MetricsReport(
         results=results,
         samples=n,
@@ -395,13 +403,6 @@ def report(
             reference.mode_names[mode]
             for mode in lost_modes(reference, samples, control, QUESTION_LEVEL)
         ),
-        modes=tuple(
-            ModeResult(
-                reference.mode_names[mode],
-                *(estimate(at, _SHARE), difference(at, tests)),
-                *(estimate(at + 1), difference(at + 1, tests)),
-            )
-            for mode, at in zip(compared, columns, strict=True)
-        ),
+        modes=tuple(sorted(by_mode, key=lambda mode: mode.lack)),
         shares=compare_shares(reference, samples, control, QUESTION_LEVEL),
     )

@@ -230,6 +230,22 @@ def test_the_table_states_what_intervals_are_over(monkeypatch):
     assert full.endswith(f"{over}; of duplicates, support over new samples only")
 
 
+def test_modes_are_ordered_by_what_they_lack(monkeypatch):
+    """Half of the samples of c vary in their last row only, those of d not at all."""
+    monkeypatch.setenv("COLUMNS", "120")
+    samples = REAL.copy()
+    c, d = (np.flatnonzero(REAL[:, row].mean((1, 2)) > 200) for row in (2, 3))
+    samples[d] = samples[d[0]]
+    samples[c[::2], 5:7] = samples[c[0], 5:7]
+    report = report_of(samples)
+    assert [mode.name for mode in report.modes][:2] == ["d", "c"]
+    assert [mode.lack for mode in report.modes] == sorted(mode.lack for mode in report.modes)
+    lines = [line for line in table(report, full=True).splitlines() if line[1:2] == ":"]
+    assert [line[0] for line in lines] == [mode.name for mode in report.modes]
+    assert lines[0].startswith("d: coverage 0.0175, -1.0 [")
+    assert "least in d, of which samples lie near 2% (100%)" in diagnose(report).text
+
+
 def test_every_metric_is_described_in_the_readme():
     readme = (Path(suite.__file__).parent / "README.md").read_text()
     assert not [metric.name for metric in suite.METRICS if f"`{metric.name}`" not in readme]
