@@ -45,8 +45,8 @@ class _Found:
     """Result of a search for CelebA."""
 
     images: _Member
-    files: set[str]
-    """Names of the images, such as ``000001.jpg``."""
+    files: dict[str, str]
+    """File name of each image, by the same in lower case, such as ``000001.jpg``."""
     attributes: _Member | None
     partition: _Member | None
     notes: tuple[str, ...]
@@ -118,7 +118,7 @@ class CelebA:
         if len(files) < len(listed):
             first = next(name for name in listed if name not in found.files)
             notes.append(f"{len(files):,} of the {len(listed):,} listed images; no {first}")
-        if unlisted := found.files - set(listed):
+        if unlisted := found.files.keys() - set(listed):
             notes.append(f"images without attributes, left out: {len(unlisted):,}")
         split = np.zeros(len(files), np.uint8)
         if found.partition:
@@ -129,10 +129,11 @@ class CelebA:
             notes.append(f"all are training images: there is no {PARTITION}.txt or .csv")
         if notes and missing == "error":
             raise UserError(f"{found.images}: {'; '.join(notes)}; {BY_HAND}")
+        names = [found.files[name] for name in files]
         ids = np.array([int(Path(name).stem) for name in files], np.int64)
         digest = annotations.hexdigest()
         return cls(
-            found.images, files, ids, attributes[kept], attribute_names, split, digest, tuple(notes)
+            found.images, names, ids, attributes[kept], attribute_names, split, digest, tuple(notes)
         )
 
     @classmethod
@@ -226,14 +227,14 @@ def _search(folder: Path) -> _Found:
                 trees.append(Tree(folder / name))
             except UserError as error:
                 problems.append(str(error))
-    images: dict[_Member, set[str]] = {}
+    images: dict[_Member, dict[str, str]] = {}
     lists: dict[str, list[_Member]] = {ATTRIBUTES: [], PARTITION: []}
     for tree in trees:
-        folders = defaultdict(set)
+        folders = defaultdict(dict)
         for name in tree.names:
             inside, slash, base = name.rpartition("/")
-            if re.fullmatch(r"[0-9]{1,18}\.jpg", base):
-                folders[inside + slash].add(base)
+            if re.fullmatch(r"[0-9]{1,18}\.jpg", base.lower()):
+                folders[inside + slash][base.lower()] = base
             elif match := _LIST_FILE.fullmatch(base):
                 lists[match[1].lower()].append(_Member(tree, name))
         images |= {_Member(tree, inside): files for inside, files in folders.items()}
@@ -248,7 +249,7 @@ def _search(folder: Path) -> _Found:
     aligned = [member for member in images if IMAGES in str(member)]
     # A zip is read faster than as many files.
     largest = max(aligned or images, key=lambda m: (len(images[m]), not m.tree.is_folder))
-    others = set[str]().union(*images.values()) - images[largest]
+    others = set[str]().union(*images.values()) - images[largest].keys()
     if others and not aligned:
         problems.append(
             f"only the images in {largest} are taken; other folders hold {len(others):,} more,"
@@ -279,7 +280,7 @@ def _read_attributes(
     Kaggle's copy has no count, commas, and ``image_id`` before the names.
 
     Returns:
-        File names, attribute names, and uint8 (N, 40) with 1 for ``1`` and 0 for ``-1``.
+        File names in lower case, attribute names, and uint8 (N, 40) with 1 for ``1``, 0 for ``-1``.
     """
     rows = _rows(data)
     count = int(rows.pop(0)) if rows and re.fullmatch(rb"[0-9]{1,18}", rows[0]) else None
@@ -306,7 +307,7 @@ def _read_attributes(
                 f"{path}: row {number} of the images is not a file name and {NUM_ATTRIBUTES}"
                 " values of -1 or 1; download it again"
             )
-        files.append(name.decode())
+        files.append(name.decode().lower())
         values.append(digits)
     bits = np.frombuffer(b"".join(values), np.uint8).reshape(-1, NUM_ATTRIBUTES)
     return files, tuple(attribute_names), bits - np.uint8(ord("0"))
@@ -316,7 +317,7 @@ def _read_partition(path: str, data: bytes, files: Iterable[str]) -> NDArray[np.
     """Parse ``000001.jpg 0`` per image, perhaps after a line of names; return uint8 (N,)."""
     rows = [row.decode(errors="replace").split() for row in _rows(data)]
     rows = rows[1:] if rows and rows[0][-1] == "partition" else rows
-    splits = {row[0]: row[1] for row in rows if len(row) == 2 and row[1] in ("0", "1", "2")}
+    splits = {row[0].lower(): row[1] for row in rows if len(row) == 2 and row[1] in ("0", "1", "2")}
     files = list(files)
     unknown = next((name for name in files if name not in splits), None)
     if unknown or len(splits) != len(rows):

@@ -67,6 +67,21 @@ def test_torchvisions_root_and_a_missing_partition_file_are_fine(folder: Path):
     assert source.split.tolist() == [0, 0, 0]
 
 
+def test_capitals_in_file_names_do_not_matter(folder: Path):
+    expected = CelebA.open(folder)
+    pixels = np.asarray(expected.read(1))
+    for path in (folder / IMAGES).iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    for_windows = CelebA.open(folder, missing="error")
+    np.testing.assert_array_equal(np.asarray(for_windows.read(1)), pixels)
+    for path in folder.glob("list_*.txt"):
+        path.write_text(path.read_text().replace(".jpg", ".JPG"))
+    for listed in (CelebA.open(folder, missing="error"), for_windows):
+        assert listed.files == ["000001.JPG", "000002.JPG", "000003.JPG"]
+        np.testing.assert_array_equal(listed.attributes, expected.attributes)
+        np.testing.assert_array_equal(listed.split, expected.split)
+
+
 def test_a_pickled_source_reads_on_without_the_handle(celeba_zip: Path):
     source = CelebA.open(celeba_zip)
     image = source.read(3)
