@@ -96,7 +96,7 @@ class Evaluator:
                 neighbors = self._memorization(features.pixels, _MAX_PAIRS)
                 if len(neighbors.distances) >= MIN_IMAGES:
                     radius = self._memorization.control.radius()
-                    scores["memorization"] = neighbors.memorized(radius).value
+                    scores |= neighbors.memorized(radius).named("memorization")
             self._counts = samples.counts if samples.has_modes else None
         self._last_s = time.perf_counter() - start
         self._spent_s += self._last_s

@@ -89,13 +89,8 @@ class EvaluationReport:
         """Return finite metrics as `report/NAME`, with the ends of their intervals."""
         values = {}
         for name, result in self.metrics.results.items():
-            ends = {
-                "": result.estimate.value,
-                "_low": result.estimate.low,
-                "_high": result.estimate.high,
-            }
-            values |= {f"report/{name}{end}": float(x) for end, x in ends.items() if np.isfinite(x)}
-        return values
+            values |= result.estimate.named(f"report/{name}")
+        return {name: float(value) for name, value in values.items() if np.isfinite(value)}
 
     def tags(self) -> dict[str, str]:
         """Return the tags that a list of runs shows."""

@@ -48,6 +48,10 @@ class Estimate:
     n: int
     """Number of independent samples or replicates behind it."""
 
+    def named(self, name: str) -> dict[str, float]:
+        """Return the value and the ends of the interval as `name`, `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
     def brief(self) -> str:
         """Return "value [low, high]" with the digits, at most 4, that the interval justifies."""
         width = self.high - self.low

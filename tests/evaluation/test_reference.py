@@ -16,6 +16,7 @@ from ganray.data import prepare
 from ganray.evaluation import reference
 from ganray.evaluation.classifier import TrainingRecipe, reference_classifier
 from ganray.evaluation.datasets import locate_datasets
+from ganray.evaluation.evaluator import Evaluator
 from ganray.evaluation.extractors import coarse_pixels
 from ganray.evaluation.held_out import MemorizationTest
 from tests.conftest import tiny_config
@@ -182,3 +183,10 @@ def test_copies_of_training_images_are_found_through_their_files(tmp_path):
     assert neighbors.memorized(radius).low > 0.5 > test.control.memorized(radius).high
     few = test(coarse_pixels(copies, CPU), max_pairs=3 * (len(test.training) + len(test.held_out)))
     assert few.nearest.tolist() == [100, 199, 299]  # evenly spaced
+    datasets = locate_datasets(config)
+    with datasets.open_reference() as images:
+        reference_set = datasets.assets("").reference_set(config, images)
+        evaluator = Evaluator(replace(config.evaluation, samples=200), reference_set, CPU)
+        scores = evaluator(lambda rows: copies[rows], final=True)
+    assert scores is not None
+    assert 0.5 < scores["memorization_low"] < scores["memorization"] <= scores["memorization_high"]
