@@ -274,7 +274,7 @@ def memorization_results(
         MetricResult(
             "copying",
             "neither",
-            "C_T: z-score of the distances to training images; low for copies and lost variety",
+            "z-score C_T of the distances to training images; low for copies and lost variety",
             Estimate(copying, copying - _Z, copying + _Z, len(samples.nearest)),
             0.0,
             0.0,
@@ -306,13 +306,13 @@ def _saturation_result(shares: np.ndarray) -> dict[str, MetricResult]:
 def table(report: MetricsReport, full: bool = False) -> str:
     """Format the report as a table that fits the terminal.
 
-    The short form has at most eight rows. If there is no room, the last columns are left out.
+    The short form has at most eight rows, each with its meaning if there is room. The full form has
+    all, and what they mean below.
     """
     results = report.results
+    texts = {name: text for name, text in BRIEF.items() if name in results}
     if full:
-        texts = {name: result.description for name, result in results.items()}
-    else:
-        texts = {name: text for name, text in BRIEF.items() if name in results}
+        texts = dict.fromkeys(results, "")
     rows = [("", "samples [95 %]", "real images", "ideal", "better", "")]
     for name, text in texts.items():
         result = results[name]
@@ -331,6 +331,9 @@ def table(report: MetricsReport, full: bool = False) -> str:
         if room >= _MIN_ROOM:
             columns.append(textwrap.shorten(text, room, placeholder=" ..."))
         lines.append("  ".join(columns).rstrip())
+    if full:
+        lines.append("")
+        lines += [log.wrap(result.description, f"{n}: ", 4) for n, result in results.items()]
     if full and report.modes:
         text = (
             "within modes, the one that lacks most first; differences from other real images, with"

@@ -83,7 +83,7 @@ def _modes(axes: Any, report: MetricsReport) -> None:
     axes.set_ylabel("share of images")
     if not report.mode_names:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no labels, so no modes", ha="center", color=_REAL)
+        axes.text(0.5, 0.5, "no modes", ha="center", color=_REAL)
         return
     fake, real = (np.array(x) for x in (report.sample_counts, report.reference_counts))
     at = np.arange(len(fake))

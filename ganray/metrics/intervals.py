@@ -53,7 +53,10 @@ class Estimate:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
     def brief(self) -> str:
-        """Return "value [low, high]" with the digits, at most 4, that the interval justifies."""
+        """Return "value [low, high]" with the digits, at most 4, that the interval justifies.
+
+        An interval that nothing bounds is left out.
+        """
         width = self.high - self.low
         if max(abs(self.value), width) < _TINY:
             return "0 [0, 0]"
@@ -67,7 +70,7 @@ class Estimate:
         else:
             digits = 0
         value, low, high = (f"{x:z,.{digits}f}" for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
+        return value if self.low == -self.high == -math.inf else f"{value} [{low}, {high}]"
 
 
 def replicate_interval(values: Sequence[float], *, level: float = LEVEL) -> Estimate:
