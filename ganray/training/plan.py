@@ -19,6 +19,7 @@ from ganray.data.storage import open_storage
 from ganray.errors import UserError
 from ganray.evaluation.datasets import RunDatasets
 from ganray.evaluation.reference import MIN_HALVED_IMAGES, usable_count
+from ganray.evaluation.suite import MIN_IMAGES
 from ganray.gan import networks
 from ganray.training.checkpoints import resume_kimg
 from ganray.training.state import check_weights_fit, read_state
@@ -236,6 +237,8 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
     def usable(samples: int, parts: int = 1) -> int:
         return usable_count(reference.count, reference.has_classifier, samples, parts)
 
+    is_halved = reference.has_classifier and reference.count >= MIN_HALVED_IMAGES
+    unseen = " that the classifier is not trained on" * is_halved
     parts = []
     if count := usable(evaluation.samples):
         interval = evaluation.every or datasets.config.train.sample_every
@@ -243,11 +246,11 @@ def _describe_evaluation(datasets: RunDatasets) -> str:
     if count := usable(evaluation.report_samples, parts=2):
         parts.append(f"final report on {count:,} samples")
         if count < evaluation.report_samples:
-            unseen = " that the classifier is not trained on" * reference.has_classifier
             wanted = f"{evaluation.report_samples:,}"
             parts[-1] += f" (not {wanted}, as it needs two sets of images{unseen})"
+    elif parts and evaluation.report_samples:
+        parts.append(f"no final report, as it needs two sets of {MIN_IMAGES} images{unseen}")
     if not parts:
-        is_halved = reference.has_classifier and reference.count >= MIN_HALVED_IMAGES
         half = ", half of which train the classifier" * is_halved
         return f"none, too few to compare with: {_count(reference.count, 'image')}{half}"
     if not datasets.same:

@@ -218,8 +218,9 @@ def test_the_plan_describes_the_run(tmp_path):
     assert "evaluation none, too few to compare with: 3 images" in text
     for count, evaluation in (
         (79, "none, too few to compare with: 79 images"),
-        (159, "159 samples every 15 kimg results"),  # by their pixels, without a classifier
-        (160, "80 samples every 15 kimg results"),
+        # By their pixels, without a classifier:
+        (159, "159 samples every 15 kimg, no final report, as it needs two sets of 80 images res"),
+        (160, "80 samples every 15 kimg, no final report, as it needs two sets of 80 images that"),
     ):
         labeled = replace(images, count=count, has_classifier=True)
         assert f"evaluation {evaluation}" in describe(preset, labeled, Workers(1, False, 1))
@@ -237,4 +238,4 @@ def test_the_plan_describes_the_run(tmp_path):
     assert "5,000 samples results" in describe(preset, plenty, Workers(1, False, 1))
     halved = replace(some, has_classifier=True)
     text = describe(preset, halved, Workers(1, False, 1))
-    assert "evaluation 150 samples every 15 kimg results" in text  # 75 are too few for a report
+    assert "evaluation 150 samples every 15 kimg, no final report" in text  # 75 are too few
