@@ -203,10 +203,11 @@ def _repeats(report: MetricsReport) -> Answer:
     support, share = report.results["support"], report.results["duplicates"]
     assert support.control is not None
     value, real = _percents(share)
-    text = f"{value} have a near duplicate among the others (other real images: {real})"
+    text = f"{value} have a near duplicate (other real images: {real})"
     # Reference images may repeat themselves, too, for example if they are procedural.
     if support.estimate.high >= support.control.low:
-        return None, f"Samples do not repeat significantly more than real images: {text}."
+        more = "more" if share.estimate.value <= (share.reference or 0) else "significantly more"
+        return None, f"Samples do not repeat {more} than real images: {text}."
     if share.estimate.value < _RELEVANT:
         return None, f"Few samples repeat: {text}."
     return "repeats", (

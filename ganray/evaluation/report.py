@@ -63,7 +63,7 @@ BRIEF = {
     "coverage": "real images near a sample",
     "recall": "real images among samples",
     "modes_held": "modes with enough samples",
-    "kl": "KL of the modes' shares, nats",
+    "kl": "KL of modes' shares, nats",
     "vendi_share": "Vendi score / real images'",
     "support": "effective number of images",
     "memorization": "samples copied from training",
