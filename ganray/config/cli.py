@@ -402,6 +402,8 @@ def _parse_args(
 def _readable(message: str, parser: ArgumentParser) -> str:
     """Return a parser's message in the words of the field, with similar names or values."""
     message = " ".join(message.split())
+    if entry := re.match(r"(?:Group '(.*)' does not accept option|Option) '(.*?)'", message):
+        message = f"unrecognized arguments: --{'.'.join(filter(None, entry.groups()))}"  # in a file
     if unknown := re.match(r"unrecognized arguments: (--\S+)", message):
         option = unknown[1].partition("=")[0]
         names = [name for action in parser._actions for name in action.option_strings]

@@ -12,6 +12,7 @@ from ganray.config import cli, help
 from ganray.config.presets import ABOUT, CELEBA, STACKED
 from ganray.config.schema import Config, TrainConfig
 from ganray.config.serialization import from_dict, to_dict
+from ganray.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +142,21 @@ def test_invalid_input_is_rejected_in_one_line(argv, message):
         parse(*argv)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {kimgs: 3}", "--train.kimgs is not an option; did you mean --train.kimg"),
+        ("trian: {kimg: 3}", "--trian.kimg is not an option; did you mean --train.kimg"),
+        ("nam: faces", "--nam is not an option"),
+    ],
+)
+def test_unknown_option_in_a_file_is_named_with_the_most_similar_one(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        parse("--config", str(tmp_path / "run.yaml"))
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--train.kimg", "-1"], ["--lr", "3"]])
