@@ -40,6 +40,15 @@ def write_file(folder: Path, name: str | Path, content: bytes) -> None:
     write_atomic(folder / name, content)
 
 
+def create_folder(folder: Path) -> Path:
+    """Create a folder unless it exists, and return it; UserError if it cannot be created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return folder
+
+
 def publish(part: Path, path: Path) -> None:
     """Flush a finished file and rename it, so that its final name never denotes a partial file."""
     sync(part)
@@ -64,8 +73,8 @@ def cannot_write(path: Path, error: Exception, size: int = 0) -> UserError:
     if size > free:
         reason = f"{reason}: it needs {size:,} bytes, and {free:,} are free"
     return UserError(
-        f"{path}: cannot be written ({reason}); make room or give permission, or use another --home"
-        " (GANRAY_HOME), then start the same command again"
+        f"{path}: cannot be written ({reason}); make room or give permission, or use another folder"
+        " (--home or --out), then start the same command again"
     )
 
 

@@ -38,6 +38,7 @@ from ganray.evaluation.report import (
     table,
 )
 from ganray.evaluation.suite import MIN_IMAGES
+from ganray.files import create_folder
 from ganray.training.journal import history
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,17 @@ def evaluate(options: EvaluateConfig) -> None:
     generators = [
         load_generator(name, home, options.tracking_uri, options.storage) for name in names
     ]
+    labels = [generator.label for generator in generators]
+    if labels[1:] == labels[:1]:  # runs of one name in two homes
+        labels[1] += "-against"
+    folders = [  # created before the work, in case one cannot be
+        generator.output_folder(
+            "evaluation",
+            options.out / label if options.out and options.against else options.out,
+            home,
+        )
+        for generator, label in zip(generators, labels, strict=True)
+    ]
     run = generators[0].find_run() if options.register else None
     config = _reference_config(generators[0], options)
     datasets = locate_datasets(config)
@@ -82,13 +94,9 @@ def evaluate(options: EvaluateConfig) -> None:
             is_known = generator.config.data.identity() == generators[0].config.data.identity()
             used = reference if is_known else replace(reference, held_out="")
             reports.append(_evaluate(generator, used, read_training, options))
-    labels = [generator.label for generator in generators]
-    if labels[1:] == labels[:1]:  # runs of one name in two homes
-        labels[1] += "-against"
-    for generator, label, report in zip(generators, labels, reports, strict=True):
-        out = options.out / label if options.out and options.against else options.out
+    for generator, folder, report in zip(generators, folders, reports, strict=True):
         source = {"run": generator.config.name, "source": generator.source, "reference": digest}
-        files = _write(report, source, generator.output_folder("evaluation", out, home), options)
+        files = _write(report, source, folder, options)
         generator.log(files, "evaluation")
     if run and options.register:
         metrics = reports[0].metrics
@@ -106,6 +114,8 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
     evaluation = EvaluationConfig(
         report_samples=options.samples, features=options.features, weights=options.weights
     )
+    name = _name_of(path)
+    folder = create_folder((options.out or home / "evaluation" / name).expanduser())
     data = _image_data(against, options.size)
     samples = replace(_image_data(path, options.size), labels="none")
     # No network is built, and of all kinds an MLP takes images of any size.
@@ -136,7 +146,6 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
         if not count:
             raise _too_few(len(reference.images), bool(reference.classifier))
         ids = shuffled_ids(images)
-        name = _name_of(path)
         report = evaluate_samples(
             lambda rows: read(samples, images, ids[rows]),
             count,
@@ -145,7 +154,7 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
             title=name,
         )
     about = {"source": log.redact(path), "against": log.redact(against), "reference": digest}
-    _write(report, about, (options.out or home / "evaluation" / name).expanduser(), options)
+    _write(report, about, folder, options)
 
 
 def _name_of(path: str) -> str:

@@ -72,7 +72,6 @@ def explore(options: ExploreConfig) -> None:
     if options.count:
         generate_images(generator, options, options.count, folder / "images")
         return
-    folder.mkdir(parents=True, exist_ok=True)
     if options.project:
         files = project_image(generator, options, options.project, folder)
     elif options.export:

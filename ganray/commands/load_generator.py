@@ -20,6 +20,7 @@ from ganray.data.format import Shape
 from ganray.data.storage import open_storage
 from ganray.data.transforms import to_uint8
 from ganray.errors import UserError
+from ganray.files import create_folder
 from ganray.gan.latents import sample
 from ganray.gan.networks import one_hot_labels
 from ganray.integrations import mlflow_models, mlflow_registry, mlflow_runs
@@ -115,12 +116,11 @@ class TrainedGenerator:
         return sample(config, count, rng_seed=rng_seed, stream=stream, step=step, device=_CPU)
 
     def output_folder(self, name: str, out: Path | None, home: Path) -> Path:
-        """Return `out` if given, else `name` in the run folder, else a folder in the home."""
+        """Create and return `out`, else `name` in the run folder, else a folder in the home."""
         if out:
-            return out.expanduser()
-        if self.folder:
-            return self.folder / name / self.checkpoint
-        return home / name / self.label
+            return create_folder(out.expanduser())
+        own = self.folder / name / self.checkpoint if self.folder else home / name / self.label
+        return create_folder(own)
 
     def log(self, files: Sequence[Path], folder: str, what: str = "files") -> None:
         """Add files to a folder of the MLflow run's artifacts, or log why that failed.

@@ -82,6 +82,13 @@ def test_copied_checkpoint_without_its_run_folder(trained_run, tmp_path):
     assert folder == tmp_path / "home" / "evaluation" / "tiny" / "copy"
 
 
+def test_output_folder_that_cannot_be_created_is_rejected(trained_run, tmp_path):
+    generator = load_generator.load_generator("tiny", trained_run.config.home)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written .*Not a directory.* --out"):
+        generator.output_folder("explore", tmp_path / "file" / "out", tmp_path)
+
+
 def test_results_of_an_older_checkpoint_have_a_folder_of_their_own(
     trained_run, tmp_path, monkeypatch
 ):
