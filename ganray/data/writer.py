@@ -52,7 +52,7 @@ from ganray.data.sources import ImageSource, JpegSource
 from ganray.data.sources.listing import BadImagesError
 from ganray.data.worker_process import follow_parent
 from ganray.errors import UserError
-from ganray.files import cannot_write, publish, read_json, write_atomic
+from ganray.files import cannot_write, create_folder, publish, read_json, write_atomic
 from ganray.log import redact
 from ganray.progress import Progress
 
@@ -256,8 +256,11 @@ def _find_finished(folder: Path, recipe: ConversionSpec) -> Manifest | None:
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the kernel releases when the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        file = (create_folder(folder) / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

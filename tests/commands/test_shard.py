@@ -52,6 +52,8 @@ def test_faces_are_drawn_and_stored_as_jpegs(tmp_path: Path, capsys):
         (["oranges"], "source=oranges is not one of celeba, mnist,"),
         (["celeba", "/nowhere"], "--out is missing"),
         (["celeba", "/nowhere", "--out", "x"], "/nowhere: no such folder"),
+        (["digits", "--out", "/proc/x"], "/proc/x: cannot be written (No such file"),
+        (["digits", "--out", "/proc"], "/proc: cannot be written ("),
         (["celeba", "--out", "x"], "celeba needs a path"),
         (["verify"], "verify needs a path"),
         (["faces", "--out", "x"], "faces needs a path"),
