@@ -188,10 +188,14 @@ def list_runs(home: Path, storage: str | None = None) -> str:
             for values in (coverage, journal.history(folder, "collapse/recall")[1])
         ]
         vendi = journal.history(folder, "collapse/vendi_share")[1]
+        try:
+            preset = read_config(folder).preset
+        except UserError:  # one run must not hide the others
+            preset = "damaged"
         rows.append(
             (
                 folder.name,
-                read_config(folder).preset,
+                preset,
                 f"{images[-1] / 1000:.1f}" if len(images) else "-",
                 *scores,
                 f"{vendi[-1]:.0%}" if len(vendi) else "-",

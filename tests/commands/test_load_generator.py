@@ -203,6 +203,14 @@ def test_an_unfinished_checkpoint_is_ignored(trained_run, tmp_path):
     assert Path(generator.source).name == trained_run.checkpoint.name
 
 
+def test_a_damaged_config_does_not_hide_the_other_runs(trained_run, tmp_path):
+    for name in ("good", "bad"):
+        shutil.copytree(trained_run.config.run_folder(), tmp_path / "runs" / name)
+    (tmp_path / "runs" / "bad" / "config.json").write_text("{")
+    rows = load_generator.list_runs(tmp_path).splitlines()[2:]
+    assert dict(row.split()[:2] for row in rows) == {"good": "tiny", "bad": "damaged"}
+
+
 def test_the_runs_of_a_home_are_listed_with_their_scores(trained_run, tmp_path, capsys):
     empty = tmp_path / "a home"
     command = f"python jobs/celeba.py --home '{empty}'"
