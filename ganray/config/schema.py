@@ -779,8 +779,8 @@ class Config:
             )
         if augment.policy != "ada" and (augment.p or augment.target):
             raise UserError(
-                f"augment.p={augment.p} and augment.target={augment.target} need"
-                f" augment.policy=ada, not {augment.policy}; leave them out"
+                "augment.p and augment.target need augment.policy=ada, not"
+                f" {augment.policy}; add --augment.policy ada, or leave them out"
             )
 
     def reference_data(self) -> DataConfig:

@@ -166,7 +166,7 @@ def test_an_adaptive_augmentation_follows_the_sign_of_D(squares, tmp_path):
             r"schedule.augment_p=0.3 needs augment.policy=ada",
         ),
         ({"augment": AugmentConfig(policy="ada")}, r"augment.policy=ada changes no image"),
-        ({"augment": AugmentConfig(p=0.2)}, r"need augment.policy=ada, not none"),
+        ({"augment": AugmentConfig(p=0.2)}, r"need augment.policy=ada, not none; add"),
         (
             {"augment": AugmentConfig("ada", target=0.6), "loss": LossConfig("relativistic")},
             r"needs a loss.name whose D is undecided at logit 0, not relativistic",
