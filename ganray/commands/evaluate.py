@@ -115,7 +115,6 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
         report_samples=options.samples, features=options.features, weights=options.weights
     )
     name = _name_of(path)
-    folder = create_folder((options.out or home / "evaluation" / name).expanduser())
     data = _image_data(against, options.size)
     samples = replace(_image_data(path, options.size), labels="none")
     # No network is built, and of all kinds an MLP takes images of any size.
@@ -129,6 +128,7 @@ def _evaluate_images(options: EvaluateConfig, path: str, against: str, home: Pat
             raise UserError(f"--images: {plan} are too few; use at least {MIN_IMAGES}")
         check_comparable(plan.image_shape, reference_plan.image_shape, "--size")
         _check_count(reference_plan.count, reference_plan.has_classifier)
+        folder = create_folder((options.out or home / "evaluation" / name).expanduser())
         digest = prepare.prepare_dataset(data, reference_plan)
         prepare.prepare_dataset(samples, plan)
         reference_images, images = (
