@@ -74,7 +74,7 @@ def cannot_write(path: Path, error: Exception, size: int = 0) -> UserError:
         reason = f"{reason}: it needs {size:,} bytes, and {free:,} are free"
     return UserError(
         f"{path}: cannot be written ({reason}); make room or give permission, or use another folder"
-        " (--home or --out), then start the same command again"
+        " (--home, GANRAY_HOME or --out), then start the same command again"
     )
 
 

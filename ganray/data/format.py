@@ -179,7 +179,9 @@ class Manifest:
         """
         path = folder / MANIFEST
         if not path.exists():
-            raise UserError(f"{folder}: no {MANIFEST}, so no finished shards; prepare it again")
+            raise UserError(
+                f"{folder}: no {MANIFEST}, so no finished shards; name another, or prepare it again"
+            )
         try:
             fields = json.loads(path.read_bytes())
             kind = fields.pop("format"), fields.pop("version")

@@ -153,8 +153,8 @@ def _check_address(uri: str, source: str) -> None:
         ) from error
     except ArgumentError as error:  # also of an unknown database
         raise UserError(
-            f"{source}={uri}: is no address that MLflow knows; use http://HOST:PORT of a server, or"
-            f" {_SQLITE}/PATH/mlflow.db"
+            f"{source}={uri}: must be an address that MLflow knows, such as http://HOST:PORT of a"
+            f" server, or {_SQLITE}/PATH/mlflow.db"
         ) from error
 
 

@@ -205,7 +205,7 @@ def test_two_drivers_that_start_at_once_create_one_store(tmp_path, forkserver):
         ("file:///tmp/mlruns", "use sqlite:////tmp/mlruns/mlflow.db"),
         ("mysql://user@host/db", "needs the Python package MySQLdb; pip install 'mysqlclient'"),
         ("mysql+pymysql://host/db", "needs the Python package pymysql; pip install 'pymysql'"),
-        ("htp://host", "is no address that MLflow knows; use http://HOST:PORT"),
+        ("htp://host", "must be an address that MLflow knows, such as http://HOST:PORT"),
     ],
 )
 def test_addresses_that_mlflow_cannot_use_get_one_right_line(config, monkeypatch, uri, message):
