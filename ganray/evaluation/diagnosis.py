@@ -89,7 +89,7 @@ def diagnose(report: MetricsReport) -> Diagnosis:
             ("one image",),
             (f"{text} (other real images: {real_vendi:.1f}).",),
             report.samples,
-            True,
+            collapsed=True,
         )
     questions = (_fidelity, _modes, _coverage, _variety, _repeats, _memorization)
     answers = [answer for question in questions if (answer := question(report))]
@@ -211,8 +211,8 @@ def _repeats(report: MetricsReport) -> Answer:
     if share.estimate.value < _RELEVANT:
         return None, f"Few samples repeat: {text}."
     return "repeats", (
-        f"Samples repeat: {text}, as many pairs as of about {support.estimate.value:,.0f} equally"
-        " frequent images."
+        f"Samples repeat as if there were about {support.estimate.value:,.0f} equally frequent"
+        f" images: {text}."
     )
 
 

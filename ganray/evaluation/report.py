@@ -310,9 +310,8 @@ def table(report: MetricsReport, full: bool = False) -> str:
     all, and what they mean below.
     """
     results = report.results
-    texts = {name: text for name, text in BRIEF.items() if name in results}
-    if full:
-        texts = dict.fromkeys(results, "")
+    brief = {name: text for name, text in BRIEF.items() if name in results}
+    texts = dict.fromkeys(results, "") if full else brief
     rows = [("", "samples [95 %]", "real images", "ideal", "better", "")]
     for name, text in texts.items():
         result = results[name]

@@ -110,7 +110,7 @@ def test_diagnosis_names_the_failure(name):
     [
         (0, "Samples do not repeat more than real images: 0.7%"),
         (12, "Few samples repeat: 4.7%"),
-        (150, "Samples repeat: 50%"),
+        (150, "Samples repeat as if there were about 4 equally frequent images: 50%"),
     ],
 )
 def test_a_diagnosis_says_how_many_samples_repeat(repeated, sentence):
@@ -118,8 +118,7 @@ def test_a_diagnosis_says_how_many_samples_repeat(repeated, sentence):
     copies = np.repeat(REAL[-1:], repeated, 0)
     diagnosis = diagnose(report_of(np.concatenate([REAL[: N - repeated], copies])))
     assert f"{sentence} have a near duplicate (other real" in diagnosis.text
-    pairs = "as many pairs as of about 4 equally frequent images"
-    assert ("repeats" in diagnosis.kinds) == (pairs in diagnosis.text) == (repeated > 100)
+    assert ("repeats" in diagnosis.kinds) == (repeated > 100)
     assert not diagnosis.collapsed
 
 
