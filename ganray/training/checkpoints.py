@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ganray.config.commands import command_line
 from ganray.config.schema import Config
 from ganray.data.storage import Storage, open_storage
 from ganray.distributed import rank
@@ -361,7 +362,7 @@ def locate_initial_weights(config: Config) -> Config:
             return replace(config, init_from=str(checkpoint.resolve()))
     raise UserError(
         f"init_from={config.init_from} must be a run in {config.home}, or the folder of a run or"
-        " checkpoint; `python jobs/evaluate.py` lists the runs"
+        f" checkpoint; {command_line('evaluate', home=config.home)} lists the runs"
     )
 
 
