@@ -173,7 +173,7 @@ STEP_OPTIONS = [k for k, v in OPTIONS.items() if v.keys().isdisjoint(("latent", 
 
 @pytest.mark.parametrize("name", [*CELEBA, *MNIST, *STACKED, *STEP_OPTIONS])
 def test_updates_stay_on_one_device(name, tmp_path, monkeypatch):
-    """At full size on the meta device: mixing it with the CPU fails, as it does on a GPU.
+    """Updates at full size run on the meta device, which cannot be mixed with the CPU, like a GPU.
 
     Its tensors have no values, so that reading one, for which the host would wait, fails, too.
     """
